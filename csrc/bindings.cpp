@@ -1,0 +1,91 @@
+// main_kernels._C: pybind11 over plain addresses and sizes. It links neither torch nor CUDA, so one build serves
+// every torch version; the Python side (main_kernels/backends/cpu.py) checks dtypes, shapes and contiguity.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/accumulate.h"
+#include "cpu/pool.h"
+#include "cpu/sweep.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;  // tensor.data_ptr(); 0 where an optional tensor is absent
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::string instruction_set() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
+  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2)";
+  return "x86-64";
+#else
+  return "the compiler's default";
+#endif
+}
+
+template <class T>
+void bind(py::module_& m, const std::string& dtype) {
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  m.def(("reduce_rows_" + dtype).c_str(),
+        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets, Address row_lse,
+           Address row_low, Address target_score, Address mean_score, Address rank, int threads) {
+          mk::reduce_rows(at<const T>(raw), rows, M, {scale, cap, at<const float>(bias)}, at<const int64_t>(targets),
+                          {at<float>(row_lse), at<float>(row_low)}, at<float>(target_score), at<float>(mean_score), at<float>(rank), threads);
+        },
+        unlocked);
+  m.def(("reduce_columns_" + dtype).c_str(),
+        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address col_max, Address col_sum,
+           Address column_target, Address rank, int64_t first_row, int threads) {
+          mk::reduce_columns(at<const T>(raw), rows, M, {scale, cap, at<const float>(bias)}, at<float>(col_max),
+                             at<double>(col_sum), at<const float>(column_target), at<float>(rank), first_row, threads);
+        },
+        unlocked);
+  m.def(("weigh_" + dtype).c_str(),
+        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets, Address a,
+           Address r, Address r_low, Address b, Address c, Address c_low, Address d, Address d_scale, int threads) {
+          mk::weigh(at<T>(raw), rows, M, {scale, cap, at<const float>(bias)}, at<const int64_t>(targets),
+                    at<const float>(a), {at<float>(r), at<float>(r_low)}, at<const float>(b),
+                    {at<float>(c), at<float>(c_low)}, at<const float>(d), at<double>(d_scale), threads);
+        },
+        unlocked);
+  m.def(("accumulate_" + dtype).c_str(),
+        [](Address high, Address low, Address x, int64_t n, int threads) {
+          mk::accumulate(at<uint16_t>(high), at<uint16_t>(low), at<const T>(x), n, threads);
+        },
+        unlocked);
+  m.def(("pool_forward_" + dtype).c_str(),
+        [](Address hidden, Address offsets, int64_t B, int64_t D, bool last, bool normalize, Address pooled,
+           Address norms, int threads) {
+          mk::pool_forward(at<const T>(hidden), at<const int64_t>(offsets), B, D, last, normalize, at<float>(pooled),
+                           at<float>(norms), threads);
+        },
+        unlocked);
+  m.def(("pool_backward_" + dtype).c_str(),
+        [](Address upstream, Address pooled, Address norms, Address offsets, int64_t B, int64_t rows, int64_t D,
+           bool last, bool normalize, Address d_hidden, int threads) {
+          mk::pool_backward(at<const float>(upstream), at<const float>(pooled), at<const float>(norms),
+                            at<const int64_t>(offsets), B, rows, D, last, normalize, at<T>(d_hidden), threads);
+        },
+        unlocked);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "CPU kernels of main_kernels over raw addresses; call them through main_kernels, never directly.";
+  bind<float>(m, "float32");
+  bind<uint16_t>(m, "bfloat16");
+  m.def("round_scaled",
+        [](Address high, Address low, int64_t rows, int64_t D, Address scale, int64_t stride, int threads) {
+          mk::round_scaled(at<uint16_t>(high), at<const uint16_t>(low), rows, D, at<const float>(scale), stride,
+                           threads);
+        },
+        py::call_guard<py::gil_scoped_release>());
+  m.def("instruction_set", &instruction_set);
+}

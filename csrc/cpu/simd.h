@@ -1,0 +1,74 @@
+// Scalar building blocks that the compiler vectorises: exp, tanh, bfloat16, and the macro that builds
+// each kernel for three instruction sets and picks one when the module is loaded.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+// GCC's ifunc dispatch: one translation unit, no -march, the fastest clone chosen at load time.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define MK_CLONES                                                                     \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"),        \
+                 optimize("O3,no-math-errno,no-trapping-math")))
+#else
+#define MK_CLONES
+#endif
+#define MK_INLINE inline __attribute__((always_inline))
+
+namespace mk {
+
+using bf16 = uint16_t;  // the bits of a bfloat16
+
+template <class To, class From>
+MK_INLINE To bits(From x) {
+  static_assert(sizeof(To) == sizeof(From), "bits needs equal sizes");
+  To y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
+
+MK_INLINE float load(float x) { return x; }
+MK_INLINE float load(bf16 x) { return bits<float>(static_cast<uint32_t>(x) << 16); }
+
+MK_INLINE void store(float* p, float x) { *p = x; }
+MK_INLINE void store(bf16* p, float x) {  // round to nearest even; a NaN stays one
+  const uint32_t u = bits<uint32_t>(x);
+  const uint32_t rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+  *p = static_cast<bf16>(x != x ? 0x7FC0u : rounded);
+}
+
+// e^x for x <= 88: 1 ulp or so, exactly 0 below -87.3, NaN for NaN and +Inf.
+// Cody-Waite reduction, then the Cephes polynomial on [-ln2/2, ln2/2].
+MK_INLINE float exp_(float x) {
+  const float low = -87.3f, magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float y = x < low ? low : x;
+  const float shifted = y * 1.44269504f + magic;
+  const float n = shifted - magic;
+  const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  const uint32_t exponent = (bits<uint32_t>(shifted) << 23) + 0x3F800000u;
+  return x < low ? 0.f : p * bits<float>(exponent);
+}
+
+// tanh to about 1 ulp: odd polynomial near zero (where 1 - 2/(e^2x + 1) would cancel), exp elsewhere.
+MK_INLINE float tanh_(float x) {
+  const float a = x < 0 ? -x : x;
+  const float b = a > 15.f ? 15.f : a;  // tanh is 1 in float32 from 9 on; a NaN passes through
+  const float z = b * b;
+  float p = -5.70498872745e-3f;
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const float near = b + b * z * p;
+  const float far = 1.f - 2.f / (exp_(2.f * b) + 1.f);
+  const float t = b < 0.625f ? near : far;
+  return x < 0 ? -t : t;
+}
+
+}  // namespace mk

@@ -1,0 +1,19 @@
+"""main_kernels: fused contrastive, mutual-information and likelihood ops with exact gradients."""
+
+from ._version import __version__
+from .backends import backend_report
+from .contrastive import PairScores, info_nce, pair_scores, row_logsumexp
+from .likelihood import TokenStats, token_logprobs
+from .pooling import segment_pool
+
+__all__ = [
+    "PairScores",
+    "TokenStats",
+    "__version__",
+    "backend_report",
+    "info_nce",
+    "pair_scores",
+    "row_logsumexp",
+    "segment_pool",
+    "token_logprobs",
+]

@@ -1,0 +1,65 @@
+"""Argument checks shared by the public functions: every message names the argument, what it got and what it wants."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def matrix(name: str, tensor: Tensor, *, width: int | None = None, like: Tensor | None = None) -> None:
+    """A floating [n, D] tensor with n, D >= 1; ``width``: its D; ``like``: its dtype and device."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name}: got {type(tensor).__name__}, want a tensor")
+    if tensor.ndim != 2:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want two dimensions")
+    if tensor.shape[0] < 1 or tensor.shape[1] < 1:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want at least one row and one column")
+    if tensor.dtype not in _FLOATS:
+        raise ValueError(f"{name}: got dtype {tensor.dtype}, want float32, bfloat16, float16 or float64")
+    if width is not None and tensor.shape[1] != width:
+        raise ValueError(f"{name}: got {tensor.shape[1]} columns, want {width}")
+    if like is not None:
+        same_kind(name, tensor, like)
+
+
+def same_kind(name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.dtype != like.dtype:
+        raise ValueError(f"{name}: got dtype {tensor.dtype}, want {like.dtype} as the first argument has")
+    if tensor.device != like.device:
+        raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
+
+
+def vector(name: str, tensor: Tensor, length: int, *, integer: bool, like: Tensor) -> None:
+    """A 1-dimensional tensor of ``length`` on the device of ``like``, int64 or floating."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name}: got {type(tensor).__name__}, want a tensor")
+    if tensor.shape != (length,):
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want ({length},)")
+    if integer and tensor.dtype != torch.int64:
+        raise ValueError(f"{name}: got dtype {tensor.dtype}, want int64")
+    if not integer and not tensor.dtype.is_floating_point:
+        raise ValueError(f"{name}: got dtype {tensor.dtype}, want a floating one")
+    if tensor.device != like.device:
+        raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
+
+
+def positive(name: str, value: float) -> None:
+    if not (value > 0 and value < float("inf")):
+        raise ValueError(f"{name}: got {value}, want a positive number")
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, want one of {', '.join(map(repr, choices))}")
+
+
+def pairs(query: Tensor, key: Tensor) -> None:
+    """query[N, D] and key[N, D] of one dtype and device."""
+    matrix("query", query)
+    matrix("key", key, width=query.shape[1], like=query)
+    if query.shape[0] != key.shape[0]:
+        raise ValueError(
+            f"key: got {key.shape[0]} rows, want {query.shape[0]}: row i of key is the pair of row i of query"
+        )

@@ -1,0 +1,62 @@
+"""The plan of one sweep: in which dtype, how many rows at a time, and where the gradients are made.
+
+The floor is counted in matrix products of the score shape. A forward walk is one. Forward and backward together:
+
+=============  ========  ==============================================================================
+``gradient``   products  when
+=============  ========  ==============================================================================
+``kept``       3         the scores fit the workspace budget: they are stored, the backward re-weighs them
+``forward``    3         rows only: a row is complete when its chunk is, so its gradient is made at once
+``recomputed`` 4         columns are needed and the scores do not fit: the backward walks again
+=============  ========  ==============================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+DEFAULT_WORKSPACE = 256 << 20
+"""Bytes of scores a contrastive op may keep between forward and backward (256 MiB: N = 8192 in float32)."""
+
+CHUNK_BYTES = 32 << 20
+MIN_CHUNK_ROWS = 256  # thinner products run far below the machine's rate
+SMALL_PROBLEM = 1 << 24  # multiply-adds; below this, bfloat16 products are not faster than float32 ones
+
+
+GradientMode = Literal["none", "kept", "forward", "recomputed"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    compute: torch.dtype
+    """dtype of the products and of the stored chunk of raw scores"""
+    rows: int
+    """rows of scores alive at a time"""
+
+
+def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype) -> Plan:
+    """Plans S[rows, columns] = Q[rows, width] K[columns, width]ᵀ for inputs of ``dtype``.
+
+    float16 is computed in float32 (its products are slow on a CPU and overflow at 65504), and so are small bfloat16
+    problems, where one rounding at the very end is worth more than the speed.
+    """
+    small = rows * columns * width < SMALL_PROBLEM
+    narrow = dtype == torch.float16 or (dtype == torch.bfloat16 and small)
+    compute = torch.float32 if narrow else dtype
+    return Plan(compute, max(CHUNK_BYTES // (columns * compute.itemsize), MIN_CHUNK_ROWS))
+
+
+def gradient_mode(
+    plan: Plan, rows: int, columns: int, *, column_sums: bool, row_linear: bool, workspace: int
+) -> GradientMode:
+    """Where the gradients of a sweep that needs some are made; see the table above.
+
+    ``row_linear``: a row's gradient is its upstream weight times what the forward walk knows (no gradient for scale
+    or bias). ``workspace``: bytes of scores that may be kept for the backward.
+    """
+    if rows * columns * plan.compute.itemsize <= workspace:
+        return "kept"
+    return "forward" if row_linear and not column_sums else "recomputed"

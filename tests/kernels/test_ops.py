@@ -1,0 +1,233 @@
+"""What every op promises whatever it computes: torch.library rules, compilation, determinism, no needless work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from main_kernels import backends, info_nce, pair_scores, row_logsumexp, segment_pool, token_logprobs
+from main_kernels.sweep import plan
+
+from .contract import error
+
+
+def operands(rows=6, columns=11, width=5, dtype=torch.float32, grad=(True, True)):
+    return (
+        torch.randn(rows, width, dtype=dtype, requires_grad=grad[0]),
+        torch.randn(columns, width, dtype=dtype, requires_grad=grad[1]),
+    )
+
+
+CALLS = {
+    "token_logprobs": lambda q, k: token_logprobs(q, k, torch.arange(len(q))),
+    "token_logprobs_masked": lambda q, k: token_logprobs(q, k, torch.arange(len(q)).where(q[:, 0] > 0, -100)),
+    "token_logprobs_softcap": lambda q, k: token_logprobs(q, k, torch.arange(len(q)), softcap=2.0, temperature=0.7),
+    "info_nce": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, reduction="none"),
+    "info_nce_recomputed": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, workspace=0),
+    "info_nce_query": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, direction="query", workspace=0),
+    "pair_scores": lambda q, k: pair_scores(q, k[: len(q)], temperature=0.5).pmi,
+    "row_logsumexp": lambda q, k: row_logsumexp(q, k),
+    "segment_pool": lambda q, k: segment_pool(q, torch.tensor([0, 2, 2, 5])) @ k.T,
+    "segment_pool_last": lambda q, k: segment_pool(q, torch.tensor([0, 2, 6]), mode="last", normalize=False) @ k.T,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gradcheck_in_float64(name):
+    assert gradcheck(CALLS[name], operands(dtype=torch.float64))
+
+
+def test_gradcheck_of_scale_and_bias():
+    query, key = operands(6, 6, dtype=torch.float64)
+    scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    for direction in ("both", "query"):
+        for workspace in (0, 1 << 20):
+            options = {"direction": direction, "workspace": workspace}
+            assert gradcheck(lambda q, k, s, o=options: info_nce(q, k, logit_scale=s, **o), (query, key, scale))
+    hidden, weight = operands(dtype=torch.float64)
+    bias = torch.randn(11, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 4, -100, 10, 3, 3])
+    assert gradcheck(lambda h, w, b: token_logprobs(h, w, targets, bias=b, softcap=3.0), (hidden, weight, bias))
+
+
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("statistics", [False, True])
+@pytest.mark.parametrize("column_sums", [False, True])
+@pytest.mark.parametrize("workspace", [0, 1 << 20])
+@pytest.mark.parametrize("targets", [None, [0, 3, 2, 5, 1, 1]])
+def test_opcheck_of_the_sweep(backend, other, statistics, column_sums, workspace, targets):
+    query, key = operands()
+    targets = None if targets is None else torch.tensor(targets)
+    arguments = (
+        query,
+        key,
+        torch.tensor(2.0, requires_grad=other),
+        None,
+        0.0,
+        targets,
+        column_sums,
+        statistics,
+    )
+    # opcheck looks at the held state after the backward, so it is not donated here
+    torch.library.opcheck(
+        torch.ops.main_kernels.sweep.default, (*arguments, True, True, other, workspace, False, backend)
+    )
+
+
+def test_opcheck_of_pooling(backend):
+    hidden, offsets = torch.randn(7, 5, requires_grad=True), torch.tensor([0, 3, 7])
+    torch.library.opcheck(torch.ops.main_kernels.segment_pool.default, (hidden, offsets, False, True, backend))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_compiles_with_fullgraph(backend, name):
+    torch._dynamo.reset()
+    query, key = operands(32, 40, 8)
+    compiled = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")
+    results = []
+    for call in (CALLS[name], compiled):
+        out = call(query, key).sum()
+        results.append((out, *torch.autograd.grad(out, (query, key), allow_unused=True)))
+    for eager, graph in zip(*results, strict=True):
+        assert error(eager, graph) < 1e-5
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_run_after_run_and_for_every_thread_count(backend, name, dtype):
+    query, key = operands(300, 700, 64, dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 2, 3):
+            torch.set_num_threads(threads)
+            out = CALLS[name](query, key).sum()
+            results.append((threads, out.detach(), *torch.autograd.grad(out, (query, key), allow_unused=True)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(results[1][1:], results[2][1:], strict=True))
+    if backend == "cpu":  # torch.mm itself may sum differently with another thread count
+        for other in (results[0], results[3]):
+            for a, b in zip(results[1][1:], other[1:], strict=True):
+                assert error(a, b) <= 1e-5 * max(1.0, float(a.detach().double().abs().max())) * (
+                    1 if dtype == torch.float32 else 1000
+                )
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_casts_the_operands_and_nothing_else(backend, name):
+    query, key = operands(16, 24, 8)
+    narrow = [t.detach().bfloat16().requires_grad_() for t in (query, key)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = CALLS[name](query, key)
+    want = CALLS[name](*narrow)
+    if "pool" in name:
+        return  # pooling is elementwise: autocast leaves it alone
+    assert out.dtype == torch.float32
+    assert torch.equal(out, want)
+    mine = torch.autograd.grad(out.sum(), (query, key))
+    theirs = torch.autograd.grad(want.sum(), narrow)
+    for a, b in zip(mine, theirs, strict=True):
+        assert torch.equal(a, b.float())
+
+
+def multiply_adds(run) -> int:
+    """Multiply-adds of all matrix products that ``run`` makes, inside ops too."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        run()
+    work = 0
+    for event in profile.events():
+        if event.name in ("aten::mm", "aten::addmm_"):
+            left, right = event.input_shapes[:2] if event.name == "aten::mm" else event.input_shapes[1:3]
+            work += left[0] * left[1] * right[1]
+    return work
+
+
+@pytest.mark.parametrize(
+    ("call", "grad", "products"),
+    [
+        ("token", (False, False), 1),
+        ("token", (True, True), 3),
+        ("token", (True, False), 2),
+        ("token", (False, True), 2),
+        ("token_weighted", (True, True), 5),
+        ("token_weighted", (True, False), 2),
+        ("kept", (True, True), 3),
+        ("kept", (False, True), 2),
+        ("recomputed", (True, True), 4),
+        ("recomputed", (True, False), 3),
+        ("one_way", (True, True), 3),
+        ("scores", (False, False), 1),
+    ],
+)
+def test_number_of_products(backend, call, grad, products):
+    """The floors of the design, counted: no product for a gradient nobody wants."""
+    query, key = operands(64, 64, 32, grad=grad)
+    weights = torch.rand(64)
+    calls = {
+        "token": lambda: token_logprobs(query, key, torch.arange(64)).mean(),
+        "token_weighted": lambda: (token_logprobs(query, key, torch.arange(64)) * weights).sum(),
+        "kept": lambda: info_nce(query, key),
+        "recomputed": lambda: info_nce(query, key, workspace=0),
+        "one_way": lambda: info_nce(query, key, workspace=0, direction="query"),
+        "scores": lambda: pair_scores(query, key).pmi.sum(),
+    }
+
+    def run() -> None:
+        loss = calls[call]()
+        if loss.requires_grad:
+            loss.backward()
+
+    assert multiply_adds(run) == products * 64 * 64 * 32
+
+
+def test_masked_rows_are_not_multiplied(backend):
+    hidden, weight = operands(64, 128, 32)
+    targets = torch.full((64,), -100)
+    targets[:16] = 3
+    work = multiply_adds(lambda: token_logprobs(hidden, weight, targets).sum().backward())
+    assert work == 3 * 16 * 128 * 32
+
+
+@pytest.mark.parametrize("name", ["token_logprobs", "info_nce", "info_nce_recomputed"])
+def test_a_second_backward_gives_the_same_gradients(backend, name):
+    query, key = operands(32, 40, 8)
+    loss = CALLS[name](query, key).sum()
+    first = torch.autograd.grad(loss, (query, key), retain_graph=True)
+    kept = [g.clone() for g in first]
+    second = torch.autograd.grad(loss, (query, key))
+    for a, b, untouched in zip(first, second, kept, strict=True):
+        assert error(a, b) < 1e-5
+        assert torch.equal(a, untouched)
+
+
+def test_unequal_dtypes_never_share_memory_with_inputs(backend):
+    """The gradients handed out belong to the caller alone."""
+    query, key = operands(8, 8, 4)
+    loss = info_nce(query, key)
+    (gradient,) = torch.autograd.grad(loss, query, retain_graph=True)
+    gradient.fill_(7.0)
+    (again,) = torch.autograd.grad(loss, query)
+    assert not (again == 7).any()
+
+
+def test_backends_agree():
+    if len(backends._BACKENDS) < 2:
+        pytest.skip("one backend only")
+    query, key = operands(200, 300, 16)
+    for name, call in CALLS.items():
+        results = []
+        for backend in ("cpu", "plain"):
+            with backends.use(backend):
+                results.append(call(query, key))
+        assert error(*results) < 2e-5, name
+
+
+def test_chunk_sizes_do_not_matter(backend, monkeypatch):
+    query, key = operands(600, 50, 16)
+    targets = torch.randint(0, 50, (600,))
+    whole = token_logprobs(query, key, targets)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
+    chunked = token_logprobs(query, key, targets)
+    assert error(whole, chunked) < 1e-5

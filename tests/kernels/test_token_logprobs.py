@@ -1,0 +1,168 @@
+"""token_logprobs against the float64 oracle: values, statistics, gradients, extremes, masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from main_kernels import oracle, token_logprobs
+from main_kernels.sweep import plan
+
+from .contract import DTYPES, Matrices, assert_contract, error, exact, largest_logit, matrices
+
+
+def dense(hidden, weight, targets, bias=None, softcap=None, temperature=1.0):
+    """What people write: the product in the input's dtype, everything after it in float32."""
+    z = (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
+    if hidden.dtype == torch.float16:  # torch's own product overflows at 65504
+        z = hidden.float() @ weight.float().T
+    if bias is not None:
+        z = z + bias.to(z.dtype)
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+    logp = (z / temperature).log_softmax(1)
+    scored = targets != -100
+    return torch.where(scored, logp.gather(1, targets.where(scored, 0)[:, None])[:, 0], 0)
+
+
+def check(drawn: Matrices, *, bias_spread=None, softcap=None, temperature=1.0, masked="some", upstream="random"):
+    hidden, weight = drawn.draw()
+    generator = torch.Generator().manual_seed(drawn.seed + 1)
+    targets = torch.randint(0, drawn.columns, (drawn.rows,), generator=generator)
+    if masked == "some":
+        targets[torch.rand(drawn.rows, generator=generator) < 0.3] = -100
+    elif masked == "all":
+        targets[:] = -100
+    leaves = [hidden, weight]
+    bias = None
+    if bias_spread is not None:
+        bias = (torch.randn(drawn.columns, generator=generator) * bias_spread).requires_grad_()
+        leaves.append(bias)
+    options = {"bias": bias, "softcap": softcap, "temperature": temperature}
+    got = token_logprobs(hidden, weight, targets, **options)
+    true_leaves = exact(*leaves)
+    true_options = {**options, "bias": true_leaves[2] if bias is not None else None}
+    want = oracle.token_logprobs(*true_leaves[:2], targets, **true_options).logprobs
+    rough = dense(hidden, weight, targets, **options)
+    logits = oracle.logits(hidden, weight, **options)
+    assert_contract("logprobs", got, rough, want, largest_logit(logits))
+    assert got.dtype == torch.promote_types(hidden.dtype, torch.float32)
+
+    up = {
+        "random": torch.randn(drawn.rows, generator=generator),
+        "equal": torch.full((drawn.rows,), -1 / 7),
+        "zero": torch.zeros(drawn.rows),
+    }[upstream]
+    mine = torch.autograd.grad(got, leaves, up.to(got.dtype))
+    true = torch.autograd.grad(want, true_leaves, up.double())
+    theirs = torch.autograd.grad(rough, leaves, up.to(rough.dtype))
+    factor = float(up.abs().max()) / temperature
+    largest = {
+        "hidden": factor * float(weight.detach().abs().max()),
+        "weight": factor * float(hidden.detach().abs().max()),
+        "bias": factor,
+    }
+    for name, g, r, t in zip(largest, mine, theirs, true, strict=False):
+        assert_contract(f"d_{name}", g, r, t, largest[name])
+
+
+@given(
+    drawn=matrices(),
+    bias_spread=st.sampled_from([None, 0.5]),
+    softcap=st.sampled_from([None, 30.0, 2.0]),
+    temperature=st.sampled_from([1.0, 0.3, 10.0]),
+    masked=st.sampled_from(["none", "some", "all"]),
+    upstream=st.sampled_from(["random", "equal", "zero"]),
+)
+def test_matches_the_oracle(backend, drawn, bias_spread, softcap, temperature, masked, upstream):
+    if backend == "cpu" and drawn.dtype == torch.float64:
+        drawn = Matrices(**{**drawn.__dict__, "dtype": torch.float32})
+    check(
+        drawn,
+        bias_spread=bias_spread,
+        softcap=softcap,
+        temperature=temperature,
+        masked=masked,
+        upstream=upstream,
+    )
+
+
+@pytest.mark.parametrize("upstream", ["equal", "random"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_chunks_in_the_real_compute_dtype(backend, dtype, upstream, monkeypatch):
+    """Large enough for bfloat16 products, cut into chunks: the split-plane accumulation is at work."""
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
+    drawn = Matrices(700, 1500, 48, dtype, 0.6, False, 5)
+    assert plan.make_plan(700, 1500, 48, dtype) == plan.Plan(dtype, 256)
+    check(drawn, upstream=upstream)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_huge_logits(backend, dtype, size):
+    hidden = torch.full((5, 4), 50.0, dtype=dtype)
+    weight = (torch.rand(301, 4) * size / 200).to(dtype)
+    targets = torch.arange(5) * 60
+    got = token_logprobs(hidden, weight, targets)
+    want = oracle.token_logprobs(hidden, weight, targets).logprobs
+    assert_contract("logprobs", got, dense(hidden, weight, targets), want, 1e4)
+
+
+@pytest.mark.slow
+def test_real_vocabulary(backend):
+    check(Matrices(300, 128256, 32, torch.float32, 0.5, False, 3), upstream="equal")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_bad_numbers_come_out_as_nan(backend, bad):
+    hidden, weight = torch.randn(6, 4), torch.randn(50, 4)
+    hidden[2, 1] = bad
+    targets = torch.arange(6)
+    out = token_logprobs(hidden, weight, targets, return_stats=True)
+    for vector in (out.logprobs, out.entropy):
+        assert vector.isnan().tolist() == [False, False, True, False, False, False]
+    weight[7, 0] = bad
+    assert token_logprobs(hidden, weight, targets).isnan().all()
+
+
+@given(drawn=matrices(dtypes=(torch.float32, torch.bfloat16)), masked=st.booleans())
+def test_statistics(backend, drawn, masked):
+    hidden, weight = drawn.draw()
+    targets = torch.arange(drawn.rows) % drawn.columns
+    if masked:
+        targets[::2] = -100
+    got = token_logprobs(hidden, weight, targets, return_stats=True)
+    want = oracle.token_logprobs(hidden, weight, targets)
+    z = oracle.logits(hidden, weight)
+    tolerance = max(1e-6, 4e-7 * float(z.abs().max()), 4e-7 * drawn.width * drawn.spread**2)
+    assert error(got.entropy, want.entropy) <= 20 * tolerance
+    own = z.gather(1, targets.clamp(min=0)[:, None])
+    scored = targets >= 0
+    surely, perhaps = (z > own + tolerance).sum(1), (z > own - tolerance).sum(1)
+    assert ((got.rank >= surely) & (got.rank < perhaps.clamp(min=1)))[scored].all()
+    assert not got.rank[~scored].any()
+    assert not got.is_argmax[~scored].any()
+    assert torch.equal(got.is_argmax[scored], (got.rank == 0)[scored])
+
+
+def test_fully_masked_is_a_connected_zero(backend):
+    hidden, weight = (torch.randn(n, 4, requires_grad=True) for n in (3, 9))
+    loss = token_logprobs(hidden, weight, torch.full((3,), -100)).sum()
+    assert loss.item() == 0
+    loss.backward()
+    assert not hidden.grad.any()
+    assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_masked_rows_change_nothing(backend, dtype):
+    hidden, weight = torch.randn(40, 8, dtype=dtype), torch.randn(99, 8, dtype=dtype)
+    targets = torch.randint(0, 99, (40,))
+    masked = targets.clone()
+    masked[::3] = -100
+    whole, some = (token_logprobs(hidden, weight, t) for t in (targets, masked))
+    keep = masked >= 0
+    assert error(whole[keep], some[keep]) < 1e-5
+    assert not some[~keep].any()
