@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/accumulate.h"
+#include "cpu/memory.h"
 #include "cpu/pool.h"
 #include "cpu/sweep.h"
 
@@ -33,10 +34,12 @@ template <class T>
 void bind(py::module_& m, const std::string& dtype) {
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   m.def(("reduce_rows_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets, Address row_lse,
-           Address row_low, Address target_score, Address mean_score, Address rank, int threads) {
+        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets, Address maximum,
+           Address total, Address target, Address weighted, Address rank, int threads) {
           mk::reduce_rows(at<const T>(raw), rows, M, {scale, cap, at<const float>(bias)}, at<const int64_t>(targets),
-                          {at<float>(row_lse), at<float>(row_low)}, at<float>(target_score), at<float>(mean_score), at<float>(rank), threads);
+                          {at<float>(maximum), at<double>(total), at<float>(target), at<double>(weighted),
+                           at<float>(rank)},
+                          threads);
         },
         unlocked);
   m.def(("reduce_columns_" + dtype).c_str(),
@@ -46,12 +49,26 @@ void bind(py::module_& m, const std::string& dtype) {
                              at<double>(col_sum), at<const float>(column_target), at<float>(rank), first_row, threads);
         },
         unlocked);
+  m.def(("reduce_bounded_" + dtype).c_str(),
+        [](Address raw, int64_t rows, int64_t M, float scale, float reference, Address targets, Address row_total,
+           Address target_score, Address col_total, int threads) {
+          mk::reduce_bounded(at<const T>(raw), rows, M, scale, reference, at<const int64_t>(targets),
+                             at<double>(row_total), at<float>(target_score), at<double>(col_total), threads);
+        },
+        unlocked);
+  m.def(("weigh_bounded_" + dtype).c_str(),
+        [](Address raw, int64_t rows, int64_t M, float scale, float reference, Address targets, Address alpha,
+           Address beta, Address d, Address d_scale, int threads) {
+          mk::weigh_bounded(at<T>(raw), rows, M, scale, reference, at<const int64_t>(targets), at<const float>(alpha),
+                            at<const float>(beta), at<const float>(d), at<double>(d_scale), threads);
+        },
+        unlocked);
   m.def(("weigh_" + dtype).c_str(),
         [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets, Address a,
            Address r, Address r_low, Address b, Address c, Address c_low, Address d, Address d_scale, int threads) {
           mk::weigh(at<T>(raw), rows, M, {scale, cap, at<const float>(bias)}, at<const int64_t>(targets),
-                    at<const float>(a), {at<float>(r), at<float>(r_low)}, at<const float>(b),
-                    {at<float>(c), at<float>(c_low)}, at<const float>(d), at<double>(d_scale), threads);
+                    at<const float>(a), {at<const float>(r), at<const float>(r_low)}, at<const float>(b),
+                    {at<const float>(c), at<const float>(c_low)}, at<const float>(d), at<double>(d_scale), threads);
         },
         unlocked);
   m.def(("accumulate_" + dtype).c_str(),
@@ -87,5 +104,6 @@ PYBIND11_MODULE(_C, m) {
                            threads);
         },
         py::call_guard<py::gil_scoped_release>());
+  m.def("use_huge_pages", &mk::use_huge_pages);
   m.def("instruction_set", &instruction_set);
 }

@@ -103,5 +103,5 @@ def token_logprobs(
     logprobs = swept.target - swept.row_lse
     if not return_stats:
         return logprobs
-    rank = swept.row_rank.nan_to_num(nan=weight.shape[0]).to(torch.int64)
+    rank = swept.row_rank.nan_to_num(nan=weight.shape[0]).to(torch.int64)  # a row of NaN beats nothing
     return TokenStats(logprobs, swept.row_lse - swept.mean, rank, (rank == 0) & ~ignored)

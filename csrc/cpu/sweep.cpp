@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "simd.h"
 
@@ -36,19 +37,16 @@ MK_INLINE void map_block(const T* raw, int64_t n, ScoreMap map, const float* bia
   }
 }
 
-struct RowSums {
-  float lse, lse_low, target, mean, rank;
-};
-
 template <class T>
-MK_INLINE RowSums reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target, bool want_mean, bool want_rank) {
+MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target, RowSums sums, int64_t i) {
   float s[kBlock];
-  float at_target = 0, maximum = kNegInf;
-  double sum = 0, weighted = 0, above = 0;  // weighted: sum of e^(s - maximum) (s - maximum)
-  float poison = 0;                         // 0 * s: NaN as soon as one score is not finite
-  if (target >= 0) {
+  float maximum = sums.maximum[i];
+  double total = sums.total[i], weighted = sums.weighted ? sums.weighted[i] : 0, above = 0;
+  float poison = 0;  // 0 * s: NaN as soon as one score is not finite
+  float at_target = 0;
+  if (target >= 0 && target < M) {
     map_block(raw + target, 1, map, map.bias ? map.bias + target : nullptr, s);
-    at_target = s[0];
+    at_target = sums.target[i] = s[0];
   }
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
     const int64_t n = std::min(kBlock, M - j0);
@@ -62,13 +60,13 @@ MK_INLINE RowSums reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t targ
     if (top > maximum) {
       if (maximum > kNegInf) {
         const double shift = static_cast<double>(maximum) - top, factor = std::exp(shift);
-        weighted = factor * (weighted + shift * sum);
-        sum *= factor;
+        weighted = factor * (weighted + shift * total);
+        total *= factor;
       }
       maximum = top;
     }
     float part = 0;
-    if (want_mean) {
+    if (sums.weighted) {
       float part_weighted = 0;
 #pragma omp simd reduction(+ : part, part_weighted)
       for (int64_t j = 0; j < n; ++j) {
@@ -81,32 +79,24 @@ MK_INLINE RowSums reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t targ
 #pragma omp simd reduction(+ : part)
       for (int64_t j = 0; j < n; ++j) part += exp_(s[j] - maximum);
     }
-    sum += part;
-    if (want_rank) {
+    total += part;
+    if (sums.rank) {
       int32_t count = 0;
 #pragma omp simd reduction(+ : count)
       for (int64_t j = 0; j < n; ++j) count += s[j] > at_target ? 1 : 0;
       above += count;
     }
   }
-  const double lse = maximum + std::log(sum);
-  const float high = static_cast<float>(lse);
-  return {high + poison, static_cast<float>(lse - high), at_target + poison, static_cast<float>(maximum + weighted / sum) + poison,
-          static_cast<float>(above) + poison};
+  sums.maximum[i] = maximum;
+  sums.total[i] = total + poison;
+  if (sums.weighted) sums.weighted[i] = weighted;
+  if (sums.rank) sums.rank[i] += static_cast<float>(above);
 }
 
 template <class T>
 MK_CLONES void reduce_rows_range(const T* raw, int64_t begin, int64_t end, int64_t M, ScoreMap map,
-                                 const int64_t* targets, Lse row_lse, float* target_score, float* mean_score,
-                                 float* rank) {
-  for (int64_t i = begin; i < end; ++i) {
-    const RowSums sums = reduce_row(raw + i * M, M, map, targets ? targets[i] : -1, mean_score, rank);
-    row_lse.high[i] = sums.lse;
-    row_lse.low[i] = sums.lse_low;
-    if (target_score) target_score[i] = sums.target;
-    if (mean_score) mean_score[i] = sums.mean;
-    if (rank) rank[i] = sums.rank;
-  }
+                                 const int64_t* targets, RowSums sums) {
+  for (int64_t i = begin; i < end; ++i) reduce_row(raw + i * M, M, map, targets ? targets[i] : -1, sums, i);
 }
 
 constexpr int64_t kStrip = 256;  // columns a thread takes at a time: a strip of some hundred rows fits its cache
@@ -144,6 +134,55 @@ MK_CLONES void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_
     col_max[j0 + j] = top[j];
     if (rank) rank[j0 + j] += above[j];
   }
+}
+
+constexpr int64_t kTileRows = 64;  // a tile of kTileRows x kBlock scores stays in the second-level cache
+
+template <class T>
+MK_CLONES void reduce_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale, float reference,
+                           float* row_part, float* col_part) {
+  std::fill(col_part, col_part + n, 0.f);
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* row = raw + i * stride;
+    float part = 0;
+#pragma omp simd reduction(+ : part)
+    for (int64_t j = 0; j < n; ++j) {
+      const float e = exp_(scale * load(row[j]) - reference);
+      part += e;
+      col_part[j] += e;
+    }
+    row_part[i] = part;
+  }
+}
+
+template <class T>
+MK_CLONES void weigh_bounded_row(T* row, int64_t M, float scale, float reference, int64_t target, float alpha,
+                                 const float* beta, float d, double* d_scale) {
+  const float at_target = target >= 0 ? load(row[target]) : 0.f;
+  double against_raw = 0;
+  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
+    const int64_t n = std::min(kBlock, M - j0);
+    if (d_scale) {
+      float part = 0;
+#pragma omp simd reduction(+ : part)
+      for (int64_t j = j0; j < j0 + n; ++j) {
+        const float x = load(row[j]), g = (alpha + beta[j]) * exp_(scale * x - reference);
+        part += g * x;
+        store(row + j, g * scale);
+      }
+      against_raw += part;
+    } else {
+#pragma omp simd
+      for (int64_t j = j0; j < j0 + n; ++j)
+        store(row + j, (alpha + beta[j]) * exp_(scale * load(row[j]) - reference) * scale);
+    }
+  }
+  if (target >= 0) {
+    const float g = (alpha + beta[target]) * exp_(scale * at_target - reference) + d;
+    store(row + target, g * scale);
+    against_raw += static_cast<double>(d) * at_target;
+  }
+  if (d_scale) *d_scale = against_raw;
 }
 
 template <class T>
@@ -193,11 +232,29 @@ MK_CLONES void weigh_range(T* raw, int64_t begin, int64_t end, int64_t M, ScoreM
 }  // namespace
 
 template <class T>
-void reduce_rows(const T* raw, int64_t rows, int64_t M, ScoreMap map, const int64_t* targets, Lse row_lse,
-                 float* target_score, float* mean_score, float* rank, int threads) {
+void reduce_rows(const T* raw, int64_t rows, int64_t M, ScoreMap map, const int64_t* targets, RowSums sums,
+                 int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < rows; ++i)
-    reduce_rows_range(raw, i, i + 1, M, map, targets, row_lse, target_score, mean_score, rank);
+  for (int64_t i = 0; i < rows; ++i) reduce_rows_range(raw, i, i + 1, M, map, targets, sums);
+}
+
+template <class T>
+void reduce_bounded(const T* raw, int64_t rows, int64_t M, float scale, float reference, const int64_t* targets,
+                    double* row_total, float* target_score, double* col_total, int threads) {
+  const int64_t down = (rows + kTileRows - 1) / kTileRows, across = (M + kBlock - 1) / kBlock;
+  std::vector<float> row_parts(across * rows), col_parts(down * M);  // one entry a tile: no sum crosses threads
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+  for (int64_t u = 0; u < down; ++u)
+    for (int64_t v = 0; v < across; ++v) {
+      const int64_t i0 = u * kTileRows, j0 = v * kBlock;
+      reduce_tile(raw + i0 * M + j0, std::min(kTileRows, rows - i0), std::min(kBlock, M - j0), M, scale, reference,
+                  row_parts.data() + v * rows + i0, col_parts.data() + u * M + j0);
+    }
+  for (int64_t v = 0; v < across; ++v)
+    for (int64_t i = 0; i < rows; ++i) row_total[i] += row_parts[v * rows + i];
+  for (int64_t u = 0; u < down; ++u)
+    for (int64_t j = 0; j < M; ++j) col_total[j] += col_parts[u * M + j];
+  for (int64_t i = 0; i < rows; ++i) target_score[i] = scale * load(raw[i * M + targets[i]]);
 }
 
 template <class T>
@@ -216,13 +273,25 @@ void weigh(T* raw, int64_t rows, int64_t M, ScoreMap map, const int64_t* targets
   for (int64_t i = 0; i < rows; ++i) weigh_range(raw, i, i + 1, M, map, targets, a, r, b, c, d, d_scale);
 }
 
-#define MK_INSTANTIATE(T)                                                                                       \
-  template void reduce_rows<T>(const T*, int64_t, int64_t, ScoreMap, const int64_t*, Lse, float*, float*,       \
-                               float*, int);                                                                    \
-  template void reduce_columns<T>(const T*, int64_t, int64_t, ScoreMap, float*, double*, const float*, float*,  \
-                                  int64_t, int);                                                                \
-  template void weigh<T>(T*, int64_t, int64_t, ScoreMap, const int64_t*, const float*, Lse,                     \
-                         const float*, Lse, const float*, double*, int);
+template <class T>
+void weigh_bounded(T* raw, int64_t rows, int64_t M, float scale, float reference, const int64_t* targets,
+                   const float* alpha, const float* beta, const float* d, double* d_scale, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < rows; ++i)
+    weigh_bounded_row(raw + i * M, M, scale, reference, d ? targets[i] : -1, alpha[i], beta, d ? d[i] : 0.f,
+                      d_scale ? d_scale + i : nullptr);
+}
+
+#define MK_INSTANTIATE(T)                                                                                        \
+  template void reduce_rows<T>(const T*, int64_t, int64_t, ScoreMap, const int64_t*, RowSums, int);              \
+  template void reduce_columns<T>(const T*, int64_t, int64_t, ScoreMap, float*, double*, const float*, float*,   \
+                                  int64_t, int);                                                                 \
+  template void reduce_bounded<T>(const T*, int64_t, int64_t, float, float, const int64_t*, double*, float*,     \
+                                  double*, int);                                                                 \
+  template void weigh<T>(T*, int64_t, int64_t, ScoreMap, const int64_t*, const float*, Lse, const float*, Lse,   \
+                         const float*, double*, int);                                                            \
+  template void weigh_bounded<T>(T*, int64_t, int64_t, float, float, const int64_t*, const float*, const float*, \
+                                 const float*, double*, int);
 MK_INSTANTIATE(float)
 MK_INSTANTIATE(bf16)
 

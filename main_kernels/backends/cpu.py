@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .interface import ColumnSums, RowSums, ScoreMap, Upstream
+from .interface import BoundedKernels, ColumnSums, RowSums, ScoreMap, Upstream
 
 MODULE: ModuleType | None = None
 WHY_NOT = ""
@@ -26,8 +26,49 @@ def _kernel(name: str, dtype: torch.dtype):  # type: ignore[no-untyped-def]
     return getattr(MODULE, f"{name}_{'float32' if dtype == torch.float32 else 'bfloat16'}")
 
 
+class CpuBounded:
+    def reduce(self, raw: Tensor, scale: float, targets: Tensor, rows: RowSums, columns: ColumnSums) -> None:
+        _kernel("reduce_bounded", raw.dtype)(
+            raw.data_ptr(),
+            *raw.shape,
+            scale,
+            float(columns.maximum[0]),
+            targets.data_ptr(),
+            rows.total.data_ptr(),
+            rows.target.data_ptr(),
+            columns.total.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+    def weigh_(
+        self,
+        raw: Tensor,
+        scale: float,
+        reference: float,
+        targets: Tensor | None,
+        alpha: Tensor,
+        beta: Tensor,
+        d: Tensor | None,
+        d_scale: Tensor | None,
+    ) -> None:
+        _kernel("weigh_bounded", raw.dtype)(
+            raw.data_ptr(),
+            *raw.shape,
+            scale,
+            reference,
+            _address(targets),
+            alpha.data_ptr(),
+            beta.data_ptr(),
+            _address(d),
+            _address(d_scale),
+            torch.get_num_threads(),
+        )
+
+
 class CpuBackend:
-    def reduce_rows(self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, out: RowSums) -> None:
+    bounded: BoundedKernels | None = CpuBounded()
+
+    def reduce_rows(self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, sums: RowSums) -> None:
         _kernel("reduce_rows", raw.dtype)(
             raw.data_ptr(),
             *raw.shape,
@@ -35,11 +76,11 @@ class CpuBackend:
             score_map.softcap,
             _address(score_map.bias),
             _address(targets),
-            out.lse.high.data_ptr(),
-            out.lse.low.data_ptr(),
-            _address(out.target),
-            _address(out.mean),
-            _address(out.rank),
+            sums.maximum.data_ptr(),
+            sums.total.data_ptr(),
+            sums.target.data_ptr(),
+            _address(sums.weighted),
+            _address(sums.rank if targets is not None else None),
             torch.get_num_threads(),
         )
 

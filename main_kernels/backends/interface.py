@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+MAX_REFERENCE = 40.0
+"""Scores within this of zero: exp(s - MAX_REFERENCE) is then a normal float32 however small s is."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,10 @@ class ScoreMap:
     scale: float
     softcap: float = 0.0  # 0: none, s = scale * (raw + bias)
     bias: Tensor | None = None  # [M], accumulator dtype
+
+    def of_columns(self, columns: slice) -> ScoreMap:
+        """The map of some of the columns."""
+        return self if self.bias is None else replace(self, bias=self.bias[columns])
 
     def apply(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
         """Scores of raw[..., M] in ``dtype``."""
@@ -46,12 +53,39 @@ class Lse:
 
 @dataclass
 class RowSums:
-    """Where the row reductions of a chunk go: slices of length c of the sweep's outputs."""
+    """Running row reductions; slices of them are what a backend adds a chunk to."""
 
-    lse: Lse
-    target: Tensor | None = None  # score of the row's target
-    mean: Tensor | None = None  # softmax-weighted mean score
-    rank: Tensor | None = None  # how many scores beat the target's
+    maximum: Tensor  # [N]
+    total: Tensor  # [N] float64, sum of exp(s - maximum)
+    target: Tensor  # [N] score of the row's target, 0 where it has none
+    weighted: Tensor | None = None  # [N] float64, sum of exp(s - maximum) (s - maximum)
+    rank: Tensor | None = None  # [N] how many scores beat the target's
+
+    @classmethod
+    def empty(
+        cls, rows: int, dtype: torch.dtype, device: torch.device, *, maximum: float = -torch.inf, statistics: bool
+    ) -> RowSums:
+        def zeros(kind: torch.dtype) -> Tensor:
+            return torch.zeros(rows, dtype=kind, device=device)
+
+        return cls(
+            maximum=torch.full((rows,), maximum, dtype=dtype, device=device),
+            total=zeros(torch.float64),
+            target=zeros(dtype),
+            weighted=zeros(torch.float64) if statistics else None,
+            rank=zeros(dtype) if statistics else None,
+        )
+
+    def __getitem__(self, rows: slice) -> RowSums:
+        return RowSums(*(None if v is None else v[rows] for v in vars(self).values()))  # type: ignore[arg-type]
+
+    def lse(self) -> Lse:
+        return Lse.of(self.maximum, self.total.log().to(self.maximum.dtype))
+
+    def mean(self) -> Tensor | None:
+        if self.weighted is None:
+            return None
+        return (self.maximum + self.weighted / self.total).to(self.maximum.dtype)
 
 
 @dataclass
@@ -64,9 +98,11 @@ class ColumnSums:
     rank: Tensor | None = None  # [M]
 
     @classmethod
-    def empty(cls, columns: int, dtype: torch.dtype, device: torch.device) -> ColumnSums:
+    def empty(
+        cls, columns: int, dtype: torch.dtype, device: torch.device, *, maximum: float = -torch.inf
+    ) -> ColumnSums:
         return cls(
-            maximum=torch.full((columns,), -torch.inf, dtype=dtype, device=device),
+            maximum=torch.full((columns,), maximum, dtype=dtype, device=device),
             total=torch.zeros(columns, dtype=torch.float64, device=device),
         )
 
@@ -85,9 +121,34 @@ class Upstream:
     d: Tensor | None = None  # [c]
 
 
+class BoundedKernels(Protocol):
+    """Both walks with one exponential a score, for scores known to lie within +-MAX_REFERENCE."""
+
+    def reduce(self, raw: Tensor, scale: float, targets: Tensor, rows: RowSums, columns: ColumnSums) -> None:
+        """Both reductions of raw[c, M] at once, for sums whose maximum is one constant, at least every |score| and at
+        most MAX_REFERENCE."""
+
+    def weigh_(
+        self,
+        raw: Tensor,
+        scale: float,
+        reference: float,
+        targets: Tensor | None,
+        alpha: Tensor,
+        beta: Tensor,
+        d: Tensor | None,
+        d_scale: Tensor | None,
+    ) -> None:
+        """Backend.weigh_ for ``dL/ds_ij = (alpha_i + beta_j) exp(s_ij - reference) + d_i [j = t_i]``."""
+
+
 class Backend(Protocol):
-    def reduce_rows(self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, out: RowSums) -> None:
-        """Row reductions of raw[c, M]; targets[c] int64."""
+    bounded: BoundedKernels | None
+    """faster ones for scores known to be moderate, where the backend has them"""
+
+    def reduce_rows(self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, sums: RowSums) -> None:
+        """Adds raw[c, m] to the sums of its rows; targets[c] int64 count from its first column, those outside it are
+        passed over. Ranks mean something only where it holds whole rows."""
 
     def reduce_columns(self, raw: Tensor, score_map: ScoreMap, sums: ColumnSums, first_row: int) -> None:
         """Adds raw[c, M] to the column sums; row i of the chunk is the pair of column first_row + i."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .interface import ColumnSums, Lse, RowSums, ScoreMap, Upstream
+from .interface import BoundedKernels, ColumnSums, RowSums, ScoreMap, Upstream
 
 
 def _poison(s: Tensor, dim: int) -> Tensor:
@@ -14,23 +14,27 @@ def _poison(s: Tensor, dim: int) -> Tensor:
 
 
 class PlainBackend:
-    def reduce_rows(self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, out: RowSums) -> None:
-        s = score_map.apply(raw, out.lse.high.dtype)
-        poison = _poison(s, 1)
-        maximum = s.amax(1)
+    bounded: BoundedKernels | None = None
+
+    def reduce_rows(self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, sums: RowSums) -> None:
+        s = score_map.apply(raw, sums.maximum.dtype)
+        maximum = torch.maximum(sums.maximum, s.amax(1))
         below = s - maximum[:, None]
         weight = below.exp()
-        total = weight.sum(1)
-        lse = Lse.of(maximum, total.log())
-        out.lse.high.copy_(lse.high + poison)
-        out.lse.low.copy_(lse.low)
-        if targets is not None and out.target is not None:
-            at_target = s.gather(1, targets[:, None])
-            out.target.copy_(at_target[:, 0] + poison)
-            if out.rank is not None:
-                out.rank.copy_((s > at_target).sum(1) + poison)
-        if out.mean is not None:
-            out.mean.copy_(maximum + (weight * below).sum(1) / total + poison)
+        seen = sums.maximum > -torch.inf
+        shift = torch.where(seen, sums.maximum - maximum, 0).double()
+        shrink = torch.where(seen, shift.exp(), 0)
+        if sums.weighted is not None:
+            before = shrink * (sums.weighted + shift * sums.total)
+            sums.weighted.copy_(before + (weight * below).sum(1))
+        sums.total.mul_(shrink).add_(weight.sum(1) + _poison(s, 1))
+        sums.maximum.copy_(maximum)
+        if targets is not None:
+            inside = (targets >= 0) & (targets < s.shape[1])
+            at_target = s.gather(1, targets.where(inside, 0)[:, None])
+            sums.target.copy_(at_target[:, 0].where(inside, sums.target))
+            if sums.rank is not None:
+                sums.rank.add_((s > at_target).sum(1))
 
     def reduce_columns(self, raw: Tensor, score_map: ScoreMap, sums: ColumnSums, first_row: int) -> None:
         s = score_map.apply(raw, sums.maximum.dtype)

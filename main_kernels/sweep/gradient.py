@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend
+from ..backends.memory import zeros
 
-_SLICE_BYTES = 8 << 20  # a bfloat16 partial product this size is added while it is still in the cache
+_SLICE_BYTES = 4 << 20  # a bfloat16 partial product this size is added while it is still in the cache
 
 
 @dataclass
@@ -30,22 +31,19 @@ class Gradient:
         shape = (like.shape[0] if rows is None else rows, like.shape[1])
         split = like.dtype == torch.bfloat16
         dtype = torch.float32 if like.dtype == torch.float16 else like.dtype
+        low_shape = shape if split else (0, shape[1])
         return cls(
-            torch.zeros(shape, dtype=dtype, device=like.device),
-            torch.zeros(
-                shape if split else (0, shape[1]),
-                dtype=torch.int16,
-                device=like.device,
-            ),
+            zeros(shape, dtype, like.device),
+            zeros(low_shape, torch.int16, like.device),
         )
 
     @property
     def wanted(self) -> bool:
         return self.high.shape[0] > 0
 
-    def rows(self, begin: int, end: int) -> Gradient:
+    def rows(self, rows: slice) -> Gradient:
         """The same buffer, some of its rows."""
-        return Gradient(self.high[begin:end], self.low[begin:end])
+        return Gradient(self.high[rows], self.low[rows])
 
     def add_product(self, backend: Backend, left: Tensor, right: Tensor) -> None:
         """self += left @ right, left [n, c] and right [c, D] in the compute dtype."""
@@ -55,7 +53,7 @@ class Gradient:
         step = max(_SLICE_BYTES // (right.shape[1] * right.element_size()), 256)
         for begin in range(0, left.shape[0], step):
             part = left[begin : begin + step] @ right
-            target = self.rows(begin, begin + part.shape[0])
+            target = self.rows(slice(begin, begin + part.shape[0]))
             backend.accumulate_(target.high, target.low, part)
 
     def finish_(self, backend: Backend, scale: Tensor) -> None:

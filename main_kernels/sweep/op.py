@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backends import ScoreMap, get
 from ..backends.interface import Lse, Upstream
+from ..backends.memory import zeros
 from .gradient import Gradient
 from .plan import GradientMode, Plan, gradient_mode, make_plan
 from .walk import Problem, Reductions, backward_walk, forward_walk
@@ -51,7 +52,7 @@ def _held(
         )
     d_query = Gradient.zeros(query, None if mode == "forward" and grad_query else 0)
     d_key = Gradient.zeros(key, None if mode == "forward" and grad_key else 0)
-    kept = query.new_empty(rows if mode == "kept" else 0, columns, dtype=plan.compute)
+    kept = zeros((rows if mode == "kept" else 0, columns), plan.compute, query.device)
     return [kept, d_query.high, d_query.low, d_key.high, d_key.low]
 
 
@@ -280,8 +281,6 @@ def sweep_gradient_op(
         if gradient == "forward":
             row_factor, key_factor = _forward_mode(problem, upstream, ready, dq, dk)
         else:
-            if gradient == "kept" and not ready:
-                kept = problem.all_scores()
             backward_walk(problem, upstream, kept=kept, d_query=dq, d_key=dk, d_bias=d_bias, d_scale=d_scale)
         if dq.wanted:
             dq.finish_(problem.backend, row_factor)
@@ -304,7 +303,7 @@ def _forward_mode(
     linear = d is not None and torch.equal(d, -a)
     uniform = linear and bool((a == a[:1]).all())
     unit = replace(upstream, a=torch.ones_like(a), d=-torch.ones_like(a))
-    no_query, no_key = dq.rows(0, 0), dk.rows(0, 0)
+    no_query, no_key = dq.rows(slice(0)), dk.rows(slice(0))
     if uniform:
         if not ready:
             _walk_again(problem, unit, dq, dk)

@@ -46,7 +46,8 @@ def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype) -> Plan:
     small = rows * columns * width < SMALL_PROBLEM
     narrow = dtype == torch.float16 or (dtype == torch.bfloat16 and small)
     compute = torch.float32 if narrow else dtype
-    return Plan(compute, max(CHUNK_BYTES // (columns * compute.itemsize), MIN_CHUNK_ROWS))
+    fitting = CHUNK_BYTES // (columns * compute.itemsize)
+    return Plan(compute, max(fitting // 64 * 64, MIN_CHUNK_ROWS))
 
 
 def gradient_mode(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..backends import Backend, ScoreMap
-from ..backends.interface import ColumnSums, Lse, RowSums, Upstream
+from ..backends.interface import MAX_REFERENCE, ColumnSums, Lse, RowSums, Upstream
+from ..backends.memory import zeros
 from .gradient import Gradient
-from .plan import Plan
+from .plan import CHUNK_BYTES, Plan
+
+_TILE_ROWS = 2048  # of a walk that keeps nothing: wide products over tiles whose operands stay in the cache
 
 
 @dataclass
@@ -25,22 +29,29 @@ class Problem:
     backend: Backend
 
     def workspace(self) -> Tensor:
+        """Room for the raw scores of one chunk."""
         rows = min(self.plan.rows, self.query.shape[0])
-        return self.query.new_empty(rows, self.key.shape[0])
+        return zeros((rows, self.key.shape[0]), self.query.dtype, self.query.device)
 
-    def all_scores(self) -> Tensor:
-        """Every raw score [N, M], made chunk by chunk as the forward walk makes them."""
-        raw = self.query.new_empty(self.query.shape[0], self.key.shape[0])
-        for begin, end in self.chunks():
-            torch.mm(self.query[begin:end], self.key.T, out=raw[begin:end])
-        return raw
-
-    def chunks(self):  # type: ignore[no-untyped-def]
+    def chunks(self) -> Iterator[slice]:
         for begin in range(0, self.query.shape[0], self.plan.rows):
-            yield begin, min(begin + self.plan.rows, self.query.shape[0])
+            yield slice(begin, min(begin + self.plan.rows, self.query.shape[0]))
 
-    def chunk_targets(self, begin: int, end: int) -> Tensor | None:
-        return None if self.targets is None else self.targets[begin:end]
+    def product(self, rows: slice, out: Tensor) -> Tensor:
+        """The raw scores of some rows, [c, M], in the first rows of ``out``."""
+        return torch.mm(self.query[rows], self.key.T, out=out[: rows.stop - rows.start])
+
+    def targets_of(self, rows: slice) -> Tensor | None:
+        return None if self.targets is None else self.targets[rows]
+
+    def reference(self) -> float | None:
+        """A bound on every |score| where it is small enough for the backend's bounded kernels, else None."""
+        plain_map = self.score_map.bias is None and not self.score_map.softcap
+        if self.backend.bounded is None or not plain_map or self.targets is None:
+            return None
+        lengths = [float(torch.linalg.vector_norm(t, dim=1, dtype=torch.float32).max()) for t in (self.query, self.key)]
+        bound = 1.01 * self.score_map.scale * lengths[0] * lengths[1]  # 1.01: the products are rounded
+        return bound if bound <= MAX_REFERENCE else None
 
 
 @dataclass
@@ -48,11 +59,11 @@ class Reductions:
     """Everything the forward walk can emit, [N] or [M] in the accumulator dtype; None where not asked for."""
 
     row_lse: Lse
-    column_lse: Lse | None = None
-    target: Tensor | None = None
-    mean: Tensor | None = None
-    row_rank: Tensor | None = None
-    column_rank: Tensor | None = None
+    column_lse: Lse | None
+    target: Tensor | None
+    mean: Tensor | None
+    row_rank: Tensor | None
+    column_rank: Tensor | None
 
 
 def forward_walk(
@@ -67,44 +78,75 @@ def forward_walk(
 ) -> Reductions:
     """One product. ``kept`` [N, M] (or empty) receives the raw scores; the gradients, where wanted, receive those of
     sum_i (r_i - S_i,target): what every row-only loss needs, up to one factor per row."""
-    query, key, plan, backend = problem.query, problem.key, problem.plan, problem.backend
-    count = query.shape[0]
-
-    def vector() -> Tensor:
-        return query.new_empty(count, dtype=accumulator)
-
-    out = Reductions(row_lse=Lse(vector(), vector()))
-    if problem.targets is not None:
-        out.target = vector()
-    if statistics:
-        out.mean = vector()
-        out.row_rank = None if problem.targets is None else vector()
+    device = problem.query.device
+    reference = problem.reference() if column_sums and not statistics else None
+    start = -torch.inf if reference is None else reference
+    rows = RowSums.empty(problem.query.shape[0], accumulator, device, maximum=start, statistics=statistics)
     columns = None
     if column_sums:
-        columns = ColumnSums.empty(key.shape[0], accumulator, key.device)
+        columns = ColumnSums.empty(problem.key.shape[0], accumulator, device, maximum=start)
         if statistics:
             columns.target = _paired_scores(problem, accumulator)
             columns.rank = torch.zeros_like(columns.maximum)
+    needs_whole_rows = column_sums or statistics or kept.numel() or d_query.wanted or d_key.wanted
+    if needs_whole_rows:
+        _walk_rows(problem, rows, columns, reference, kept, d_query, d_key)
+    else:
+        _walk_tiles(problem, rows)
+    lse = rows.lse()
+    return Reductions(
+        row_lse=lse,
+        column_lse=None if columns is None else columns.lse(),
+        target=None if problem.targets is None else rows.target,
+        mean=rows.mean(),
+        row_rank=None if rows.rank is None or problem.targets is None else rows.rank + 0 * lse.high,
+        column_rank=None if columns is None or columns.rank is None else columns.rank + 0 * columns.lse().high,
+    )
+
+
+def _walk_rows(
+    problem: Problem,
+    rows: RowSums,
+    columns: ColumnSums | None,
+    reference: float | None,
+    kept: Tensor,
+    d_query: Gradient,
+    d_key: Gradient,
+) -> None:
+    backend, score_map = problem.backend, problem.score_map
     raw = None if kept.numel() else problem.workspace()
-    ones = query.new_ones(min(plan.rows, count), dtype=accumulator)
-    for begin, end in problem.chunks():
-        scores = kept[begin:end] if raw is None else raw[: end - begin]
-        torch.mm(query[begin:end], key.T, out=scores)
-        sums = RowSums(
-            out.row_lse[begin:end],
-            *(_part(v, begin, end) for v in (out.target, out.mean, out.row_rank)),
-        )
-        backend.reduce_rows(scores, problem.score_map, problem.chunk_targets(begin, end), sums)
+    for chunk in problem.chunks():
+        scores = problem.product(chunk, kept[chunk] if raw is None else raw)
+        targets, sums = problem.targets_of(chunk), rows[chunk]
+        if reference is not None and backend.bounded and columns is not None and targets is not None:
+            backend.bounded.reduce(scores, score_map.scale, targets, sums, columns)
+            continue
+        backend.reduce_rows(scores, score_map, targets, sums)
         if columns is not None:
-            backend.reduce_columns(scores, problem.score_map, columns, begin)
+            backend.reduce_columns(scores, score_map, columns, chunk.start)
         if d_query.wanted or d_key.wanted:
-            one = ones[: end - begin]
-            unit = Upstream(a=one, r=sums.lse, d=-one if problem.targets is not None else None)
-            backend.weigh_(scores, problem.score_map, problem.chunk_targets(begin, end), unit, None)
-            add_products(problem, scores, begin, end, d_query, d_key)
-    if columns is not None:
-        out.column_lse, out.column_rank = columns.lse(), columns.rank
-    return out
+            one = torch.ones_like(sums.maximum)
+            unit = Upstream(a=one, r=sums.lse(), d=None if targets is None else -one)
+            backend.weigh_(scores, score_map, targets, unit, None)
+            _add_products(problem, scores, chunk, d_query, d_key)
+
+
+def _walk_tiles(problem: Problem, rows: RowSums) -> None:
+    """Row sums alone need no whole rows: tiles of many rows and few columns read each operand less often."""
+    count, columns = problem.query.shape[0], problem.key.shape[0]
+    height = max(min(_TILE_ROWS, count), 1)
+    width = min(max(CHUNK_BYTES // (height * problem.query.element_size()), 1), columns)
+    room = zeros((height * width,), problem.query.dtype, problem.query.device)
+    for top in range(0, count, height):
+        chunk = slice(top, min(top + height, count))
+        targets, sums = problem.targets_of(chunk), rows[chunk]
+        for left in range(0, columns, width):
+            tile = slice(left, min(left + width, columns))
+            shape = (chunk.stop - chunk.start, tile.stop - tile.start)
+            raw = room[: shape[0] * shape[1]].view(shape)
+            torch.mm(problem.query[chunk], problem.key[tile].T, out=raw)
+            local = None if targets is None else targets - left
+            problem.backend.reduce_rows(raw, problem.score_map.of_columns(tile), local, sums)
 
 
 def backward_walk(
@@ -120,42 +162,42 @@ def backward_walk(
     """Adds the gradients of the sweep to the buffers that are not empty. ``kept`` is used up where it is not empty;
     upstream.a, r and d are [N], b and c [M]. d_bias [M] or [0], d_scale [1] or [0], both accumulator dtype."""
     raw = None if kept.numel() else problem.workspace()
+    reference = None if upstream.b is None else problem.reference()
+    alpha = beta = upstream.a
+    if reference is not None and upstream.b is not None and upstream.c is not None:
+        alpha = _above(reference, upstream.r).mul_(upstream.a).float()
+        beta = _above(reference, upstream.c).mul_(upstream.b).float()
     share = problem.query.new_empty(problem.plan.rows, dtype=torch.float64) if d_scale.numel() else None
-    for begin, end in problem.chunks():
-        scores = kept[begin:end] if raw is None else raw[: end - begin]
-        if raw is not None:
-            torch.mm(problem.query[begin:end], problem.key.T, out=scores)
-        part = Upstream(
-            a=upstream.a[begin:end],
-            r=upstream.r[begin:end],
-            b=upstream.b,
-            c=upstream.c,
-            d=_part(upstream.d, begin, end),
-        )
-        mine = None if share is None else share[: end - begin]
-        problem.backend.weigh_(scores, problem.score_map, problem.chunk_targets(begin, end), part, mine)
+    for chunk in problem.chunks():
+        scores = kept[chunk] if raw is None else problem.product(chunk, raw)
+        targets = problem.targets_of(chunk)
+        d = None if upstream.d is None else upstream.d[chunk]
+        mine = None if share is None else share[: scores.shape[0]]
+        if reference is not None and problem.backend.bounded:
+            problem.backend.bounded.weigh_(
+                scores, problem.score_map.scale, reference, targets, alpha[chunk], beta, d, mine
+            )
+        else:
+            part = Upstream(a=upstream.a[chunk], r=upstream.r[chunk], b=upstream.b, c=upstream.c, d=d)
+            problem.backend.weigh_(scores, problem.score_map, targets, part, mine)
         if mine is not None:
             d_scale += mine.sum()
         if d_bias.numel():
             d_bias += scores.sum(0, dtype=d_bias.dtype)
-        if raw is not None:
-            add_products(problem, scores, begin, end, d_query, d_key)
-        elif d_query.wanted:
-            d_query.rows(begin, end).add_product(problem.backend, scores, problem.key)
-    if raw is None and d_key.wanted:
-        d_key.add_product(problem.backend, kept[: problem.query.shape[0]].T, problem.query)
+        _add_products(problem, scores, chunk, d_query, d_key)
 
 
-def add_products(problem: Problem, weights: Tensor, begin: int, end: int, d_query: Gradient, d_key: Gradient) -> None:
-    """weights[c, M] of rows begin..end: dQ[begin:end] += G K and dK += Gᵀ Q[begin:end]."""
+def _above(reference: float, lse: Lse) -> Tensor:
+    """exp(reference - lse) in float64."""
+    return ((reference - lse.high.double()) - lse.low.double()).exp()
+
+
+def _add_products(problem: Problem, weights: Tensor, chunk: slice, d_query: Gradient, d_key: Gradient) -> None:
+    """weights[c, M] of a chunk of rows: dQ[chunk] += G K and dK += Gᵀ Q[chunk]."""
     if d_query.wanted:
-        d_query.rows(begin, end).add_product(problem.backend, weights, problem.key)
+        d_query.rows(chunk).add_product(problem.backend, weights, problem.key)
     if d_key.wanted:
-        d_key.add_product(problem.backend, weights.T, problem.query[begin:end])
-
-
-def _part(vector: Tensor | None, begin: int, end: int) -> Tensor | None:
-    return None if vector is None else vector[begin:end]
+        d_key.add_product(problem.backend, weights.T, problem.query[chunk])
 
 
 def _paired_scores(problem: Problem, accumulator: torch.dtype) -> Tensor:
