@@ -22,7 +22,7 @@ DEFAULT_WORKSPACE = 256 << 20
 """Bytes of scores a contrastive op may keep between forward and backward (256 MiB: N = 8192 in float32)."""
 
 CHUNK_BYTES = 32 << 20
-MIN_CHUNK_ROWS = 256  # thinner products run far below the machine's rate
+MIN_CHUNK_ROWS = 512  # thinner products pack their operands more often than they use them
 SMALL_PROBLEM = 1 << 24  # multiply-adds; below this, bfloat16 products are not faster than float32 ones
 
 

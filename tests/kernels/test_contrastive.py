@@ -85,7 +85,7 @@ def test_info_nce_matches_the_oracle(backend, drawn, **options):
 def test_several_chunks_in_the_real_compute_dtype(backend, dtype, direction, workspace, monkeypatch):
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     drawn = Matrices(700, 700, 64, dtype, 0.3, False, 5)
-    assert plan.make_plan(700, 700, 64, dtype) == plan.Plan(dtype, 256)
+    assert plan.make_plan(700, 700, 64, dtype) == plan.Plan(dtype, 512)
     check(drawn, temperature=0.5, learnable=False, direction=direction, reduction="mean", workspace=workspace)
 
 

@@ -95,7 +95,7 @@ def test_several_chunks_in_the_real_compute_dtype(backend, dtype, upstream, monk
     """Large enough for bfloat16 products, cut into chunks: the split-plane accumulation is at work."""
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     drawn = Matrices(700, 1500, 48, dtype, 0.6, False, 5)
-    assert plan.make_plan(700, 1500, 48, dtype) == plan.Plan(dtype, 256)
+    assert plan.make_plan(700, 1500, 48, dtype) == plan.Plan(dtype, 512)
     check(drawn, upstream=upstream)
 
 

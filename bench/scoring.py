@@ -1,0 +1,180 @@
+"""Scoring speed and separation: our scorer, the bare backbone and the four-pass loop in one run.
+
+    python bench/scoring.py seed_tasks.jsonl -o bench/results/scoring.json
+
+The three are timed in turn, round after round, so that what else the machine does meets all of
+them. `backbone` is the packed forward alone on the scorer's own packs, inputs prepared; `scorer`
+is everything from text to rows, tokenising and bank included; `four_pass` is what published tools
+do: p(x), p(y|x), p(y), p(x|y) one sequence at a time with full logits. Seconds throughout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from main_align.attention import packing_arguments
+from main_align.directional import Layout
+from main_align.models import SMOLLM2, load
+from main_align.records import SCORED, Pair
+from main_align.scorer import DTYPES, PACK_TOKENS, Scorer
+from measure import machine
+
+SEPARATED = ("pmi_forward", "pmi_reverse", "mutual", "semantic")
+
+
+def read_seed_tasks(path: Path) -> list[Pair]:
+    """Pairs of a self-instruct file: instruction with its input, and the first output."""
+    pairs = []
+    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        task = json.loads(text)
+        first = task["instances"][0]
+        parts = [part for part in (task["instruction"], first["input"]) if part]
+        pairs.append(Pair(task["id"], line, "\n".join(parts), first["output"]))
+    return pairs
+
+
+def shuffled(pairs: list[Pair], seed: int) -> list[Pair]:
+    """Every instruction with another pair's response."""
+    order = random.Random(seed).sample(range(len(pairs)), len(pairs))
+    other = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [Pair(pair.id, pair.line, pair.instruction, pairs[other[row]].response) for row, pair in enumerate(pairs)]
+
+
+def auc(aligned: list[float], other: list[float]) -> float:
+    """The chance that an aligned pair scores higher than a shuffled one; a tie counts half."""
+    a, b = np.array(aligned)[:, None], np.array(other)[None, :]
+    return float((a > b).mean() + 0.5 * (a == b).mean())
+
+
+class Contest:
+    """The three ways to time, on the same pairs and the same token ids."""
+
+    def __init__(self, pairs: list[Pair], model: str, dtype: str, pack_tokens: int) -> None:
+        self.pairs = pairs
+        self.scorer = Scorer(model, dtype=dtype, pack_tokens=pack_tokens)
+        self.plain = load(model, dtype=DTYPES[dtype], device=self.scorer.forward.device).model
+        window = self.scorer.prepare(pairs)
+        self.layouts = [
+            [layout for row in pack.rows for layout in self._layouts(window.encoded[row])] for pack in window.packs
+        ]
+        device = self.scorer.forward.device
+        self.inputs = [
+            {
+                "input_ids": torch.tensor([[i for layout in pack for i in layout.ids]]).to(device),
+                **packing_arguments([len(layout.ids) for layout in pack], device),
+            }
+            for pack in self.layouts
+        ]
+        self.tokens = sum(pack.tokens for pack in window.packs)
+
+    def _layouts(self, encoded: Any) -> tuple[Layout, Layout]:
+        return self.scorer.directional.layouts(encoded)
+
+    def ways(self) -> dict[str, Callable[[], object]]:
+        return {"backbone": self.backbone, "scorer": self.score, "four_pass": self.four_pass}
+
+    @torch.inference_mode()
+    def backbone(self) -> None:
+        for inputs in self.inputs:
+            self.scorer.forward.model.base_model(**inputs)
+
+    def score(self) -> list[dict[str, Any]]:
+        return self.scorer.score(self.pairs)
+
+    @torch.inference_mode()
+    def four_pass(self) -> list[float]:
+        out = []
+        for pack in self.layouts:
+            for layout in pack:
+                alone = layout.ids[: layout.first[1]]
+                for ids, (start, stop) in ((alone, layout.first), (layout.ids, layout.second)):
+                    row = torch.tensor([ids], device=self.plain.device)
+                    logits = self.plain(row).logits[0, start - 1 : stop - 1].float()
+                    out.append(float(-F.cross_entropy(logits, row[0, start:stop], reduction="sum")))
+        return out
+
+
+def measure(contest: Contest, rounds: int, four_pass_rounds: int) -> dict[str, Any]:
+    """Samples, medians and ratios; the first, untimed call of each warms it up."""
+    samples: dict[str, list[float]] = {name: [] for name in contest.ways()}
+    contest.backbone()
+    for number in range(rounds):
+        for name, way in contest.ways().items():
+            if name == "four_pass" and number >= four_pass_rounds:
+                continue
+            start = time.perf_counter()
+            way()
+            samples[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(taken) for name, taken in samples.items()}
+    return {
+        "samples_s": samples,
+        "median_s": median,
+        "pairs_per_s": {name: len(contest.pairs) / s for name, s in median.items()},
+        "scorer_over_backbone": median["scorer"] / median["backbone"],
+        "four_pass_over_scorer": median["four_pass"] / median["scorer"],
+        "tokens": contest.tokens,
+        "packs": len(contest.layouts),
+    }
+
+
+def separation(scorer: Scorer, pairs: list[Pair], seed: int) -> dict[str, float]:
+    """AUC of aligned against shuffled pairs, for each score."""
+    aligned, other = scorer.score(pairs), scorer.score(shuffled(pairs, seed))
+    both = [rows for rows in zip(aligned, other, strict=True) if _scored(rows)]
+    return {name: auc([row[name] for row, _ in both], [row[name] for _, row in both]) for name in SEPARATED}
+
+
+def _scored(rows: tuple[dict[str, Any], ...]) -> bool:
+    return all(row["status"] in SCORED for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("seed_tasks", type=Path, help="a self-instruct seed_tasks.jsonl")
+    parser.add_argument("-o", "--out", type=Path, help="write the JSON here, else to stdout")
+    parser.add_argument("--model", default=SMOLLM2)
+    parser.add_argument("--pairs", type=int, default=48, help="how many, drawn by seed; 0: all")
+    parser.add_argument("--tokens", type=int, default=400, help="longest side in characters / 4")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--four-pass-rounds", type=int, default=3)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
+    parser.add_argument("--pack-tokens", type=int, default=PACK_TOKENS)
+    parser.add_argument("--no-auc", action="store_true", help="time only")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    pairs = read_seed_tasks(args.seed_tasks)
+    random.Random(args.seed).shuffle(pairs)
+    every = [p for p in pairs if p.instruction.strip() and p.response.strip()]
+    drawn = [p for p in every if max(len(p.instruction), len(p.response)) <= 4 * args.tokens]
+    drawn = drawn[: args.pairs or None]
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "arguments": {name: str(value) for name, value in vars(args).items()},
+        "pairs": len(drawn),
+        "dtypes": {},
+    }
+    for dtype in args.dtypes:
+        contest = Contest(drawn, args.model, dtype, args.pack_tokens)
+        result["dtypes"][dtype] = measure(contest, args.rounds, args.four_pass_rounds)
+        if not args.no_auc:
+            result["dtypes"][dtype]["auc"] = separation(contest.scorer, drawn, args.seed)
+    text = json.dumps(result, indent=1)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Scores instruction-response pairs by mutual alignment; the Hugging Face layer of main-kernels.
+
+    from main_align import Scorer
+    rows = Scorer("smollm2").score([{"instruction": "Name a prime.", "response": "Seven."}])
+
+Names are imported on first use, so `import main_align` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import UserError
+    from .filtering import Filtered, filter_scores
+    from .forms import Fields
+    from .job import Progress, score_file
+    from .reading import read_pairs
+    from .records import Pair, Turn
+    from .scorer import Scorer
+    from .scores import COLUMNS
+
+__all__ = [
+    "COLUMNS",
+    "Fields",
+    "Filtered",
+    "Pair",
+    "Progress",
+    "Scorer",
+    "Turn",
+    "UserError",
+    "filter_scores",
+    "read_pairs",
+    "score_file",
+]
+
+_HOMES = {
+    "COLUMNS": "scores",
+    "Fields": "forms",
+    "Filtered": "filtering",
+    "Pair": "records",
+    "Progress": "job",
+    "Scorer": "scorer",
+    "Turn": "records",
+    "UserError": "errors",
+    "filter_scores": "filtering",
+    "read_pairs": "reading",
+    "score_file": "job",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,100 @@
+"""The reference bank: semantic and structural scores of any number of pairs against M of them.
+
+Cost is pairs x bank, never pairs squared, and nothing of either size is stored: the semantic
+score needs only the log-sum-exps of rows, the structural one only three D x D matrices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from main_kernels import row_logsumexp
+
+Floats32 = NDArray[np.float32]
+
+
+class Bank:
+    """M reference pairs, centred by the mean of their own side and scaled to unit length.
+
+    Args:
+        embed_x, embed_y: float32[M, D], pooled states of instructions and responses.
+        temperature: tau of S = Q K^T / tau.
+        device: where the products run.
+    """
+
+    def __init__(
+        self,
+        embed_x: Floats32,
+        embed_y: Floats32,
+        temperature: float,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if embed_x.ndim != 2 or embed_x.shape != embed_y.shape or not len(embed_x):
+            raise ValueError(
+                f"embed_x and embed_y must both be [M, D] with M >= 1, got {embed_x.shape} and {embed_y.shape}"
+            )
+        self.temperature = temperature
+        self.device = torch.device(device)
+        x, y = self._tensor(embed_x), self._tensor(embed_y)
+        self._mean_x, self._mean_y = x.mean(0), y.mean(0)
+        self.query, self.key = self._unit(x, self._mean_x), self._unit(y, self._mean_y)  # [M, D]
+        plus, minus = _plus_minus(self.query, self.key)
+        self._a, self._b, self._c = plus.T @ plus, minus.T @ minus, minus.T @ plus  # [D, D]
+
+    @staticmethod
+    def choose(n_scored: int, size: int, seed: int) -> NDArray[np.int64]:
+        """Which of `n_scored` pairs form the bank: all, or a seeded sample of `size`, sorted."""
+        if size < 1:
+            raise ValueError(f"the bank's size must be at least 1, got {size}")
+        if n_scored <= size:
+            return np.arange(n_scored, dtype=np.int64)
+        sample = np.random.default_rng(seed).choice(n_scored, size, replace=False)
+        return np.sort(sample).astype(np.int64)
+
+    def score(
+        self, embed_x: Floats32, embed_y: Floats32, member: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(semantic, structural) of n pairs, float64[n] each.
+
+        `member` is int64[n]: the pair's place in the bank, or -1. A pair outside the bank joins
+        its own partition (N = M + 1), so that its score means the same as a member's.
+        """
+        query = self._unit(self._tensor(embed_x), self._mean_x)  # [n, D]
+        key = self._unit(self._tensor(embed_y), self._mean_y)
+        outside = torch.as_tensor(member, device=self.device) < 0
+        partition = len(self.query) + outside.double()  # N of each pair
+        own = (query.double() * key.double()).sum(1) / self.temperature  # S_ii
+        row, column = (
+            row_logsumexp(a, b, temperature=self.temperature).double()
+            for a, b in ((query, self.key), (key, self.query))
+        )
+        row, column = (torch.where(outside, torch.logaddexp(r, own), r) for r in (row, column))
+        semantic = partition.log() + own - (row + column) / 2
+        structural = -self._consistency(query, key) / partition
+        return semantic.cpu().numpy(), structural.cpu().numpy()
+
+    def _consistency(self, query: Tensor, key: Tensor) -> Tensor:
+        """sum_j (q_i.q_j - k_i.k_j)^2 over the bank, float64[n].
+
+        With P = Q+K, M = Q-K, A = P'P, B = M'M, C = M'P it is (p'Bp + m'Am + 2 p'Cm) / 4:
+        O(D^2) a pair, and no cancellation where Q is near K.
+        A pair's own term is (1 - 1)^2 = 0, so outside the bank nothing has to be added.
+        """
+        plus, minus = _plus_minus(query, key)
+        terms = (plus @ self._b) * plus + (minus @ self._a) * minus + 2 * (plus @ self._c) * minus
+        return terms.sum(1).clamp_min(0) / 4
+
+    def _tensor(self, values: Floats32) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(values), device=self.device)
+
+    @staticmethod
+    def _unit(states: Tensor, mean: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(states - mean, dim=1)
+
+
+def _plus_minus(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    query, key = query.double(), key.double()
+    return query + key, query - key

@@ -1,0 +1,216 @@
+"""The command line: `main-align score`, `filter` and `doctor`.
+
+Heavy libraries are imported inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from .errors import UserError
+
+# Optional[...] below, not X | None: typer reads these annotations at run time on every Python.
+# ruff: noqa: UP045
+
+app = typer.Typer(
+    name="main-align",
+    help="Score instruction-response pairs by mutual alignment, and keep the best.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Dtype(str, Enum):
+    """Number formats of the model; auto is float32 on the CPU and bfloat16 on CUDA."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def main() -> None:
+    """The entry point `main-align`."""
+    app()
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Exit 1 with the message of a user's error, and 130 on Ctrl-C; a bug keeps its traceback."""
+    try:
+        yield
+    except UserError as error:
+        _stop(str(error), 1)
+    except ModuleNotFoundError as error:
+        _stop(f"{error}. Install what is missing: pip install 'main-kernels[hf]'", 1)
+    except OSError as error:
+        _stop(f"{error}. Check the path, its permissions and the free space.", 1)
+    except KeyboardInterrupt:
+        _stop("interrupted", 130)
+
+
+def _stop(message: str, code: int) -> None:
+    typer.echo(f"main-align: {message}", err=True)
+    raise typer.Exit(code)
+
+
+@app.command(no_args_is_help=True)
+def score(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help=".jsonl, .json (array), .parquet, .csv, a saved `datasets` folder, or a hub id.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Score file: .parquet, .jsonl or .csv.")],
+    model: Annotated[str, typer.Option(help="Hub id, local folder, or smollm2 (comes by package index).")] = "smollm2",
+    revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Weights and states; auto: float32 on CPU, bfloat16 on CUDA.")
+    ] = Dtype.auto,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    max_length: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Longest sequence, in tokens. Default: the model's own limit."),
+    ] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut longer pairs instead of leaving them unscored.")
+    ] = False,
+    bank: Annotated[int, typer.Option(min=1, help="Reference pairs for semantic and structural.")] = 16384,
+    seed: Annotated[int, typer.Option(help="Seed of the bank's sample.")] = 0,
+    pack_tokens: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Tokens in one forward pass. Lower it to save memory."),
+    ] = None,
+    window: Annotated[int, typer.Option(min=1, help="Pairs sorted by length together, in pairs.")] = 4096,
+    plot: Annotated[Optional[Path], typer.Option(help="Also draw histograms: .png, .svg or .pdf.")] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start over, overwriting unfinished or finished work.")
+    ] = False,
+    split: Annotated[Optional[str], typer.Option(help="Split of a `datasets` source.")] = None,
+    instruction_field: Annotated[
+        Optional[str], typer.Option(help="Field of the instruction; with --response-field.")
+    ] = None,
+    response_field: Annotated[
+        Optional[str], typer.Option(help="Field of the response; with --instruction-field.")
+    ] = None,
+    id_field: Annotated[Optional[str], typer.Option(help="Field of the row's id. Default: id.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+) -> None:
+    """Score every pair of INPUT: likelihoods both ways, mutual, semantic and structural alignment.
+
+    Likelihoods and PMI are in nats per token, mutual in nats per √token; OUT.manifest.json defines
+    every column. A row that cannot be scored keeps its id and gets a status, a reason and nulls.
+    Killed or interrupted, the same command resumes where it was.
+
+    Understood without options: prompt/completion, instruction (+ input) with response or output,
+    and messages or conversations that end in a user and an assistant turn.
+
+    **Examples**
+
+    `main-align score pairs.jsonl -o scores.parquet`
+
+    `main-align score alpaca.json -o scores.csv --model ./my-llama --dtype bfloat16`
+
+    `main-align score qa.csv -o qa.parquet --instruction-field question --response-field answer`
+    """
+    with _plain_errors():
+        from .commands import run_score
+
+        options = {"revision": revision, "max_length": max_length, "truncate": truncate}
+        options |= {"bank": bank, "seed": seed, "trust_remote_code": trust_remote_code}
+        if pack_tokens is not None:
+            options["pack_tokens"] = pack_tokens
+        run_score(
+            source,
+            out,
+            scorer={"model": model, "dtype": dtype.value, "device": device, **options},
+            fields=(instruction_field, response_field, id_field),
+            split=split,
+            window=window,
+            restart=restart,
+            plot=plot,
+        )
+
+
+@app.command("filter", no_args_is_help=True)
+def filter_command(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="What main-align score wrote.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Kept rows: .jsonl, .parquet or .csv.")],
+    by: Annotated[
+        str,
+        typer.Option(help="A numeric column, or forward_nll (nll_y_given_x), reverse_nll (nll_x_given_y)."),
+    ] = "mutual",
+    keep: Annotated[Optional[float], typer.Option(help="Share of the scored rows to keep, 0 to 1.")] = None,
+    top: Annotated[Optional[int], typer.Option(help="Number of rows to keep.")] = None,
+    minimum: Annotated[
+        Optional[float],
+        typer.Option("--min", help="Lowest value kept, where higher is better, in its unit."),
+    ] = None,
+    maximum: Annotated[
+        Optional[float],
+        typer.Option("--max", help="Highest value kept, where lower is better, in its unit."),
+    ] = None,
+    source: Annotated[
+        Optional[str],
+        typer.Option("--input", help="The scored data set. Default: found through the manifest."),
+    ] = None,
+    scores_only: Annotated[
+        bool, typer.Option("--scores-only", help="Write the score rows instead of the input's.")
+    ] = False,
+    plot: Annotated[Optional[Path], typer.Option(help="Draw histograms with the limit: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Keep the best rows of a scored data set, in their own fields with the scores added.
+
+    Give exactly one of --keep, --top, --min, --max. Lower is better for forward_nll, reverse_nll
+    and the other nll columns, ifd, r_ifd, duality_gap and copy_overlap (use --max there); higher is
+    better for everything else (use --min). Rows without a score are never kept. Ties go to the
+    earlier row, and rows stay in input order. A score column whose name the input already has is
+    written as main_NAME.
+
+    **Examples**
+
+    `main-align filter scores.parquet -o best.jsonl --keep 0.5`
+
+    `main-align filter scores.parquet -o best.jsonl --by forward_nll --max 2.5`
+
+    `main-align filter scores.parquet -o top.parquet --by semantic --top 10000 --plot kept.png`
+    """
+    with _plain_errors():
+        from .commands import run_filter
+
+        limits: dict[str, Any] = {"keep": keep, "top": top, "min": minimum, "max": maximum}
+        run_filter(scores, out, by, limits, source=source, scores_only=scores_only, plot=plot)
+
+
+@app.command()
+def doctor() -> None:
+    """Say which backend serves what and why, what is installed, and what to do about what lacks.
+
+    Exits with 1 where scoring with the default model cannot work.
+
+    **Example**
+
+    `main-align doctor`
+    """
+    with _plain_errors():
+        from .commands import run_doctor
+
+        sys.exit(run_doctor())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What the commands do once their options are read: call the library, show the outcome."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .display import Display, clock
+from .doctor import examine
+from .filtering import filter_scores
+from .forms import Fields
+from .labels import read_aligned
+from .partial import partial_folder
+from .plotting import check_plot, plot_scores
+from .reading import check_fields, open_source
+from .report import filter_summary, score_summary, status_table
+from .scorefile import read_columns
+from .writing import check_ending
+
+
+def run_score(
+    source: str,
+    out: Path,
+    *,
+    scorer: dict[str, Any],
+    fields: tuple[str | None, str | None, str | None],
+    split: str | None,
+    window: int,
+    restart: bool,
+    plot: Path | None,
+) -> None:
+    """`main-align score`. Raises UserError before the model is loaded where it can."""
+    named = Fields(*fields)
+    check_ending(out)
+    check_fields(named)
+    if plot:
+        check_plot(plot)
+    opened = open_source(source, split=split)
+    with Display() as display:
+        display.say(f"loading {scorer['model']} ...")
+        _hush()
+        command = {"input": source, "output": str(out), **scorer}
+        scorer = {**scorer, "dtype": _dtype(scorer["dtype"], scorer["device"])}
+        from .job import score_file
+        from .scorer import Scorer
+
+        try:
+            manifest = score_file(
+                Scorer(**scorer),
+                source,
+                out,
+                fields=named,
+                split=split,
+                window=window,
+                restart=restart,
+                command=command,
+                progress=display,
+            )
+        except KeyboardInterrupt:
+            if partial_folder(out).exists():
+                display.say(f"What is done is safe in {partial_folder(out)}; run again to resume.")
+            raise
+    if not display.used:
+        display.say(f"{out} was already complete for this input and model; --restart scores again")
+    columns = read_columns(out, "mutual").columns
+    console = Console()
+    console.print(status_table(manifest["counts"]), "", score_summary(columns), "")
+    console.print(_outcome(out, manifest), highlight=False, markup=False, soft_wrap=True)
+    if plot:
+        title = f"{Path(source).name} scored with {manifest['settings']['scorer']['model']}"
+        plot_scores(plot, columns, title=title, aligned=read_aligned(opened))
+        console.print(f"histograms: {plot}", highlight=False, markup=False)
+
+
+def _hush() -> None:
+    """Our progress display is the only one."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _dtype(wanted: str, device: str) -> str:
+    if wanted != "auto":
+        return wanted
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return "bfloat16" if device.startswith("cuda") else "float32"
+
+
+def _outcome(out: Path, manifest: dict[str, Any]) -> str:
+    speed = manifest["throughput"]
+    earlier = speed["pairs_from_earlier_runs"]
+    resumed = f", {earlier:,} pairs were there from an earlier run" if earlier else ""
+    return (
+        f"{manifest['rows']:,} rows in {clock(speed['seconds'])} "
+        f"({speed['pairs_per_second']:,.1f} pairs/s, {speed['tokens_per_second']:,.0f} tokens/s"
+        f"{resumed})\nscores: {out}"
+    )
+
+
+def run_filter(
+    scores: Path,
+    out: Path,
+    by: str,
+    limits: dict[str, Any],
+    *,
+    source: str | None,
+    scores_only: bool,
+    plot: Path | None,
+) -> None:
+    """`main-align filter`."""
+    if plot:
+        check_plot(plot)
+    done = filter_scores(scores, out, by=by, **limits, input=source, scores_only=scores_only)
+    console = Console()
+    console.print(filter_summary(done), "")
+    console.print(f"kept rows: {out}", highlight=False, markup=False)
+    if plot:
+        threshold = (done.by, done.threshold) if done.threshold is not None else None
+        title = f"{scores.name}, {int(done.kept.sum()):,} rows kept by {done.by}"
+        plot_scores(plot, done.table.columns, title=title, threshold=threshold, aligned=done.aligned)
+        console.print(f"histograms: {plot}", highlight=False, markup=False)
+
+
+def run_doctor() -> int:
+    """`main-align doctor`; 0 where scoring with the default model works, else 1."""
+    findings = examine()
+    for finding in findings:
+        print(f"{'ok' if finding.ok else '!!'}  {finding.name:<16} {finding.found}")
+        if finding.remedy:
+            print(f"    {'':<16} -> {finding.remedy}")
+    return 0 if all(finding.ok for finding in findings) else 1

@@ -1,0 +1,154 @@
+"""Directional text: one pair as token ids in both directions, <x><y> and <y><x>.
+
+    forward   BOS context x-header x x-end joint y-header y y-end
+    reverse   BOS context y-header y y-end joint x-header x x-end
+
+x and y are tokenised by themselves and joined as ids, so where each begins and ends is known and
+never searched for. An end-of-turn token belongs to its segment: it is scored and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from .records import Turn
+from .templates import Markers, read_markers, special_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One pair in token ids: what stands before it, and its sides without markers."""
+
+    context: list[int]
+    x: list[int]
+    y: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One direction of one pair: the sequence and where its two scored segments lie in it."""
+
+    ids: list[int]
+    first: tuple[int, int]  # [start, stop) of the first segment, its end-of-turn included
+    second: tuple[int, int]
+    pooled: tuple[int, int]  # the first segment without its end-of-turn, which says nothing of it
+
+
+class Directional:
+    """Turns pairs into token ids for one tokenizer.
+
+    `markers` are the template's texts (see `templates.Markers`), `bos` the token before all else.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.markers: Markers = read_markers(tokenizer)
+        self.bos: list[int] = [_beginning(tokenizer, self.markers)]
+        m = self.markers
+        self._x_first, self._y_first = self._ids(m.x_header), self._ids(m.y_header)
+        self._x_next = self._ids(m.joint + m.x_header)
+        self._y_next = self._ids(m.joint + m.y_header)
+        self._x_end, self._y_end = self._ids(m.x_end), self._ids(m.y_end)
+
+    @property
+    def overhead(self) -> int:
+        """Tokens of a sequence that are neither context nor content (the longer direction)."""
+        forward = len(self._x_first) + len(self._y_next)
+        reverse = len(self._y_first) + len(self._x_next)
+        return len(self.bos) + max(forward, reverse) + len(self._x_end) + len(self._y_end)
+
+    def encode(self, texts: Sequence[tuple[str, str]], contexts: Sequence[tuple[Turn, ...]]) -> list[Encoded]:
+        """Tokenise (x, y) texts with their contexts, in one call of the tokenizer for each side.
+
+        ValueError, naming the role, for a context that `context_problem` objects to.
+        """
+        xs, ys = (self._content([text[side] for text in texts]) for side in (0, 1))
+        return [Encoded(self._context(c), x, y) for c, x, y in zip(contexts, xs, ys, strict=True)]
+
+    def context_problem(self, context: Sequence[Turn]) -> str | None:
+        """Why these turns cannot stand before the pair, or None where they can."""
+        for place, turn in enumerate(context):
+            if turn.role == "system":
+                if place > 0:
+                    return "a system turn must be the first one"
+                if self.markers.system is None:
+                    return "the model's chat template has no place for a system turn"
+            elif turn.role not in ("user", "assistant"):
+                return f"a turn has the role {turn.role!r}; user, assistant and system are known"
+        return None
+
+    def tokens(self, pair: Encoded) -> tuple[int, int]:
+        """|x| and |y|, end-of-turn tokens included."""
+        return len(pair.x) + len(self._x_end), len(pair.y) + len(self._y_end)
+
+    def length(self, pair: Encoded) -> int:
+        """Tokens of the longer of the pair's two sequences."""
+        return self.overhead + len(pair.context) + len(pair.x) + len(pair.y)
+
+    def layouts(self, pair: Encoded) -> tuple[Layout, Layout]:
+        """The forward and the reverse sequence."""
+        x, y = (pair.x, self._x_end), (pair.y, self._y_end)
+        return (
+            _layout(self.bos + pair.context + self._x_first, x, self._y_next, y),
+            _layout(self.bos + pair.context + self._y_first, y, self._x_next, x),
+        )
+
+    def _context(self, turns: Sequence[Turn]) -> list[int]:
+        """The turns before the pair, each closed so that any first header may follow."""
+        if problem := self.context_problem(turns):
+            raise ValueError(problem)
+        m = self.markers
+        round_turn = {
+            "system": m.system,
+            "user": (m.x_header, m.x_end + m.joint),
+            "assistant": (m.y_header, m.y_end + m.joint),
+        }
+        ids: list[int] = []
+        for turn in turns:
+            before, after = round_turn[turn.role] or ("", "")
+            ids += self._ids(before) + self._content([turn.text])[0] + self._ids(after)
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
+
+    def _content(self, texts: list[str]) -> list[list[int]]:
+        """Text as text: a `<|im_end|>` written inside it is no end of turn."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        return encoded.input_ids
+
+
+def _layout(
+    before: list[int],
+    first: tuple[list[int], list[int]],  # content, end-of-turn
+    between: list[int],
+    second: tuple[list[int], list[int]],
+) -> Layout:
+    a, b = len(before), len(before) + len(first[0])
+    stop = b + len(first[1])
+    c = stop + len(between)
+    ids = before + first[0] + first[1] + between + second[0] + second[1]
+    return Layout(ids, first=(a, stop), second=(c, len(ids)), pooled=(a, b))
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase, markers: Markers) -> int:
+    """The token before all else: BOS, or EOS where there is none.
+
+    Where that very token is a role marker (ChatML tokenizers name `<|im_start|>` their BOS) it
+    begins nothing, and the first special token that marks no role, the one that separates
+    documents, stands in. Measured with SmolLM2: AUC of `mutual` 0.986 with `<|endoftext|>`,
+    0.967 with the header's own `<|im_start|>` alone, 0.969 with two of them.
+    """
+    roles = (markers.x_header, markers.y_header, markers.x_end)
+    special = sorted(tokenizer.get_vocab()[token] for token in special_tokens(tokenizer))
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, *special)
+    known = [number for number in ids if number is not None]
+    for number in known:
+        if not any(str(tokenizer.convert_ids_to_tokens(number)) in role for role in roles):
+            return int(number)
+    return int(known[0])

@@ -1,0 +1,245 @@
+"""The bulk job: a data set in, a score file out, safe against being killed at any moment.
+
+Windows of rows are prepared in input order; each pack the model has run goes to the journal. When
+all are there, the bank pass (see finishing.py) walks the journal and writes OUT. A second run skips
+what the journal holds, and since packs and windows are deterministic, OUT is the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import UserError
+from .finishing import finished_rows, pack_record, window_record
+from .forms import Fields
+from .journal import Journal
+from .manifest import read_manifest, versions, write_manifest
+from .partial import discard, finished, journal_path, open_partial
+from .reading import NO_FIELDS, check_fields, open_source, pairs_of
+from .records import SCORED, Pair
+from .scores import COLUMNS
+from .sources import Source, Survey
+from .writing import check_ending, write_scores
+
+if TYPE_CHECKING:
+    from .scorer import Scorer
+
+FORMAT = 1  # of the journal; raise it when records change, so that old ones are not resumed
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is. `pairs` of `total` rows are settled, `earlier` of them by a former run.
+
+    `tokens` went through the model in this run, both directions counted, in `seconds`.
+    """
+
+    stage: Literal["scoring", "bank"]
+    pairs: int
+    total: int
+    earlier: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+Report = Callable[[Progress], None]
+
+
+def score_file(
+    scorer: Scorer,
+    source: str | Path,
+    out: str | Path,
+    *,
+    fields: Fields = NO_FIELDS,
+    split: str | None = None,
+    window: int = 4096,
+    restart: bool = False,
+    command: Mapping[str, Any] | None = None,
+    progress: Report | None = None,
+) -> dict[str, Any]:
+    """Score every row of `source` into `out` (.parquet, .jsonl or .csv) and return the manifest.
+
+    Args:
+        window: rows tokenised, length-sorted and packed together; bounds the memory used.
+        restart: throw away an unfinished job and overwrite a finished one.
+        command: what the user asked for, kept in the manifest.
+        progress: called after each pack and each window of the bank pass.
+
+    Raises:
+        UserError: a bad input file or output path, or an unfinished or finished job at `out` with
+            other settings; the message names each setting that differs.
+    """
+    out, say = Path(out), progress or (lambda _: None)
+    check_ending(out)
+    check_fields(fields)
+    opened = open_source(source, split=split)
+    survey = opened.survey()
+    if survey.rows == 0:
+        raise UserError(f"{source} holds no rows; give a file with at least one pair")
+    settings = _settings(scorer, survey, fields, split, window)
+    if restart:
+        _throw_away(out)
+    elif finished(out, settings):
+        done = read_manifest(out)
+        assert done is not None
+        return done
+    open_partial(out, settings)
+    with Journal(journal_path(out)) as journal:
+        state = _score_windows(scorer, opened, fields, window, journal, survey.rows, say)
+        counts: Counter[str] = Counter()
+        rows = _watched(finished_rows(journal, scorer), counts, state, window, say)
+        write_scores(out, rows, COLUMNS)
+        manifest = _manifest(scorer, source, survey, settings, counts, state, command)
+        write_manifest(out, manifest)
+        discard(out)
+    return manifest
+
+
+def _settings(scorer: Scorer, survey: Survey, fields: Fields, split: str | None, window: int) -> dict[str, Any]:
+    settings = {
+        "format": FORMAT,
+        "input": {"size": survey.size, "digest": survey.digest},
+        "reading": {"fields": asdict(fields), "split": split},
+        "window": window,
+        "scorer": scorer.fingerprint,
+    }
+    # Through JSON, so that what is compared later with the stored copy has the same types.
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
+
+
+def _throw_away(out: Path) -> None:
+    path = journal_path(out)
+    if path.exists():
+        with Journal(path):  # refuses where another process is at work
+            pass
+    discard(out)
+
+
+@dataclass(slots=True)
+class _State:
+    """Where the walk over the input is; `done` maps a window to its packs expected and seen."""
+
+    total: int
+    done: dict[int, list[int]] = field(default_factory=dict)
+    pairs: int = 0
+    earlier: int = 0
+    tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def progress(self) -> Progress:
+        seconds = time.monotonic() - self.started
+        return Progress("scoring", self.pairs, self.total, self.earlier, self.tokens, seconds)
+
+
+def _score_windows(
+    scorer: Scorer,
+    source: Source,
+    fields: Fields,
+    size: int,
+    journal: Journal,
+    total: int,
+    say: Report,
+) -> _State:
+    state = _State(total)
+    for header in journal.headers():
+        if header["kind"] == "window":
+            state.done[header["window"]] = [header["packs"], 0]
+        else:
+            state.done[header["window"]][1] += 1
+    for index, pairs in enumerate(_windows(pairs_of(source, fields), size)):
+        expected, seen = state.done.get(index, (1, 0))
+        if seen == expected:
+            state.pairs += len(pairs)
+            state.earlier += len(pairs)
+            continue
+        _score_window(scorer, index, pairs, journal, state, say)
+    return state
+
+
+def _windows(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
+    iterator = iter(pairs)
+    while window := list(islice(iterator, size)):
+        yield window
+
+
+def _score_window(scorer: Scorer, index: int, pairs: list[Pair], journal: Journal, state: _State, say: Report) -> None:
+    window = scorer.prepare(pairs)
+    packs = len(window.packs)
+    if index not in state.done:
+        state.done[index] = [packs, 0]
+        journal.append(*window_record(index, window))
+    elif state.done[index][0] != packs:
+        raise UserError(
+            f"{journal.path}: window {index} now has {packs} packs and had "
+            f"{state.done[index][0]}; a library changed since. Start over with --restart."
+        )
+    skip = state.done[index][1]
+    in_packs = sum(len(pack.rows) for pack in window.packs)
+    state.pairs += len(pairs) - in_packs  # rows that need no model
+    for number, pack in enumerate(window.packs):
+        state.pairs += len(pack.rows)
+        if number < skip:
+            state.earlier += len(pack.rows)
+            continue
+        result = scorer.run(window, pack)
+        journal.append(*pack_record(index, number, result))
+        state.tokens += pack.tokens
+        say(state.progress())
+
+
+def _watched(
+    rows: Iterable[dict[str, Any]], counts: Counter[str], state: _State, every: int, say: Report
+) -> Iterator[dict[str, Any]]:
+    scoring = state.progress()
+    for number, row in enumerate(rows, 1):
+        counts[row["status"]] += 1
+        yield row
+        if number % every == 0 or number == state.total:
+            say(replace(scoring, stage="bank", pairs=number))
+
+
+def _manifest(
+    scorer: Scorer,
+    source: str | Path,
+    survey: Survey,
+    settings: Mapping[str, Any],
+    counts: Mapping[str, int],
+    state: _State,
+    command: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    from main_kernels import backend_report
+
+    seconds = time.monotonic() - state.started
+    fresh = state.pairs - state.earlier
+    scored = sum(counts.get(status, 0) for status in SCORED)
+    return {
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "source": str(source),
+        "source_path": str(Path(source).absolute()) if Path(source).exists() else None,
+        "rows": survey.rows,
+        "blank_lines": survey.blank_lines,
+        "counts": dict(counts),
+        "bank": {"pairs": min(scorer.bank, scored), "of_scored": scored, "seed": scorer.seed},
+        "throughput": {
+            "seconds": round(seconds, 3),
+            "pairs_per_second": round(fresh / seconds, 3),
+            "tokens_per_second": round(state.tokens / seconds, 1),
+            "tokens": state.tokens,
+            "resumed": state.earlier > 0,
+            "pairs_from_earlier_runs": state.earlier,
+        },
+        "settings": dict(settings),
+        "command": dict(command or {}),
+        "versions": versions(),
+        "backend": backend_report(),
+        "columns": COLUMNS,
+    }

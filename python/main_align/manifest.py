@@ -1,0 +1,76 @@
+"""The manifest beside each score file: what was scored, by what, how, and what the columns mean."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .writing import replacing
+
+PACKAGES = (
+    "main-kernels",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+)
+
+
+def manifest_path(out: Path) -> Path:
+    """OUT.manifest.json, beside OUT."""
+    return out.with_name(out.name + ".manifest.json")
+
+
+def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of `out`, whole or not at all."""
+    with replacing(manifest_path(out)) as temporary:
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """The manifest beside `out`, or None where there is none. Raises UserError if unreadable."""
+    path = manifest_path(out)
+    if not path.is_file():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest["settings"]["input"]["digest"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; delete it, or score again with --restart") from None
+    return manifest
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and the packages that scores depend on; None where not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        found[name] = installed(name)
+    return found
+
+
+def installed(name: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The settings that differ, one sentence each, nested ones by dotted names."""
+    found: list[str] = []
+    for name in [*before, *(name for name in now if name not in before)]:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} was {old!r}, now {new!r}")
+    return found

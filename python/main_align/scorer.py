@@ -1,0 +1,234 @@
+"""The scorer: two packed passes a pair give all four likelihoods and both embeddings.
+
+<x><y> gives log p(x) and log p(y|x), <y><x> gives log p(y) and log p(x|y). Attention is causal,
+so the states over a sequence's first segment have never seen the second: their means are the
+embeddings. Logits are never stored; the head sees only the states that predict a scored token.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from .bank import Bank
+from .directional import Directional, Layout
+from .errors import UserError
+from .forms import Fields, pair_from_record
+from .forward import Forward, is_out_of_memory
+from .models import SMOLLM2, load
+from .packing import Pack, Window, make_window
+from .records import Pair
+from .results import PackResult, empty_result, join_results
+from .scores import score_rows
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFINITIONS = 1  # raise it when any column's definition changes: old journals do not resume then
+WINDOW = 4096  # pairs sorted together
+PACK_TOKENS = 2048
+
+
+class Scorer:
+    """Scores instruction-response pairs with one model; see `scores.COLUMNS` for what comes out.
+
+    Args:
+        model: `smollm2`, a local folder or a hub id; LLaMA and Mistral families are tested.
+        revision: of a hub id.
+        dtype: float32, bfloat16 or float16.
+        device: "auto" (CUDA where there is one), or a torch device.
+        pack_tokens: tokens of one forward pass, both directions of its pairs together.
+        max_length: longest sequence in tokens; default the model's max_position_embeddings.
+        truncate: cut longer pairs (status `truncated`) instead of refusing them (`too_long`).
+        bank: pairs in the reference bank of `semantic` and `structural`.
+        seed: of the bank's sample.
+        temperature: tau of the semantic score.
+        trust_remote_code: run code that comes with the model.
+
+    Raises UserError for a model that cannot be loaded or cannot be scored with.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = SMOLLM2,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
+        pack_tokens: int = PACK_TOKENS,
+        max_length: int | None = None,
+        truncate: bool = False,
+        bank: int = 16384,
+        seed: int = 0,
+        temperature: float = 0.07,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        for name, value in (("pack_tokens", pack_tokens), ("bank", bank)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if not temperature > 0:
+            raise UserError(f"temperature must be above 0, got {temperature}")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = load(
+            model,
+            revision=revision,
+            dtype=DTYPES[dtype],
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        self.directional = Directional(loaded.tokenizer)
+        self.forward = Forward(loaded.model)
+        self.max_length = max_length or _longest(loaded.model.config)
+        self.truncate, self.pack_tokens = truncate, pack_tokens
+        self.bank, self.seed, self.temperature = bank, seed, temperature
+        markers = asdict(self.directional.markers)
+        self.fingerprint: dict[str, Any] = {
+            "definitions": DEFINITIONS,
+            "model": loaded.name,
+            "revision": loaded.revision,
+            "digest": loaded.digest,
+            "markers": {k: list(v) if isinstance(v, tuple) else v for k, v in markers.items()},
+            "bos": self.directional.bos,
+            "dtype": dtype,
+            "device": torch.device(device).type,
+            "attention": self.forward.attention,
+            "pack_tokens": pack_tokens,
+            "max_length": self.max_length,
+            "truncate": truncate,
+            "bank": bank,
+            "seed": seed,
+            "temperature": temperature,
+        }
+
+    def prepare(self, pairs: Sequence[Pair]) -> Window:
+        """Tokenise one window, refuse what cannot be scored, and fill its packs."""
+        return make_window(
+            pairs,
+            self.directional,
+            max_length=self.max_length,
+            truncate=self.truncate,
+            pack_tokens=self.pack_tokens,
+        )
+
+    def run(self, window: Window, pack: Pack) -> PackResult:
+        """Both directions of every pair of the pack in one forward pass.
+
+        Where memory runs out the pack is halved and tried again; a single pair that does not fit
+        gets the status out_of_memory, one with NaN or infinity non_finite.
+        """
+        try:
+            return self._run(window, pack.rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # out here the exception is gone, and with it the tensors of the pass that failed
+        if self.forward.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(pack.rows) > 1:
+            middle = len(pack.rows) // 2
+            halves = (self._pack(window, rows) for rows in (pack.rows[:middle], pack.rows[middle:]))
+            return join_results([self.run(window, half) for half in halves])
+        result = empty_result(pack.rows, self.forward.width)
+        line = window.pairs[pack.rows[0]].line
+        why = f"line {line}: its {pack.tokens} tokens did not fit into memory even alone"
+        result.fail(0, "out_of_memory", why)
+        return result
+
+    def score(
+        self,
+        pairs: Iterable[Pair | Mapping[str, Any]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Score pairs in memory: one row each, in order, with exactly the columns of COLUMNS.
+
+        Mappings are read as rows of a file are (instruction/response, prompt/completion,
+        messages ...). `progress(pairs, tokens)` is called after each pack with what it held.
+        """
+        read = (
+            pair if isinstance(pair, Pair) else pair_from_record(pair, line, Fields(), unit="row")
+            for line, pair in enumerate(pairs, 1)
+        )
+        windows: list[Window] = []
+        results: list[PackResult] = []
+        before = 0
+        while chunk := list(itertools.islice(read, WINDOW)):
+            window = self.prepare(chunk)
+            for pack in window.packs:
+                results.append(self.run(window, pack).shifted(before))
+                if progress:
+                    progress(len(pack.rows), pack.tokens)
+            windows.append(window)
+            before += len(chunk)
+        return self._rows(windows, results)
+
+    def _run(self, window: Window, rows: tuple[int, ...]) -> PackResult:
+        pairs = [self._layouts(window, row) for row in rows]
+        first, second, pooled = self.forward([layout for pair in pairs for layout in pair])
+        # even sequences are <x><y>, odd ones <y><x>
+        logp = np.stack([second[0::2], first[1::2], second[1::2], first[0::2]], axis=1)
+        result = PackResult(np.array(rows, np.int64), logp, pooled[0::2], pooled[1::2])
+        finite = np.isfinite(logp).all(1) & np.isfinite(pooled).all(1).reshape(-1, 2).all(1)
+        for place in np.flatnonzero(~finite).tolist():
+            line = window.pairs[rows[place]].line
+            result.fail(place, "non_finite", f"line {line}: the model returned NaN or infinity")
+        return result
+
+    def _layouts(self, window: Window, row: int) -> tuple[Layout, Layout]:
+        encoded = window.encoded[row]
+        if encoded is None:
+            raise ValueError(f"row {row} of the window has the status {window.status[row]!r}")
+        return self.directional.layouts(encoded)
+
+    def _pack(self, window: Window, rows: tuple[int, ...]) -> Pack:
+        tokens = sum(len(layout.ids) for row in rows for layout in self._layouts(window, row))
+        return Pack(rows, tokens)
+
+    def _rows(self, windows: list[Window], results: list[PackResult]) -> list[dict[str, Any]]:
+        """Put the results in order, run the bank, and make the rows."""
+        pairs = [pair for window in windows for pair in window.pairs]
+        status = [value for window in windows for value in window.status]
+        reason = [value for window in windows for value in window.reason]
+        n = len(pairs)
+        whole = empty_result(range(n), self.forward.width)
+        for result in results:
+            whole.logp[result.rows] = result.logp
+            whole.embed_x[result.rows] = result.embed_x
+            whole.embed_y[result.rows] = result.embed_y
+            for row in result.status:
+                status[row], reason[row] = result.status[row], result.reason[row]
+        semantic, structural = np.full((2, n), np.nan)
+        scored = np.flatnonzero(np.isfinite(whole.logp).all(1))
+        if len(scored):
+            chosen = Bank.choose(len(scored), self.bank, self.seed)
+            member = np.full(len(scored), -1, np.int64)
+            member[chosen] = np.arange(len(chosen))
+            x, y = whole.embed_x[scored], whole.embed_y[scored]
+            bank = Bank(x[chosen], y[chosen], self.temperature, self.forward.device)
+            semantic[scored], structural[scored] = bank.score(x, y, member)
+        return score_rows(
+            ids=[pair.id for pair in pairs],
+            status=status,
+            reason=reason,
+            tokens_x=np.concatenate([window.tokens_x for window in windows] or [np.zeros(0, int)]),
+            tokens_y=np.concatenate([window.tokens_y for window in windows] or [np.zeros(0, int)]),
+            copy_overlap=np.concatenate([w.copy_overlap for w in windows] or [np.zeros(0)]),
+            logp=whole.logp,
+            semantic=semantic,
+            structural=structural,
+        )
+
+
+def _longest(config: Any) -> int:
+    """The model's own limit on the length of a sequence."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if not longest:
+        raise UserError("the model's config has no max_position_embeddings: give --max-length")
+    return int(longest)

@@ -1,0 +1,62 @@
+"""A scorer without a model, for tests of what happens around one: same interface, instant."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from main_align.packing import Pack, Window
+from main_align.records import SCORED, Pair
+from main_align.results import PackResult
+
+WIDTH = 8
+
+
+class FakeScorer:
+    """Scores follow from a hash of the texts; packs hold `per_pack` pairs in order of length.
+
+    An instruction "explode" comes back as non_finite. `ran` counts the packs run.
+    """
+
+    def __init__(self, *, per_pack: int = 3, bank: int = 16384, seed: int = 0, **settings: Any):
+        self.per_pack, self.bank, self.seed, self.temperature = per_pack, bank, seed, 0.07
+        self.forward = SimpleNamespace(device="cpu", width=WIDTH)
+        self.fingerprint = {"model": "fake", "dtype": "float32", "bank": bank} | settings
+        self.ran = 0
+
+    def prepare(self, pairs: Sequence[Pair]) -> Window:
+        status = [pair.status for pair in pairs]
+        reason = [pair.reason for pair in pairs]
+        for row, pair in enumerate(pairs):
+            if pair.status == "ok" and not pair.response:
+                status[row], reason[row] = "empty_response", f"line {pair.line}: no text"
+        rows = [row for row in range(len(pairs)) if status[row] in SCORED]
+        rows.sort(key=lambda row: len(pairs[row].instruction + pairs[row].response))
+        tokens = [
+            np.array([len(text) if s in SCORED else 0 for text, s in zip(side, status, strict=True)])
+            for side in ([p.instruction for p in pairs], [p.response for p in pairs])
+        ]
+        window = Window(pairs, status, reason, [None] * len(pairs), *tokens, np.full(len(pairs), np.nan))
+        window.packs = [
+            Pack(tuple(rows[start : start + self.per_pack]), 10) for start in range(0, len(rows), self.per_pack)
+        ]
+        return window
+
+    def run(self, window: Window, pack: Pack) -> PackResult:
+        self.ran += 1
+        noise = [_noise(window.pairs[row]) for row in pack.rows]
+        logp = -10 - np.array([n.random(4) for n in noise])
+        embed = np.array([n.standard_normal((2, WIDTH)) for n in noise]).astype(np.float32)
+        result = PackResult(np.array(pack.rows), logp, embed[:, 0].copy(), embed[:, 1].copy())
+        for place, row in enumerate(pack.rows):
+            if window.pairs[row].instruction == "explode":
+                result.fail(place, "non_finite", f"line {window.pairs[row].line}: NaN")
+        return result
+
+
+def _noise(pair: Pair) -> np.random.Generator:
+    text = pair.instruction + "\0" + pair.response
+    return np.random.default_rng(list(hashlib.sha256(text.encode()).digest()))
