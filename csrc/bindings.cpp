@@ -5,7 +5,6 @@
 #include <string>
 
 #include "cpu/accumulate.h"
-#include "cpu/memory.h"
 #include "cpu/pool.h"
 #include "cpu/sweep.h"
 
@@ -104,6 +103,5 @@ PYBIND11_MODULE(_C, m) {
                            threads);
         },
         py::call_guard<py::gil_scoped_release>());
-  m.def("use_huge_pages", &mk::use_huge_pages);
   m.def("instruction_set", &instruction_set);
 }

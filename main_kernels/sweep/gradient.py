@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend
-from ..backends.memory import zeros
 
 _SLICE_BYTES = 4 << 20  # a bfloat16 partial product this size is added while it is still in the cache
 
@@ -33,8 +32,8 @@ class Gradient:
         dtype = torch.float32 if like.dtype == torch.float16 else like.dtype
         low_shape = shape if split else (0, shape[1])
         return cls(
-            zeros(shape, dtype, like.device),
-            zeros(low_shape, torch.int16, like.device),
+            torch.zeros(shape, dtype=dtype, device=like.device),
+            torch.zeros(low_shape, dtype=torch.int16, device=like.device),
         )
 
     @property

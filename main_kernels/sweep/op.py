@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backends import ScoreMap, get
 from ..backends.interface import Lse, Upstream
-from ..backends.memory import zeros
+from ..backends.memory import borrow, give_back
 from .gradient import Gradient
 from .plan import GradientMode, Plan, gradient_mode, make_plan
 from .walk import Problem, Reductions, backward_walk, forward_walk
@@ -52,7 +52,7 @@ def _held(
         )
     d_query = Gradient.zeros(query, None if mode == "forward" and grad_query else 0)
     d_key = Gradient.zeros(key, None if mode == "forward" and grad_key else 0)
-    kept = zeros((rows if mode == "kept" else 0, columns), plan.compute, query.device)
+    kept = borrow((rows if mode == "kept" else 0, columns), plan.compute, query.device)
     return [kept, d_query.high, d_query.low, d_key.high, d_key.low]
 
 
@@ -377,6 +377,8 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
         ready,
         ctx.backend,
     )
+    if ready and ctx.donate and not traced:
+        give_back(kept)
     return (
         d_query.high.to(query.dtype) if wants_query else None,
         d_key.high.to(key.dtype) if wants_key else None,

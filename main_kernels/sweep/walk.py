@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends import Backend, ScoreMap
 from ..backends.interface import MAX_REFERENCE, ColumnSums, Lse, RowSums, Upstream
-from ..backends.memory import zeros
+from ..backends.memory import borrow, give_back
 from .gradient import Gradient
 from .plan import CHUNK_BYTES, Plan
 
@@ -31,7 +31,7 @@ class Problem:
     def workspace(self) -> Tensor:
         """Room for the raw scores of one chunk."""
         rows = min(self.plan.rows, self.query.shape[0])
-        return zeros((rows, self.key.shape[0]), self.query.dtype, self.query.device)
+        return borrow((rows, self.key.shape[0]), self.query.dtype, self.query.device)
 
     def chunks(self) -> Iterator[slice]:
         for begin in range(0, self.query.shape[0], self.plan.rows):
@@ -129,6 +129,8 @@ def _walk_rows(
             unit = Upstream(a=one, r=sums.lse(), d=None if targets is None else -one)
             backend.weigh_(scores, score_map, targets, unit, None)
             _add_products(problem, scores, chunk, d_query, d_key)
+    if raw is not None:
+        give_back(raw)
 
 
 def _walk_tiles(problem: Problem, rows: RowSums) -> None:
@@ -136,7 +138,7 @@ def _walk_tiles(problem: Problem, rows: RowSums) -> None:
     count, columns = problem.query.shape[0], problem.key.shape[0]
     height = max(min(_TILE_ROWS, count), 1)
     width = min(max(CHUNK_BYTES // (height * problem.query.element_size()), 1), columns)
-    room = zeros((height * width,), problem.query.dtype, problem.query.device)
+    room = borrow((height * width,), problem.query.dtype, problem.query.device)
     for top in range(0, count, height):
         chunk = slice(top, min(top + height, count))
         targets, sums = problem.targets_of(chunk), rows[chunk]
@@ -147,6 +149,7 @@ def _walk_tiles(problem: Problem, rows: RowSums) -> None:
             torch.mm(problem.query[chunk], problem.key[tile].T, out=raw)
             local = None if targets is None else targets - left
             problem.backend.reduce_rows(raw, problem.score_map.of_columns(tile), local, sums)
+    give_back(room)
 
 
 def backward_walk(
@@ -185,6 +188,8 @@ def backward_walk(
         if d_bias.numel():
             d_bias += scores.sum(0, dtype=d_bias.dtype)
         _add_products(problem, scores, chunk, d_query, d_key)
+    if raw is not None:
+        give_back(raw)
 
 
 def _above(reference: float, lse: Lse) -> Tensor:

@@ -202,6 +202,19 @@ def test_a_second_backward_gives_the_same_gradients(backend, name):
         assert torch.equal(a, untouched)
 
 
+def test_graphs_alive_at_the_same_time_do_not_share_workspace(backend):
+    """Workspace is lent out again, but never while a graph still needs what it holds."""
+    operand_pairs = [operands(1200, 1200, 16) for _ in range(3)]
+    alone = []
+    for query, key in operand_pairs:
+        alone.append(torch.autograd.grad(info_nce(query, key), (query, key)))
+    losses = [info_nce(query, key) for query, key in operand_pairs]
+    info_nce(*operands(1200, 1200, 16))  # a graph that is dropped
+    for place in (1, 0, 2):
+        together = torch.autograd.grad(losses[place], operand_pairs[place])
+        assert all(torch.equal(a, b) for a, b in zip(alone[place], together, strict=True))
+
+
 def test_unequal_dtypes_never_share_memory_with_inputs(backend):
     """The gradients handed out belong to the caller alone."""
     query, key = operands(8, 8, 4)
