@@ -2,6 +2,7 @@
 
 from ._version import __version__
 from .backends import backend_report
+from .consistency import cyclic_consistency, relational_scores
 from .contrastive import PairScores, info_nce, pair_scores, row_logsumexp
 from .likelihood import TokenStats, token_logprobs
 from .pooling import segment_pool
@@ -11,8 +12,10 @@ __all__ = [
     "TokenStats",
     "__version__",
     "backend_report",
+    "cyclic_consistency",
     "info_nce",
     "pair_scores",
+    "relational_scores",
     "row_logsumexp",
     "segment_pool",
     "token_logprobs",

@@ -101,3 +101,14 @@ def segment_pool(hidden: Tensor, cu_seqlens: Tensor, *, mode: str = "mean", norm
         row = segment.mean(0) if mode == "mean" else segment[-1]
         rows.append(row / row.norm() if normalize and bool(row.detach().any()) else row)
     return torch.stack(rows)
+
+
+def cyclic_consistency(query: Tensor, key: Tensor, *, cross: float = 1.0, within: float = 1.0) -> Tensor:
+    query, key = query.double(), key.double()
+    s = query @ key.T
+    return (cross * (s - s.T).square() + within * (query @ query.T - key @ key.T).square()).mean()
+
+
+def relational_scores(query: Tensor, key: Tensor) -> Tensor:
+    query, key = query.double(), key.double()
+    return -(query @ query.T - key @ key.T).square().mean(1)

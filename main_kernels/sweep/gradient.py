@@ -25,16 +25,19 @@ class Gradient:
     low: Tensor
 
     @classmethod
-    def zeros(cls, like: Tensor, rows: int | None = None) -> Gradient:
-        """A zero buffer for the gradient of ``like`` [n, D]; ``rows=0`` gives the empty one of a frozen operand."""
+    def empty(cls, like: Tensor, rows: int | None = None) -> Gradient:
+        """An uninitialised buffer for the gradient of ``like`` [n, D]; ``rows=0``: that of a frozen operand."""
         shape = (like.shape[0] if rows is None else rows, like.shape[1])
         split = like.dtype == torch.bfloat16
         dtype = torch.float32 if like.dtype == torch.float16 else like.dtype
-        low_shape = shape if split else (0, shape[1])
         return cls(
-            torch.zeros(shape, dtype=dtype, device=like.device),
-            torch.zeros(low_shape, dtype=torch.int16, device=like.device),
+            torch.empty(shape, dtype=dtype, device=like.device),
+            torch.empty(shape if split else (0, shape[1]), dtype=torch.int16, device=like.device),
         )
+
+    def zero_(self) -> None:
+        self.high.zero_()
+        self.low.zero_()
 
     @property
     def wanted(self) -> bool:
@@ -44,15 +47,20 @@ class Gradient:
         """The same buffer, some of its rows."""
         return Gradient(self.high[rows], self.low[rows])
 
-    def add_product(self, backend: Backend, left: Tensor, right: Tensor) -> None:
-        """self += left @ right, left [n, c] and right [c, D] in the compute dtype."""
+    def add_product(self, backend: Backend, left: Tensor, right: Tensor, *, first: bool) -> None:
+        """self += left @ right, left [n, c] and right [c, D] in the compute dtype; ``first``: self = left @ right."""
         if not self.low.numel():
-            self.high.addmm_(left, right)
+            if first:
+                torch.mm(left, right, out=self.high)
+            else:
+                self.high.addmm_(left, right)
             return
         step = max(_SLICE_BYTES // (right.shape[1] * right.element_size()), 256)
         for begin in range(0, left.shape[0], step):
             part = left[begin : begin + step] @ right
             target = self.rows(slice(begin, begin + part.shape[0]))
+            if first:
+                target.zero_()
             backend.accumulate_(target.high, target.low, part)
 
     def finish_(self, backend: Backend, scale: Tensor) -> None:

@@ -50,8 +50,8 @@ def _held(
             row_linear=not grad_other,
             workspace=workspace,
         )
-    d_query = Gradient.zeros(query, None if mode == "forward" and grad_query else 0)
-    d_key = Gradient.zeros(key, None if mode == "forward" and grad_key else 0)
+    d_query = Gradient.empty(query, None if mode == "forward" and grad_query else 0)
+    d_key = Gradient.empty(key, None if mode == "forward" and grad_key else 0)
     kept = borrow((rows if mode == "kept" else 0, columns), plan.compute, query.device)
     return [kept, d_query.high, d_query.low, d_key.high, d_key.low]
 
@@ -133,7 +133,7 @@ def sweep_op(
         problem = _problem(query, key, scale, bias, softcap, targets, plan, backend)
         d_query = Gradient(held[1], held[2])
         if selected is not None and d_query.wanted:
-            d_query = Gradient.zeros(query)
+            d_query = Gradient.empty(query)
         out = forward_walk(
             problem,
             accumulator=accumulator,
@@ -146,6 +146,7 @@ def sweep_op(
         if selected is not None:
             _scatter_rows(out, selected, full_query.shape[0])
             if held[1].shape[0]:
+                Gradient(held[1], held[2]).zero_()
                 held[1][selected], held[2][selected[: d_query.low.shape[0]]] = d_query.high, d_query.low
         columns = out.column_lse
         vectors = [
@@ -320,8 +321,6 @@ def _forward_mode(
 def _walk_again(problem: Problem, upstream: Upstream, dq: Gradient, dk: Gradient) -> None:
     if not (dq.wanted or dk.wanted):
         return
-    for buffer in (dq.high, dq.low, dk.high, dk.low):
-        buffer.zero_()
     nothing = upstream.a.new_empty(0)
     kept = problem.query.new_empty(0)
     backward_walk(problem, upstream, kept=kept, d_query=dq, d_key=dk, d_bias=nothing, d_scale=nothing)
@@ -353,8 +352,8 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     if ready and ctx.mode == "forward":
         d_query, d_key = Gradient(held[1], held[2]), Gradient(held[3], held[4])
     else:
-        d_query = Gradient.zeros(query, None if wants_query else 0)
-        d_key = Gradient.zeros(key, None if wants_key else 0)
+        d_query = Gradient.empty(query, None if wants_query else 0)
+        d_key = Gradient.empty(key, None if wants_key else 0)
     d_bias = sums[0].new_zeros(key.shape[0] if wants_bias else 0)
     d_scale = sums[0].new_zeros(1 if wants_scale else 0)
     sweep_gradient_op(

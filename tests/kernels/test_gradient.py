@@ -9,7 +9,8 @@ from main_kernels.sweep.gradient import Gradient
 
 
 def test_sums_exactly_as_float32_does(backend):
-    buffer = Gradient.zeros(torch.empty(300, 70, dtype=torch.bfloat16))
+    buffer = Gradient.empty(torch.empty(300, 70, dtype=torch.bfloat16))
+    buffer.zero_()
     total = torch.zeros(300, 70)
     for step in range(20):
         part = torch.randn(300, 70) * 10.0 ** (step % 5 - 2)
@@ -21,7 +22,8 @@ def test_sums_exactly_as_float32_does(backend):
 
 
 def test_scales_rows_and_keeps_bad_numbers(backend):
-    buffer = Gradient.zeros(torch.empty(3, 4, dtype=torch.bfloat16))
+    buffer = Gradient.empty(torch.empty(3, 4, dtype=torch.bfloat16))
+    buffer.zero_()
     values = torch.tensor([[1.0, float("nan"), float("inf"), -2.0]] * 3)
     get(backend).accumulate_(buffer.high, buffer.low, values)
     buffer.finish_(get(backend), torch.tensor([1.0, -2.0, 0.5]))
@@ -31,7 +33,8 @@ def test_scales_rows_and_keeps_bad_numbers(backend):
 
 def test_small_steps_are_not_lost():
     """A thousand steps of 1/1000 on top of 256: bfloat16 accumulation would still read 256."""
-    buffer = Gradient.zeros(torch.empty(1, 8, dtype=torch.bfloat16))
+    buffer = Gradient.empty(torch.empty(1, 8, dtype=torch.bfloat16))
+    buffer.zero_()
     backend = get("plain")
     backend.accumulate_(buffer.high, buffer.low, torch.full((1, 8), 256.0))
     for _ in range(4000):

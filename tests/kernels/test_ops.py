@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck
 
 from main_kernels import backends, info_nce, pair_scores, row_logsumexp, segment_pool, token_logprobs
-from main_kernels.sweep import plan
+from main_kernels.sweep import plan, walk
 
 from .contract import error
 
@@ -244,3 +244,8 @@ def test_chunk_sizes_do_not_matter(backend, monkeypatch):
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     chunked = token_logprobs(query, key, targets)
     assert error(whole, chunked) < 1e-5
+    monkeypatch.setattr(walk, "_TILE_ROWS", 256)
+    monkeypatch.setattr(walk, "_TILE_COLUMNS", 16)
+    with torch.no_grad():
+        assert error(whole, token_logprobs(query, key, targets)) < 1e-5
+        assert error(row_logsumexp(query, key), (query @ key.T).logsumexp(1)) < 1e-5
