@@ -1,5 +1,6 @@
 """Workspace that is used again: on a CPU, memory fresh from the operating system costs a page fault every 4 KiB when a
-product first writes to it, five to ten percent of the product's time. What is given back here is lent out again.
+product first writes to it (bfloat16 8192 x 8192 x 512 on two threads: 202 ms into fresh memory, 169 into used). What is
+given back here is lent out again.
 """
 
 from __future__ import annotations

@@ -95,14 +95,16 @@ def forward_walk(
         _walk_rows(problem, rows, columns, reference, kept, d_query, d_key)
     else:
         _walk_tiles(problem, rows)
-    lse = rows.lse()
+    row_lse, column_lse = rows.lse(), None if columns is None else columns.lse()
+    row_rank, column_rank = rows.rank, None if columns is None else columns.rank
     return Reductions(
-        row_lse=lse,
-        column_lse=None if columns is None else columns.lse(),
+        row_lse=row_lse,
+        column_lse=column_lse,
         target=None if problem.targets is None else rows.target,
         mean=rows.mean(),
-        row_rank=None if rows.rank is None or problem.targets is None else rows.rank + 0 * lse.high,
-        column_rank=None if columns is None or columns.rank is None else columns.rank + 0 * columns.lse().high,
+        # a rank among scores that are not finite is none: NaN, as their log-sum-exp is
+        row_rank=None if row_rank is None or problem.targets is None else row_rank + 0 * row_lse.high,
+        column_rank=None if column_rank is None or column_lse is None else column_rank + 0 * column_lse.high,
     )
 
 

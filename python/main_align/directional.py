@@ -141,7 +141,8 @@ def _beginning(tokenizer: PreTrainedTokenizerBase, markers: Markers) -> int:
 
     Where that very token is a role marker (ChatML tokenizers name `<|im_start|>` their BOS) it
     begins nothing, and the first special token that marks no role, the one that separates
-    documents, stands in. Measured with SmolLM2: AUC of `mutual` 0.986 with `<|endoftext|>`,
+    documents, stands in. Measured with SmolLM2, bfloat16, on 90
+    seed tasks of self-instruct against shuffled responses: AUC of `mutual` 0.986 with `<|endoftext|>`,
     0.967 with the header's own `<|im_start|>` alone, 0.969 with two of them.
     """
     roles = (markers.x_header, markers.y_header, markers.x_end)
