@@ -19,6 +19,10 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+mk::Mask mask(Address rows, Address columns, bool keep_target) {
+  return {at<const int32_t>(rows), at<const int32_t>(columns), keep_target};
+}
+
 std::string instruction_set() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
@@ -33,41 +37,56 @@ template <class T>
 void bind(py::module_& m, const std::string& dtype) {
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   m.def(("reduce_rows_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets, Address maximum,
-           Address total, Address target, Address weighted, Address rank, int threads) {
+        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets,
+           Address row_ids, Address column_ids, bool keep_target, Address maximum, Address total, Address target,
+           Address weighted, Address rank, Address logits, Address softplus, Address clipped, float clip,
+           int threads) {
           mk::reduce_rows(at<const T>(raw), rows, M, {scale, cap, at<const float>(bias)}, at<const int64_t>(targets),
+                          mask(row_ids, column_ids, keep_target),
                           {at<float>(maximum), at<double>(total), at<float>(target), at<double>(weighted),
-                           at<float>(rank)},
+                           at<float>(rank), at<double>(logits), at<double>(softplus), at<double>(clipped), clip},
                           threads);
         },
         unlocked);
   m.def(("reduce_columns_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address col_max, Address col_sum,
-           Address column_target, Address rank, int64_t first_row, int threads) {
-          mk::reduce_columns(at<const T>(raw), rows, M, {scale, cap, at<const float>(bias)}, at<float>(col_max),
-                             at<double>(col_sum), at<const float>(column_target), at<float>(rank), first_row, threads);
+        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets,
+           Address row_ids, Address column_ids, bool keep_target, Address maximum, Address total, Address target,
+           Address rank, Address logits, int threads) {
+          mk::reduce_columns(at<const T>(raw), rows, M, {scale, cap, at<const float>(bias)},
+                             at<const int64_t>(targets), mask(row_ids, column_ids, keep_target),
+                             {at<float>(maximum), at<double>(total), at<const float>(target), at<float>(rank),
+                              at<double>(logits)},
+                             threads);
         },
         unlocked);
   m.def(("reduce_bounded_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, float scale, float reference, Address targets, Address row_total,
-           Address target_score, Address col_total, int threads) {
+        [](Address raw, int64_t rows, int64_t M, float scale, float reference, Address targets, Address row_ids,
+           Address column_ids, bool keep_target, Address row_total, Address target_score, Address col_total,
+           int threads) {
           mk::reduce_bounded(at<const T>(raw), rows, M, scale, reference, at<const int64_t>(targets),
-                             at<double>(row_total), at<float>(target_score), at<double>(col_total), threads);
+                             mask(row_ids, column_ids, keep_target), at<double>(row_total), at<float>(target_score),
+                             at<double>(col_total), threads);
         },
         unlocked);
   m.def(("weigh_bounded_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, float scale, float reference, Address targets, Address alpha,
-           Address beta, Address d, Address d_scale, int threads) {
-          mk::weigh_bounded(at<T>(raw), rows, M, scale, reference, at<const int64_t>(targets), at<const float>(alpha),
-                            at<const float>(beta), at<const float>(d), at<double>(d_scale), threads);
+        [](Address raw, int64_t rows, int64_t M, float scale, float reference, Address targets, Address row_ids,
+           Address column_ids, bool keep_target, Address alpha, Address beta, Address d, Address d_scale,
+           int threads) {
+          mk::weigh_bounded(at<T>(raw), rows, M, scale, reference, at<const int64_t>(targets),
+                            mask(row_ids, column_ids, keep_target), at<const float>(alpha), at<const float>(beta),
+                            at<const float>(d), at<double>(d_scale), threads);
         },
         unlocked);
   m.def(("weigh_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets, Address a,
-           Address r, Address r_low, Address b, Address c, Address c_low, Address d, Address d_scale, int threads) {
+        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets,
+           Address row_ids, Address column_ids, bool keep_target, Address a, Address r, Address r_low, Address b,
+           Address c, Address c_low, Address d, Address e, Address u, Address v, Address d_scale, int threads) {
           mk::weigh(at<T>(raw), rows, M, {scale, cap, at<const float>(bias)}, at<const int64_t>(targets),
-                    at<const float>(a), {at<const float>(r), at<const float>(r_low)}, at<const float>(b),
-                    {at<const float>(c), at<const float>(c_low)}, at<const float>(d), at<double>(d_scale), threads);
+                    mask(row_ids, column_ids, keep_target),
+                    {at<const float>(a), {at<const float>(r), at<const float>(r_low)}, at<const float>(b),
+                     {at<const float>(c), at<const float>(c_low)}, at<const float>(d), at<const float>(e),
+                     at<const float>(u), at<const float>(v)},
+                    at<double>(d_scale), threads);
         },
         unlocked);
   m.def(("accumulate_" + dtype).c_str(),

@@ -3,8 +3,8 @@
 from ._version import __version__
 from .backends import backend_report
 from .consistency import cyclic_consistency, relational_scores
-from .contrastive import PairScores, info_nce, pair_scores, row_logsumexp
-from .likelihood import TokenStats, token_logprobs
+from .contrastive import PairScores, info_nce, pair_scores, row_logsumexp, sigmoid_loss
+from .likelihood import TokenStats, linear_cross_entropy, sequence_logprobs, token_logprobs
 from .pooling import segment_pool
 
 __all__ = [
@@ -14,9 +14,12 @@ __all__ = [
     "backend_report",
     "cyclic_consistency",
     "info_nce",
+    "linear_cross_entropy",
     "pair_scores",
     "relational_scores",
     "row_logsumexp",
     "segment_pool",
+    "sequence_logprobs",
+    "sigmoid_loss",
     "token_logprobs",
 ]

@@ -45,6 +45,35 @@ def vector(name: str, tensor: Tensor, length: int, *, integer: bool, like: Tenso
         raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
 
 
+def in_range(name: str, ids: Tensor, begin: int, end: int) -> None:
+    """Every entry in [begin, end). Values cannot be looked at while a graph is traced: then nothing is checked."""
+    if torch.compiler.is_compiling():
+        return
+    wrong = (ids < begin) | (ids >= end)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        raise ValueError(f"{name}: row {row} has {int(ids[row])}, want {begin} to {end - 1}")
+
+
+def offsets(name: str, tensor: Tensor, rows: int, *, like: Tensor) -> None:
+    """cu_seqlens of segments: int32 or int64 [B + 1], non-decreasing, within [0, rows] (values: as in_range)."""
+    if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{name}: got {got}, want an int32 or int64 tensor")
+    if tensor.ndim != 1 or tensor.shape[0] < 2:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want (B + 1,) with B >= 1")
+    if tensor.device != like.device:
+        raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
+    if torch.compiler.is_compiling():
+        return
+    steps = tensor.diff()
+    if bool((steps < 0).any()):
+        segment = int((steps < 0).nonzero()[0, 0])
+        raise ValueError(f"{name}: segment {segment} has length {int(steps[segment])}, want non-decreasing offsets")
+    if int(tensor[0]) < 0 or int(tensor[-1]) > rows:
+        raise ValueError(f"{name}: got offsets {int(tensor[0])} to {int(tensor[-1])}, want them within 0 to {rows}")
+
+
 def positive(name: str, value: float) -> None:
     if not (value > 0 and value < float("inf")):
         raise ValueError(f"{name}: got {value}, want a positive number")
@@ -53,6 +82,18 @@ def positive(name: str, value: float) -> None:
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, want one of {', '.join(map(repr, choices))}")
+
+
+def fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: got {value}, want a number from 0 to below 1")
+
+
+def number(name: str, tensor: Tensor) -> None:
+    """A 0-dimensional floating tensor."""
+    if not isinstance(tensor, Tensor) or tensor.ndim != 0 or not tensor.is_floating_point():
+        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{name}: got {got}, want a 0-dimensional floating tensor")
 
 
 def pairs(query: Tensor, key: Tensor) -> None:

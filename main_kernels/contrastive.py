@@ -1,4 +1,4 @@
-"""Contrastive objectives over pairs: InfoNCE and the per-pair scores behind it."""
+"""Contrastive objectives over pairs: InfoNCE, the sigmoid loss, and the per-pair scores behind them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
-from .sweep import DEFAULT_WORKSPACE, sweep
+from .sweep import DEFAULT_WORKSPACE, CrossEntropy, sweep
 
 MAX_LOGIT_SCALE = math.log(100.0)
+Reduction = Literal["mean", "sum", "none"]
 
 
 def info_nce(
@@ -21,7 +23,11 @@ def info_nce(
     temperature: float = 0.07,
     logit_scale: Tensor | None = None,
     direction: Literal["both", "query", "key"] = "both",
-    reduction: Literal["mean", "sum", "none"] = "mean",
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    negatives: Tensor | None = None,
+    pair_ids: Tensor | None = None,
+    reduction: Reduction = "mean",
     workspace: int = DEFAULT_WORKSPACE,
 ) -> Tensor:
     """InfoNCE over in-batch negatives (van den Oord et al., 2018; symmetric as in CLIP, Radford et al., 2021).
@@ -36,6 +42,14 @@ def info_nce(
         temperature: the scores are divided by it. Ignored where logit_scale is given.
         logit_scale: 0-dimensional tensor in log space, the scores are multiplied by exp(clamp(logit_scale, 0, ln 100));
             its gradient is exact (zero outside the clamp).
+        weight: floating [N], not negative: factors of the pairs' losses; the mean is then the weighted mean (0 where
+            all weights are 0).
+        label_smoothing: this share of each target is spread evenly over all entries of its row (and column), itself
+            included, as in torch's cross_entropy.
+        negatives: keys that are nobody's pair, in every query's row and in no column: [M, D], shared by all queries, or
+            [N, K, D], K for each.
+        pair_ids: int64 [N]; rows and columns of pairs with the same id are no negatives of each other: their entries
+            are left out of both log-sum-exps, their own pairs excepted.
         workspace: bytes of scores kept between forward and backward (the backward then costs two matrix products
             instead of three). 0 keeps nothing: memory O(chunk * N).
 
@@ -48,22 +62,101 @@ def info_nce(
     checks.pairs(query, key)
     checks.one_of("direction", direction, ("both", "query", "key"))
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+    checks.fraction("label_smoothing", label_smoothing)
+    count = query.shape[0]
+    if weight is not None:
+        checks.vector("weight", weight, count, integer=False, like=query)
+    if pair_ids is not None:
+        checks.vector("pair_ids", pair_ids, count, integer=True, like=query)
+    scale = _scale(temperature, logit_scale, query.dtype)
+    shared = own = None
+    if negatives is not None:
+        if direction == "key":
+            raise ValueError("negatives: got some, want none with direction 'key', where keys pick among queries")
+        shared, own = _check_negatives(negatives, query)
     if direction == "key":
         query, key = key, query
     swept = sweep(
         query,
-        key,
-        scale=_scale(temperature, logit_scale, query.dtype),
-        targets=torch.arange(query.shape[0], device=query.device),
-        column_sums=direction == "both",
+        key if shared is None else torch.cat([key, shared]),
+        scale=scale,
+        targets=torch.arange(count, device=query.device),
+        row_ids=pair_ids,
+        column_ids=pair_ids,
+        columns=direction == "both",
+        logit_sums=label_smoothing > 0,
+        loss=CrossEntropy(weight) if direction != "both" and own is None and not label_smoothing else None,
         workspace=workspace,
     )
-    loss = swept.row_lse - swept.target
+    rows, row_sum, candidates = swept.row_lse, swept.row_logits, _group_complements(pair_ids, count)
+    in_row = candidates + (0 if shared is None else shared.shape[0])
+    if own is not None:
+        extra = _own_scores(query, own) * scale
+        rows = torch.logaddexp(rows, extra.logsumexp(1))
+        row_sum, in_row = (row_sum + extra.sum(1) if label_smoothing else row_sum), in_row + own.shape[1]
+
+    def cross_entropy(lse: Tensor, sums: Tensor, entries: Tensor | int) -> Tensor:
+        if not label_smoothing:
+            return lse - swept.target
+        return lse - (1 - label_smoothing) * swept.target - label_smoothing * (sums / entries)
+
+    loss = cross_entropy(rows, row_sum, in_row)
     if direction == "both":
-        loss = 0.5 * (loss + (swept.column_lse - swept.target))
-    if reduction == "none":
-        return loss
-    return loss.mean() if reduction == "mean" else loss.sum()
+        columns = swept.column_lse[:count], swept.column_logits[:count]
+        loss = 0.5 * (loss + cross_entropy(*columns, candidates))
+    return _reduce(loss, weight, reduction)
+
+
+def sigmoid_loss(
+    query: Tensor,
+    key: Tensor,
+    *,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    pair_ids: Tensor | None = None,
+    reduction: Reduction = "mean",
+    workspace: int = DEFAULT_WORKSPACE,
+) -> Tensor:
+    """The pairwise sigmoid loss of SigLIP (Zhai et al., 2023): every entry is a yes-or-no question of its own.
+
+    With S = exp(logit_scale) query keyᵀ + logit_bias, the loss of row i is
+    ``log(1 + exp(-S_ii)) + sum_{j != i} log(1 + exp S_ij)``. N x N is never stored beyond ``workspace`` bytes.
+
+    Args:
+        query: [N, D] and key: [N, D], pairs row by row; normalise them first.
+        logit_scale: 0-dimensional tensor in log space, clamped to [0, ln 100] as in info_nce (SigLIP starts at ln 10).
+        logit_bias: 0-dimensional tensor (SigLIP starts at -10). Both have exact gradients.
+        pair_ids: int64 [N]; entries of different pairs with the same id are left out.
+        reduction: "none" gives the [N] rows, "mean" their mean (SigLIP's normalisation: the sum of all entries over N).
+        workspace: as in info_nce.
+
+    Returns:
+        float32 (float64 for float64 inputs), nats.
+
+    Raises:
+        ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
+    """
+    checks.pairs(query, key)
+    checks.number("logit_bias", logit_bias)
+    checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+    count = query.shape[0]
+    if pair_ids is not None:
+        checks.vector("pair_ids", pair_ids, count, integer=True, like=query)
+    scale = _scale(1.0, logit_scale, query.dtype)
+    swept = sweep(
+        query,
+        key,
+        scale=scale,
+        bias=(logit_bias.to(scale) / scale).expand(count),  # the sweep adds it before it scales
+        targets=torch.arange(count, device=query.device),
+        row_ids=pair_ids,
+        column_ids=pair_ids,
+        keep_target=False,
+        row_lse=False,
+        softplus=True,
+        workspace=workspace,
+    )
+    return _reduce(swept.softplus - F.logsigmoid(swept.target), None, reduction)
 
 
 class PairScores(NamedTuple):
@@ -74,40 +167,76 @@ class PairScores(NamedTuple):
     key_to_query: Tensor
     """log-softmax of the pair among its key's column, nats"""
     pmi: Tensor
-    """log N + S_ii - ½ (r_i + c_i), nats: a pointwise mutual-information estimate, at most log N"""
+    """½ (log n_i + log m_i) + S_ii - ½ (r_i + c_i), nats, with n_i and m_i the entries of the pair's row and column: a
+    pointwise mutual-information estimate, at most log N over a batch of N"""
     rank_query: Tensor
     """how many keys score higher with the query than its own; 0 is a hit"""
     rank_key: Tensor
     """how many queries score higher with the key than its own"""
 
 
-def pair_scores(query: Tensor, key: Tensor, *, temperature: float = 0.07) -> PairScores:
-    """Scores every pair (query_i, key_i) against the whole batch, in both directions, from one walk over S.
+def pair_scores(
+    query: Tensor,
+    key: Tensor,
+    *,
+    temperature: float = 0.07,
+    targets: Tensor | None = None,
+    pair_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+) -> PairScores:
+    """Scores every query against all keys, and its key against all queries, from one walk over S = query keyᵀ /
+    temperature, which is never stored.
 
     Args:
-        query: [N, D] and key: [N, D]; the scores are S = query keyᵀ / temperature, never stored as N x N.
+        query: [N, D]. key: [M, D], a bank of keys; without targets M = N and row i of it is the pair of query i.
+        targets: int64 [N], which key is each query's own; no two share one.
+        pair_ids: int64 [N]: entries of a row and a column with the same id take no part, the pairs themselves excepted.
+        key_ids: int64 [M], the ids of the keys; needed with pair_ids where targets are given.
 
     The first three are differentiable. Scores that tie with the pair's to rounding may or may not count in a rank.
 
     Raises:
-        ValueError: for shapes, dtypes or devices that do not fit, naming the argument.
+        ValueError: for shapes, dtypes, devices or targets that do not fit, naming the argument.
     """
-    checks.pairs(query, key)
+    if targets is None:
+        checks.pairs(query, key)
+        targets = torch.arange(query.shape[0], device=query.device)
+        key_ids = pair_ids if key_ids is None else key_ids
+    else:
+        checks.matrix("query", query)
+        checks.matrix("key", key, width=query.shape[1], like=query)
+        checks.vector("targets", targets, query.shape[0], integer=True, like=query)
+        checks.in_range("targets", targets, 0, key.shape[0])
     checks.positive("temperature", temperature)
+    in_row: Tensor | float = key.shape[0]
+    in_column: Tensor | float = query.shape[0]
+    if pair_ids is not None or key_ids is not None:
+        if pair_ids is None or key_ids is None:
+            missing = "pair_ids" if pair_ids is None else "key_ids"
+            raise ValueError(f"{missing}: got none, want the ids of both sides or of neither")
+        checks.vector("pair_ids", pair_ids, query.shape[0], integer=True, like=query)
+        checks.vector("key_ids", key_ids, key.shape[0], integer=True, like=query)
+        own = key_ids[targets]
+        in_row = in_row - _occurrences(pair_ids, key_ids) + (own == pair_ids)
+        in_column = in_column - _occurrences(own, pair_ids) + (own == pair_ids)
     swept = sweep(
         query,
         key,
         scale=1 / temperature,
-        targets=torch.arange(query.shape[0], device=query.device),
-        column_sums=True,
+        targets=targets,
+        row_ids=pair_ids,
+        column_ids=key_ids,
+        columns=True,
         statistics=True,
     )
+    column_lse, column_rank = (v[targets] for v in (swept.column_lse, swept.column_rank))
+    entries = swept.target.new_ones(()) * in_row * in_column
     return PairScores(
         query_to_key=swept.target - swept.row_lse,
-        key_to_query=swept.target - swept.column_lse,
-        pmi=math.log(query.shape[0]) + swept.target - 0.5 * (swept.row_lse + swept.column_lse),
+        key_to_query=swept.target - column_lse,
+        pmi=0.5 * entries.log() + swept.target - 0.5 * (swept.row_lse + column_lse),
         rank_query=swept.row_rank,
-        rank_key=swept.column_rank,
+        rank_key=column_rank,
     )
 
 
@@ -126,15 +255,57 @@ def row_logsumexp(query: Tensor, key: Tensor, *, temperature: float = 1.0) -> Te
     checks.matrix("query", query)
     checks.matrix("key", key, width=query.shape[1], like=query)
     checks.positive("temperature", temperature)
-    return sweep(query, key, scale=1 / temperature).row_lse
+    return sweep(query, key, scale=1 / temperature, loss=CrossEntropy()).row_lse
 
 
-def _scale(temperature: float, logit_scale: Tensor | None, dtype: torch.dtype) -> Tensor | float:
+def _scale(temperature: float, logit_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    wide = torch.promote_types(dtype, torch.float32)
     if logit_scale is None:
         checks.positive("temperature", temperature)
-        return 1 / temperature
-    if not isinstance(logit_scale, Tensor) or logit_scale.ndim != 0 or not logit_scale.is_floating_point():
-        got = tuple(logit_scale.shape) if isinstance(logit_scale, Tensor) else type(logit_scale).__name__
-        raise ValueError(f"logit_scale: got {got}, want a 0-dimensional floating tensor in log space")
-    wide = logit_scale.to(torch.promote_types(dtype, torch.float32))
-    return wide.clamp(0.0, MAX_LOGIT_SCALE).exp()
+        return torch.tensor(1 / temperature, dtype=wide)
+    checks.number("logit_scale", logit_scale)
+    return logit_scale.to(wide).clamp(0.0, MAX_LOGIT_SCALE).exp()
+
+
+def _check_negatives(negatives: Tensor, query: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """(shared [M, D], own [N, K, D]), one of them None."""
+    if isinstance(negatives, Tensor) and negatives.ndim == 3:
+        if negatives.shape[0] != query.shape[0] or negatives.shape[1] < 1 or negatives.shape[2] != query.shape[1]:
+            want = f"({query.shape[0]}, K, {query.shape[1]})"
+            raise ValueError(f"negatives: got shape {tuple(negatives.shape)}, want {want} with K >= 1")
+        checks.same_kind("negatives", negatives, query)
+        return None, negatives
+    checks.matrix("negatives", negatives, width=query.shape[1], like=query)
+    return negatives, None
+
+
+def _own_scores(query: Tensor, negatives: Tensor) -> Tensor:
+    """query[N, D], negatives[N, K, D] -> [N, K] inner products, summed in float32 (float64 for float64)."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        return torch.einsum("nd,nkd->nk", query.to(wide), negatives.to(wide))
+
+
+def _occurrences(ids: Tensor, among: Tensor) -> Tensor:
+    """How often each of ids[n] occurs in among[m], in O((n + m) log m) and without a shape that depends on values."""
+    order = among.sort().values
+    return torch.searchsorted(order, ids, right=True) - torch.searchsorted(order, ids)
+
+
+def _group_complements(pair_ids: Tensor | None, count: int) -> Tensor | int:
+    """How many of the in-batch entries take part in each row: all but the others of its group."""
+    return count if pair_ids is None else count + 1 - _occurrences(pair_ids, pair_ids)
+
+
+def _reduce(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """loss[N], weight[N]: the (weighted) mean, the sum, or each."""
+    if weight is not None:
+        loss = loss * weight.to(loss.dtype)
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if weight is None:
+        return loss.mean()
+    total = weight.to(loss.dtype).sum()
+    return loss.sum() / torch.where(total == 0, 1, total)

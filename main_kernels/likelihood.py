@@ -1,4 +1,4 @@
-"""Token log-probabilities of a language-model head, without logits."""
+"""The language-model head without logits: token and sequence log-probabilities, and the training loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .sweep import sweep
+from .sweep import CrossEntropy, sweep
 
 
 class TokenStats(NamedTuple):
@@ -82,14 +82,8 @@ def token_logprobs(
     Raises:
         ValueError: for shapes, dtypes, devices or ids that do not fit, naming the argument.
     """
-    checks.matrix("hidden", hidden)
-    checks.matrix("weight", weight, width=hidden.shape[1], like=hidden)
-    checks.vector("targets", targets, hidden.shape[0], integer=True, like=hidden)
+    _check_head(hidden, weight, targets, bias, softcap)
     checks.positive("temperature", temperature)
-    if bias is not None:
-        checks.vector("bias", bias, weight.shape[0], integer=False, like=hidden)
-    if softcap is not None:
-        checks.positive("softcap", softcap)
     ignored = targets == ignore_index
     swept = sweep(
         hidden,
@@ -99,9 +93,160 @@ def token_logprobs(
         softcap=softcap,
         targets=targets.masked_fill(ignored, -1),
         statistics=return_stats,
+        loss=CrossEntropy(),
     )
     logprobs = swept.target - swept.row_lse
     if not return_stats:
         return logprobs
     rank = swept.row_rank.nan_to_num(nan=weight.shape[0]).to(torch.int64)  # a row of NaN beats nothing
     return TokenStats(logprobs, swept.row_lse - swept.mean, rank, (rank == 0) & ~ignored)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> Tensor:
+    """Cross-entropy of a language-model head, without logits, for training: three matrix products forward and backward.
+
+    With the logits z_t = softcap * tanh((hidden_t weightᵀ + bias) / softcap) and r_t their log-sum-exp, the loss of
+    token t is ``r_t - (1 - label_smoothing) z_t,target - label_smoothing * mean_v z_tv + z_loss * r_t²``
+    (label smoothing as in torch's cross_entropy; the z-loss of PaLM, Chowdhery et al., 2022, keeps r near 0).
+
+    Args:
+        hidden: [T, D] states, already shifted: row t predicts targets[t].
+        weight: [V, D] of the head, the dtype of hidden.
+        targets: int64 [T], in [0, V) or ignore_index.
+        weights: floating [T], not negative: factors of the tokens' losses; the mean is then the weighted mean. Tokens
+            of weight 0 cost nothing, unless weights require a gradient. Put weights here rather than on the result:
+            told beforehand, they cost no further products.
+        label_smoothing: from 0 to below 1. z_loss: not negative, 1e-4 is usual.
+        bias: [V], floating. softcap: as in Gemma 2 (final_logit_softcapping).
+        reduction: mean over the tokens that are not ignored (0 where there are none), sum, or none ([T], 0 at ignored
+            tokens). For a loss per global batch take the sum and divide by its number of tokens.
+
+    Returns:
+        float32 (float64 for float64 inputs), nats.
+
+    Raises:
+        ValueError: for shapes, dtypes, devices or ids that do not fit, naming the argument.
+    """
+    _check_head(hidden, weight, targets, bias, softcap)
+    checks.fraction("label_smoothing", label_smoothing)
+    checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+    if not 0 <= z_loss < float("inf"):
+        raise ValueError(f"z_loss: got {z_loss}, want a number that is not negative")
+    ignored = targets == ignore_index
+    if weights is not None:
+        checks.vector("weights", weights, hidden.shape[0], integer=False, like=hidden)
+        if not weights.requires_grad:
+            ignored = ignored | (weights == 0)
+    swept = sweep(
+        hidden,
+        weight,
+        bias=bias,
+        softcap=softcap,
+        targets=targets.masked_fill(ignored, -1),
+        logit_sums=label_smoothing > 0,
+        loss=CrossEntropy(weights, label_smoothing, z_loss),
+    )
+    loss = swept.row_lse - (1 - label_smoothing) * swept.target
+    if label_smoothing:
+        loss = loss - (label_smoothing / weight.shape[0]) * swept.row_logits
+    if z_loss:
+        loss = loss + z_loss * swept.row_lse.square()
+    if weights is not None:
+        loss = loss * weights.to(loss.dtype)
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    counted = torch.where(ignored, 0, 1 if weights is None else weights).to(loss.dtype).sum()
+    return loss.sum() / torch.where(counted == 0, 1, counted)
+
+
+def sequence_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cu_seqlens: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    *,
+    segments: int | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+) -> Tensor:
+    """The log-probability of every sequence of a packed batch: token_logprobs summed over each segment, as DPO and its
+    kin need them. Forward and backward cost four matrix products whatever the segments' gradients are.
+
+    Args:
+        hidden, weight, targets, bias, softcap, temperature, ignore_index: as in token_logprobs.
+        cu_seqlens: int32 or int64 [B + 1], non-decreasing, within [0, T]: segment b is the rows
+            cu_seqlens[b] .. cu_seqlens[b + 1] - 1. Rows outside every segment cost nothing.
+        segment_ids: instead, int64 [T], the segment of each row in any order, -1 for none.
+        segments: with segment_ids, how many there are (default: the largest id + 1, which has to be read first).
+
+    Returns:
+        float32 [B] (float64 for float64 inputs), nats, 0 for an empty segment.
+
+    Raises:
+        ValueError: for shapes, dtypes, devices or ids that do not fit, naming the argument.
+    """
+    _check_head(hidden, weight, targets, bias, softcap)
+    checks.positive("temperature", temperature)
+    rows = hidden.shape[0]
+    if (cu_seqlens is None) == (segment_ids is None):
+        given = "neither" if cu_seqlens is None else "both"
+        raise ValueError(f"cu_seqlens: got {given} it and segment_ids, want one of the two")
+    if cu_seqlens is not None:
+        checks.offsets("cu_seqlens", cu_seqlens, rows, like=hidden)
+        segments = cu_seqlens.shape[0] - 1
+        places = torch.arange(rows, device=hidden.device)
+        segment_ids = torch.searchsorted(cu_seqlens.to(torch.int64), places, right=True) - 1
+        segment_ids = segment_ids.masked_fill(segment_ids >= segments, -1)
+    else:
+        assert segment_ids is not None
+        checks.vector("segment_ids", segment_ids, rows, integer=True, like=hidden)
+        if segments is None:
+            segments = max(int(segment_ids.max()) + 1, 1)
+        checks.in_range("segment_ids", segment_ids, -1, segments)
+    outside = (segment_ids < 0) | (targets == ignore_index)
+    swept = sweep(
+        hidden,
+        weight,
+        scale=1 / temperature,
+        bias=bias,
+        softcap=softcap,
+        targets=targets.masked_fill(outside, -1),
+    )
+    return _segment_sums(swept.target - swept.row_lse, segment_ids, segments)
+
+
+def _segment_sums(values: Tensor, segment_ids: Tensor, segments: int) -> Tensor:
+    """values[T] summed by segment, in row order whatever the device: [segments]."""
+    order = segment_ids.argsort(stable=True)  # those of no segment come first
+    bounds = torch.arange(segments, device=values.device)
+    begins, ends = (torch.searchsorted(segment_ids[order], bounds, right=right) for right in (False, True))
+    lengths = torch.cat([begins[:1], ends - begins, (values.shape[0] - ends[-1:])])
+    sums = torch.segment_reduce(values[order], "sum", lengths=lengths, initial=0, unsafe=True)
+    return sums[1:-1]
+
+
+def _check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None) -> None:
+    checks.matrix("hidden", hidden)
+    checks.matrix("weight", weight, width=hidden.shape[1], like=hidden)
+    checks.vector("targets", targets, hidden.shape[0], integer=True, like=hidden)
+    if bias is not None:
+        checks.vector("bias", bias, weight.shape[0], integer=False, like=hidden)
+    if softcap is not None:
+        checks.positive("softcap", softcap)

@@ -55,6 +55,25 @@ MK_INLINE float exp_(float x) {
   return x < low ? 0.f : p * bits<float>(exponent);
 }
 
+// log(1 + u) for u in [0, 1], relative error about 1 ulp however small u is: 2 atanh(u / (2 + u)) by its series.
+MK_INLINE float log1p_(float u) {
+  const float z = u / (2.f + u), y = z * z;  // y <= 1/9
+  float p = 1.f / 13.f;
+  p = p * y + 1.f / 11.f;
+  p = p * y + 1.f / 9.f;
+  p = p * y + 1.f / 7.f;
+  p = p * y + 1.f / 5.f;
+  p = p * y + 1.f / 3.f;
+  return 2.f * (z + z * y * p);
+}
+
+// log(1 + e^s), and its derivative 1 / (1 + e^-s).
+MK_INLINE float softplus_(float s) { return (s > 0.f ? s : 0.f) + log1p_(exp_(s > 0.f ? -s : s)); }
+MK_INLINE float sigmoid_(float s) {
+  const float small = exp_(s > 0.f ? -s : s), q = 1.f / (1.f + small);
+  return s > 0.f ? q : small * q;
+}
+
 // tanh to about 1 ulp: odd polynomial near zero (where 1 - 2/(e^2x + 1) would cancel), exp elsewhere.
 MK_INLINE float tanh_(float x) {
   const float a = x < 0 ? -x : x;

@@ -37,11 +37,24 @@ MK_INLINE void map_block(const T* raw, int64_t n, ScoreMap map, const float* bia
   }
 }
 
+// fill in x[n] wherever an entry is left out; target counts from x[0] and may lie outside.
+MK_INLINE void leave_out(float* x, int64_t n, const int32_t* columns, int32_t row, int64_t target, bool keep_target,
+                         float fill) {
+  const bool inside = target >= 0 && target < n;
+  const float own = inside ? x[target] : 0.f;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) x[j] = columns[j] == row ? fill : x[j];
+  if (inside) x[target] = keep_target ? own : fill;
+}
+
+MK_INLINE float clamp(float x, float limit) { return x < -limit ? -limit : x > limit ? limit : x; }
+
 template <class T>
-MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target, RowSums sums, int64_t i) {
+MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target, Mask mask, RowSums sums, int64_t i) {
   float s[kBlock];
-  float maximum = sums.maximum[i];
-  double total = sums.total[i], weighted = sums.weighted ? sums.weighted[i] : 0, above = 0;
+  float maximum = sums.total ? sums.maximum[i] : kNegInf;
+  double total = sums.total ? sums.total[i] : 0, weighted = sums.weighted ? sums.weighted[i] : 0;
+  double clipped = sums.clipped ? sums.clipped[i] : 0, logits = 0, softplus = 0, above = 0;
   float poison = 0;  // 0 * s: NaN as soon as one score is not finite
   float at_target = 0;
   if (target >= 0 && target < M) {
@@ -51,35 +64,63 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
     const int64_t n = std::min(kBlock, M - j0);
     map_block(raw + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
-    float top = kNegInf;
-#pragma omp simd reduction(max : top) reduction(+ : poison)
+    float sum = 0, top = kNegInf;
+#pragma omp simd reduction(max : top) reduction(+ : poison, sum)
     for (int64_t j = 0; j < n; ++j) {
       top = s[j] > top ? s[j] : top;
       poison += s[j] * 0.f;
+      sum += s[j];
     }
-    if (top > maximum) {
-      if (maximum > kNegInf) {
-        const double shift = static_cast<double>(maximum) - top, factor = std::exp(shift);
-        weighted = factor * (weighted + shift * total);
-        total *= factor;
-      }
-      maximum = top;
-    }
-    float part = 0;
-    if (sums.weighted) {
-      float part_weighted = 0;
-#pragma omp simd reduction(+ : part, part_weighted)
+    if (mask.rows) {
+      leave_out(s, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, kNegInf);
+      sum = 0, top = kNegInf;
+#pragma omp simd reduction(max : top) reduction(+ : sum)
       for (int64_t j = 0; j < n; ++j) {
-        const float x = s[j] - maximum, e = exp_(x);
-        part += e;
-        part_weighted += e * x;
+        top = s[j] > top ? s[j] : top;
+        sum += s[j] > kNegInf ? s[j] : 0.f;
       }
-      weighted += part_weighted;
-    } else {
-#pragma omp simd reduction(+ : part)
-      for (int64_t j = 0; j < n; ++j) part += exp_(s[j] - maximum);
     }
-    total += part;
+    logits += sum;
+    if (sums.total) {
+      if (top > maximum) {
+        if (maximum > kNegInf) {
+          const double shift = static_cast<double>(maximum) - top, factor = std::exp(shift);
+          weighted = factor * (weighted + shift * total);
+          total *= factor;
+          if (sums.clipped) clipped *= std::exp(static_cast<double>(clamp(maximum, sums.clip)) - clamp(top, sums.clip));
+        }
+        maximum = top;
+      }
+      const float zero = maximum > kNegInf ? maximum : 0.f;  // nothing seen yet: e^-inf is 0, not NaN
+      float part = 0;
+      if (sums.weighted) {
+        float part_weighted = 0;
+#pragma omp simd reduction(+ : part, part_weighted)
+        for (int64_t j = 0; j < n; ++j) {
+          const float x = s[j] - zero, e = exp_(x);
+          part += e;
+          part_weighted += s[j] > kNegInf ? e * x : 0.f;
+        }
+        weighted += part_weighted;
+      } else {
+#pragma omp simd reduction(+ : part)
+        for (int64_t j = 0; j < n; ++j) part += exp_(s[j] - zero);
+      }
+      total += part;
+      if (sums.clipped) {
+        const float start = clamp(zero, sums.clip);
+        float low = 0;
+#pragma omp simd reduction(+ : low)
+        for (int64_t j = 0; j < n; ++j) low += s[j] > kNegInf ? exp_(clamp(s[j], sums.clip) - start) : 0.f;
+        clipped += low;
+      }
+    }
+    if (sums.softplus) {
+      float part = 0;
+#pragma omp simd reduction(+ : part)
+      for (int64_t j = 0; j < n; ++j) part += softplus_(s[j]);
+      softplus += part;
+    }
     if (sums.rank) {
       int32_t count = 0;
 #pragma omp simd reduction(+ : count)
@@ -87,52 +128,68 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
       above += count;
     }
   }
-  sums.maximum[i] = maximum;
-  sums.total[i] = total + poison;
+  if (sums.total) {
+    sums.maximum[i] = maximum;
+    sums.total[i] = total + poison;
+  }
   if (sums.weighted) sums.weighted[i] = weighted;
+  if (sums.clipped) sums.clipped[i] = clipped + poison;
+  if (sums.logits) sums.logits[i] += logits + poison;
+  if (sums.softplus) sums.softplus[i] += softplus + poison;
   if (sums.rank) sums.rank[i] += static_cast<float>(above);
 }
 
 template <class T>
 MK_CLONES void reduce_rows_range(const T* raw, int64_t begin, int64_t end, int64_t M, ScoreMap map,
-                                 const int64_t* targets, RowSums sums) {
-  for (int64_t i = begin; i < end; ++i) reduce_row(raw + i * M, M, map, targets ? targets[i] : -1, sums, i);
+                                 const int64_t* targets, Mask mask, RowSums sums) {
+  for (int64_t i = begin; i < end; ++i) reduce_row(raw + i * M, M, map, targets ? targets[i] : -1, mask, sums, i);
 }
 
 constexpr int64_t kStrip = 256;  // columns a thread takes at a time: a strip of some hundred rows fits its cache
 
 template <class T>
 MK_CLONES void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_t j0, int64_t n, ScoreMap map,
-                                   float* col_max, double* col_sum, const float* column_target, float* rank,
-                                   int64_t first_row) {
-  float s[kStrip], top[kStrip], part[kStrip], above[kStrip];
+                                   const int64_t* targets, Mask mask, ColumnSums sums) {
+  float s[kStrip], top[kStrip], zero[kStrip], part[kStrip], above[kStrip], logits[kStrip];
   const float* bias = map.bias ? map.bias + j0 : nullptr;
   for (int64_t j = 0; j < n; ++j) {
-    top[j] = col_max[j0 + j];
-    part[j] = above[j] = 0;
+    top[j] = sums.maximum[j0 + j];
+    part[j] = above[j] = logits[j] = 0;
   }
   for (int64_t i = 0; i < rows; ++i) {
     map_block(raw + i * M + j0, n, map, bias, s);
+    if (mask.rows)
+      leave_out(s, n, mask.columns + j0, mask.rows[i], targets ? targets[i] - j0 : -1, mask.keep_target, kNegInf);
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) top[j] = s[j] > top[j] ? s[j] : top[j];
   }
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) zero[j] = top[j] > kNegInf ? top[j] : 0.f;
   for (int64_t i = 0; i < rows; ++i) {
     map_block(raw + i * M + j0, n, map, bias, s);
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) part[j] += exp_(s[j] - top[j]) + s[j] * 0.f;
-    if (rank) {
-      const int64_t own = first_row + i - j0;  // the pair itself never beats itself
-      if (own >= 0 && own < n) s[own] = kNegInf;
+    for (int64_t j = 0; j < n; ++j) part[j] += s[j] * 0.f;
+    const int64_t own = targets ? targets[i] - j0 : -1;
+    if (mask.rows) leave_out(s, n, mask.columns + j0, mask.rows[i], own, mask.keep_target, kNegInf);
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) above[j] += s[j] > column_target[j0 + j] ? 1.f : 0.f;
+    for (int64_t j = 0; j < n; ++j) part[j] += exp_(s[j] - zero[j]);
+    if (sums.logits) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) logits[j] += s[j] > kNegInf ? s[j] : 0.f;
+    }
+    if (sums.rank) {
+      if (own >= 0 && own < n) s[own] = kNegInf;  // the pair itself never beats itself
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) above[j] += s[j] > sums.target[j0 + j] ? 1.f : 0.f;
     }
   }
   for (int64_t j = 0; j < n; ++j) {
-    const float before = col_max[j0 + j];
-    const double factor = before > kNegInf ? std::exp(static_cast<double>(before) - top[j]) : 0.;
-    col_sum[j0 + j] = (before > kNegInf ? col_sum[j0 + j] * factor : 0.) + part[j];
-    col_max[j0 + j] = top[j];
-    if (rank) rank[j0 + j] += above[j];
+    const float before = sums.maximum[j0 + j];
+    const double factor = before > kNegInf ? std::exp(static_cast<double>(before) - top[j]) : 1.;
+    sums.total[j0 + j] = sums.total[j0 + j] * factor + part[j];
+    sums.maximum[j0 + j] = top[j];
+    if (sums.rank) sums.rank[j0 + j] += above[j];
+    if (sums.logits) sums.logits[j0 + j] += logits[j];
   }
 }
 
@@ -155,58 +212,109 @@ MK_CLONES void reduce_tile(const T* raw, int64_t rows, int64_t n, int64_t stride
   }
 }
 
+// targets, mask.rows and mask.columns are those of the tile, which begins at column j0; targets are kept.
 template <class T>
-MK_CLONES void weigh_bounded_row(T* row, int64_t M, float scale, float reference, int64_t target, float alpha,
-                                 const float* beta, float d, double* d_scale) {
-  const float at_target = target >= 0 ? load(row[target]) : 0.f;
-  double against_raw = 0;
-  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
-    const int64_t n = std::min(kBlock, M - j0);
-    if (d_scale) {
-      float part = 0;
+MK_CLONES void reduce_masked_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale, float reference,
+                                  const int64_t* targets, int64_t j0, Mask mask, float* row_part, float* col_part) {
+  std::fill(col_part, col_part + n, 0.f);
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* row = raw + i * stride;
+    const int32_t id = mask.rows[i];
+    float part = 0;
 #pragma omp simd reduction(+ : part)
-      for (int64_t j = j0; j < j0 + n; ++j) {
-        const float x = load(row[j]), g = (alpha + beta[j]) * exp_(scale * x - reference);
-        part += g * x;
-        store(row + j, g * scale);
-      }
-      against_raw += part;
-    } else {
+    for (int64_t j = 0; j < n; ++j) {
+      const float e = mask.columns[j] == id ? 0.f : exp_(scale * load(row[j]) - reference);
+      part += e;
+      col_part[j] += e;
+    }
+    const int64_t target = targets[i] - j0;
+    if (target >= 0 && target < n && mask.columns[target] == id) {
+      const float e = exp_(scale * load(row[target]) - reference);
+      part += e;
+      col_part[target] += e;
+    }
+    row_part[i] = part;
+  }
+}
+
+template <bool masked, class T>
+MK_INLINE float weigh_bounded_block(T* row, int64_t n, float scale, float reference, const int32_t* columns, int32_t id,
+                                    float alpha, const float* beta, bool wants_share) {
+  float share = 0;
+  if (wants_share) {
+#pragma omp simd reduction(+ : share)
+    for (int64_t j = 0; j < n; ++j) {
+      const float x = load(row[j]), weight = (alpha + beta[j]) * exp_(scale * x - reference);
+      const float g = masked && columns[j] == id ? 0.f : weight;
+      share += g * x;
+      store(row + j, g * scale);
+    }
+  } else {
 #pragma omp simd
-      for (int64_t j = j0; j < j0 + n; ++j)
-        store(row + j, (alpha + beta[j]) * exp_(scale * load(row[j]) - reference) * scale);
+    for (int64_t j = 0; j < n; ++j) {
+      const float g = (alpha + beta[j]) * exp_(scale * load(row[j]) - reference) * scale;
+      store(row + j, masked && columns[j] == id ? 0.f : g);
     }
   }
-  if (target >= 0) {
-    const float g = (alpha + beta[target]) * exp_(scale * at_target - reference) + d;
-    store(row + target, g * scale);
-    against_raw += static_cast<double>(d) * at_target;
+  return share;
+}
+
+template <class T>
+MK_CLONES void weigh_bounded_row(T* row, int64_t M, float scale, float reference, int64_t target,
+                                 const int32_t* columns, int32_t id, float alpha, const float* beta, float d,
+                                 double* d_scale) {
+  const float at_target = load(row[target]);
+  const float own = (alpha + beta[target]) * exp_(scale * at_target - reference);
+  double share = 0;
+  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
+    const int64_t n = std::min(kBlock, M - j0);
+    if (columns)
+      share += weigh_bounded_block<true>(row + j0, n, scale, reference, columns + j0, id, alpha, beta + j0, d_scale);
+    else
+      share += weigh_bounded_block<false>(row + j0, n, scale, reference, columns, id, alpha, beta + j0, d_scale);
   }
-  if (d_scale) *d_scale = against_raw;
+  store(row + target, (own + d) * scale);
+  const float left_out = columns && columns[target] == id ? own : 0.f;
+  if (d_scale) *d_scale = share + (static_cast<double>(d) + left_out) * at_target;
 }
 
 template <class T>
 MK_CLONES void weigh_range(T* raw, int64_t begin, int64_t end, int64_t M, ScoreMap map, const int64_t* targets,
-                           const float* a, Lse r, const float* b, Lse c, const float* d, double* d_scale) {
+                           Mask mask, Upstream up, double* d_scale) {
   float s[kBlock], g[kBlock];
   for (int64_t i = begin; i < end; ++i) {
     T* row = raw + i * M;
     const int64_t target = targets ? targets[i] : -1;
-    const float ai = a[i], ri = r.high[i], ri_low = r.low[i];
     double against_score = 0;
     for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
       const int64_t n = std::min(kBlock, M - j0);
-      const float* bias = map.bias ? map.bias + j0 : nullptr;
-      map_block(row + j0, n, map, bias, s);
-      if (b) {
+      map_block(row + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
+      const float ui = up.u ? up.u[i] : 0.f;
+      if (up.a) {
+        const float ai = up.a[i], ri = up.r.high[i], ri_low = up.r.low[i];
 #pragma omp simd
-        for (int64_t j = 0; j < n; ++j)
-          g[j] = ai * exp_((s[j] - ri) - ri_low) + b[j0 + j] * exp_((s[j] - c.high[j0 + j]) - c.low[j0 + j]);
+        for (int64_t j = 0; j < n; ++j) g[j] = ai * exp_((s[j] - ri) - ri_low) + ui;
       } else {
 #pragma omp simd
-        for (int64_t j = 0; j < n; ++j) g[j] = ai * exp_((s[j] - ri) - ri_low);
+        for (int64_t j = 0; j < n; ++j) g[j] = ui;
       }
-      if (d && target >= j0 && target < j0 + n) g[target - j0] += d[i];
+      if (up.b) {
+        const float *b = up.b + j0, *c = up.c.high + j0, *c_low = up.c.low + j0;
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) g[j] += b[j] * exp_((s[j] - c[j]) - c_low[j]);
+      }
+      if (up.e) {
+        const float ei = up.e[i];
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) g[j] += ei * sigmoid_(s[j]);
+      }
+      if (up.v) {
+        const float* v = up.v + j0;
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) g[j] += v[j];
+      }
+      if (mask.rows) leave_out(g, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, 0.f);
+      if (up.d && target >= j0 && target < j0 + n) g[target - j0] += up.d[i];
       if (d_scale) {
         float part = 0;
 #pragma omp simd reduction(+ : part)
@@ -232,23 +340,29 @@ MK_CLONES void weigh_range(T* raw, int64_t begin, int64_t end, int64_t M, ScoreM
 }  // namespace
 
 template <class T>
-void reduce_rows(const T* raw, int64_t rows, int64_t M, ScoreMap map, const int64_t* targets, RowSums sums,
+void reduce_rows(const T* raw, int64_t rows, int64_t M, ScoreMap map, const int64_t* targets, Mask mask, RowSums sums,
                  int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < rows; ++i) reduce_rows_range(raw, i, i + 1, M, map, targets, sums);
+  for (int64_t i = 0; i < rows; ++i) reduce_rows_range(raw, i, i + 1, M, map, targets, mask, sums);
 }
 
 template <class T>
 void reduce_bounded(const T* raw, int64_t rows, int64_t M, float scale, float reference, const int64_t* targets,
-                    double* row_total, float* target_score, double* col_total, int threads) {
+                    Mask mask, double* row_total, float* target_score, double* col_total, int threads) {
   const int64_t down = (rows + kTileRows - 1) / kTileRows, across = (M + kBlock - 1) / kBlock;
   std::vector<float> row_parts(across * rows), col_parts(down * M);  // one entry a tile: no sum crosses threads
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
   for (int64_t u = 0; u < down; ++u)
     for (int64_t v = 0; v < across; ++v) {
       const int64_t i0 = u * kTileRows, j0 = v * kBlock;
-      reduce_tile(raw + i0 * M + j0, std::min(kTileRows, rows - i0), std::min(kBlock, M - j0), M, scale, reference,
-                  row_parts.data() + v * rows + i0, col_parts.data() + u * M + j0);
+      const int64_t height = std::min(kTileRows, rows - i0), width = std::min(kBlock, M - j0);
+      float *row_part = row_parts.data() + v * rows + i0, *col_part = col_parts.data() + u * M + j0;
+      const T* tile = raw + i0 * M + j0;
+      if (mask.rows)
+        reduce_masked_tile(tile, height, width, M, scale, reference, targets + i0, j0,
+                           {mask.rows + i0, mask.columns + j0, true}, row_part, col_part);
+      else
+        reduce_tile(tile, height, width, M, scale, reference, row_part, col_part);
     }
   for (int64_t v = 0; v < across; ++v)
     for (int64_t i = 0; i < rows; ++i) row_total[i] += row_parts[v * rows + i];
@@ -258,40 +372,37 @@ void reduce_bounded(const T* raw, int64_t rows, int64_t M, float scale, float re
 }
 
 template <class T>
-void reduce_columns(const T* raw, int64_t rows, int64_t M, ScoreMap map, float* col_max, double* col_sum,
-                    const float* column_target, float* rank, int64_t first_row, int threads) {
+void reduce_columns(const T* raw, int64_t rows, int64_t M, ScoreMap map, const int64_t* targets, Mask mask,
+                    ColumnSums sums, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t j0 = 0; j0 < M; j0 += kStrip)
-    reduce_column_strip(raw, rows, M, j0, std::min(kStrip, M - j0), map, col_max, col_sum, column_target, rank,
-                        first_row);
+    reduce_column_strip(raw, rows, M, j0, std::min(kStrip, M - j0), map, targets, mask, sums);
 }
 
 template <class T>
-void weigh(T* raw, int64_t rows, int64_t M, ScoreMap map, const int64_t* targets, const float* a, Lse r,
-           const float* b, Lse c, const float* d, double* d_scale, int threads) {
+void weigh(T* raw, int64_t rows, int64_t M, ScoreMap map, const int64_t* targets, Mask mask, Upstream up,
+           double* d_scale, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < rows; ++i) weigh_range(raw, i, i + 1, M, map, targets, a, r, b, c, d, d_scale);
+  for (int64_t i = 0; i < rows; ++i) weigh_range(raw, i, i + 1, M, map, targets, mask, up, d_scale);
 }
 
 template <class T>
-void weigh_bounded(T* raw, int64_t rows, int64_t M, float scale, float reference, const int64_t* targets,
+void weigh_bounded(T* raw, int64_t rows, int64_t M, float scale, float reference, const int64_t* targets, Mask mask,
                    const float* alpha, const float* beta, const float* d, double* d_scale, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < rows; ++i)
-    weigh_bounded_row(raw + i * M, M, scale, reference, d ? targets[i] : -1, alpha[i], beta, d ? d[i] : 0.f,
-                      d_scale ? d_scale + i : nullptr);
+    weigh_bounded_row(raw + i * M, M, scale, reference, targets[i], mask.rows ? mask.columns : nullptr,
+                      mask.rows ? mask.rows[i] : 0, alpha[i], beta, d ? d[i] : 0.f, d_scale ? d_scale + i : nullptr);
 }
 
-#define MK_INSTANTIATE(T)                                                                                        \
-  template void reduce_rows<T>(const T*, int64_t, int64_t, ScoreMap, const int64_t*, RowSums, int);              \
-  template void reduce_columns<T>(const T*, int64_t, int64_t, ScoreMap, float*, double*, const float*, float*,   \
-                                  int64_t, int);                                                                 \
-  template void reduce_bounded<T>(const T*, int64_t, int64_t, float, float, const int64_t*, double*, float*,     \
-                                  double*, int);                                                                 \
-  template void weigh<T>(T*, int64_t, int64_t, ScoreMap, const int64_t*, const float*, Lse, const float*, Lse,   \
-                         const float*, double*, int);                                                            \
-  template void weigh_bounded<T>(T*, int64_t, int64_t, float, float, const int64_t*, const float*, const float*, \
-                                 const float*, double*, int);
+#define MK_INSTANTIATE(T)                                                                                           \
+  template void reduce_rows<T>(const T*, int64_t, int64_t, ScoreMap, const int64_t*, Mask, RowSums, int);           \
+  template void reduce_columns<T>(const T*, int64_t, int64_t, ScoreMap, const int64_t*, Mask, ColumnSums, int);     \
+  template void reduce_bounded<T>(const T*, int64_t, int64_t, float, float, const int64_t*, Mask, double*, float*,  \
+                                  double*, int);                                                                    \
+  template void weigh<T>(T*, int64_t, int64_t, ScoreMap, const int64_t*, Mask, Upstream, double*, int);             \
+  template void weigh_bounded<T>(T*, int64_t, int64_t, float, float, const int64_t*, Mask, const float*,            \
+                                 const float*, const float*, double*, int);
 MK_INSTANTIATE(float)
 MK_INSTANTIATE(bf16)
 

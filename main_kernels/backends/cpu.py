@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .interface import BoundedKernels, ColumnSums, RowSums, ScoreMap, Upstream
+from .interface import BoundedKernels, ColumnSums, Lse, Mask, RowSums, ScoreMap, Upstream
 
 MODULE: ModuleType | None = None
 WHY_NOT = ""
@@ -26,15 +26,30 @@ def _kernel(name: str, dtype: torch.dtype):  # type: ignore[no-untyped-def]
     return getattr(MODULE, f"{name}_{'float32' if dtype == torch.float32 else 'bfloat16'}")
 
 
+def _mask(mask: Mask | None) -> tuple[int, int, bool]:
+    return (0, 0, True) if mask is None else (mask.rows.data_ptr(), mask.columns.data_ptr(), mask.keep_target)
+
+
+def _lse(lse: Lse | None) -> tuple[int, int]:
+    return (0, 0) if lse is None else (lse.high.data_ptr(), lse.low.data_ptr())
+
+
+def _map(score_map: ScoreMap) -> tuple[float, float, int]:
+    return score_map.scale, score_map.softcap, _address(score_map.bias)
+
+
 class CpuBounded:
-    def reduce(self, raw: Tensor, scale: float, targets: Tensor, rows: RowSums, columns: ColumnSums) -> None:
+    def reduce(
+        self, raw: Tensor, scale: float, targets: Tensor, mask: Mask | None, rows: RowSums, columns: ColumnSums
+    ) -> None:
         _kernel("reduce_bounded", raw.dtype)(
             raw.data_ptr(),
             *raw.shape,
             scale,
             float(columns.maximum[0]),
             targets.data_ptr(),
-            rows.total.data_ptr(),
+            *_mask(mask),
+            _address(rows.total),
             rows.target.data_ptr(),
             columns.total.data_ptr(),
             torch.get_num_threads(),
@@ -45,7 +60,8 @@ class CpuBounded:
         raw: Tensor,
         scale: float,
         reference: float,
-        targets: Tensor | None,
+        targets: Tensor,
+        mask: Mask | None,
         alpha: Tensor,
         beta: Tensor,
         d: Tensor | None,
@@ -56,7 +72,8 @@ class CpuBounded:
             *raw.shape,
             scale,
             reference,
-            _address(targets),
+            targets.data_ptr(),
+            *_mask(mask),
             alpha.data_ptr(),
             beta.data_ptr(),
             _address(d),
@@ -68,34 +85,41 @@ class CpuBounded:
 class CpuBackend:
     bounded: BoundedKernels | None = CpuBounded()
 
-    def reduce_rows(self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, sums: RowSums) -> None:
+    def reduce_rows(
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums
+    ) -> None:
         _kernel("reduce_rows", raw.dtype)(
             raw.data_ptr(),
             *raw.shape,
-            score_map.scale,
-            score_map.softcap,
-            _address(score_map.bias),
+            *_map(score_map),
             _address(targets),
+            *_mask(mask),
             sums.maximum.data_ptr(),
-            sums.total.data_ptr(),
+            _address(sums.total),
             sums.target.data_ptr(),
             _address(sums.weighted),
             _address(sums.rank if targets is not None else None),
+            _address(sums.logits),
+            _address(sums.softplus),
+            _address(sums.clipped),
+            sums.clip,
             torch.get_num_threads(),
         )
 
-    def reduce_columns(self, raw: Tensor, score_map: ScoreMap, sums: ColumnSums, first_row: int) -> None:
+    def reduce_columns(
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnSums
+    ) -> None:
         _kernel("reduce_columns", raw.dtype)(
             raw.data_ptr(),
             *raw.shape,
-            score_map.scale,
-            score_map.softcap,
-            _address(score_map.bias),
+            *_map(score_map),
+            _address(targets),
+            *_mask(mask),
             sums.maximum.data_ptr(),
             sums.total.data_ptr(),
             _address(sums.target),
             _address(sums.rank),
-            first_row,
+            _address(sums.logits),
             torch.get_num_threads(),
         )
 
@@ -104,22 +128,24 @@ class CpuBackend:
         raw: Tensor,
         score_map: ScoreMap,
         targets: Tensor | None,
+        mask: Mask | None,
         upstream: Upstream,
         d_scale: Tensor | None,
     ) -> None:
         _kernel("weigh", raw.dtype)(
             raw.data_ptr(),
             *raw.shape,
-            score_map.scale,
-            score_map.softcap,
-            _address(score_map.bias),
+            *_map(score_map),
             _address(targets),
-            upstream.a.data_ptr(),
-            upstream.r.high.data_ptr(),
-            upstream.r.low.data_ptr(),
+            *_mask(mask),
+            _address(upstream.a),
+            *_lse(upstream.r),
             _address(upstream.b),
-            *((0, 0) if upstream.c is None else (upstream.c.high.data_ptr(), upstream.c.low.data_ptr())),
+            *_lse(upstream.c),
             _address(upstream.d),
+            _address(upstream.e),
+            _address(upstream.u),
+            _address(upstream.v),
             _address(d_scale),
             torch.get_num_threads(),
         )

@@ -35,6 +35,34 @@ class ScoreMap:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """Entries that take no part: those of row i and column j with equal ids, but for the row's target where it is
+    kept, and with the target where not."""
+
+    rows: Tensor  # [N] int32
+    columns: Tensor  # [M] int32
+    keep_target: bool
+
+    def __getitem__(self, rows: slice) -> Mask:
+        return replace(self, rows=self.rows[rows])
+
+    def of_columns(self, columns: slice) -> Mask:
+        return replace(self, columns=self.columns[columns])
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a walk is asked to reduce, besides the target scores."""
+
+    row_lse: bool = True
+    columns: bool = False  # the columns' log-sum-exps, and what else is wanted of them
+    statistics: bool = False  # weighted sums and ranks
+    logit_sums: bool = False
+    softplus: bool = False
+    clip: float = 0.0  # positive: also the clipped log-sum-exps of the rows
+
+
+@dataclass(frozen=True)
 class Lse:
     """Log-sum-exps as unevaluated sums of two numbers: at logits of 1e4 one float32 is only good to 1e-3, and
     exp(s - lse) would inherit that."""
@@ -45,7 +73,7 @@ class Lse:
     @classmethod
     def of(cls, maximum: Tensor, log_sum: Tensor) -> Lse:
         high = maximum + log_sum
-        return cls(high, (maximum - high) + log_sum)
+        return cls(high, torch.where(high == -torch.inf, 0, (maximum - high) + log_sum))  # -inf: of nothing at all
 
     def __getitem__(self, rows: slice | Tensor) -> Lse:
         return Lse(self.high[rows], self.low[rows])
@@ -53,39 +81,53 @@ class Lse:
 
 @dataclass
 class RowSums:
-    """Running row reductions; slices of them are what a backend adds a chunk to."""
+    """Running row reductions over the entries that take part; slices of them are what a backend adds a chunk to.
+    All but maximum and target are None where not wanted."""
 
     maximum: Tensor  # [N]
-    total: Tensor  # [N] float64, sum of exp(s - maximum)
     target: Tensor  # [N] score of the row's target, 0 where it has none
+    total: Tensor | None = None  # [N] float64, sum of exp(s - maximum)
     weighted: Tensor | None = None  # [N] float64, sum of exp(s - maximum) (s - maximum)
     rank: Tensor | None = None  # [N] how many scores beat the target's
+    logits: Tensor | None = None  # [N] float64, sum of s
+    softplus: Tensor | None = None  # [N] float64, sum of log(1 + exp s)
+    clipped: Tensor | None = None  # [N] float64, sum of exp(clamp(s) - clamp(maximum)), clamped to +-clip
+    clip: float = 0.0
 
     @classmethod
     def empty(
-        cls, rows: int, dtype: torch.dtype, device: torch.device, *, maximum: float = -torch.inf, statistics: bool
+        cls, rows: int, dtype: torch.dtype, device: torch.device, wants: Wants, *, maximum: float = -torch.inf
     ) -> RowSums:
-        def zeros(kind: torch.dtype) -> Tensor:
-            return torch.zeros(rows, dtype=kind, device=device)
+        def zeros(wanted: bool, kind: torch.dtype = torch.float64) -> Tensor | None:
+            return torch.zeros(rows, dtype=kind, device=device) if wanted else None
 
         return cls(
             maximum=torch.full((rows,), maximum, dtype=dtype, device=device),
-            total=zeros(torch.float64),
-            target=zeros(dtype),
-            weighted=zeros(torch.float64) if statistics else None,
-            rank=zeros(dtype) if statistics else None,
+            target=torch.zeros(rows, dtype=dtype, device=device),
+            total=zeros(wants.row_lse),
+            weighted=zeros(wants.statistics),
+            rank=zeros(wants.statistics, dtype),
+            logits=zeros(wants.logit_sums),
+            softplus=zeros(wants.softplus),
+            clipped=zeros(wants.clip > 0),
+            clip=wants.clip,
         )
 
     def __getitem__(self, rows: slice) -> RowSums:
-        return RowSums(*(None if v is None else v[rows] for v in vars(self).values()))  # type: ignore[arg-type]
+        return RowSums(*(v[rows] if isinstance(v, Tensor) else v for v in vars(self).values()))  # type: ignore[arg-type]
 
-    def lse(self) -> Lse:
-        return Lse.of(self.maximum, self.total.log().to(self.maximum.dtype))
+    def lse(self) -> Lse | None:
+        return None if self.total is None else Lse.of(self.maximum, self.total.log().to(self.maximum.dtype))
 
     def mean(self) -> Tensor | None:
-        if self.weighted is None:
+        if self.weighted is None or self.total is None:
             return None
         return (self.maximum + self.weighted / self.total).to(self.maximum.dtype)
+
+    def clipped_lse(self) -> Tensor | None:
+        if self.clipped is None:
+            return None
+        return (self.maximum.clamp(-self.clip, self.clip) + self.clipped.log()).to(self.maximum.dtype)
 
 
 @dataclass
@@ -96,14 +138,20 @@ class ColumnSums:
     total: Tensor  # [M] float64, sum of exp(s - maximum)
     target: Tensor | None = None  # [M] score each column's pair has, to count what beats it
     rank: Tensor | None = None  # [M]
+    logits: Tensor | None = None  # [M] float64, sum of s
 
     @classmethod
     def empty(
-        cls, columns: int, dtype: torch.dtype, device: torch.device, *, maximum: float = -torch.inf
+        cls, columns: int, dtype: torch.dtype, device: torch.device, wants: Wants, *, maximum: float = -torch.inf
     ) -> ColumnSums:
+        def zeros(kind: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(columns, dtype=kind, device=device)
+
         return cls(
             maximum=torch.full((columns,), maximum, dtype=dtype, device=device),
-            total=torch.zeros(columns, dtype=torch.float64, device=device),
+            total=zeros(),
+            rank=zeros(dtype) if wants.statistics else None,
+            logits=zeros() if wants.logit_sums else None,
         )
 
     def lse(self) -> Lse:
@@ -112,19 +160,33 @@ class ColumnSums:
 
 @dataclass(frozen=True)
 class Upstream:
-    """Weights of ``dL/ds_ij = a_i exp(s_ij - r_i) + b_j exp(s_ij - c_j) + d_i [j = t_i]``; None is zero."""
+    """Weights of ``dL/ds_ij = a_i exp(s_ij - r_i) + b_j exp(s_ij - c_j) + e_i sigmoid(s_ij) + u_i + v_j`` where an
+    entry takes part, ``+ d_i`` at the target; None is zero."""
 
-    a: Tensor  # [c]
-    r: Lse  # [c] row log-sum-exps
-    b: Tensor | None = None  # [M]
-    c: Lse | None = None  # [M] column log-sum-exps
-    d: Tensor | None = None  # [c]
+    a: Tensor | None = None  # [c] of the row log-sum-exps
+    r: Lse | None = None  # [c] these
+    b: Tensor | None = None  # [M] of the column log-sum-exps
+    c: Lse | None = None  # [M] these
+    d: Tensor | None = None  # [c] of the target scores
+    e: Tensor | None = None  # [c] of the softplus sums
+    u: Tensor | None = None  # [c] of the row sums of scores
+    v: Tensor | None = None  # [M] of the column sums of scores
+
+    def of_rows(self, rows: slice | Tensor) -> Upstream:
+        def some(vector: Tensor | None) -> Tensor | None:
+            return None if vector is None else vector[rows]
+
+        r = None if self.r is None else self.r[rows]
+        return replace(self, a=some(self.a), r=r, d=some(self.d), e=some(self.e), u=some(self.u))
 
 
 class BoundedKernels(Protocol):
-    """Both walks with one exponential a score, for scores known to lie within +-MAX_REFERENCE."""
+    """Both walks with one exponential a score, for scores known to lie within +-MAX_REFERENCE, a target in every row
+    and a mask, if any, that keeps it."""
 
-    def reduce(self, raw: Tensor, scale: float, targets: Tensor, rows: RowSums, columns: ColumnSums) -> None:
+    def reduce(
+        self, raw: Tensor, scale: float, targets: Tensor, mask: Mask | None, rows: RowSums, columns: ColumnSums
+    ) -> None:
         """Both reductions of raw[c, M] at once, for sums whose maximum is one constant, at least every |score| and at
         most MAX_REFERENCE."""
 
@@ -133,7 +195,8 @@ class BoundedKernels(Protocol):
         raw: Tensor,
         scale: float,
         reference: float,
-        targets: Tensor | None,
+        targets: Tensor,
+        mask: Mask | None,
         alpha: Tensor,
         beta: Tensor,
         d: Tensor | None,
@@ -146,18 +209,23 @@ class Backend(Protocol):
     bounded: BoundedKernels | None
     """faster ones for scores known to be moderate, where the backend has them"""
 
-    def reduce_rows(self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, sums: RowSums) -> None:
+    def reduce_rows(
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums
+    ) -> None:
         """Adds raw[c, m] to the sums of its rows; targets[c] int64 count from its first column, those outside it are
         passed over. Ranks mean something only where it holds whole rows."""
 
-    def reduce_columns(self, raw: Tensor, score_map: ScoreMap, sums: ColumnSums, first_row: int) -> None:
-        """Adds raw[c, M] to the column sums; row i of the chunk is the pair of column first_row + i."""
+    def reduce_columns(
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnSums
+    ) -> None:
+        """Adds raw[c, M] to the column sums; a row never beats the column that is its target."""
 
     def weigh_(
         self,
         raw: Tensor,
         score_map: ScoreMap,
         targets: Tensor | None,
+        mask: Mask | None,
         upstream: Upstream,
         d_scale: Tensor | None,
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .interface import BoundedKernels, ColumnSums, RowSums, ScoreMap, Upstream
+from .interface import BoundedKernels, ColumnSums, Mask, RowSums, ScoreMap, Upstream
 
 
 def _poison(s: Tensor, dim: int) -> Tensor:
@@ -13,41 +13,71 @@ def _poison(s: Tensor, dim: int) -> Tensor:
     return (s * 0).sum(dim)
 
 
+def _left_out(columns: int, targets: Tensor | None, mask: Mask) -> Tensor:
+    """[c, M] bool, which entries take no part."""
+    out = mask.rows[:, None] == mask.columns
+    if targets is None:
+        return out
+    own = torch.arange(columns, device=out.device) == targets[:, None]
+    return out & ~own if mask.keep_target else out | own
+
+
 class PlainBackend:
     bounded: BoundedKernels | None = None
 
-    def reduce_rows(self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, sums: RowSums) -> None:
+    def reduce_rows(
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums
+    ) -> None:
         s = score_map.apply(raw, sums.maximum.dtype)
-        maximum = torch.maximum(sums.maximum, s.amax(1))
-        below = s - maximum[:, None]
-        weight = below.exp()
-        seen = sums.maximum > -torch.inf
-        shift = torch.where(seen, sums.maximum - maximum, 0).double()
-        shrink = torch.where(seen, shift.exp(), 0)
-        if sums.weighted is not None:
-            before = shrink * (sums.weighted + shift * sums.total)
-            sums.weighted.copy_(before + (weight * below).sum(1))
-        sums.total.mul_(shrink).add_(weight.sum(1) + _poison(s, 1))
-        sums.maximum.copy_(maximum)
+        poison = _poison(s, 1)
+        at_target = None
         if targets is not None:
             inside = (targets >= 0) & (targets < s.shape[1])
             at_target = s.gather(1, targets.where(inside, 0)[:, None])
             sums.target.copy_(at_target[:, 0].where(inside, sums.target))
-            if sums.rank is not None:
-                sums.rank.add_((s > at_target).sum(1))
-
-    def reduce_columns(self, raw: Tensor, score_map: ScoreMap, sums: ColumnSums, first_row: int) -> None:
-        s = score_map.apply(raw, sums.maximum.dtype)
-        maximum = torch.maximum(sums.maximum, s.amax(0))
-        part = (s - maximum).exp().sum(0) + _poison(s, 0)
-        shrink = torch.where(sums.maximum > -torch.inf, sums.maximum - maximum, -torch.inf)
-        sums.total.mul_(shrink.double().exp()).add_(part)
+        if mask is not None:
+            s = s.masked_fill(_left_out(s.shape[1], targets, mask), -torch.inf)
+        if sums.logits is not None:
+            sums.logits.add_(s.where(s > -torch.inf, 0).sum(1) + poison)
+        if sums.softplus is not None:
+            sums.softplus.add_(_softplus(s).sum(1) + poison)
+        if sums.rank is not None and at_target is not None:
+            sums.rank.add_((s > at_target).sum(1))
+        if sums.total is None:
+            return
+        maximum = torch.maximum(sums.maximum, s.amax(1))
+        zero = maximum.where(maximum > -torch.inf, 0)  # nothing seen yet: e^-inf is 0, not NaN
+        below = s - zero[:, None]
+        weight = below.exp()
+        seen = sums.maximum > -torch.inf
+        shift = torch.where(seen, sums.maximum - maximum, 0).double()
+        if sums.weighted is not None:
+            before = shift.exp() * (sums.weighted + shift * sums.total)
+            sums.weighted.copy_(before + (weight * below.where(s > -torch.inf, 0)).sum(1))
+        if sums.clipped is not None:
+            start = zero.clamp(-sums.clip, sums.clip)
+            moved = torch.where(seen, sums.maximum.clamp(-sums.clip, sums.clip) - start, 0).double()
+            part = (s.clamp(-sums.clip, sums.clip) - start[:, None]).exp().where(s > -torch.inf, 0)
+            sums.clipped.mul_(moved.exp()).add_(part.sum(1) + poison)
+        sums.total.mul_(shift.exp()).add_(weight.sum(1) + poison)
         sums.maximum.copy_(maximum)
-        if sums.rank is not None and sums.target is not None:
-            above = s > sums.target
-            own = torch.arange(s.shape[0], device=s.device)
-            own = own[first_row + own < s.shape[1]]
-            above[own, first_row + own] = False  # the pair itself never beats itself
+
+    def reduce_columns(
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnSums
+    ) -> None:
+        s = score_map.apply(raw, sums.maximum.dtype)
+        poison = _poison(s, 0)
+        if mask is not None:
+            s = s.masked_fill(_left_out(s.shape[1], targets, mask), -torch.inf)
+        if sums.logits is not None:
+            sums.logits.add_(s.where(s > -torch.inf, 0).sum(0))
+        maximum = torch.maximum(sums.maximum, s.amax(0))
+        part = (s - maximum.where(maximum > -torch.inf, 0)).exp().sum(0) + poison
+        shift = torch.where(sums.maximum > -torch.inf, sums.maximum - maximum, 0)
+        sums.total.mul_(shift.double().exp()).add_(part)
+        sums.maximum.copy_(maximum)
+        if sums.rank is not None and sums.target is not None and targets is not None:
+            above = (s > sums.target).scatter(1, targets[:, None], False)  # the pair itself never beats itself
             sums.rank.add_(above.sum(0))
 
     def weigh_(
@@ -55,14 +85,25 @@ class PlainBackend:
         raw: Tensor,
         score_map: ScoreMap,
         targets: Tensor | None,
+        mask: Mask | None,
         upstream: Upstream,
         d_scale: Tensor | None,
     ) -> None:
         r, c = upstream.r, upstream.c
-        s = score_map.apply(raw, r.high.dtype)
-        g = (s - r.high[:, None]).sub_(r.low[:, None]).exp_().mul_(upstream.a[:, None])
+        s = score_map.apply(raw, torch.promote_types(raw.dtype, torch.float32))
+        g = torch.zeros_like(s)
+        if upstream.a is not None and r is not None:
+            g = (s - r.high[:, None]).sub_(r.low[:, None]).exp_().mul_(upstream.a[:, None])
         if upstream.b is not None and c is not None:
             g += (s - c.high).sub_(c.low).exp_().mul_(upstream.b)
+        if upstream.e is not None:
+            g += s.sigmoid() * upstream.e[:, None]
+        if upstream.u is not None:
+            g += upstream.u[:, None]
+        if upstream.v is not None:
+            g += upstream.v
+        if mask is not None:
+            g.masked_fill_(_left_out(s.shape[1], targets, mask), 0)
         if upstream.d is not None and targets is not None:
             g.scatter_add_(1, targets[:, None], upstream.d[:, None])
         if d_scale is not None:
@@ -120,6 +161,11 @@ class PlainBackend:
             row = (row / lengths.clamp(min=1)[:, None]).to(dtype)
             gradient[offsets[0] : offsets[-1]] = row[_segment_of_row(offsets)]
         return gradient
+
+
+def _softplus(s: Tensor) -> Tensor:
+    """log(1 + exp s) without F.softplus's switch to s above its threshold."""
+    return s.clamp(min=0) + (-s.abs()).exp().log1p()
 
 
 def _join(high: Tensor, low: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 ``sweep`` walks S[N, M] = scale * Q Kᵀ chunk by chunk, never storing it beyond a stated budget, and returns a handful of
 vectors. It is differentiable: an objective is ordinary torch on these vectors, and autograd turns their gradients into
-those of Q, K, scale and bias. ``plan.py`` says what it costs, ``walk.py`` is the walk, ``op.py`` the autograd rule.
+those of Q, K, scale and bias. ``plan.py`` says what it costs, ``walk.py`` is the walk, ``op.py`` and ``backward.py``
+are the torch.library ops and the autograd rule. docs/engine.md tells it with a picture.
 """
 
 from __future__ import annotations
@@ -13,27 +14,51 @@ import torch
 from torch import Tensor
 
 from ..backends import choose
-from .op import accumulator_dtype, sweep_op
+from . import backward  # noqa: F401  (joins the op to autograd)
+from .inputs import Inputs, accumulator_dtype
+from .op import sweep_op
 from .plan import DEFAULT_WORKSPACE
 
-__all__ = ["DEFAULT_WORKSPACE", "Sweep", "sweep"]
+__all__ = ["DEFAULT_WORKSPACE", "CrossEntropy", "Sweep", "sweep"]
 
 
 class Sweep(NamedTuple):
-    """The sweep's outputs, float32 (float64 for float64 inputs); of length 0 where not asked for."""
+    """The sweep's outputs, float32 (float64 for float64 inputs), sums over the entries that take part; of length 0
+    where not asked for."""
 
     row_lse: Tensor
-    """[N] log sum_j exp S_ij"""
+    """[N] log sum_j exp S_ij; -inf where nothing takes part"""
     column_lse: Tensor
     """[M] log sum_i exp S_ij"""
     target: Tensor
     """[N] S_i,targets[i]"""
+    row_logits: Tensor
+    """[N] sum_j S_ij"""
+    column_logits: Tensor
+    """[M] sum_i S_ij"""
+    softplus: Tensor
+    """[N] sum_j log(1 + exp S_ij)"""
+    clipped: Tensor
+    """[N] log sum_j exp(clamp(S_ij, -clip, clip)); not differentiable"""
     mean: Tensor
     """[N] sum_j softmax_j(S_i) S_ij; not differentiable"""
     row_rank: Tensor
     """[N] how many scores of row i beat its target's; not differentiable"""
     column_rank: Tensor
-    """[M] how many scores of column j beat S_jj; not differentiable"""
+    """[M] how many scores of column j beat that of the row whose target it is; not differentiable"""
+
+
+class CrossEntropy(NamedTuple):
+    """What a caller means to differentiate, up to a factor: with r_i = row_lse,
+    ``sum_i weight_i (r_i - (1 - label_smoothing) S_i,target - label_smoothing / M sum_j S_ij + z_loss r_i²)``.
+
+    A promise that only saves work: the forward walk then makes the gradients while it holds the scores. Whatever
+    arrives in the backward, the gradients are exact."""
+
+    weight: Tensor | None = None
+    """[N], None for ones"""
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
 
 
 def sweep(
@@ -44,8 +69,16 @@ def sweep(
     bias: Tensor | None = None,
     softcap: float | None = None,
     targets: Tensor | None = None,
-    column_sums: bool = False,
+    row_ids: Tensor | None = None,
+    column_ids: Tensor | None = None,
+    keep_target: bool = True,
+    row_lse: bool = True,
+    columns: bool = False,
     statistics: bool = False,
+    logit_sums: bool = False,
+    softplus: bool = False,
+    clip: float = 0.0,
+    loss: CrossEntropy | None = None,
     workspace: int = 0,
 ) -> Sweep:
     """Reductions of S_ij = scale * softcap * tanh((q_i·k_j + bias_j) / softcap), exact gradients for all of them.
@@ -55,11 +88,18 @@ def sweep(
         scale: a number, or a 0-dimensional tensor that may require a gradient.
         bias: [M]. softcap: a positive number; None for none.
         targets: int64 [N]; a row whose target is -1 takes no part, its outputs and gradients are 0.
-        column_sums: also column_lse, from the same walk.
-        statistics: also mean and the ranks.
+        row_ids, column_ids: int64 [N] and at most [M]: entries with equal ids take no part. Columns beyond the last id
+            share one with nobody.
+        keep_target: the target's own entry takes part whatever its ids; False: it never does (``target`` still is its
+            score).
+        row_lse: False where only sums without it are wanted, statistics and clip need it.
+        columns: also column_lse, from the same walk, and what else is asked for of columns.
+        statistics: also mean and the ranks. logit_sums, softplus: also these. clip: positive: also ``clipped``.
+        loss: what will be differentiated, where that is known and about rows only.
         workspace: bytes of scores that may be kept for the backward, which then costs two products, not three.
 
-    The caller has checked shapes and dtypes. Raises ValueError for a target that is neither below M nor -1.
+    The caller has checked shapes and dtypes. Raises ValueError for a target that is neither below M nor -1, and with
+    statistics of columns for one that two rows share.
     """
     kind = query.device.type
     if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
@@ -70,20 +110,34 @@ def sweep(
     else:
         scale = torch.full((), scale, dtype=accumulator, device=query.device)
     grad = torch.is_grad_enabled()
+    told = loss or CrossEntropy()
     outputs = sweep_op(
-        query,
-        key,
-        scale,
-        bias,
-        softcap or 0.0,
-        targets,
-        column_sums,
-        statistics,
-        grad and query.requires_grad,
-        grad and key.requires_grad,
-        grad and (scale.requires_grad or (bias is not None and bias.requires_grad)),
-        workspace,
-        True,
-        choose(query),
+        *Inputs(
+            query=query,
+            key=key,
+            scale=scale,
+            bias=bias,
+            softcap=softcap or 0.0,
+            targets=targets,
+            row_ids=row_ids,
+            column_ids=column_ids,
+            keep_target=keep_target,
+            row_lse=row_lse,
+            columns=columns,
+            statistics=statistics,
+            logit_sums=logit_sums,
+            softplus=softplus,
+            clip=clip,
+            announced=loss is not None,
+            weights=None if told.weight is None else told.weight.detach(),
+            label_smoothing=told.label_smoothing,
+            z_loss=told.z_loss,
+            grad_query=grad and query.requires_grad,
+            grad_key=grad and key.requires_grad,
+            grad_other=grad and (scale.requires_grad or (bias is not None and bias.requires_grad)),
+            workspace=workspace,
+            donate=True,
+            backend=choose(query),
+        )
     )
     return Sweep(*outputs[: len(Sweep._fields)])

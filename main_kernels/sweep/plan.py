@@ -6,8 +6,9 @@ The floor is counted in matrix products of the score shape. A forward walk is on
 ``gradient``   products  when
 =============  ========  ==============================================================================
 ``kept``       3         the scores fit the workspace budget: they are stored, the backward re-weighs them
-``forward``    3         rows only: a row is complete when its chunk is, so its gradient is made at once
-``recomputed`` 4         columns are needed and the scores do not fit: the backward walks again
+``forward``    3         rows only, and the loss was announced: a row is complete when its chunk is, so its gradient is
+                         made at once
+``recomputed`` 4         otherwise: the backward walks again
 =============  ========  ==============================================================================
 """
 
@@ -50,14 +51,12 @@ def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype) -> Plan:
     return Plan(compute, max(fitting // 64 * 64, MIN_CHUNK_ROWS))
 
 
-def gradient_mode(
-    plan: Plan, rows: int, columns: int, *, column_sums: bool, row_linear: bool, workspace: int
-) -> GradientMode:
+def gradient_mode(plan: Plan, rows: int, columns: int, *, announced: bool, workspace: int) -> GradientMode:
     """Where the gradients of a sweep that needs some are made; see the table above.
 
-    ``row_linear``: a row's gradient is its upstream weight times what the forward walk knows (no gradient for scale
-    or bias). ``workspace``: bytes of scores that may be kept for the backward.
+    ``announced``: the forward walk knows what a row's gradient will be, up to a factor. ``workspace``: bytes of scores
+    that may be kept for the backward.
     """
     if rows * columns * plan.compute.itemsize <= workspace:
         return "kept"
-    return "forward" if row_linear and not column_sums else "recomputed"
+    return "forward" if announced else "recomputed"

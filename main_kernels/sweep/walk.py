@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, ScoreMap
-from ..backends.interface import MAX_REFERENCE, ColumnSums, Lse, RowSums, Upstream
+from ..backends.interface import MAX_REFERENCE, ColumnSums, Lse, Mask, RowSums, Upstream, Wants
 from ..backends.memory import borrow, give_back
 from .gradient import Gradient
 from .plan import Plan
@@ -27,6 +27,7 @@ class Problem:
     key: Tensor  # [M, D] compute dtype, contiguous
     score_map: ScoreMap
     targets: Tensor | None  # [N] int64, all in range
+    mask: Mask | None
     plan: Plan
     backend: Backend
 
@@ -46,23 +47,55 @@ class Problem:
     def targets_of(self, rows: slice) -> Tensor | None:
         return None if self.targets is None else self.targets[rows]
 
+    def mask_of(self, rows: slice) -> Mask | None:
+        return None if self.mask is None else self.mask[rows]
+
     def reference(self) -> float | None:
         """A bound on every |score| where it is small enough for the backend's bounded kernels, else None."""
         plain_map = self.score_map.bias is None and not self.score_map.softcap
-        if self.backend.bounded is None or not plain_map or self.targets is None:
+        kept_targets = self.targets is not None and (self.mask is None or self.mask.keep_target)
+        if self.backend.bounded is None or not plain_map or not kept_targets:
             return None
         lengths = [float(torch.linalg.vector_norm(t, dim=1, dtype=torch.float32).max()) for t in (self.query, self.key)]
         bound = 1.01 * self.score_map.scale * lengths[0] * lengths[1]  # 1.01: the products are rounded
         return bound if bound <= MAX_REFERENCE else None
 
 
+@dataclass(frozen=True)
+class Announced:
+    """The loss that the caller said it takes, sum_i w_i (r_i - (1 - eps) S_i,target - eps / M sum_j S_ij + z r_i²): its
+    gradient can be made in the forward walk."""
+
+    weights: Tensor | None  # [N], None for ones
+    label_smoothing: float
+    z_loss: float
+
+    def of_rows(self, rows: slice | Tensor) -> Announced:
+        return self if self.weights is None else Announced(self.weights[rows], self.label_smoothing, self.z_loss)
+
+    def upstream(self, r: Lse, columns: int, *, targets: bool) -> Upstream:
+        """The weights of its gradient, given the log-sum-exps of its rows."""
+        w = torch.ones_like(r.high) if self.weights is None else self.weights.to(r.high.dtype)
+        eps = self.label_smoothing
+        return Upstream(
+            a=w * (1 + 2 * self.z_loss * r.high) if self.z_loss else w,
+            r=r,
+            d=w * (eps - 1) if targets else None,
+            u=w * (-eps / columns) if eps else None,
+        )
+
+
 @dataclass
 class Reductions:
     """Everything the forward walk can emit, [N] or [M] in the accumulator dtype; None where not asked for."""
 
-    row_lse: Lse
+    row_lse: Lse | None
     column_lse: Lse | None
     target: Tensor | None
+    row_logits: Tensor | None
+    column_logits: Tensor | None
+    softplus: Tensor | None
+    clipped: Tensor | None
     mean: Tensor | None
     row_rank: Tensor | None
     column_rank: Tensor | None
@@ -70,41 +103,51 @@ class Reductions:
 
 def forward_walk(
     problem: Problem,
+    wants: Wants,
     *,
     accumulator: torch.dtype,
-    column_sums: bool,
-    statistics: bool,
+    announced: Announced | None,
     kept: Tensor,
     d_query: Gradient,
     d_key: Gradient,
 ) -> Reductions:
     """One product. ``kept`` [N, M] (or empty) receives the raw scores; the gradients, where wanted, receive those of
-    sum_i (r_i - S_i,target): what every row-only loss needs, up to one factor per row."""
+    the announced loss."""
     device = problem.query.device
-    reference = problem.reference() if column_sums and not statistics else None
+    pointwise = wants.statistics or wants.logit_sums or wants.softplus or wants.clip
+    reference = problem.reference() if wants.columns and wants.row_lse and not pointwise else None
     start = -torch.inf if reference is None else reference
-    rows = RowSums.empty(problem.query.shape[0], accumulator, device, maximum=start, statistics=statistics)
+    rows = RowSums.empty(problem.query.shape[0], accumulator, device, wants, maximum=start)
     columns = None
-    if column_sums:
-        columns = ColumnSums.empty(problem.key.shape[0], accumulator, device, maximum=start)
-        if statistics:
+    if wants.columns:
+        columns = ColumnSums.empty(problem.key.shape[0], accumulator, device, wants, maximum=start)
+        if wants.statistics:
             columns.target = _paired_scores(problem, accumulator)
-            columns.rank = torch.zeros_like(columns.maximum)
-    needs_whole_rows = column_sums or statistics or kept.numel() or d_query.wanted or d_key.wanted
+    needs_whole_rows = wants.columns or wants.statistics or kept.numel() or d_query.wanted or d_key.wanted
     if needs_whole_rows:
-        _walk_rows(problem, rows, columns, reference, kept, d_query, d_key)
+        _walk_rows(problem, rows, columns, reference, announced, kept, d_query, d_key)
     else:
         _walk_tiles(problem, rows)
     row_lse, column_lse = rows.lse(), None if columns is None else columns.lse()
-    row_rank, column_rank = rows.rank, None if columns is None else columns.rank
+
+    def rank(of: Tensor | None, lse: Lse | None) -> Tensor | None:
+        # a rank among scores that are not finite is none: NaN, as their log-sum-exp is (-inf: nothing to beat)
+        return None if of is None or lse is None or problem.targets is None else of + 0 * lse.high.clamp(min=0)
+
+    def narrow(sums: Tensor | None) -> Tensor | None:
+        return None if sums is None else sums.to(accumulator)
+
     return Reductions(
         row_lse=row_lse,
         column_lse=column_lse,
         target=None if problem.targets is None else rows.target,
+        row_logits=narrow(rows.logits),
+        column_logits=None if columns is None else narrow(columns.logits),
+        softplus=narrow(rows.softplus),
+        clipped=rows.clipped_lse(),
         mean=rows.mean(),
-        # a rank among scores that are not finite is none: NaN, as their log-sum-exp is
-        row_rank=None if row_rank is None or problem.targets is None else row_rank + 0 * row_lse.high,
-        column_rank=None if column_rank is None or column_lse is None else column_rank + 0 * column_lse.high,
+        row_rank=rank(rows.rank, row_lse),
+        column_rank=None if columns is None else rank(columns.rank, column_lse),
     )
 
 
@@ -113,6 +156,7 @@ def _walk_rows(
     rows: RowSums,
     columns: ColumnSums | None,
     reference: float | None,
+    announced: Announced | None,
     kept: Tensor,
     d_query: Gradient,
     d_key: Gradient,
@@ -123,17 +167,17 @@ def _walk_rows(
     raw = None if kept.numel() else problem.workspace()
     for chunk in problem.chunks():
         scores = problem.product(chunk, kept[chunk] if raw is None else raw)
-        targets, sums = problem.targets_of(chunk), rows[chunk]
+        targets, mask, sums = problem.targets_of(chunk), problem.mask_of(chunk), rows[chunk]
         if reference is not None and backend.bounded and columns is not None and targets is not None:
-            backend.bounded.reduce(scores, score_map.scale, targets, sums, columns)
+            backend.bounded.reduce(scores, score_map.scale, targets, mask, sums, columns)
             continue
-        backend.reduce_rows(scores, score_map, targets, sums)
+        backend.reduce_rows(scores, score_map, targets, mask, sums)
         if columns is not None:
-            backend.reduce_columns(scores, score_map, columns, chunk.start)
-        if d_query.wanted or d_key.wanted:
-            one = torch.ones_like(sums.maximum)
-            unit = Upstream(a=one, r=sums.lse(), d=None if targets is None else -one)
-            backend.weigh_(scores, score_map, targets, unit, None)
+            backend.reduce_columns(scores, score_map, targets, mask, columns)
+        lse = sums.lse()
+        if (d_query.wanted or d_key.wanted) and announced is not None and lse is not None:
+            upstream = announced.of_rows(chunk).upstream(lse, scores.shape[1], targets=targets is not None)
+            backend.weigh_(scores, score_map, targets, mask, upstream, None)
             _add_products(problem, scores, chunk, d_query, d_key)
     if raw is not None:
         give_back(raw)
@@ -147,14 +191,15 @@ def _walk_tiles(problem: Problem, rows: RowSums) -> None:
     room = borrow((height * width,), problem.query.dtype, problem.query.device)
     for top in range(0, count, height):
         chunk = slice(top, min(top + height, count))
-        targets, sums = problem.targets_of(chunk), rows[chunk]
+        targets, mask, sums = problem.targets_of(chunk), problem.mask_of(chunk), rows[chunk]
         for left in range(0, columns, width):
             tile = slice(left, min(left + width, columns))
             shape = (chunk.stop - chunk.start, tile.stop - tile.start)
             raw = room[: shape[0] * shape[1]].view(shape)
             torch.mm(problem.query[chunk], problem.key[tile].T, out=raw)
             local = None if targets is None else targets - left
-            problem.backend.reduce_rows(raw, problem.score_map.of_columns(tile), local, sums)
+            part = None if mask is None else mask.of_columns(tile)
+            problem.backend.reduce_rows(raw, problem.score_map.of_columns(tile), local, part, sums)
     give_back(room)
 
 
@@ -169,28 +214,30 @@ def backward_walk(
     d_scale: Tensor,
 ) -> None:
     """Fills the gradient buffers of the sweep that are not empty. ``kept`` is used up where it is not empty;
-    upstream.a, r and d are [N], b and c [M]. d_bias [M] or [0], d_scale [1] or [0], both accumulator dtype."""
+    upstream's vectors are [N] and [M]. d_bias [M] or [0], d_scale [1] or [0], both accumulator dtype."""
     if not problem.query.shape[0]:
         d_key.zero_()
     raw = None if kept.numel() else problem.workspace()
-    reference = None if upstream.b is None else problem.reference()
-    alpha = beta = upstream.a
-    if reference is not None and upstream.b is not None and upstream.c is not None:
-        alpha = _above(reference, upstream.r).mul_(upstream.a).float()
-        beta = _above(reference, upstream.c).mul_(upstream.b).float()
+    bounded = problem.backend.bounded
+    reference = None
+    alpha = beta = problem.query.new_empty(0)
+    a, r, b, c = upstream.a, upstream.r, upstream.b, upstream.c
+    others = (upstream.e, upstream.u, upstream.v)
+    if a is not None and r is not None and b is not None and c is not None and all(x is None for x in others):
+        reference = problem.reference()
+        if reference is not None:
+            alpha = _above(reference, r).mul_(a).float()
+            beta = _above(reference, c).mul_(b).float()
     share = problem.query.new_empty(problem.plan.rows, dtype=torch.float64) if d_scale.numel() else None
     for chunk in problem.chunks():
         scores = kept[chunk] if raw is None else problem.product(chunk, raw)
-        targets = problem.targets_of(chunk)
-        d = None if upstream.d is None else upstream.d[chunk]
+        targets, mask, part = problem.targets_of(chunk), problem.mask_of(chunk), upstream.of_rows(chunk)
         mine = None if share is None else share[: scores.shape[0]]
-        if reference is not None and problem.backend.bounded:
-            problem.backend.bounded.weigh_(
-                scores, problem.score_map.scale, reference, targets, alpha[chunk], beta, d, mine
-            )
+        if reference is not None and bounded is not None and targets is not None:
+            scale = problem.score_map.scale
+            bounded.weigh_(scores, scale, reference, targets, mask, alpha[chunk], beta, part.d, mine)
         else:
-            part = Upstream(a=upstream.a[chunk], r=upstream.r[chunk], b=upstream.b, c=upstream.c, d=d)
-            problem.backend.weigh_(scores, problem.score_map, targets, part, mine)
+            problem.backend.weigh_(scores, problem.score_map, targets, mask, part, mine)
         if mine is not None:
             d_scale += mine.sum()
         if d_bias.numel():
@@ -214,12 +261,13 @@ def _add_products(problem: Problem, weights: Tensor, chunk: slice, d_query: Grad
 
 
 def _paired_scores(problem: Problem, accumulator: torch.dtype) -> Tensor:
-    """[M] score of column j's own pair (row j), -inf where there is none: known before the walk, so that ranks along
-    columns need no second one. Rounded to the compute dtype as the walk's own scores are."""
-    query, key = problem.query, problem.key
-    paired = min(query.shape[0], key.shape[0])
+    """[M] score of each column with the row whose target it is, -inf where there is none: known before the walk, so
+    that ranks along columns need no second one. Rounded to the compute dtype as the walk's own scores are."""
+    query, key, targets = problem.query, problem.key, problem.targets
     dot = query.new_full((key.shape[0],), -torch.inf)
-    for begin in range(0, paired, problem.plan.rows):
-        rows = slice(begin, min(begin + problem.plan.rows, paired))
-        dot[rows] = (query[rows].to(accumulator) * key[rows].to(accumulator)).sum(1)
+    if targets is not None:
+        for chunk in problem.chunks():
+            mine = targets[chunk]
+            products = query[chunk].to(accumulator) * key[mine].to(accumulator)
+            dot[mine] = products.sum(1).to(dot.dtype)
     return problem.score_map.apply(dot, accumulator)

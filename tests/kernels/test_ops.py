@@ -8,8 +8,25 @@ from torch.autograd import gradcheck
 
 from main_kernels import backends, info_nce, pair_scores, row_logsumexp, segment_pool, token_logprobs
 from main_kernels.sweep import plan, walk
+from main_kernels.sweep.inputs import Inputs
 
 from .contract import error
+
+UNASKED = {
+    "row_ids": None,
+    "column_ids": None,
+    "keep_target": True,
+    "row_lse": True,
+    "columns": False,
+    "statistics": False,
+    "logit_sums": False,
+    "softplus": False,
+    "clip": 0.0,
+    "announced": False,
+    "weights": None,
+    "label_smoothing": 0.0,
+    "z_loss": 0.0,
+}
 
 
 def operands(rows=6, columns=11, width=5, dtype=torch.float32, grad=(True, True)):
@@ -51,28 +68,50 @@ def test_gradcheck_of_scale_and_bias():
     assert gradcheck(lambda h, w, b: token_logprobs(h, w, targets, bias=b, softcap=3.0), (hidden, weight, bias))
 
 
-@pytest.mark.parametrize("other", [False, True])
-@pytest.mark.parametrize("statistics", [False, True])
-@pytest.mark.parametrize("column_sums", [False, True])
-@pytest.mark.parametrize("workspace", [0, 1 << 20])
-@pytest.mark.parametrize("targets", [None, [0, 3, 2, 5, 1, 1]])
-def test_opcheck_of_the_sweep(backend, other, statistics, column_sums, workspace, targets):
+EVERY_ROW, SOME_ROWS = [0, 3, 2, 5, 1, 4], [0, -1, 2, 5, 1, 1]
+IDS = {"row_ids": [5, 7, 5, 1, 1, 0], "column_ids": [5, 7, 1]}
+TOLD = {"announced": True, "label_smoothing": 0.1, "z_loss": 0.01, "logit_sums": True}
+
+
+@pytest.mark.parametrize(
+    ("targets", "other", "workspace", "wants"),
+    [
+        (None, False, 0, {}),
+        (None, False, 0, {"announced": True}),
+        (SOME_ROWS, False, 0, {"announced": True}),
+        (SOME_ROWS, True, 0, {"announced": True}),
+        (SOME_ROWS, False, 1 << 20, {"columns": True}),
+        (EVERY_ROW, True, 1 << 20, {"columns": True}),
+        (EVERY_ROW, False, 0, {"columns": True, "statistics": True}),
+        (EVERY_ROW, False, 0, {"statistics": True, "announced": True, **IDS}),
+        (EVERY_ROW, False, 0, {"columns": True, **IDS}),
+        (EVERY_ROW, True, 1 << 20, {"columns": True, "logit_sums": True, "softplus": True, "clip": 3.0, **IDS}),
+        (EVERY_ROW, False, 0, {"row_lse": False, "softplus": True, "keep_target": False}),
+        (SOME_ROWS, False, 0, {"keep_target": False, "clip": 2.0, **IDS}),
+        (SOME_ROWS, False, 0, TOLD),
+        (EVERY_ROW, False, 0, {"announced": True, "weights": [1.0, 0.0, 2.0, 1.0, 1.0, 3.0]}),
+    ],
+    ids=str,
+)
+def test_opcheck_of_the_sweep(backend, targets, other, workspace, wants):
     query, key = operands()
-    targets = None if targets is None else torch.tensor(targets)
-    arguments = (
-        query,
-        key,
-        torch.tensor(2.0, requires_grad=other),
-        None,
-        0.0,
-        targets,
-        column_sums,
-        statistics,
+    options = {name: torch.tensor(v) if isinstance(v, list) else v for name, v in wants.items()}
+    inputs = Inputs(
+        query=query,
+        key=key,
+        scale=torch.tensor(2.0, requires_grad=other),
+        bias=None,
+        softcap=0.0,
+        targets=None if targets is None else torch.tensor(targets),
+        **{**UNASKED, **options},
+        grad_query=True,
+        grad_key=True,
+        grad_other=other,
+        workspace=workspace,
+        donate=False,  # opcheck looks at the held state after the backward
+        backend=backend,
     )
-    # opcheck looks at the held state after the backward, so it is not donated here
-    torch.library.opcheck(
-        torch.ops.main_kernels.sweep.default, (*arguments, True, True, other, workspace, False, backend)
-    )
+    torch.library.opcheck(torch.ops.main_kernels.sweep.default, inputs)
 
 
 def test_opcheck_of_pooling(backend):

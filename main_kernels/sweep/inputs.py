@@ -1,0 +1,151 @@
+"""What the sweep's two ops are called with, and how that becomes the Problem that is walked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backends import ScoreMap, get
+from ..backends.interface import Mask
+from .plan import Plan, make_plan
+from .walk import Announced, Problem
+
+Changed = Tensor  # an argument that the op writes to
+
+
+class Inputs(NamedTuple):
+    """Arguments of ``main_kernels::sweep``."""
+
+    query: Tensor  # [N, D]
+    key: Tensor  # [M, D]
+    scale: Tensor  # 0-dimensional
+    bias: Tensor | None  # [M]
+    softcap: float
+    targets: Tensor | None  # [N] int64; a row whose target is -1 takes no part
+    row_ids: Tensor | None  # [N] int64
+    column_ids: Tensor | None  # int64, at most M; the columns beyond have an id of their own
+    keep_target: bool
+    row_lse: bool  # from here to clip: Wants
+    columns: bool
+    statistics: bool
+    logit_sums: bool
+    softplus: bool
+    clip: float
+    announced: bool  # whether the loss of the next three is what will be differentiated
+    weights: Tensor | None  # [N]
+    label_smoothing: float
+    z_loss: float
+    grad_query: bool
+    grad_key: bool
+    grad_other: bool  # scale or bias needs a gradient
+    workspace: int
+    donate: bool  # the caller drops the held state, so the backward may use it up in place
+    backend: str
+
+
+class GradientInputs(NamedTuple):
+    """Arguments of ``main_kernels::sweep_gradient_``; those of the sweep mean the same."""
+
+    query: Tensor
+    key: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    softcap: float
+    targets: Tensor | None
+    row_ids: Tensor | None
+    column_ids: Tensor | None
+    keep_target: bool
+    weights: Tensor | None
+    label_smoothing: float
+    z_loss: float
+    row_lse: Tensor
+    row_low: Tensor
+    column_lse: Tensor
+    column_low: Tensor
+    d_row: Tensor | None  # upstream gradients of the differentiable outputs; None is zero
+    d_column: Tensor | None
+    d_target: Tensor | None
+    d_row_logits: Tensor | None
+    d_column_logits: Tensor | None
+    d_softplus: Tensor | None
+    kept: Changed  # raw scores, used up; empty where not kept
+    d_query: Changed  # the gradient buffers, empty where not wanted
+    d_query_low: Changed
+    d_key: Changed
+    d_key_low: Changed
+    d_bias: Changed
+    d_scale: Changed
+    gradient: str  # where the forward's plan makes the gradients
+    ready: bool  # its work is at hand; otherwise it is done again, in the same order, to the same bits
+    backend: str
+
+
+_KINDS = {"Tensor | None": "Tensor?"}
+
+
+def schema(arguments: type, returns: str) -> str:
+    """The op's schema, from the names and annotations of its arguments."""
+
+    def kind(name: str, annotation: str) -> str:
+        return f"Tensor({name}!)" if annotation == "Changed" else _KINDS.get(annotation, annotation)
+
+    listed = ((name, getattr(a, "__forward_arg__", a)) for name, a in arguments.__annotations__.items())
+    return f"({', '.join(f'{kind(name, str(a))} {name}' for name, a in listed)}) -> {returns}"
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def plan_of(inputs: Inputs | GradientInputs) -> Plan:
+    query, key = inputs.query, inputs.key
+    return make_plan(query.shape[0], key.shape[0], query.shape[1], query.dtype)
+
+
+def mask_of(inputs: Inputs | GradientInputs) -> Mask | None:
+    """The mask in 32 bits: ids are numbered anew, columns without one get -1."""
+    rows, columns, count = inputs.row_ids, inputs.column_ids, inputs.key.shape[0]
+    if rows is None or columns is None:
+        if inputs.keep_target or inputs.targets is None:
+            return None
+        every = torch.arange(count, dtype=torch.int32, device=inputs.query.device)
+        return Mask(inputs.targets.to(torch.int32), every, False)
+    numbers = torch.cat([rows, columns]).unique(return_inverse=True)[1].to(torch.int32)
+    mine = numbers.new_full((count,), -1)
+    mine[: columns.shape[0]] = numbers[rows.shape[0] :]
+    return Mask(numbers[: rows.shape[0]], mine, inputs.keep_target)
+
+
+def make_problem(inputs: Inputs | GradientInputs, selected: Tensor | None) -> Problem:
+    """The problem of the ``selected`` rows (None: of all)."""
+    plan, mask = plan_of(inputs), mask_of(inputs)
+    query, targets = inputs.query, inputs.targets
+    if selected is not None and targets is not None:
+        query, targets = query[selected], targets[selected]
+        mask = None if mask is None else Mask(mask.rows[selected], mask.columns, mask.keep_target)
+    bias = inputs.bias
+    if bias is not None:
+        bias = bias.to(accumulator_dtype(query.dtype)).contiguous()
+    return Problem(
+        query=query.to(plan.compute).contiguous(),
+        key=inputs.key.to(plan.compute).contiguous(),
+        score_map=ScoreMap(float(inputs.scale), inputs.softcap, bias),
+        targets=None if targets is None else targets.contiguous(),
+        mask=mask,
+        plan=plan,
+        backend=get(inputs.backend),
+    )
+
+
+def announced_of(inputs: Inputs | GradientInputs) -> Announced:
+    return Announced(inputs.weights, inputs.label_smoothing, inputs.z_loss)
+
+
+def selected_rows(targets: Tensor | None) -> Tensor | None:
+    """Indices of the rows that take part, or None when all do."""
+    if targets is None:
+        return None
+    masked = targets < 0
+    return (~masked).nonzero()[:, 0] if bool(masked.any()) else None
