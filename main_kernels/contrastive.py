@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
-from .sweep import DEFAULT_WORKSPACE, CrossEntropy, sweep
+from .sweep import DEFAULT_WORKSPACE, CrossEntropy, autocast, sweep
 
 MAX_LOGIT_SCALE = math.log(100.0)
 Reduction = Literal["mean", "sum", "none"]
@@ -282,6 +282,7 @@ def _check_negatives(negatives: Tensor, query: Tensor) -> tuple[Tensor | None, T
 def _own_scores(query: Tensor, negatives: Tensor) -> Tensor:
     """query[N, D], negatives[N, K, D] -> [N, K] inner products, summed in float32 (float64 for float64)."""
     wide = torch.promote_types(query.dtype, torch.float32)
+    query, negatives = autocast(query), autocast(negatives)
     with torch.autocast(query.device.type, enabled=False):
         return torch.einsum("nd,nkd->nk", query.to(wide), negatives.to(wide))
 

@@ -1,17 +1,37 @@
 """The specification: every public function, dense, in float64, in a few lines each. Tests compare with it.
 
-Arguments are those of the functions of the same name; gradients come from autograd.
+Arguments are those of the functions of the same name; gradients come from autograd. ``product`` makes inner products,
+and its dtype is that of everything after: with ``rough`` the same lines are what people write in torch, whose error the
+tests allow twice.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .contrastive import MAX_LOGIT_SCALE, PairScores
 from .likelihood import TokenStats
+
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def exact(left: Tensor, right: Tensor) -> Tensor:
+    """left rightᵀ in float64."""
+    return left.double() @ right.double().mT
+
+
+def rough(left: Tensor, right: Tensor) -> Tensor:
+    """left rightᵀ in the dtype of both (float16, which overflows at 65504, in float32), the result in float32."""
+    if left.dtype == torch.float16:
+        left, right = left.float(), right.float()
+    product = left @ right.mT
+    return product.to(torch.promote_types(product.dtype, torch.float32))
 
 
 def logits(
@@ -21,11 +41,12 @@ def logits(
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
+    product: Product = exact,
 ) -> Tensor:
-    """float64 [T, V]."""
-    z = hidden.double() @ weight.double().T
+    """[T, V]."""
+    z = product(hidden, weight)
     if bias is not None:
-        z = z + bias.double()
+        z = z + bias.to(z)
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
     return z / temperature
@@ -40,8 +61,9 @@ def token_logprobs(
     softcap: float | None = None,
     temperature: float = 1.0,
     ignore_index: int = -100,
+    product: Product = exact,
 ) -> TokenStats:
-    z = logits(hidden, weight, bias=bias, softcap=softcap, temperature=temperature)
+    z = logits(hidden, weight, bias=bias, softcap=softcap, temperature=temperature, product=product)
     scored = targets != ignore_index
     index = targets.where(scored, 0)[:, None]
     logp = z.log_softmax(1)
@@ -55,6 +77,46 @@ def token_logprobs(
     )
 
 
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    product: Product = exact,
+) -> Tensor:
+    z = logits(hidden, weight, bias=bias, softcap=softcap, product=product)
+    scored = targets != ignore_index
+    own = z.gather(1, targets.where(scored, 0)[:, None])[:, 0]
+    lse = z.logsumexp(1)
+    each = lse - (1 - label_smoothing) * own - label_smoothing * z.mean(1) + z_loss * lse.square()
+    factors = torch.ones_like(each) if weights is None else weights.to(each)
+    loss = torch.where(scored, each * factors, 0)
+    total = torch.where(scored, factors, 0).sum()
+    return {"none": loss, "mean": loss.sum() / torch.where(total == 0, 1, total), "sum": loss.sum()}[reduction]
+
+
+def sequence_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cu_seqlens: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    logp = token_logprobs(hidden, weight, targets, **options).logprobs
+    if cu_seqlens is not None:
+        return torch.stack([logp[begin:end].sum() for begin, end in pairwise(cu_seqlens.tolist())])
+    assert segment_ids is not None
+    return torch.stack([logp[segment_ids == b].sum() for b in range(int(segment_ids.max()) + 1)])
+
+
 def info_nce(
     query: Tensor,
     key: Tensor,
@@ -62,33 +124,93 @@ def info_nce(
     temperature: float = 0.07,
     logit_scale: Tensor | None = None,
     direction: str = "both",
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    negatives: Tensor | None = None,
+    pair_ids: Tensor | None = None,
     reduction: str = "mean",
+    product: Product = exact,
 ) -> Tensor:
-    scale: Tensor | float = 1 / temperature
+    s = product(query, key)
+    scale = s.new_tensor(1 / temperature)
     if logit_scale is not None:
-        scale = logit_scale.double().clamp(0, MAX_LOGIT_SCALE).exp()
-    s = query.double() @ key.double().T * scale
-    by_query = s.logsumexp(1) - s.diagonal()
-    by_key = s.logsumexp(0) - s.diagonal()
+        scale = logit_scale.to(s).clamp(0, MAX_LOGIT_SCALE).exp()
+    s = s * scale
+    left_out = duplicates(pair_ids, len(s))
+    rows, columns = s.masked_fill(left_out, -math.inf), s.T.masked_fill(left_out, -math.inf)
+    if negatives is not None:
+        extra = product(query, negatives) if negatives.ndim == 2 else product(query[:, None], negatives)[:, 0]
+        rows = torch.cat([rows, extra * scale], 1)
+
+    def cross_entropy(z: Tensor) -> Tensor:
+        logp = z.log_softmax(1)
+        mean = logp.masked_fill(z == -math.inf, 0).sum(1) / (z > -math.inf).sum(1)
+        return -(1 - label_smoothing) * logp.diagonal() - label_smoothing * mean
+
+    by_query, by_key = cross_entropy(rows), cross_entropy(columns)
     loss = {"query": by_query, "key": by_key, "both": (by_query + by_key) / 2}[direction]
+    factors = torch.ones_like(loss) if weight is None else weight.to(loss)
+    total = factors.sum()
+    loss = loss * factors
+    return {"none": loss, "mean": loss.sum() / torch.where(total == 0, 1, total), "sum": loss.sum()}[reduction]
+
+
+def duplicates(ids: Tensor | None, count: int) -> Tensor:
+    """[N, N] bool, where different pairs have the same id."""
+    if ids is None:
+        return torch.zeros(count, count, dtype=torch.bool)
+    return (ids[:, None] == ids) & ~torch.eye(count, dtype=torch.bool)
+
+
+def sigmoid_loss(
+    query: Tensor,
+    key: Tensor,
+    *,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    pair_ids: Tensor | None = None,
+    reduction: str = "mean",
+    product: Product = exact,
+) -> Tensor:
+    s = product(query, key)
+    s = s * logit_scale.to(s).clamp(0, MAX_LOGIT_SCALE).exp() + logit_bias.to(s)
+    signs = 2 * torch.eye(len(s), dtype=s.dtype) - 1
+    each = -torch.nn.functional.logsigmoid(signs * s)
+    loss = each.masked_fill(duplicates(pair_ids, len(s)), 0).sum(1)
     return {"none": loss, "mean": loss.mean(), "sum": loss.sum()}[reduction]
 
 
-def pair_scores(query: Tensor, key: Tensor, *, temperature: float = 0.07) -> PairScores:
-    s = query.double() @ key.double().T / temperature
-    own = s.diagonal()
-    rows, columns = s.logsumexp(1), s.logsumexp(0)
+def pair_scores(
+    query: Tensor,
+    key: Tensor,
+    *,
+    temperature: float = 0.07,
+    targets: Tensor | None = None,
+    pair_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    product: Product = exact,
+) -> PairScores:
+    s = product(query, key) / temperature
+    targets = torch.arange(len(s)) if targets is None else targets
+    key_ids = pair_ids if key_ids is None else key_ids
+    own = s.gather(1, targets[:, None])
+    paired = torch.arange(s.shape[1]) == targets[:, None]
+    if pair_ids is not None and key_ids is not None:
+        s = s.masked_fill((pair_ids[:, None] == key_ids) & ~paired, -math.inf)
+    columns = s[:, targets].T  # row i: the column of its key
+    by_query, by_key = (own[:, 0] - z.logsumexp(1) for z in (s, columns))
+    entries = (s > -math.inf).sum(1) * (columns > -math.inf).sum(1)
     return PairScores(
-        own - rows,
-        own - columns,
-        math.log(len(s)) + own - (rows + columns) / 2,
-        (s > own[:, None]).sum(1).double(),
-        (s > own).sum(0).double(),
+        by_query,
+        by_key,
+        0.5 * (entries.to(s).log() + by_query + by_key),
+        (s > own).sum(1).to(s),
+        (columns > own).sum(1).to(s),
     )
 
 
-def row_logsumexp(query: Tensor, key: Tensor, *, temperature: float = 1.0) -> Tensor:
-    return (query.double() @ key.double().T / temperature).logsumexp(1)
+def row_logsumexp(query: Tensor, key: Tensor, *, temperature: float = 1.0, product: Product = exact) -> Tensor:
+    return (product(query, key) / temperature).logsumexp(1)
 
 
 def segment_pool(hidden: Tensor, cu_seqlens: Tensor, *, mode: str = "mean", normalize: bool = True) -> Tensor:

@@ -19,7 +19,15 @@ from .inputs import Inputs, accumulator_dtype
 from .op import sweep_op
 from .plan import DEFAULT_WORKSPACE
 
-__all__ = ["DEFAULT_WORKSPACE", "CrossEntropy", "Sweep", "sweep"]
+__all__ = ["DEFAULT_WORKSPACE", "CrossEntropy", "Sweep", "autocast", "sweep"]
+
+
+def autocast(operand: Tensor) -> Tensor:
+    """The operand of a product in the dtype that autocast, where it is on, has products made in."""
+    kind = operand.device.type
+    if not torch.is_autocast_enabled(kind) or operand.dtype == torch.float64:
+        return operand
+    return operand.to(torch.get_autocast_dtype(kind))
 
 
 class Sweep(NamedTuple):
@@ -101,9 +109,7 @@ def sweep(
     The caller has checked shapes and dtypes. Raises ValueError for a target that is neither below M nor -1, and with
     statistics of columns for one that two rows share.
     """
-    kind = query.device.type
-    if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
-        query, key = (t.to(torch.get_autocast_dtype(kind)) for t in (query, key))
+    query, key = autocast(query), autocast(key)
     accumulator = accumulator_dtype(query.dtype)
     if isinstance(scale, Tensor):
         scale = scale.to(accumulator)

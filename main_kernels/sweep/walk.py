@@ -18,6 +18,8 @@ from .plan import Plan
 # product took a quarter longer.
 _TILE_ROWS, _TILE_COLUMNS = 2048, 4096
 
+_SMALL_SCORES = 4096  # entries; with fewer there is no time to win, and a lone score is its own log-sum-exp exactly
+
 
 @dataclass
 class Problem:
@@ -54,7 +56,8 @@ class Problem:
         """A bound on every |score| where it is small enough for the backend's bounded kernels, else None."""
         plain_map = self.score_map.bias is None and not self.score_map.softcap
         kept_targets = self.targets is not None and (self.mask is None or self.mask.keep_target)
-        if self.backend.bounded is None or not plain_map or not kept_targets:
+        small = self.query.shape[0] * self.key.shape[0] < _SMALL_SCORES
+        if self.backend.bounded is None or not plain_map or not kept_targets or small:
             return None
         lengths = [float(torch.linalg.vector_norm(t, dim=1, dtype=torch.float32).max()) for t in (self.query, self.key)]
         bound = 1.01 * self.score_map.scale * lengths[0] * lengths[1]  # 1.01: the products are rounded

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from main_kernels import backends, info_nce, pair_scores, row_logsumexp, segment_pool, token_logprobs
+from main_kernels import (
+    backends,
+    info_nce,
+    linear_cross_entropy,
+    pair_scores,
+    row_logsumexp,
+    segment_pool,
+    sequence_logprobs,
+    sigmoid_loss,
+    token_logprobs,
+)
 from main_kernels.sweep import plan, walk
 from main_kernels.sweep.inputs import Inputs
 
@@ -43,6 +53,41 @@ CALLS = {
     "info_nce": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, reduction="none"),
     "info_nce_recomputed": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, workspace=0),
     "info_nce_query": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, direction="query", workspace=0),
+    "info_nce_ids": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, pair_ids=torch.arange(len(q)) // 2),
+    "info_nce_smooth": lambda q, k: info_nce(
+        q, k[: len(q)], label_smoothing=0.1, weight=torch.arange(len(q)) + 1.0, negatives=k[len(q) :], temperature=0.5
+    ),
+    "info_nce_own_negatives": lambda q, k: info_nce(
+        q, k[: len(q)], temperature=0.5, direction="query", negatives=k[:2].expand(len(q), 2, k.shape[1])
+    ),
+    "sigmoid_loss": lambda q, k: sigmoid_loss(
+        q, k[: len(q)], logit_scale=torch.tensor(0.5), logit_bias=torch.tensor(-1.0), reduction="none"
+    ),
+    "sigmoid_loss_ids": lambda q, k: sigmoid_loss(
+        q,
+        k[: len(q)],
+        logit_scale=torch.tensor(0.5),
+        logit_bias=torch.tensor(-1.0),
+        pair_ids=torch.arange(len(q)) // 2,
+        workspace=0,
+    ),
+    "linear_cross_entropy": lambda q, k: linear_cross_entropy(
+        q,
+        k,
+        torch.arange(len(q)),
+        weights=torch.arange(len(q)).to(torch.float32),
+        label_smoothing=0.1,
+        z_loss=0.01,
+    ),
+    "sequence_logprobs": lambda q, k: sequence_logprobs(q, k, torch.arange(len(q)), torch.tensor([0, 2, 2, 5])),
+    "sequence_logprobs_ids": lambda q, k: sequence_logprobs(
+        q, k, torch.arange(len(q)), segment_ids=torch.arange(len(q)) % 3 - 1, segments=2
+    ),
+    "pair_scores_bank": lambda q, k: (
+        pair_scores(
+            q, k, targets=torch.arange(len(q)).flip(0), pair_ids=torch.arange(len(q)), key_ids=torch.arange(len(k)) // 2
+        ).pmi
+    ),
     "pair_scores": lambda q, k: pair_scores(q, k[: len(q)], temperature=0.5).pmi,
     "row_logsumexp": lambda q, k: row_logsumexp(q, k),
     "segment_pool": lambda q, k: segment_pool(q, torch.tensor([0, 2, 2, 5])) @ k.T,
@@ -198,18 +243,38 @@ def multiply_adds(run) -> int:
         ("recomputed", (True, False), 3),
         ("one_way", (True, True), 3),
         ("scores", (False, False), 1),
+        ("cross_entropy", (True, True), 3),
+        ("cross_entropy", (True, False), 2),
+        ("one_way_weighted", (True, True), 3),
+        ("sequences", (True, True), 4),
+        ("sequences", (True, False), 3),
+        ("sequences", (False, False), 1),
+        ("sigmoid_kept", (True, True), 3),
+        ("sigmoid_recomputed", (True, True), 4),
+        ("ids", (True, True), 4),
+        ("ids", (False, True), 3),
     ],
 )
 def test_number_of_products(backend, call, grad, products):
     """The floors of the design, counted: no product for a gradient nobody wants."""
     query, key = operands(64, 64, 32, grad=grad)
-    weights = torch.rand(64)
+    weights, one = torch.rand(64), torch.tensor(1.0)
     calls = {
         "token": lambda: token_logprobs(query, key, torch.arange(64)).mean(),
         "token_weighted": lambda: (token_logprobs(query, key, torch.arange(64)) * weights).sum(),
         "kept": lambda: info_nce(query, key),
         "recomputed": lambda: info_nce(query, key, workspace=0),
         "one_way": lambda: info_nce(query, key, workspace=0, direction="query"),
+        "cross_entropy": lambda: linear_cross_entropy(
+            query, key, torch.arange(64), weights=weights + 0.1, label_smoothing=0.1, z_loss=0.01
+        ),
+        "one_way_weighted": lambda: info_nce(query, key, workspace=0, direction="query", weight=weights),
+        "sequences": lambda: (
+            sequence_logprobs(query, key, torch.arange(64), torch.tensor([0, 30, 64])) * torch.tensor([1.0, 2.0])
+        ).sum(),
+        "sigmoid_kept": lambda: sigmoid_loss(query, key, logit_scale=one, logit_bias=one),
+        "sigmoid_recomputed": lambda: sigmoid_loss(query, key, logit_scale=one, logit_bias=one, workspace=0),
+        "ids": lambda: info_nce(query, key, workspace=0, pair_ids=torch.arange(64) // 2),
         "scores": lambda: pair_scores(query, key).pmi.sum(),
     }
 
@@ -273,7 +338,7 @@ def test_backends_agree():
         for backend in ("cpu", "plain"):
             with backends.use(backend):
                 results.append(call(query, key))
-        assert error(*results) < 2e-5, name
+        assert error(*results) < 2e-6 * max(10.0, float(results[0].detach().abs().max())), name
 
 
 def test_chunk_sizes_do_not_matter(backend, monkeypatch):

@@ -1,0 +1,180 @@
+"""linear_cross_entropy and sequence_logprobs against the float64 oracle."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from main_kernels import linear_cross_entropy, oracle, sequence_logprobs, token_logprobs
+from main_kernels.sweep import plan
+
+from .contract import Matrices, assert_contract, error, exact, largest_logit, matrices
+from .test_contrastive import check_gradients, served
+
+
+def draw_targets(drawn: Matrices, masked: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(drawn.seed + 1)
+    targets = torch.randint(0, drawn.columns, (drawn.rows,), generator=generator)
+    if masked == "some":
+        targets[torch.rand(drawn.rows, generator=generator) < 0.3] = -100
+    elif masked == "all":
+        targets[:] = -100
+    return targets
+
+
+def check(drawn: Matrices, *, weights=None, masked="some", biased=False, **options):
+    hidden, weight = drawn.draw()
+    generator = torch.Generator().manual_seed(drawn.seed + 2)
+    leaves = {"hidden": hidden, "weight": weight}
+    if biased:
+        leaves["bias"] = torch.randn(drawn.columns, generator=generator).requires_grad_()
+    if weights is not None:
+        drawn_weights = torch.rand(drawn.rows, generator=generator)
+        drawn_weights[torch.rand(drawn.rows, generator=generator) < 0.2] = 0
+        if weights == "learnt":
+            leaves["weights"] = drawn_weights.requires_grad_()
+        else:
+            options["weights"] = drawn_weights
+    options["targets"] = draw_targets(drawn, masked)
+    got = linear_cross_entropy(**leaves, **options)
+    true_leaves = dict(zip(leaves, exact(*leaves.values()), strict=True))
+    want = oracle.linear_cross_entropy(**true_leaves, **options)
+    rough = oracle.linear_cross_entropy(**leaves, **options, product=oracle.rough)
+    map_options = {name: options[name] for name in ("softcap",) if name in options}
+    z = oracle.logits(hidden, weight, bias=leaves.get("bias"), **map_options)
+    logit = largest_logit(z)
+    largest = logit + options.get("z_loss", 0.0) * logit**2
+    summed = drawn.rows if options.get("reduction") == "sum" else 1
+    assert_contract("loss", got, rough, want, largest * summed)
+    factor = 1 + 2 * options.get("z_loss", 0.0) * logit
+    counted = (options["targets"] >= 0).float() * options.get("weights", leaves.get("weights", torch.ones(drawn.rows)))
+    total = float(counted.detach().sum()) or 1.0
+    share = 1 / total if options.get("reduction", "mean") == "mean" else 1
+    bounds = {
+        "hidden": share * factor * float(weight.detach().abs().max()),
+        "weight": share * factor * float(hidden.detach().abs().max()),
+        "bias": share * factor,
+        "weights": share * 2 * largest,
+    }
+    pairs = [list(leaves.values()), list(true_leaves.values())]
+    check_gradients(drawn, leaves, got, rough, want, pairs, [bounds[name] for name in leaves])
+
+
+@given(
+    drawn=matrices(),
+    weights=st.sampled_from([None, "given", "learnt"]),
+    label_smoothing=st.sampled_from([0.0, 0.1]),
+    z_loss=st.sampled_from([0.0, 1e-4, 0.1]),
+    softcap=st.sampled_from([None, 5.0]),
+    biased=st.booleans(),
+    masked=st.sampled_from(["none", "some", "all"]),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+)
+def test_linear_cross_entropy_matches_the_oracle(backend, drawn, **options):
+    check(served(backend, drawn), **options)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_chunks_in_the_real_compute_dtype(backend, dtype, reduction, monkeypatch):
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
+    drawn = Matrices(700, 1500, 48, dtype, 0.6, False, 5)
+    assert plan.make_plan(700, 1500, 48, dtype) == plan.Plan(dtype, 512)
+    check(drawn, weights="given", label_smoothing=0.1, z_loss=1e-3, reduction=reduction)
+
+
+def test_agrees_with_torch(backend):
+    hidden, weight, targets = torch.randn(30, 8), torch.randn(50, 8), torch.randint(0, 50, (30,))
+    targets[::4] = -100
+    want = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, label_smoothing=0.2)
+    assert linear_cross_entropy(hidden, weight, targets, label_smoothing=0.2).item() == pytest.approx(want.item(), 1e-6)
+    assert token_logprobs(hidden, weight, targets).sum().item() == pytest.approx(
+        -linear_cross_entropy(hidden, weight, targets, reduction="sum").item(), rel=1e-6
+    )
+
+
+def test_weights_of_zero_hide_even_what_is_not_a_number(backend):
+    hidden, weight = torch.randn(6, 4), torch.randn(9, 4, requires_grad=True)
+    hidden[2] = float("nan")
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 1.0])
+    loss = linear_cross_entropy(hidden, weight, torch.arange(6), weights=weights)
+    assert loss.isfinite()
+    loss.backward()
+    assert weight.grad.isfinite().all()
+    assert linear_cross_entropy(hidden, weight, torch.arange(6)).isnan()
+
+
+@pytest.mark.parametrize("weights", [None, torch.zeros(3)])
+def test_nothing_to_score_is_a_connected_zero(backend, weights):
+    hidden, head = (torch.randn(n, 4, requires_grad=True) for n in (3, 9))
+    targets = torch.full((3,), -100) if weights is None else torch.arange(3)
+    loss = linear_cross_entropy(hidden, head, targets, weights=weights, z_loss=0.1, label_smoothing=0.1)
+    assert loss.item() == 0
+    loss.backward()
+    assert not hidden.grad.any()
+    assert not head.grad.any()
+
+
+@given(
+    drawn=matrices(),
+    masked=st.sampled_from(["none", "some", "all"]),
+    packed=st.booleans(),
+    softcap=st.sampled_from([None, 5.0]),
+)
+def test_sequence_logprobs_match_the_oracle(backend, drawn, masked, packed, softcap):
+    drawn = served(backend, drawn)
+    hidden, weight = drawn.draw()
+    targets = draw_targets(drawn, masked)
+    generator = torch.Generator().manual_seed(drawn.seed)
+    if packed:
+        cuts = torch.randint(0, drawn.rows + 1, (5,), generator=generator).sort().values
+        segments = {"cu_seqlens": cuts.to(torch.int32 if drawn.seed % 2 else torch.int64)}
+    else:
+        ids = torch.randint(-1, 4, (drawn.rows,), generator=generator)
+        ids[0] = 3
+        segments = {"segment_ids": ids}
+    options = {"softcap": softcap, "temperature": 0.7}
+    got = sequence_logprobs(hidden, weight, targets, **segments, **options)
+    leaves = exact(hidden, weight)
+    want = oracle.sequence_logprobs(*leaves, targets, **segments, **options)
+    rough = oracle.sequence_logprobs(hidden, weight, targets, **segments, **options, product=oracle.rough)
+    logit = largest_logit(oracle.logits(hidden, weight, **options))
+    assert_contract("logprobs", got, rough, want, logit * drawn.rows)
+    bounds = [float(other.detach().abs().max()) / 0.7 for other in (weight, hidden)]
+    check_gradients(drawn, ("hidden", "weight"), got, rough, want, [(hidden, weight), leaves], bounds)
+
+
+def test_segments_of_either_form_agree(backend):
+    hidden, weight, targets = torch.randn(20, 4), torch.randn(30, 4), torch.arange(20)
+    packed = sequence_logprobs(hidden, weight, targets, torch.tensor([2, 5, 5, 17]))
+    ids = torch.tensor([-1, -1, *[0] * 3, *[2] * 12, *[-1] * 3])
+    assert torch.equal(packed, sequence_logprobs(hidden, weight, targets, segment_ids=ids))
+    mixed = torch.randperm(20)
+    shuffled = sequence_logprobs(hidden[mixed], weight, targets[mixed], segment_ids=ids[mixed], segments=4)
+    assert error(packed, shuffled[:3]) < 1e-5
+    assert shuffled[3] == 0
+    assert packed[1] == 0
+
+
+def test_exactness_does_not_depend_on_the_announcement(backend):
+    """Gradients that arrive for another loss than the announced one are made anew."""
+    hidden, weight = (torch.randn(n, 8, requires_grad=True) for n in (20, 40))
+    targets = torch.arange(20)
+    for factors in (torch.ones(20) * 3, torch.rand(20), torch.eye(20)[3]):
+        each = linear_cross_entropy(hidden, weight, targets, label_smoothing=0.1, z_loss=0.01, reduction="none")
+        leaves = exact(hidden, weight)
+        want = oracle.linear_cross_entropy(*leaves, targets, label_smoothing=0.1, z_loss=0.01, reduction="none")
+        mine = torch.autograd.grad(each, (hidden, weight), factors)
+        true = torch.autograd.grad(want, leaves, factors.double())
+        for got, wanted in zip(mine, true, strict=True):
+            assert error(got, wanted) < 1e-5
+
+
+def test_z_loss_by_hand(backend):
+    hidden, weight = torch.zeros(1, 2), torch.zeros(8, 2)
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([3]), z_loss=0.5)
+    assert loss.item() == pytest.approx(math.log(8) + 0.5 * math.log(8) ** 2, rel=1e-6)
