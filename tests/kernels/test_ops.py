@@ -209,7 +209,7 @@ def test_autocast_casts_the_operands_and_nothing_else(backend, name):
     if "pool" in name:
         return  # pooling is elementwise: autocast leaves it alone
     assert out.dtype == torch.float32
-    assert torch.equal(out, want)
+    assert error(out, want) <= 1e-6 * max(1.0, float(want.detach().abs().max()))  # a bfloat16 rounding is 4e-3
     mine = torch.autograd.grad(out.sum(), (query, key))
     theirs = torch.autograd.grad(want.sum(), narrow)
     for a, b in zip(mine, theirs, strict=True):
