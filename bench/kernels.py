@@ -1,196 +1,191 @@
-"""The ops against bare matrix products of the same shape and against the peers that run on a CPU.
+"""Every op against bare matrix products of the same shape and against the peers that run on a CPU.
 
     python bench/kernels.py -o bench/results/kernels.json
+    python bench/kernels.py --op info_nce sigmoid_loss --size small medium
+    python bench/tables.py bench/results/kernels.json           # the same tables as markdown
 
-Every row is one interleaved run: the products (torch.mm into buffers made beforehand), eager torch, torch.compile,
-torch's own linear_cross_entropy, and ours. Ratios are taken within the row. Peak memory is that of a fresh process,
-over the inputs and the gradients.
+A row is one op at one size in one dtype. Everything in it is timed in turn, round after round, and ratios are taken
+within the row: the floors (torch.mm into buffers made beforehand, whole or in chunks, whichever is faster), eager
+torch, torch.compile, the peers that are installed (bench/rivals.py says how) and ours. Peak memory is that of a fresh
+process, over the inputs and the gradients. A contender that is missing, or fails, is written down with its reason.
+
+What the ratios mean is in bench/cases/: each case declares its shapes, floors and contenders, and the ratio that it
+claims. Everything in a row must compute the same value and gradients (their norms): who differs from eager torch is
+named, and where one of ours differs or fails the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import rivals
+import tables
 import torch
-import torch.nn.functional as F
-from measure import interleaved, machine, peak_over, ratio, summary
-from torch import Tensor
+from cases import CASES, SIZES, Absent, Case, Row
+from measure import interleaved, machine, ratio, summary
+from peaks import Peaks
 
-from main_kernels import info_nce, token_logprobs
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TARGETS = {  # contender -> (floor, the ratio we hold ourselves to)
-    ("head", "float32"): {"ours": ("products_3", 1.10), "ours_forward": ("products_1", 1.10)},
-    ("head", "bfloat16"): {"ours": ("products_3", 1.20), "ours_forward": ("products_1", 1.10)},
-    ("info_nce", "float32"): {"ours_kept": ("products_3", 1.12), "ours_recomputed": ("products_4", 1.12)},
-    ("info_nce", "bfloat16"): {"ours_kept": ("products_3", 1.12), "ours_recomputed": ("products_4", 1.12)},
-}
-Contenders = dict[str, Callable[[], Any]]
+SECONDS = 1.0  # of rounds at least: small shapes get more of them
+AGREEMENT = {"float32": 2e-3, "bfloat16": 5e-2}  # relative; peers round losses to bfloat16
 
 
-def products(left: Tensor, right: Tensor) -> Contenders:
-    """The floors: S = left rightᵀ, then S right, then Sᵀ left, in one piece and in chunks of rows. The chunked ones
-    are kinder to the cache, so the better of the two is the floor."""
-    left, right = left.detach(), right.detach()
-    rows, columns = left.shape[0], right.shape[0]
-    scores = left.new_empty(rows, columns)
-    d_left, d_right = torch.empty_like(left), torch.empty_like(right)
-
-    def run(walks: int, backward: bool, chunk: int) -> None:
-        for begin in range(0, rows, chunk):
-            part = slice(begin, min(begin + chunk, rows))
-            for _ in range(walks):
-                torch.mm(left[part], right.T, out=scores[part])
-            if backward:
-                torch.mm(scores[part], right, out=d_left[part])
-                torch.mm(scores[part].T, left[part], out=d_right)
-
-    floors: Contenders = {}
-    for chunk, suffix in ((rows, ""), (512, "_chunked")):
-        floors[f"products_1{suffix}"] = lambda c=chunk: run(1, False, c)
-        floors[f"products_3{suffix}"] = lambda c=chunk: run(1, True, c)
-        floors[f"products_4{suffix}"] = lambda c=chunk: run(2, True, c)
-    return floors
+def fastest(ways: list[Callable[[], Any]]) -> Callable[[], Any]:
+    """Warms all of them up; the best of two runs each decides."""
+    for way in ways:
+        way()
+    if len(ways) == 1:
+        return ways[0]
+    samples = interleaved({str(place): way for place, way in enumerate(ways)}, 2)
+    return ways[min(range(len(ways)), key=lambda place: min(samples[str(place)]))]
 
 
-def backward(*leaves: Tensor) -> Callable[[Callable[[], Tensor]], Callable[[], None]]:
-    def wrap(loss: Callable[[], Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            for leaf in leaves:
-                leaf.grad = None
-            loss().backward()
-
-        return run
-
-    return wrap
-
-
-def head(dtype: torch.dtype, rows: int, width: int, columns: int) -> tuple[Contenders, list[Tensor]]:
-    hidden = torch.randn(rows, width).to(dtype).requires_grad_()
-    weight = (torch.randn(columns, width) / width**0.5).to(dtype).requires_grad_()
-    targets = torch.randint(0, columns, (rows,))
-    train = backward(hidden, weight)
-
-    def eager() -> Tensor:
-        return F.cross_entropy((hidden @ weight.T).float(), targets)
-
-    def forward() -> None:
-        with torch.no_grad():
-            token_logprobs(hidden, weight, targets)
-
-    compiled = torch.compile(eager)
-    return {
-        "ours_forward": forward,
-        "ours": train(lambda: -token_logprobs(hidden, weight, targets).mean()),
-        "eager": train(eager),
-        "torch_compile": train(compiled),
-        "torch_linear_cross_entropy": train(lambda: F.linear_cross_entropy(hidden, weight, targets)),
-    }, [hidden, weight]
-
-
-def contrast(dtype: torch.dtype, rows: int, width: int, columns: int) -> tuple[Contenders, list[Tensor]]:
-    query, key = (F.normalize(torch.randn(n, width)).to(dtype).requires_grad_() for n in (rows, columns))
-    train = backward(query, key)
-
-    def eager() -> Tensor:
-        scores = (query @ key.T).float() / 0.07
-        labels = torch.arange(rows)
-        return (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
-
-    compiled = torch.compile(eager)
-    return {
-        "ours_kept": train(lambda: info_nce(query, key)),
-        "ours_recomputed": train(lambda: info_nce(query, key, workspace=0)),
-        "eager": train(eager),
-        "torch_compile": train(compiled),
-    }, [query, key]
-
-
-CASES: dict[str, tuple[Callable[..., tuple[Contenders, list[Tensor]]], list[tuple[int, int, int]]]] = {
-    "head": (head, [(2048, 1024, 32000)]),
-    "info_nce": (contrast, [(4096, 512, 4096), (8192, 512, 8192)]),
-}
-
-
-def time_case(op: str, dtype: str, shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
-    torch.manual_seed(0)
-    contenders, operands = CASES[op][0](DTYPES[dtype], *shape)
-    samples = interleaved({**products(*operands), **contenders}, rounds)
-    for count in ("products_1", "products_3", "products_4"):  # the floor is the better of whole and chunked
-        chunked = samples[f"{count}_chunked"]
-        if sum(chunked) < sum(samples[count]):
-            samples[count], samples[f"{count}_chunked"] = chunked, samples[count]
-    row: dict[str, Any] = {"op": op, "dtype": dtype, "rows": shape[0], "width": shape[1], "columns": shape[2]}
-    row["times"] = summary(samples)
-    row["ratios"] = {
-        name: {"floor": floor, "target": target, **ratio(samples, name, floor)}
-        for name, (floor, target) in TARGETS[op, dtype].items()
-    }
-    row["peak_mb"] = {name: peak_of(op, dtype, shape, name) for name in contenders}
-    return row
-
-
-def peak_of(op: str, dtype: str, shape: tuple[int, int, int], contender: str) -> float:
-    spec = json.dumps([op, dtype, shape, contender])
-    done = subprocess.run([sys.executable, __file__, "--peak", spec], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
-def print_peak(spec: str) -> None:
-    op, dtype, shape, contender = json.loads(spec)
-    torch.manual_seed(0)
-    small, _ = CASES[op][0](DTYPES[dtype], 64, 64, 64)
-    small[contender]()  # libraries and thread pools allocate on first use
-    contenders, operands = CASES[op][0](DTYPES[dtype], *shape)
-    if contender == "torch_compile":
-        contenders[contender]()
-        for leaf in operands:
+def warm_up(row: Row) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """What every contender that runs computes (its value, and the norm of every leaf's gradient where it is trained),
+    and why the others do not run."""
+    computed: dict[str, list[float]] = {}
+    missing: dict[str, str] = {}
+    for name, contender in row.contenders.items():
+        for leaf in row.leaves:
             leaf.grad = None
-    peak = peak_over(contenders[contender], lambda: sum(x.grad.nbytes for x in operands if x.grad is not None))
-    print(round(peak, 1))
+        try:
+            computed[name] = [float(contender.run())]
+        except Absent as absent:
+            missing[name] = str(absent)
+        except Exception as error:  # a peer may fail in any way: the others are measured all the same
+            missing[name] = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        else:
+            computed[name] += [float(leaf.grad.float().norm()) for leaf in row.leaves if leaf.grad is not None]
+    return computed, missing
 
 
-def show(row: dict[str, Any]) -> None:
-    print(f"\n{row['op']} {row['dtype']} rows={row['rows']} width={row['width']} columns={row['columns']}")
-    for name, times in row["times"].items():
-        peak = row["peak_mb"].get(name)
-        memory = f"  peak {peak:8.1f} MB" if peak is not None else ""
-        print(f"  {name:28s} median {times['median_s'] * 1e3:8.1f} ms  best {times['min_s'] * 1e3:8.1f} ms{memory}")
-    for name, r in row["ratios"].items():
-        print(
-            f"  {name} / {r['floor']}: {r['of_medians']:.3f} by medians, {r['of_minima']:.3f} by minima,"
-            f" {r['paired_median']:.3f} paired (target {r['target']})"
+def measure(case: Case, size: str, dtype: str, rounds: int, peaks: Peaks) -> dict[str, Any]:
+    torch.compiler.reset()
+    shape = case.shapes[size]
+    row = case.row(dtype, shape)
+    floors = {name: fastest(ways) for name, ways in row.floors.items()}
+    computed, missing = warm_up(row)
+    samples = interleaved({**floors, **{name: row.contenders[name].run for name in computed}}, rounds, SECONDS)
+    times = summary(samples)
+    contenders: dict[str, dict[str, Any]] = {}
+    for name, contender in row.contenders.items():
+        contenders[name] = {"phase": contender.phase}
+        if name in missing:
+            contenders[name] |= {"median_s": None, "missing": missing[name]}
+        else:
+            contenders[name] |= {**times[name], "computed": computed[name]}
+    result = {
+        "case": case.name,
+        "family": case.family,
+        "size": size,
+        "shape": dict(shape),
+        "dtype": dtype,
+        "bytes_read": row.bytes_read,
+        "floors": {name: times[name] for name in floors},
+        "contenders": contenders,
+        "differing": differing(row, computed, AGREEMENT[dtype]),
+    }
+    for name in computed:
+        contenders[name]["peak_mb"] = peaks.of(case.name, dtype, shape, name)
+    result["claims"] = claims(case, dtype, samples, contenders)
+    return result
+
+
+def differing(row: Row, computed: Mapping[str, list[float]], tolerance: float) -> list[str]:
+    """The contenders that do not compute what eager torch does."""
+    expected = {row.contenders[name].phase: computed[name] for name in ("eager_forward", "eager") if name in computed}
+    out = []
+    for name, numbers in computed.items():
+        wanted = expected.get(row.contenders[name].phase) or expected.get("forward+backward", [])[:1]
+        same = len(numbers) == len(wanted) and all(
+            abs(got - want) <= tolerance * abs(want) for got, want in zip(numbers, wanted, strict=True)
         )
+        if not same:
+            out.append(name)
+    return out
 
 
-def main() -> None:
+def claims(case: Case, dtype: str, samples: dict[str, list[float]], contenders: Mapping[str, Any]) -> list[Any]:
+    """Each claim with the ratio that was measured; none where the op is missing."""
+    out = []
+    for claim in case.claims:
+        got: dict[str, float] = {}
+        if claim.quantity == "memory":
+            mine, other = (contenders[name].get("peak_mb") for name in (claim.contender, claim.against))
+            if mine is not None and other:
+                got = {"ratio": mine / other}
+        elif claim.contender in samples and claim.against in samples:
+            ratios = ratio(samples, claim.contender, claim.against)
+            got = {"ratio": ratios["paired_median"], **ratios}
+        limit = claim.limit_for(dtype)
+        out.append(
+            {
+                "contender": claim.contender,
+                "against": claim.against,
+                "quantity": claim.quantity,
+                "limit": limit,
+                "met": got["ratio"] <= limit if got and limit is not None else None,
+                **got,
+            }
+        )
+    return out
+
+
+def progress(row: Mapping[str, Any]) -> str:
+    """The row in one line, as it finishes."""
+    shape = " ".join(f"{name}={size}" for name, size in row["shape"].items())
+    parts = []
+    for claim in row["claims"]:
+        what = f"{claim['contender']}/{claim['against']}{' memory' if claim['quantity'] == 'memory' else ''}"
+        got = f"{claim['ratio']:.3f}" if "ratio" in claim else "missing"
+        parts.append(f"{what} {got}" + ("" if claim["limit"] is None else f" (limit {claim['limit']:.2f})"))
+    if row["differing"]:
+        parts.append(f"DIFFERS FROM EAGER: {', '.join(row['differing'])}")
+    parts += [f"{n}: {c['missing']}" for n, c in row["contenders"].items() if c.get("missing", "").startswith("failed")]
+    return f"{row['case']} {row['size']} {row['dtype']} {shape}: " + "; ".join(parts)
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, help="write all samples as JSON here")
-    parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default 7)")
-    parser.add_argument("--op", choices=list(CASES), help="only this op")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.peak:
-        print_peak(arguments.peak)
-        return
-    report: dict[str, Any] = {"machine": machine(), "rows": []}
-    for op, (_, shapes) in CASES.items():
-        if arguments.op not in (None, op):
-            continue
-        for shape in shapes:
-            for dtype in DTYPES:
-                row = time_case(op, dtype, shape, arguments.rounds)
-                report["rows"].append(row)
-                show(row)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    parser.add_argument("-o", "--out", type=Path, help="write everything, raw samples included, as JSON here")
+    parser.add_argument("--op", nargs="+", choices=list(CASES), metavar="OP", help=f"only these: {', '.join(CASES)}")
+    parser.add_argument("--size", nargs="+", choices=[*SIZES, "all"], default=["all"], help="default: all")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="measured rounds at least (default 3, more at small shapes)"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    chosen = arguments()
+    sizes = SIZES if "all" in chosen.size else [size for size in SIZES if size in chosen.size]
+    cases = [case for name, case in CASES.items() if not chosen.op or name in chosen.op]
+    todo = [(case, size, dtype) for case in cases for size in sizes for dtype in case.dtypes(size)]
+    rows: list[dict[str, Any]] = []
+    report = {"machine": machine(), "rivals": rivals.versions(), "rows": rows}
+    begin = time.perf_counter()
+    with Peaks() as peaks:
+        for case, size, dtype in todo:
+            rows.append(measure(case, size, dtype, chosen.rounds, peaks))
+            minutes = (time.perf_counter() - begin) / 60
+            print(f"[{len(rows)}/{len(todo)} {minutes:.1f} min] {progress(rows[-1])}", file=sys.stderr, flush=True)
+            if chosen.out:  # after every row: a run cut short keeps what it measured
+                chosen.out.parent.mkdir(parents=True, exist_ok=True)
+                chosen.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(tables.plain(report))
+    return 1 if any(wrong(row) for row in rows) else 0
+
+
+def wrong(row: Mapping[str, Any]) -> bool:
+    """Whether one of ours failed, or computes something else than eager torch."""
+    failed = [name for name, c in row["contenders"].items() if c.get("missing", "").startswith("failed")]
+    return any(name.startswith(tables.OURS) for name in [*failed, *row["differing"]])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,18 +14,22 @@ from typing import Any
 import torch
 
 PACKAGES = ("main-kernels", "torch", "transformers", "triton", "numpy")
+MOST_ROUNDS = 40
 
 
-def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender, in turn, round after round (after one unmeasured round): what else the machine does
-    meets all of them alike, so ratios within one run mean something where times alone do not."""
+def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int, seconds: float = 0.0) -> dict[str, list[float]]:
+    """Seconds of each contender, in turn, round after round: what else the machine does meets all of them alike, so
+    ratios within one run mean something where times alone do not. Warm them up first. At least ``rounds`` rounds, and
+    more (up to MOST_ROUNDS) while they take less than ``seconds`` in all."""
     samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for measured in range(rounds + 1):
+    begin = time.perf_counter()
+    for done in range(max(rounds, MOST_ROUNDS)):
+        if done >= rounds and time.perf_counter() - begin >= seconds:
+            break
         for name, run in contenders.items():
             start = time.perf_counter()
             run()
-            if measured:
-                samples[name].append(time.perf_counter() - start)
+            samples[name].append(time.perf_counter() - start)
     return samples
 
 

@@ -1,0 +1,123 @@
+"""Structural consistency by D x D matrices, and the divergence of two vocabulary distributions."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .case import Case, Claim, Row, head, op, products, unit
+
+SHAPES = {"small": {"n": 1024, "d": 256}, "medium": {"n": 4096, "d": 512}, "large": {"n": 8192, "d": 512}}
+HEADS = {
+    "small": {"t": 256, "student": 256, "teacher": 384, "v": 4096},
+    "medium": {"t": 512, "student": 384, "teacher": 512, "v": 8192},
+    "large": {"t": 768, "student": 512, "teacher": 768, "v": 16384},
+}
+
+
+def squares(query: Tensor, key: Tensor) -> list[Callable[[], None]]:
+    """The least a walk over rows does for weights cross = within: two D x D matrices from N rows, and N rows through
+    two of them."""
+    query, key = query.detach(), key.detach()
+    square = query.new_empty(query.shape[1], query.shape[1])
+    rows = torch.empty_like(query)
+
+    def run() -> None:
+        for side in (query, key):
+            torch.mm(side.T, side, out=square)
+            torch.mm(side, square, out=rows)
+
+    return [run]
+
+
+def cyclic_consistency(dtype: torch.dtype, n: int, d: int) -> Row:
+    query, key = unit(n, d, dtype), unit(n, d, dtype)
+    row = Row([query, key])
+    row.floors["products_ndd_4"] = squares(query, key)
+    ours = op("cyclic_consistency")
+    row.train("ours", lambda: ours(query, key))
+
+    def dense() -> Tensor:
+        scores = query @ key.T
+        return ((scores - scores.T).square() + (query @ query.T - key @ key.T).square()).mean()
+
+    row.dense(dense)
+    return row
+
+
+def relational_scores(dtype: torch.dtype, n: int, d: int) -> Row:
+    query, key = unit(n, d, dtype), unit(n, d, dtype)
+    row = Row([query, key])
+    row.floors["products_ndd_4"] = squares(query, key)
+    ours = op("relational_scores")
+    row.forward("ours", lambda: ours(query, key).mean())
+    row.dense_forward(lambda: -(query @ query.T - key @ key.T).square().mean(1).mean())
+    return row
+
+
+def in_turn(*runs: Callable[[], None]) -> None:
+    for run in runs:
+        run()
+
+
+def linear_kl(kind: str, dtype: torch.dtype, t: int, student: int, teacher: int, v: int) -> Row:
+    """A frozen teacher. Four products: both score matrices, and the student's two gradients."""
+    hidden, weight = head(t, student, v, dtype)
+    fixed_hidden, fixed_weight = (x.detach() for x in head(t, teacher, v, dtype))
+    row = Row([hidden, weight])
+    walks = zip(products(hidden, weight, 3), products(fixed_hidden, fixed_weight, 1), strict=True)
+    row.floors["products_4"] = [functools.partial(in_turn, *walk) for walk in walks]
+    ours = op("linear_kl")
+    row.train("ours", lambda: ours(hidden, weight, fixed_hidden, fixed_weight, kind=kind))
+
+    def dense() -> Tensor:
+        mine = (hidden @ weight.T).float().log_softmax(1)
+        its = (fixed_hidden @ fixed_weight.T).float().log_softmax(1)
+        if kind == "forward":
+            return F.kl_div(mine, its, reduction="batchmean", log_target=True)
+        middle = torch.logaddexp(mine, its) - math.log(2.0)
+        halves = [F.kl_div(middle, side, reduction="batchmean", log_target=True) for side in (mine, its)]
+        return (halves[0] + halves[1]) / 2
+
+    row.dense(dense)
+    return row
+
+
+CASES = [
+    Case(
+        "cyclic_consistency",
+        "consistency",
+        cyclic_consistency,
+        SHAPES,
+        [
+            Claim("ours", "eager", 1 / 5),
+            Claim("ours", "eager", 1 / 50, quantity="memory"),
+            Claim("ours", "products_ndd_4"),
+        ],
+        bfloat16=False,
+    ),
+    Case(
+        "relational_scores",
+        "consistency",
+        relational_scores,
+        SHAPES,
+        [Claim("ours", "products_ndd_4")],
+        bfloat16=False,
+    ),
+    *(
+        Case(
+            f"linear_kl_{kind}",
+            "consistency",
+            lambda dtype, t, student, teacher, v, kind=kind: linear_kl(kind, dtype, t, student, teacher, v),
+            HEADS,
+            [Claim("ours", "products_4", {"float32": 1.10, "bfloat16": 1.20})],
+            bfloat16=kind == "forward",
+        )
+        for kind in ("forward", "js")
+    ),
+]

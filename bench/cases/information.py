@@ -1,0 +1,123 @@
+"""Bounds of the mutual information: one estimator at a time, and all of them from one sweep."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .case import Case, Claim, Row, op, unit
+
+TEMPERATURE, CLIP = 0.2, 5.0
+SHAPES = {"small": {"n": 1024, "d": 256}, "medium": {"n": 2048, "d": 512}, "large": {"n": 3072, "d": 512}}
+LIMIT = 1.12
+
+
+def parts(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores f [N, N], those of the pairs [N], and where the others are [N, N]."""
+    scores = (query @ key.T).float() / TEMPERATURE
+    return scores, scores.diagonal(), ~torch.eye(scores.shape[0], dtype=torch.bool)
+
+
+def log_mean_exp(scores: Tensor, others: Tensor) -> Tensor:
+    n = scores.shape[0]
+    return scores.masked_fill(~others, -math.inf).flatten().logsumexp(0) - math.log(n * (n - 1))
+
+
+def nwj(query: Tensor, key: Tensor) -> Tensor:
+    scores, joint, others = parts(query, key)
+    return joint.mean() - (log_mean_exp(scores, others) - 1).exp()
+
+
+def js(query: Tensor, key: Tensor) -> Tensor:
+    scores, joint, others = parts(query, key)
+    n = scores.shape[0]
+    return -F.softplus(-joint).mean() - F.softplus(scores).masked_fill(~others, 0.0).sum() / (n * (n - 1))
+
+
+def bounds(query: Tensor, key: Tensor) -> dict[str, Tensor]:
+    scores, joint, others = parts(query, key)
+    n, value = scores.shape[0], joint.mean()
+    partition = log_mean_exp(scores, others)
+    shannon = -F.softplus(-joint).mean() - F.softplus(scores).masked_fill(~others, 0.0).sum() / (n * (n - 1))
+    clipped = value - log_mean_exp(scores.clamp(-CLIP, CLIP), others)
+    return {
+        "infonce": math.log(n) + (joint - scores.logsumexp(1)).mean(),
+        "nwj": value - (partition - 1).exp(),
+        "tuba": 1 + value - partition.exp(),
+        "dv": value - partition,
+        "js": shannon,
+        "smile": shannon + (clipped - shannon).detach(),
+        "club": value - scores.mean(),
+    }
+
+
+def estimator(name: str, dtype: torch.dtype, n: int, d: int) -> Row:
+    query, key = unit(n, d, dtype), unit(n, d, dtype)
+    row = Row([query, key])
+    row.products(query, key, 3)
+    information = op("mutual_information")
+    row.train("ours", lambda: information(query, key, temperature=TEMPERATURE, estimator=name))
+    dense = {"nwj": nwj, "js": js}[name]
+    row.dense(lambda: dense(query, key))
+    return row
+
+
+def all_bounds(dtype: torch.dtype, n: int, d: int) -> Row:
+    """All bounds beside one InfoNCE, of one direction and of both, forward alone and with the backward of their sum."""
+    query, key = unit(n, d, dtype), unit(n, d, dtype)
+    row, one = Row([query, key]), Row([query, key])
+    row.products(query, key, 1, 3)
+    for direction in ("query", "both"):
+
+        def loss(direction: str = direction) -> Tensor:
+            return op("info_nce")(query, key, temperature=TEMPERATURE, direction=direction)
+
+        one.forward(f"info_nce_{direction}_forward", loss)
+        one.train(f"info_nce_{direction}", loss)
+    for name, contender in one.contenders.items():
+        row.baseline(name, contender)
+
+    def ours() -> Tensor:
+        values = op("mutual_information_bounds")(query, key, temperature=TEMPERATURE)
+        return torch.stack(list(values.values())).sum()
+
+    def dense() -> Tensor:
+        return torch.stack(list(bounds(query, key).values())).sum()
+
+    row.forward("ours_forward", ours)
+    row.train("ours", ours)
+    row.forward("eager_forward", dense)
+    row.dense(dense)
+    return row
+
+
+CASES = [
+    *(
+        Case(
+            f"mutual_information_{name}",
+            "information",
+            lambda dtype, n, d, name=name: estimator(name, dtype, n, d),
+            SHAPES,
+            [Claim("ours", "products_3", LIMIT)],
+            bfloat16=name == "nwj",
+        )
+        for name in ("nwj", "js")
+    ),
+    Case(
+        "mutual_information_bounds",
+        "information",
+        all_bounds,
+        SHAPES,
+        [
+            Claim("ours_forward", "info_nce_query_forward", 1.15),
+            Claim("ours_forward", "info_nce_both_forward", 1.15),
+            Claim("ours", "info_nce_query"),
+            Claim("ours", "info_nce_both"),
+            Claim("ours_forward", "products_1"),
+            Claim("ours", "products_3"),
+        ],
+    ),
+]

@@ -1,0 +1,94 @@
+"""The language-model head: token and sequence log-probabilities, and the training loss."""
+
+from __future__ import annotations
+
+import rivals
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .case import Case, Claim, Row, head, op
+
+SMOOTHING, Z_LOSS = 0.1, 1e-4
+SHAPES = {
+    "small": {"t": 256, "d": 256, "v": 8192},
+    "medium": {"t": 512, "d": 512, "v": 16384},
+    "large": {"t": 768, "d": 512, "v": 32000},
+}
+TRAINED = {"float32": 1.10, "bfloat16": 1.20}
+
+
+def linear_cross_entropy(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
+    hidden, weight = head(t, d, v, dtype)
+    targets = torch.randint(0, v, (t,))
+    row = Row([hidden, weight])
+    row.products(hidden, weight, 1, 3)
+    loss, logprobs = op("linear_cross_entropy"), op("token_logprobs")
+    row.train("ours", lambda: loss(hidden, weight, targets))
+    row.train("ours_token_logprobs", lambda: -logprobs(hidden, weight, targets).mean())
+    row.forward("ours_forward", lambda: -logprobs(hidden, weight, targets).mean())
+    row.dense(lambda: F.cross_entropy((hidden @ weight.T).float(), targets))
+    row.train("torch_linear_cross_entropy", lambda: F.linear_cross_entropy(hidden, weight, targets))
+
+    def chunked() -> Tensor:
+        options = torch.nn.LinearCrossEntropyOptions()  # without options torch's function stores the logits
+        return F.linear_cross_entropy(hidden, weight, targets, options=options)
+
+    row.train("torch_linear_cross_entropy_chunked", chunked)
+    row.train("cut_cross_entropy", lambda: rivals.cut_cross_entropy()(hidden, weight, targets), compiled=True)
+    return row
+
+
+def weighted(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
+    """Weights of the tokens (they sum to T: mean is mean), label smoothing and z-loss at once."""
+    hidden, weight = head(t, d, v, dtype)
+    targets, weights = torch.randint(0, v, (t,)), torch.rand(t)
+    weights *= t / weights.sum()
+    row = Row([hidden, weight])
+    row.products(hidden, weight, 3)
+    loss = op("linear_cross_entropy", "weights", "label_smoothing", "z_loss")
+    options = {"weights": weights, "label_smoothing": SMOOTHING, "z_loss": Z_LOSS}
+    row.train("ours", lambda: loss(hidden, weight, targets, **options))
+
+    def dense() -> Tensor:
+        logits = (hidden @ weight.T).float()
+        entropy = F.cross_entropy(logits, targets, reduction="none", label_smoothing=SMOOTHING)
+        return (weights * (entropy + Z_LOSS * logits.logsumexp(1) ** 2)).mean()
+
+    row.dense(dense)
+    return row
+
+
+def sequence_logprobs(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
+    """Segments of 64 tokens, each with a gradient of its own: the rows' weights are known only in the backward."""
+    hidden, weight = head(t, d, v, dtype)
+    targets, offsets = torch.randint(0, v, (t,)), torch.arange(0, t + 1, 64)
+    upstream, segment = torch.rand(t // 64), torch.arange(t) // 64
+    row = Row([hidden, weight])
+    row.products(hidden, weight, 4)
+    logprobs = op("sequence_logprobs")
+    row.train("ours", lambda: (upstream * logprobs(hidden, weight, targets, offsets)).sum())
+
+    def dense() -> Tensor:
+        tokens = -F.cross_entropy((hidden @ weight.T).float(), targets, reduction="none")
+        return (upstream * tokens.new_zeros(t // 64).index_add(0, segment, tokens)).sum()
+
+    row.dense(dense)
+    return row
+
+
+CASES = [
+    Case(
+        "linear_cross_entropy",
+        "likelihood",
+        linear_cross_entropy,
+        SHAPES,
+        [
+            Claim("ours", "products_3", TRAINED),
+            Claim("ours_token_logprobs", "products_3", TRAINED),
+            Claim("ours_forward", "products_1", 1.10),
+        ],
+    ),
+    Case("linear_cross_entropy_weighted", "likelihood", weighted, SHAPES, [Claim("ours", "products_3", TRAINED)]),
+    Case("sequence_logprobs", "likelihood", sequence_logprobs, SHAPES, [Claim("ours", "products_4", TRAINED)]),
+]

@@ -1,0 +1,112 @@
+"""The peers that run on a CPU. Each is imported when it is first called, and where it cannot be it says ``Absent`` and
+why. None is a dependency. To have them for the benchmarks alone:
+
+    pip install --no-deps --target RIVALS sentence-transformers open-clip-torch cut-cross-entropy
+    pip install --no-deps --target RIVALS scipy scikit-learn joblib threadpoolctl cloudpickle narwhals
+    PYTHONPATH=RIVALS python bench/kernels.py
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from cases.case import Absent
+from torch import Tensor
+
+PACKAGES = ("sentence-transformers", "open-clip-torch", "cut-cross-entropy")
+MINI_BATCH = 512  # rows of scores at a time of the cached loss, as many as a chunk of the floors has
+
+
+def versions() -> dict[str, str | None]:
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {package: version(package) for package in PACKAGES}
+
+
+def preload() -> None:
+    """Import what can be imported."""
+    for rival in (_open_clip, _sentence_transformers, cut_cross_entropy):
+        try:
+            rival()
+        except Absent:
+            continue
+
+
+def clip_loss() -> Callable[..., Tensor]:
+    """open_clip's ClipLoss: loss(query, key, scale)."""
+    return _open_clip().ClipLoss()
+
+
+def siglip_loss() -> Callable[..., Tensor]:
+    """open_clip's SigLipLoss: loss(query, key, scale, bias)."""
+    return _open_clip().SigLipLoss()
+
+
+def ranking_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """sentence-transformers' MultipleNegativesRankingLoss, both directions, on unit embeddings."""
+    losses, options = _ranking(temperature)
+    loss = losses.MultipleNegativesRankingLoss(None, **options)
+    return loss.compute_loss_from_embeddings([query, key], None)
+
+
+def cached_ranking_step(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """Its cached form, forward and backward: the backward of every mini-batch runs within."""
+    losses, options = _ranking(temperature)
+    model = torch.nn.Sequential(torch.nn.Identity())
+    loss = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=MINI_BATCH, **options)
+    return loss.calculate_loss([[query], [key]], with_backward=True)
+
+
+@functools.cache
+def cut_cross_entropy() -> Callable[..., Tensor]:
+    """linear_cross_entropy of Cut Cross-Entropy, of which the implementation for torch.compile runs on a CPU."""
+    loss = _import("cut_cross_entropy").linear_cross_entropy
+    return functools.partial(loss, impl="torch_compile")
+
+
+def _ranking(temperature: float) -> tuple[Any, dict[str, Any]]:
+    losses = _sentence_transformers()
+    return losses, {
+        "scale": 1 / temperature,
+        "similarity_fct": _import("sentence_transformers.util").dot_score,
+        "directions": ("query_to_doc", "doc_to_query"),
+        "partition_mode": "per_direction",
+    }
+
+
+@functools.cache
+def _sentence_transformers() -> ModuleType:
+    return _import("sentence_transformers.sentence_transformer.losses")
+
+
+@functools.cache
+def _open_clip() -> ModuleType:
+    """open_clip's losses alone: they need only torch, the package around them needs torchvision and timm."""
+    found = importlib.util.find_spec("open_clip")
+    if found is None or not found.submodule_search_locations:
+        raise Absent("open_clip is not installed")
+    path = Path(found.submodule_search_locations[0]) / "loss.py"
+    spec = importlib.util.spec_from_file_location("open_clip_loss", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise Absent("open_clip has no loss.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a peer half installed may fail in any way
+        raise Absent(f"import {name}: {type(error).__name__}: {error}") from error
