@@ -21,14 +21,21 @@ import rivals
 from cases import CASES
 from measure import peak_over
 
+SETTINGS = {
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of compilers in every fork
+    # A large tensor that is freed is gone: glibc's moving threshold would keep some, now these and now those, and a
+    # peak would be up to nearly twice what is in use. It is the peers' peaks that this lowers.
+    "MALLOC_MMAP_THRESHOLD_": str(128 << 10),
+}
+
 
 class Peaks:
     """``with Peaks() as peaks: peaks.of(...)``: megabytes over the inputs and the gradients, None where it failed."""
 
     def __enter__(self) -> Peaks:
         command = [sys.executable, str(Path(__file__).resolve())]
-        environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no pool of compilers in every fork
         pipe = subprocess.PIPE
+        environment = {**os.environ, **SETTINGS}
         self.server = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True)
         return self
 
