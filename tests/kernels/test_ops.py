@@ -213,7 +213,8 @@ def test_autocast_casts_the_operands_and_nothing_else(backend, name):
     mine = torch.autograd.grad(out.sum(), (query, key))
     theirs = torch.autograd.grad(want.sum(), narrow)
     for a, b in zip(mine, theirs, strict=True):
-        assert torch.equal(a, b.float())
+        # an operand used twice in the call has two bfloat16 gradients to add, rounded in one case and not in the other
+        assert error(a, b) <= (1e-2 * float(b.abs().max()) if "own_negatives" in name else 0)
 
 
 def multiply_adds(run) -> int:
