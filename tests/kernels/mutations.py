@@ -1,0 +1,169 @@
+"""Breaks the formulas one by one and sees whether the tests notice: python tests/kernels/mutations.py [word ...]
+
+Each mutation is applied to a copy of the repository, the C++ rebuilt where it is in C++, and the quick kernel tests run
+until one fails. A mutation that survives is a missing test; the exit status is then 1. With words, only mutations whose
+file or text contains one of them. Not part of `make test`: the whole list takes about half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+
+class Mutation(NamedTuple):
+    file: str
+    old: str
+    new: str
+    tests: str = ""  # -k expression of tests that must notice; empty: any kernel test
+
+
+SWEEP, PLAIN, WALK = "csrc/cpu/sweep.cpp", "main_kernels/backends/plain.py", "main_kernels/sweep/walk.py"
+CONTRASTIVE, LIKELIHOOD = "main_kernels/contrastive.py", "main_kernels/likelihood.py"
+BACKWARD, INPUTS = "main_kernels/sweep/backward.py", "main_kernels/sweep/inputs.py"
+
+MUTATIONS = [
+    # the C++ walk: masks, running sums, tails
+    Mutation(SWEEP, "x[j] = columns[j] == row ? fill : x[j];", "x[j] = columns[j] != row ? fill : x[j];"),
+    Mutation(SWEEP, "if (inside) x[target] = keep_target ? own : fill;", "if (inside) x[target] = own;"),
+    Mutation(SWEEP, "if (inside) x[target] = keep_target ? own : fill;", ""),
+    Mutation(SWEEP, "const bool inside = target >= 0 && target < n;", "const bool inside = target > 0 && target < n;"),
+    Mutation(SWEEP, "weighted = factor * (weighted + shift * total);", "weighted = factor * weighted;"),
+    Mutation(SWEEP, "          total *= factor;\n", ""),
+    Mutation(SWEEP, "sums.total[i] = total + poison;", "sums.total[i] = total;"),
+    Mutation(SWEEP, "sums.softplus[i] += softplus + poison;", "sums.softplus[i] += softplus;"),
+    Mutation(SWEEP, "sums.logits[i] += logits + poison;", "sums.logits[i] = logits + poison;"),
+    Mutation(SWEEP, "const float start = clamp(zero, sums.clip);", "const float start = zero;"),
+    Mutation(SWEEP, "exp_(clamp(s[j], sums.clip) - start)", "exp_(s[j] - start)"),
+    Mutation(SWEEP, "part += softplus_(s[j]);", "part += s[j] > 0.f ? s[j] : 0.f;"),
+    Mutation(SWEEP, "count += s[j] > at_target ? 1 : 0;", "count += s[j] >= at_target ? 1 : 0;"),
+    Mutation(SWEEP, "const float zero = maximum > kNegInf ? maximum : 0.f;", "const float zero = maximum;"),
+    Mutation(SWEEP, "if (own >= 0 && own < n) s[own] = kNegInf;", ""),
+    Mutation(SWEEP, "sums.total[j0 + j] = sums.total[j0 + j] * factor + part[j];", "sums.total[j0 + j] += part[j];"),
+    Mutation(SWEEP, "if (sums.logits) sums.logits[j0 + j] += logits[j];", ""),
+    Mutation(SWEEP, "part[j] += s[j] * 0.f;", ""),
+    # ... the bounded kernels
+    Mutation(SWEEP, "mask.columns[j] == id ? 0.f : exp_(scale", "false ? 0.f : exp_(scale"),
+    Mutation(SWEEP, "if (target >= 0 && target < n && mask.columns[target] == id) {", "if (false) {"),
+    Mutation(SWEEP, "masked && columns[j] == id ? 0.f : g);", "g);"),
+    Mutation(SWEEP, "masked && columns[j] == id ? 0.f : weight;", "weight;"),
+    Mutation(SWEEP, "store(row + target, (own + d) * scale);", "store(row + target, own * scale);"),
+    Mutation(SWEEP, "(static_cast<double>(d) + left_out) * at_target", "static_cast<double>(d) * at_target"),
+    Mutation(SWEEP, "col_part[target] += e;", ""),
+    # ... the weights
+    Mutation(SWEEP, "exp_((s[j] - ri) - ri_low) + ui", "exp_(s[j] - ri) + ui"),
+    Mutation(SWEEP, "exp_((s[j] - ri) - ri_low) + ui", "exp_((s[j] - ri) - ri_low)"),
+    Mutation(SWEEP, "exp_((s[j] - c[j]) - c_low[j])", "exp_((s[j] - c[j]) + c_low[j])"),
+    Mutation(SWEEP, "g[j] += ei * sigmoid_(s[j]);", "g[j] += ei * sigmoid_(-s[j]);"),
+    Mutation(SWEEP, "g[j] += v[j];", ""),
+    Mutation(SWEEP, "g[target - j0] += up.d[i];", "g[target - j0] -= up.d[i];"),
+    Mutation(SWEEP, "mask.keep_target, 0.f);", "true, 0.f);"),
+    Mutation(SWEEP, "g[j] * map.scale * (1.f - t * t)", "g[j] * map.scale"),
+    Mutation(SWEEP, "d_scale[i] = against_score / map.scale;", "d_scale[i] = against_score;"),
+    Mutation("csrc/cpu/simd.h", "float p = 1.f / 13.f;", "float p = 1.f / 3.f;"),
+    Mutation("csrc/cpu/simd.h", "return s > 0.f ? q : small * q;", "return q;"),
+    # the same walk in torch
+    Mutation(PLAIN, "return out & ~own if mask.keep_target else out | own", "return out & ~own"),
+    Mutation(PLAIN, "return out & ~own if mask.keep_target else out | own", "return out"),
+    Mutation(PLAIN, "sums.softplus.add_(_softplus(s).sum(1) + poison)", "sums.softplus.add_(_softplus(s).sum(1))"),
+    Mutation(PLAIN, "(-s.abs()).exp().log1p()", "s.exp().log1p()"),
+    Mutation(PLAIN, "sums.weighted + shift * sums.total", "sums.weighted"),
+    Mutation(PLAIN, "g += s.sigmoid() * upstream.e[:, None]", "g += s.sigmoid()"),
+    Mutation(PLAIN, "g += upstream.u[:, None]", "pass"),
+    Mutation(PLAIN, "g += upstream.v\n", "pass\n"),
+    Mutation(PLAIN, ".sub_(r.low[:, None])", ""),
+    Mutation(PLAIN, "g *= 1 - (s /", "g *= 1 + (s /"),
+    # the walk, the plan, autograd
+    Mutation(WALK, "d=w * (eps - 1) if targets else None", "d=-w if targets else None"),
+    Mutation(WALK, "1 + 2 * self.z_loss * r.high", "1 + self.z_loss * r.high"),
+    Mutation(WALK, "u=w * (-eps / columns) if eps else None", "u=None"),
+    Mutation(WALK, "return bound if bound <= MAX_REFERENCE else None", "return bound"),
+    Mutation(WALK, "dot[mine] = products.sum(1)", "dot[: len(mine)] = products.sum(1)"),
+    Mutation(WALK, "_above(reference, c).mul_(b)", "_above(reference, c)"),
+    Mutation(WALK, "targets - left", "targets"),
+    Mutation(BACKWARD, "return factor, common", "return one, common"),
+    Mutation(BACKWARD, "return factor, common", "return factor, one"),
+    Mutation(BACKWARD, "factor if bool(_close(gots, wants * factor).all()) else None", "factor"),
+    Mutation(BACKWARD, "if bool(_close(counted, common).all()):", "if True:"),
+    Mutation(BACKWARD, "whole.high.zero_()", "pass"),
+    Mutation(INPUTS, "numbers.new_full((count,), -1)", "numbers.new_full((count,), 0)"),
+    Mutation(
+        INPUTS,
+        "mask = None if mask is None else Mask(mask.rows[selected]",
+        "mask = None if True else Mask(mask.rows[selected]",
+    ),
+    # the objectives
+    Mutation(CONTRASTIVE, "lse - (1 - label_smoothing) * swept.target", "lse - swept.target"),
+    Mutation(CONTRASTIVE, "in_row = candidates + (0 if shared is None else shared.shape[0])", "in_row = candidates"),
+    Mutation(CONTRASTIVE, "in_row + own.shape[1]", "in_row"),
+    Mutation(CONTRASTIVE, "count + 1 - _occurrences(pair_ids, pair_ids)", "count - _occurrences(pair_ids, pair_ids)"),
+    Mutation(CONTRASTIVE, "_own_scores(query, own) * scale", "_own_scores(query, own)"),
+    Mutation(CONTRASTIVE, "(logit_bias.to(scale) / scale)", "logit_bias.to(scale)"),
+    Mutation(CONTRASTIVE, "keep_target=False,\n        row_lse=False", "row_lse=False"),
+    Mutation(CONTRASTIVE, "- F.logsigmoid(swept.target)", "- F.logsigmoid(-swept.target)"),
+    Mutation(CONTRASTIVE, "loss.sum() / torch.where(total == 0, 1, total)", "loss.mean()"),
+    Mutation(CONTRASTIVE, "in_column - _occurrences(own, pair_ids) + (own == pair_ids)", "in_column"),
+    Mutation(CONTRASTIVE, "0.5 * entries.log() +", "entries.log() +"),
+    Mutation(CONTRASTIVE, "clamp(0.0, MAX_LOGIT_SCALE)", "clamp(max=MAX_LOGIT_SCALE)"),
+    Mutation(LIKELIHOOD, "(label_smoothing / weight.shape[0])", "label_smoothing"),
+    Mutation(LIKELIHOOD, "z_loss * swept.row_lse.square()", "z_loss * swept.row_lse"),
+    Mutation(LIKELIHOOD, "ignored = ignored | (weights == 0)", "pass"),
+    Mutation(LIKELIHOOD, "torch.where(ignored, 0, 1 if weights is None else weights)", "torch.where(ignored, 0, 1)"),
+    Mutation(LIKELIHOOD, "right=True) - 1", "right=False) - 1"),
+    Mutation(LIKELIHOOD, "segment_ids.masked_fill(segment_ids >= segments, -1)", "segment_ids"),
+    Mutation(LIKELIHOOD, "return sums[1:-1]", "return sums[:-2]"),
+    Mutation(LIKELIHOOD, "swept.row_lse - swept.mean", "swept.mean - swept.row_lse"),
+]
+
+
+def survives(mutation: Mutation) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "repository"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "out", "build", "results"))
+        target = copy / mutation.file
+        text = target.read_text()
+        if text.count(mutation.old) < 1:
+            raise SystemExit(f"{mutation.file}: no longer contains {mutation.old!r}")
+        target.write_text(text.replace(mutation.old, mutation.new, 1))
+        environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'python'}"}
+        if mutation.file.startswith("csrc/"):
+            build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+            subprocess.run(build, cwd=copy, env=environment, check=True, capture_output=True)
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests/kernels",
+            "-x",
+            "-q",
+            "-m",
+            "not slow",
+            "-p",
+            "no:cacheprovider",
+        ]
+        command += ["-k", mutation.tests] if mutation.tests else []
+        return subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode == 0
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    chosen = [m for m in MUTATIONS if not words or any(w in m.file or w in m.old for w in words)]
+    survivors = 0
+    for number, mutation in enumerate(chosen, 1):
+        alive = survives(mutation)
+        survivors += alive
+        verdict = "SURVIVES" if alive else "noticed "
+        print(f"[{number}/{len(chosen)}] {verdict} {mutation.file}: {mutation.old!r} -> {mutation.new!r}", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} noticed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
