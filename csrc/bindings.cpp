@@ -95,17 +95,25 @@ void bind(py::module_& m, const std::string& dtype) {
         },
         unlocked);
   m.def(("pool_forward_" + dtype).c_str(),
-        [](Address hidden, Address offsets, int64_t B, int64_t D, bool last, bool normalize, Address pooled,
-           Address norms, int threads) {
-          mk::pool_forward(at<const T>(hidden), at<const int64_t>(offsets), B, D, last, normalize, at<float>(pooled),
-                           at<float>(norms), threads);
+        [](Address hidden, int64_t D, Address offsets, int64_t segments, bool last, bool normalize, Address weights,
+           Address query, Address pooled, Address norms, Address units, int threads) {
+          mk::pool_forward(at<const T>(hidden), D,
+                           {at<const int64_t>(offsets), segments, last, normalize, at<const float>(weights),
+                            at<const float>(query)},
+                           at<float>(pooled), at<float>(norms), at<double>(units), threads);
         },
         unlocked);
   m.def(("pool_backward_" + dtype).c_str(),
-        [](Address upstream, Address pooled, Address norms, Address offsets, int64_t B, int64_t rows, int64_t D,
-           bool last, bool normalize, Address d_hidden, int threads) {
+        [](Address upstream, Address pooled, Address norms, Address units, Address hidden, int64_t rows, int64_t D,
+           Address offsets, int64_t segments, bool last, bool normalize, Address weights, Address query,
+           Address d_hidden, Address d_weights, Address d_queries, Address d_query, int threads) {
           mk::pool_backward(at<const float>(upstream), at<const float>(pooled), at<const float>(norms),
-                            at<const int64_t>(offsets), B, rows, D, last, normalize, at<T>(d_hidden), threads);
+                            at<const double>(units), at<const T>(hidden), rows, D,
+                            {at<const int64_t>(offsets), segments, last, normalize, at<const float>(weights),
+                             at<const float>(query)},
+                            mk::PoolGradients<T>{at<T>(d_hidden), at<float>(d_weights), at<float>(d_queries),
+                                                 at<float>(d_query)},
+                            threads);
         },
         unlocked);
 }

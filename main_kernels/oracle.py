@@ -213,14 +213,28 @@ def row_logsumexp(query: Tensor, key: Tensor, *, temperature: float = 1.0, produ
     return (product(query, key) / temperature).logsumexp(1)
 
 
-def segment_pool(hidden: Tensor, cu_seqlens: Tensor, *, mode: str = "mean", normalize: bool = True) -> Tensor:
+def segment_pool(
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    mode: str = "mean",
+    query: Tensor | None = None,
+    weights: Tensor | None = None,
+    normalize: bool = True,
+) -> Tensor:
     rows = []
     for begin, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
         segment = hidden[begin:end].double()
-        if begin == end:
+        w = segment.new_ones(end - begin) if weights is None else weights[begin:end].double()
+        total = w.sum()
+        if query is not None and bool(w.any()):
+            z = segment @ query.double()
+            w = w * (z - z[w != 0].max()).clamp(max=700).exp()  # a row of weight 0 may score higher than all others
+            total = w.sum()
+        if begin == end or total == 0:
             rows.append(hidden.new_zeros(hidden.shape[1], dtype=torch.float64))
             continue
-        row = segment.mean(0) if mode == "mean" else segment[-1]
+        row = segment[-1] if mode == "last" else (w / total) @ segment
         rows.append(row / row.norm() if normalize and bool(row.detach().any()) else row)
     return torch.stack(rows)
 

@@ -9,34 +9,52 @@ from torch import Tensor
 
 from . import checks
 from .backends import choose, get
+from .backends.interface import Pooling
 
 
 def segment_pool(
     hidden: Tensor,
     cu_seqlens: Tensor,
     *,
-    mode: Literal["mean", "last"] = "mean",
+    mode: Literal["mean", "last", "attention"] = "mean",
+    query: Tensor | None = None,
+    weights: Tensor | None = None,
     normalize: bool = True,
 ) -> Tensor:
-    """One embedding per segment of a padding-free packed sequence.
+    """One embedding per segment of a padding-free packed sequence, from one pass over the states (forward and backward
+    each; the backward of an unweighted mean or of the last row reads none).
+
+    ======================  ==========================================================================================
+    ``"mean"``              sum_t w_t h_t / sum_t w_t over the segment's rows, w = 1 without weights
+    ``"last"``              its last row
+    ``"attention"``         sum_t a_t h_t with a_t = w_t exp(h_t·query) / sum_s w_s exp(h_s·query): a softmax whose
+                            exponentials are multiplied by the weights (attention pooling with a given query, as in
+                            Yang et al., 2016, without their projection)
+    ======================  ==========================================================================================
 
     Args:
-        hidden: [T, D] states.
+        hidden: [T, D] states, float32, bfloat16, float16 or float64.
         cu_seqlens: int32 or int64 [B + 1], non-decreasing, within [0, T]; segment b is the rows
             cu_seqlens[b] .. cu_seqlens[b + 1] - 1 (the convention of flash-attention). Rows before the first and after
             the last offset belong to no segment.
-        mode: the mean of a segment's rows (summed in float32), or its last row.
+        query: floating [D], for mode "attention" only, which needs it. It is used as it is: scale it, by 1/√D or a
+            temperature, before.
+        weights: floating [T], one per row, for the modes "mean" and "attention". A segment whose weights sum to 0 is a
+            zero embedding and passes no gradient. A row of weight 0 does not count, but a NaN in it still shows.
         normalize: divide by the Euclidean norm. A zero embedding, and that of an empty segment, stays zero and passes
             no gradient.
+
+    Sums are accumulated in float32 or wider, query and weights are read as float32 (float64 for float64 states).
+    Gradients reach hidden, query and weights.
 
     Returns:
         [B, D] in the dtype of hidden.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or offsets that do not fit, naming the argument.
+        ValueError: for shapes, dtypes, devices, offsets or combinations that do not fit, naming the argument.
     """
     checks.matrix("hidden", hidden)
-    checks.one_of("mode", mode, ("mean", "last"))
+    checks.one_of("mode", mode, ("mean", "last", "attention"))
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         got = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
         raise ValueError(f"cu_seqlens: got {got}, want an int32 or int64 tensor")
@@ -44,17 +62,46 @@ def segment_pool(
         raise ValueError(f"cu_seqlens: got shape {tuple(cu_seqlens.shape)}, want (B + 1,) with B >= 1")
     if cu_seqlens.device != hidden.device:
         raise ValueError(f"cu_seqlens: got device {cu_seqlens.device}, want {hidden.device}")
-    pooled, _ = _segment_pool(hidden, cu_seqlens, mode == "last", normalize, choose(hidden))
+    if (query is not None) != (mode == "attention"):
+        wrong = "got none, want a tensor" if query is None else "got a tensor, want none"
+        raise ValueError(f"query: {wrong} with mode {mode!r}")
+    accumulator = torch.promote_types(hidden.dtype, torch.float32)
+    if query is not None:
+        checks.vector("query", query, hidden.shape[1], integer=False, like=hidden)
+        query = query.to(accumulator)
+    if weights is not None:
+        if mode == "last":
+            raise ValueError("weights: got a tensor, want none with mode 'last'")
+        checks.vector("weights", weights, hidden.shape[0], integer=False, like=hidden)
+        weights = weights.to(accumulator)
+    pooled, _, _ = _segment_pool(hidden, cu_seqlens, mode == "last", normalize, choose(hidden), weights, query)
     return pooled.to(hidden.dtype)
 
 
 @torch.library.custom_op("main_kernels::segment_pool", mutates_args=())
 def _segment_pool(
-    hidden: Tensor, cu_seqlens: Tensor, last: bool, normalize: bool, backend: str
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    last: bool,
+    normalize: bool,
+    backend: str,
+    weights: Tensor | None = None,
+    query: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     _check_offsets(cu_seqlens, hidden.shape[0])
-    offsets = cu_seqlens.to(torch.int64)
-    return get(backend).pool_forward(hidden.contiguous(), offsets, last, normalize)
+    with torch.autocast(hidden.device.type, enabled=False):
+        pooling = _pooling(cu_seqlens, last, normalize, weights, query)
+        return get(backend).pool_forward(hidden.contiguous(), pooling)
+
+
+def _pooling(cu_seqlens: Tensor, last: bool, normalize: bool, weights: Tensor | None, query: Tensor | None) -> Pooling:
+    return Pooling(
+        cu_seqlens.to(torch.int64).contiguous(),
+        last,
+        normalize,
+        None if weights is None else weights.contiguous(),
+        None if query is None else query.contiguous(),
+    )
 
 
 def _check_offsets(cu_seqlens: Tensor, rows: int) -> None:
@@ -69,10 +116,22 @@ def _check_offsets(cu_seqlens: Tensor, rows: int) -> None:
 
 
 @_segment_pool.register_fake
-def _(hidden: Tensor, cu_seqlens: Tensor, last: bool, normalize: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _(
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    last: bool,
+    normalize: bool,
+    backend: str,
+    weights: Tensor | None = None,
+    query: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    segments = cu_seqlens.shape[0] - 1
-    return hidden.new_empty(segments, hidden.shape[1], dtype=dtype), hidden.new_empty(segments, dtype=dtype)
+    segments, uniform = cu_seqlens.shape[0] - 1, weights is None and query is None
+    return (
+        hidden.new_empty(segments, hidden.shape[1], dtype=dtype),
+        hidden.new_empty(segments, dtype=dtype),
+        hidden.new_empty(0 if uniform else hidden.shape[0], dtype=torch.float64),
+    )
 
 
 @torch.library.custom_op("main_kernels::segment_pool_gradient", mutates_args=())
@@ -80,15 +139,36 @@ def _segment_pool_gradient(
     upstream: Tensor,
     pooled: Tensor,
     norms: Tensor,
+    units: Tensor,
     cu_seqlens: Tensor,
+    hidden: Tensor | None,
+    weights: Tensor | None,
+    query: Tensor | None,
     rows: int,
     last: bool,
     normalize: bool,
     dtype: torch.dtype,
+    grad_hidden: bool,
+    grad_weights: bool,
+    grad_query: bool,
     backend: str,
-) -> Tensor:
-    offsets = cu_seqlens.to(torch.int64)
-    return get(backend).pool_backward(upstream.contiguous(), pooled, norms, offsets, rows, last, normalize, dtype)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden[T, D], weights[T] and query[D], of no elements where not wanted."""
+    with torch.autocast(upstream.device.type, enabled=False):
+        gradients = get(backend).pool_backward(
+            upstream.contiguous(),
+            pooled,
+            norms,
+            units,
+            None if hidden is None else hidden.contiguous(),
+            rows,
+            dtype,
+            _pooling(cu_seqlens, last, normalize, weights, query),
+            (grad_hidden, grad_weights, grad_query),
+        )
+        absent = (upstream.new_empty(0, upstream.shape[1], dtype=dtype), upstream.new_empty(0), upstream.new_empty(0))
+        d_hidden, d_weights, d_query = (a if g is None else g for g, a in zip(gradients, absent, strict=True))
+        return d_hidden, d_weights, d_query
 
 
 @_segment_pool_gradient.register_fake
@@ -96,29 +176,59 @@ def _(
     upstream: Tensor,
     pooled: Tensor,
     norms: Tensor,
+    units: Tensor,
     cu_seqlens: Tensor,
+    hidden: Tensor | None,
+    weights: Tensor | None,
+    query: Tensor | None,
     rows: int,
     last: bool,
     normalize: bool,
     dtype: torch.dtype,
+    grad_hidden: bool,
+    grad_weights: bool,
+    grad_query: bool,
     backend: str,
-) -> Tensor:
-    return upstream.new_empty(rows, upstream.shape[1], dtype=dtype)
+) -> tuple[Tensor, Tensor, Tensor]:
+    width = upstream.shape[1]
+    return (
+        upstream.new_empty(rows if grad_hidden else 0, width, dtype=dtype),
+        upstream.new_empty(rows if grad_weights else 0),
+        upstream.new_empty(width if grad_query else 0),
+    )
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    hidden, cu_seqlens, ctx.last, ctx.normalize, ctx.backend = inputs
-    ctx.save_for_backward(output[0], output[1], cu_seqlens)
+    hidden, cu_seqlens, ctx.last, ctx.normalize, ctx.backend, weights, query = inputs
+    pooled, norms, units = output
+    # the states are kept alive only where the backward reads them
+    states = hidden if query is not None or (weights is not None and weights.requires_grad) else None
+    ctx.save_for_backward(pooled, norms, units, cu_seqlens, states, weights, query)
     ctx.rows, ctx.dtype = hidden.shape[0], hidden.dtype
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(norms, units)
 
 
-def _backward(ctx, upstream, _norms):  # type: ignore[no-untyped-def]
-    pooled, norms, cu_seqlens = ctx.saved_tensors
-    gradient = _segment_pool_gradient(
-        upstream, pooled, norms, cu_seqlens, ctx.rows, ctx.last, ctx.normalize, ctx.dtype, ctx.backend
+def _backward(ctx, upstream, _norms, _units):  # type: ignore[no-untyped-def]
+    needed = (*ctx.needs_input_grad, False, False)  # an argument left at its default is not among them
+    grad_hidden, grad_weights, grad_query = needed[0], needed[5], needed[6]
+    d_hidden, d_weights, d_query = _segment_pool_gradient(
+        upstream,
+        *ctx.saved_tensors,
+        ctx.rows,
+        ctx.last,
+        ctx.normalize,
+        ctx.dtype,
+        grad_hidden,
+        grad_weights,
+        grad_query,
+        ctx.backend,
     )
-    return gradient, None, None, None, None
+    return (
+        d_hidden if grad_hidden else None,
+        *(None,) * 4,
+        d_weights if grad_weights else None,
+        d_query if grad_query else None,
+    )
 
 
 _segment_pool.register_autograd(_backward, setup_context=_setup_context)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "simd.h"
@@ -10,77 +11,211 @@
 namespace mk {
 namespace {
 
-template <class T>
-MK_CLONES void pool_segment(const T* hidden, int64_t begin, int64_t end, int64_t D, bool normalize, float* pooled,
-                            float* norm) {
-  std::fill(pooled, pooled + D, 0.f);
-  for (int64_t t = begin; t < end; ++t) {
-    const T* row = hidden + t * D;
+constexpr int kBlock = 16;  // rows summed in float32 before they join a sum in double: long segments do not drift
+
+// total[D] += sum_r factor[r] rows[r, D]
+template <int R, class T>
+MK_INLINE void add_rows(const T* rows, const float* factor, int64_t D, double* total) {
 #pragma omp simd
-    for (int64_t j = 0; j < D; ++j) pooled[j] += load(row[j]);
+  for (int64_t j = 0; j < D; ++j) {
+    float sum = 0;
+    for (int r = 0; r < R; ++r) sum += factor[r] * load(rows[r * D + j]);
+    total[j] += sum;
   }
-  const float inverse = end > begin ? 1.f / static_cast<float>(end - begin) : 0.f;
+}
+
+template <class T>
+MK_INLINE void add_block(const T* rows, const float* factor, int count, int64_t D, double* total) {
+  if (count == kBlock) return add_rows<kBlock>(rows, factor, D, total);
+  for (int r = 0; r < count; ++r) add_rows<1>(rows + r * D, factor + r, D, total);
+}
+
+template <class T>
+MK_INLINE double dot(const T* row, const float* x, int64_t D) {
+  double sum = 0;  // the row comes from memory: the wider sum hides behind that
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < D; ++j) sum += static_cast<double>(load(row[j])) * x[j];
+  return sum;
+}
+
+// The rows' factors relative to the largest so far, as in an online softmax; a weight is part of its exponent, so no
+// size of weights or scores overflows. One per segment.
+struct Softmax {
+  double maximum = -std::numeric_limits<double>::infinity();
+  double total = 0;
+
+  // factor[count] from scores and weights; returns what earlier sums have to be multiplied by.
+  double add(const double* score, const float* weight, int count, float* factor) {
+    double exponent[kBlock], highest = maximum;
+    for (int r = 0; r < count; ++r) {
+      exponent[r] = score[r] + std::log(std::fabs(static_cast<double>(weight[r])));
+      highest = weight[r] != 0 && exponent[r] > highest ? exponent[r] : highest;
+    }
+    const double shrink = highest > maximum ? std::exp(maximum - highest) : 1.0;
+    maximum = highest;
+    total *= shrink;
+    for (int r = 0; r < count; ++r) {
+      const double share = weight[r] != 0 ? std::copysign(std::exp(exponent[r] - maximum), weight[r]) : 0.0;
+      factor[r] = static_cast<float>(share + 0 * score[r]);  // an infinite score must not pass for a number
+      total += factor[r];
+    }
+    return shrink;
+  }
+
+  double unit(double score) const { return total != 0 ? std::exp(score - maximum) / total : 0.0; }
+};
+
+template <class T>
+MK_CLONES void pool_segment(const T* hidden, int64_t begin, int64_t end, int64_t D, Pooling pooling, double* sum,
+                            float* pooled, float* norm, double* units) {
+  std::fill(sum, sum + D, 0.0);
+  Softmax softmax;
+  for (int64_t t = begin; t < end; t += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, end - t));
+    float factor[kBlock], weight[kBlock];
+    std::fill(factor, factor + kBlock, 1.f);
+    if (units) {
+      double score[kBlock] = {};
+      for (int r = 0; r < count; ++r) {
+        weight[r] = pooling.weights ? pooling.weights[t + r] : 1.f;
+        if (pooling.query) score[r] = dot(hidden + (t + r) * D, pooling.query, D);
+        units[t + r] = score[r];
+      }
+      const double shrink = softmax.add(score, weight, count, factor);
+      if (shrink != 1) {
+#pragma omp simd
+        for (int64_t j = 0; j < D; ++j) sum[j] *= shrink;
+      }
+    } else {
+      softmax.total += count;
+    }
+    add_block(hidden + t * D, factor, count, D, sum);
+  }
+  if (units) {
+    for (int64_t t = begin; t < end; ++t) units[t] = softmax.unit(units[t]);
+  }
+  const double inverse = softmax.total != 0 ? 1 / softmax.total : 0.0;
   double square = 0;
 #pragma omp simd reduction(+ : square)
   for (int64_t j = 0; j < D; ++j) {
-    pooled[j] *= inverse;
+    const float mean = static_cast<float>(sum[j] * inverse);
+    pooled[j] = mean + 0 * mean;  // infinity comes out as NaN, it would make zeros of its neighbours
     square += static_cast<double>(pooled[j]) * pooled[j];
   }
   *norm = static_cast<float>(std::sqrt(square));
-  if (normalize && *norm != 0.f) {  // NaN passes
+  *norm += 0 * *norm;
+  if (pooling.normalize && *norm != 0.f) {  // NaN passes
 #pragma omp simd
     for (int64_t j = 0; j < D; ++j) pooled[j] /= *norm;
   }
 }
 
-template <class T>
-MK_CLONES void spread_segment(const float* upstream, const float* pooled, float norm, int64_t begin, int64_t end,
-                              int64_t length, int64_t D, bool normalize, T* d_hidden) {
-  double along = 0;  // the component along the pooled row does not change a normalised one
-  float factor = 1.f / static_cast<float>(length);
-  if (normalize) {
-    for (int64_t j = 0; j < D; ++j) along += static_cast<double>(upstream[j]) * pooled[j];
-    factor = norm != 0.f ? factor / norm : 0.f;
-  }
-  const float radial = static_cast<float>(along);
-  for (int64_t t = begin; t < end; ++t) {
-    T* row = d_hidden + t * D;
+// inner[D] = the gradient of the segment's row before it was normalised; returns its product with that row, which is 0
+// where it was.
+MK_CLONES double through_norm(const float* upstream, const float* pooled, float norm, int64_t D, bool normalize,
+                              float* inner) {
+  double along = 0;
+#pragma omp simd reduction(+ : along)
+  for (int64_t j = 0; j < D; ++j) along += static_cast<double>(upstream[j]) * pooled[j];
+  const float radial = normalize ? static_cast<float>(along) : 0.f;
+  const float factor = !normalize ? 1.f : norm != 0.f ? 1.f / norm : 0.f;
 #pragma omp simd
-    for (int64_t j = 0; j < D; ++j) store(row + j, (upstream[j] - radial * pooled[j]) * factor);
+  for (int64_t j = 0; j < D; ++j) inner[j] = (upstream[j] - radial * pooled[j]) * factor;
+  return normalize ? 0.0 : along;
+}
+
+// inner and centre as through_norm made them; share is c_t where neither weights nor a query say otherwise.
+template <class T>
+MK_CLONES void spread_segment(const T* hidden, int64_t begin, int64_t end, int64_t D, Pooling pooling,
+                              const double* units, const float* inner, double centre, double share, double* sum,
+                              PoolGradients<T> out, float* query_share) {
+  std::fill(sum, sum + D, 0.0);
+  const bool slopes = out.weights || pooling.query;
+  for (int64_t t = begin; t < end; t += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, end - t));
+    float d_score[kBlock] = {};
+    for (int r = 0; r < count; ++r) {
+      const int64_t row = t + r;
+      const double slope = slopes ? dot(hidden + row * D, inner, D) - centre : 0.0;
+      if (out.weights) out.weights[row] = static_cast<float>(units[row] * slope);
+      if (!out.hidden && !query_share) continue;
+      double c = share;
+      if (units) c = !pooling.weights ? units[row] : pooling.weights[row] != 0 ? pooling.weights[row] * units[row] : 0;
+      const float own = static_cast<float>(c), along_query = static_cast<float>(c * slope);
+      d_score[r] = along_query;
+      if (!out.hidden) continue;
+      T* d_row = out.hidden + row * D;
+      if (pooling.query) {
+#pragma omp simd
+        for (int64_t j = 0; j < D; ++j) store(d_row + j, own * inner[j] + along_query * pooling.query[j]);
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < D; ++j) store(d_row + j, own * inner[j]);
+      }
+    }
+    if (query_share) add_block(hidden + t * D, d_score, count, D, sum);
   }
+  if (query_share) std::copy(sum, sum + D, query_share);
+}
+
+template <class T>
+void clear(T* rows, int64_t begin, int64_t end, int64_t D) {
+  if (rows) std::fill(rows + begin * D, rows + end * D, T(0));
 }
 
 }  // namespace
 
 template <class T>
-void pool_forward(const T* hidden, const int64_t* offsets, int64_t B, int64_t D, bool last, bool normalize,
-                  float* pooled, float* norms, int threads) {
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t b = 0; b < B; ++b) {
-    const int64_t end = offsets[b + 1];
-    const int64_t begin = last ? std::max(offsets[b], end - 1) : offsets[b];
-    pool_segment(hidden, begin, end, D, normalize, pooled + b * D, norms + b);
+void pool_forward(const T* hidden, int64_t D, Pooling pooling, float* pooled, float* norms, double* units,
+                  int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<double> sum(D);
+#pragma omp for schedule(dynamic)
+    for (int64_t b = 0; b < pooling.segments; ++b) {
+      const int64_t end = pooling.offsets[b + 1];
+      const int64_t begin = pooling.last ? std::max(pooling.offsets[b], end - 1) : pooling.offsets[b];
+      pool_segment(hidden, begin, end, D, pooling, sum.data(), pooled + b * D, norms + b, units);
+    }
   }
 }
 
 template <class T>
-void pool_backward(const float* upstream, const float* pooled, const float* norms, const int64_t* offsets, int64_t B,
-                   int64_t rows, int64_t D, bool last, bool normalize, T* d_hidden, int threads) {
-  std::fill(d_hidden, d_hidden + (B ? offsets[0] : rows) * D, T(0));
-  if (B) std::fill(d_hidden + offsets[B] * D, d_hidden + rows * D, T(0));
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t b = 0; b < B; ++b) {
-    const int64_t end = offsets[b + 1];
-    const int64_t begin = last ? std::max(offsets[b], end - 1) : offsets[b];
-    std::fill(d_hidden + offsets[b] * D, d_hidden + begin * D, T(0));
-    spread_segment(upstream + b * D, pooled + b * D, norms[b], begin, end, end - begin, D, normalize, d_hidden);
+void pool_backward(const float* upstream, const float* pooled, const float* norms, const double* units,
+                   const T* hidden, int64_t rows, int64_t D, Pooling pooling, PoolGradients<T> out, int threads) {
+  const int64_t first = pooling.offsets[0], past = pooling.offsets[pooling.segments];
+  clear(out.hidden, 0, first, D);
+  clear(out.hidden, past, rows, D);
+  clear(out.weights, 0, first, 1);
+  clear(out.weights, past, rows, 1);
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<double> sum(D);
+    std::vector<float> inner(D);
+#pragma omp for schedule(dynamic)
+    for (int64_t b = 0; b < pooling.segments; ++b) {
+      const int64_t end = pooling.offsets[b + 1];
+      const int64_t begin = pooling.last ? std::max(pooling.offsets[b], end - 1) : pooling.offsets[b];
+      clear(out.hidden, pooling.offsets[b], begin, D);
+      const double centre =
+          through_norm(upstream + b * D, pooled + b * D, norms[b], D, pooling.normalize, inner.data());
+      spread_segment(hidden, begin, end, D, pooling, units, inner.data(), centre, 1.0 / std::max<int64_t>(end - begin, 1),
+                     sum.data(), out, out.query ? out.queries + b * D : nullptr);
+    }
+  }
+  if (!out.query) return;
+#pragma omp parallel for num_threads(threads)
+  for (int64_t j = 0; j < D; ++j) {
+    double sum = 0;
+    for (int64_t b = 0; b < pooling.segments; ++b) sum += out.queries[b * D + j];
+    out.query[j] = static_cast<float>(sum);
   }
 }
 
-#define MK_INSTANTIATE(T)                                                                                            \
-  template void pool_forward<T>(const T*, const int64_t*, int64_t, int64_t, bool, bool, float*, float*, int);        \
-  template void pool_backward<T>(const float*, const float*, const float*, const int64_t*, int64_t, int64_t, int64_t, \
-                                 bool, bool, T*, int);
+#define MK_INSTANTIATE(T)                                                                                              \
+  template void pool_forward<T>(const T*, int64_t, Pooling, float*, float*, double*, int);                             \
+  template void pool_backward<T>(const float*, const float*, const float*, const double*, const T*, int64_t, int64_t, \
+                                 Pooling, PoolGradients<T>, int);
 MK_INSTANTIATE(float)
 MK_INSTANTIATE(bf16)
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .interface import BoundedKernels, ColumnSums, Lse, Mask, RowSums, ScoreMap, Upstream
+from .interface import BoundedKernels, ColumnSums, Lse, Mask, Pooling, RowSums, ScoreMap, Upstream
 
 MODULE: ModuleType | None = None
 WHY_NOT = ""
@@ -165,49 +165,68 @@ class CpuBackend:
             torch.get_num_threads(),
         )
 
-    def pool_forward(self, hidden: Tensor, offsets: Tensor, last: bool, normalize: bool) -> tuple[Tensor, Tensor]:
+    def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
         if hidden.dtype == torch.float16:
             hidden = hidden.float()
-        segments, width = offsets.numel() - 1, hidden.shape[1]
+        (rows, width), segments = hidden.shape, pooling.offsets.numel() - 1
         pooled = torch.empty(segments, width)
         norms = torch.empty(segments)
+        units = torch.zeros(0 if pooling.uniform else rows, dtype=torch.float64)
         _kernel("pool_forward", hidden.dtype)(
             hidden.data_ptr(),
-            offsets.data_ptr(),
-            segments,
             width,
-            last,
-            normalize,
+            *_pooling(pooling),
             pooled.data_ptr(),
             norms.data_ptr(),
+            units.data_ptr(),
             torch.get_num_threads(),
         )
-        return pooled, norms
+        return pooled, norms, units
 
     def pool_backward(
         self,
         upstream: Tensor,
         pooled: Tensor,
         norms: Tensor,
-        offsets: Tensor,
+        units: Tensor,
+        hidden: Tensor | None,
         rows: int,
-        last: bool,
-        normalize: bool,
         dtype: torch.dtype,
-    ) -> Tensor:
+        pooling: Pooling,
+        wanted: tuple[bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         native = torch.float32 if dtype == torch.float16 else dtype
-        gradient = torch.empty(rows, upstream.shape[1], dtype=native)
+        if hidden is not None:
+            hidden = hidden.to(native)
+        segments, width = upstream.shape
+        d_hidden = torch.empty(rows, width, dtype=native) if wanted[0] else None
+        d_weights = torch.empty(rows) if wanted[1] else None
+        d_query = torch.empty(width) if wanted[2] else None
+        d_queries = torch.empty(segments, width) if wanted[2] else None
         _kernel("pool_backward", native)(
             upstream.data_ptr(),
             pooled.data_ptr(),
             norms.data_ptr(),
-            offsets.data_ptr(),
-            offsets.numel() - 1,
+            units.data_ptr(),
+            _address(hidden),
             rows,
-            upstream.shape[1],
-            last,
-            normalize,
-            gradient.data_ptr(),
+            width,
+            *_pooling(pooling),
+            _address(d_hidden),
+            _address(d_weights),
+            _address(d_queries),
+            _address(d_query),
             torch.get_num_threads(),
         )
-        return gradient.to(dtype)
+        return None if d_hidden is None else d_hidden.to(dtype), d_weights, d_query
+
+
+def _pooling(pooling: Pooling) -> tuple[int, int, bool, bool, int, int]:
+    return (
+        pooling.offsets.data_ptr(),
+        pooling.offsets.numel() - 1,
+        pooling.last,
+        pooling.normalize,
+        _address(pooling.weights),
+        _address(pooling.query),
+    )

@@ -180,6 +180,22 @@ class Upstream:
         return replace(self, a=some(self.a), r=r, d=some(self.d), e=some(self.e), u=some(self.u))
 
 
+@dataclass(frozen=True)
+class Pooling:
+    """What becomes of the rows of each segment: ``sum_t c_t h_t``, c_t proportional to weights_t exp(h_t·query)."""
+
+    offsets: Tensor  # [B + 1] int64
+    last: bool  # the segment's last row only
+    normalize: bool
+    weights: Tensor | None = None  # [T], accumulator dtype; None: all 1
+    query: Tensor | None = None  # [D], accumulator dtype; None: 0
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all rows of a segment count alike."""
+        return self.weights is None and self.query is None
+
+
 class BoundedKernels(Protocol):
     """Both walks with one exponential a score, for scores known to lie within +-MAX_REFERENCE, a target in every row
     and a mask, if any, that keeps it."""
@@ -237,18 +253,21 @@ class Backend(Protocol):
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
         """high[n, D] = bfloat16((high, low) * scale), scale [n] or [1]."""
 
-    def pool_forward(self, hidden: Tensor, offsets: Tensor, last: bool, normalize: bool) -> tuple[Tensor, Tensor]:
-        """hidden[T, D], offsets[B+1] -> pooled[B, D] and norms[B] in the accumulator dtype."""
+    def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden[T, D] -> pooled[B, D] and norms[B], before normalising, in the accumulator dtype; units[T] float64,
+        the coefficient of each row per unit of its weight ([0] with neither weights nor a query)."""
 
     def pool_backward(
         self,
         upstream: Tensor,
         pooled: Tensor,
         norms: Tensor,
-        offsets: Tensor,
+        units: Tensor,
+        hidden: Tensor | None,
         rows: int,
-        last: bool,
-        normalize: bool,
         dtype: torch.dtype,
-    ) -> Tensor:
-        """upstream[B, D] -> gradient[rows, D] of the states, in ``dtype``."""
+        pooling: Pooling,
+        wanted: tuple[bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """upstream[B, D] -> gradients of the states [rows, D] in ``dtype``, of the weights [rows] and of the query [D],
+        those ``wanted``. hidden is given where there is a query or the weights want theirs."""

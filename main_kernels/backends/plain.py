@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .interface import BoundedKernels, ColumnSums, Mask, RowSums, ScoreMap, Upstream
+from .interface import BoundedKernels, ColumnSums, Mask, Pooling, RowSums, ScoreMap, Upstream
 
 
 def _poison(s: Tensor, dim: int) -> Tensor:
@@ -122,45 +122,101 @@ class PlainBackend:
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
         high.copy_(_join(high, low) * scale[:, None])
 
-    def pool_forward(self, hidden: Tensor, offsets: Tensor, last: bool, normalize: bool) -> tuple[Tensor, Tensor]:
+    def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        lengths = offsets.diff()
-        if last:
+        offsets = pooling.offsets
+        lengths, units = offsets.diff(), hidden.new_zeros(0, dtype=torch.float64)
+        if pooling.last:
             pooled = hidden[(offsets[1:] - 1).clamp(min=0)].to(dtype)
         else:
-            pooled = hidden.new_zeros(lengths.numel(), hidden.shape[1], dtype=dtype)
-            pooled.index_add_(0, _segment_of_row(offsets), hidden[offsets[0] : offsets[-1]].to(dtype))
-            pooled /= lengths.clamp(min=1)[:, None]
+            inside = slice(int(offsets[0]), int(offsets[-1]))
+            states, segment = hidden[inside].to(dtype), _segment_of_row(offsets)
+            if pooling.uniform:
+                pooled = _segment_sums(states, offsets) / lengths.clamp(min=1)[:, None]
+            else:
+                units = hidden.new_zeros(hidden.shape[0], dtype=torch.float64)
+                share, units[inside] = _softmax(states, inside, segment, pooling)
+                pooled = _segment_sums(share.to(dtype)[:, None] * states, offsets)
+            pooled = pooled.to(dtype)
         pooled = torch.where((lengths > 0)[:, None], pooled, 0)
-        norms = pooled.norm(dim=1)
-        if normalize:
+        pooled = pooled + 0 * pooled  # infinity comes out as NaN, it would make zeros of its neighbours
+        norms = torch.linalg.vector_norm(pooled, dim=1, dtype=torch.float64).to(dtype)
+        norms = norms + 0 * norms
+        if pooling.normalize:
             pooled = torch.where((norms != 0)[:, None], pooled / norms[:, None], pooled)
-        return pooled, norms
+        return pooled, norms, units
 
     def pool_backward(
         self,
         upstream: Tensor,
         pooled: Tensor,
         norms: Tensor,
-        offsets: Tensor,
+        units: Tensor,
+        hidden: Tensor | None,
         rows: int,
-        last: bool,
-        normalize: bool,
         dtype: torch.dtype,
-    ) -> Tensor:
-        lengths = offsets.diff()
-        row = upstream
-        if normalize:
+        pooling: Pooling,
+        wanted: tuple[bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        offsets, query = pooling.offsets, pooling.query
+        inside, segment = slice(int(offsets[0]), int(offsets[-1])), _segment_of_row(offsets)
+        inner = upstream  # the gradient of the pooled rows before they were normalised
+        if pooling.normalize:
             radial = (upstream * pooled).sum(1, keepdim=True)
-            row = torch.where((norms != 0)[:, None], (upstream - radial * pooled) / norms[:, None], 0)
-        gradient = upstream.new_zeros(rows, upstream.shape[1], dtype=dtype)
-        if last:
-            filled = lengths > 0
-            gradient[offsets[1:][filled] - 1] = row[filled].to(dtype)
-        else:
-            row = (row / lengths.clamp(min=1)[:, None]).to(dtype)
-            gradient[offsets[0] : offsets[-1]] = row[_segment_of_row(offsets)]
-        return gradient
+            inner = torch.where((norms != 0)[:, None], (upstream - radial * pooled) / norms[:, None], 0)
+        coefficient = _coefficients(inside, segment, units, pooling).to(upstream.dtype)
+        d_hidden = d_weights = d_query = None
+        if wanted[0]:
+            d_hidden = upstream.new_zeros(rows, upstream.shape[1], dtype=dtype)
+            if query is None:
+                d_hidden[inside] = (coefficient[:, None] * inner[segment]).to(dtype)
+        if hidden is None:
+            return d_hidden, None, None
+        states = hidden[inside].to(upstream.dtype)
+        slope = (states * inner[segment]).sum(1)
+        if not pooling.normalize:  # else inner and the pooled row are orthogonal
+            slope -= (inner * pooled).sum(1)[segment]
+        if wanted[1]:
+            d_weights = upstream.new_zeros(rows)
+            d_weights[inside] = (units[inside] * slope).to(d_weights.dtype)
+        d_score = coefficient * slope
+        if d_hidden is not None and query is not None:
+            d_hidden[inside] = (coefficient[:, None] * inner[segment] + d_score[:, None] * query).to(dtype)
+        if wanted[2]:
+            d_query = d_score @ states
+        return d_hidden, d_weights, d_query
+
+
+def _softmax(states: Tensor, inside: slice, segment: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+    """Coefficients of the rows in segments and the same per unit of weight, float64. A weight is part of its row's
+    exponent, so no size of weights or scores overflows."""
+    score = states.new_zeros(states.shape[0], dtype=torch.float64)
+    if pooling.query is not None:
+        score = (states @ pooling.query).double()
+    weight = torch.ones_like(score) if pooling.weights is None else pooling.weights[inside].double()
+    counts = weight != 0
+    exponent = torch.where(counts, score + weight.abs().log(), -torch.inf)
+    segments = pooling.offsets.numel() - 1
+    maximum = exponent.new_full((segments,), -torch.inf).scatter_reduce_(0, segment, exponent, "amax")
+    share = torch.where(counts, weight.sign() * (exponent - maximum[segment]).exp(), 0)
+    share = share + 0 * score  # an infinite score must not pass for a number
+    total = share.new_zeros(segments).index_add_(0, segment, share)[segment]
+    unit = (score - maximum[segment]).exp() / total
+    return torch.where(total != 0, share / total, 0 * share), torch.where(total != 0, unit, 0)
+
+
+def _coefficients(inside: slice, segment: Tensor, units: Tensor, pooling: Pooling) -> Tensor:
+    """c_t of the rows in segments."""
+    offsets = pooling.offsets
+    if pooling.last:
+        row = torch.arange(inside.start, inside.stop, device=offsets.device)
+        return (row == offsets[1:][segment] - 1).double()
+    if pooling.uniform:
+        return (1 / offsets.diff().double())[segment]
+    if pooling.weights is None:
+        return units[inside]
+    weight = pooling.weights[inside].double()
+    return torch.where(weight != 0, weight * units[inside], 0)
 
 
 def _softplus(s: Tensor) -> Tensor:
@@ -175,3 +231,15 @@ def _join(high: Tensor, low: Tensor) -> Tensor:
 
 def _segment_of_row(offsets: Tensor) -> Tensor:
     return torch.repeat_interleave(torch.arange(offsets.numel() - 1, device=offsets.device), offsets.diff())
+
+
+def _segment_sums(rows: Tensor, offsets: Tensor) -> Tensor:
+    """[B, D] float64 sums of the segments' rows [n, D], short blocks of them first: long segments do not drift."""
+    segment = _segment_of_row(offsets)
+    place = torch.arange(rows.shape[0], device=rows.device) - (offsets[:-1] - offsets[0])[segment]
+    starts = place % 16 == 0
+    block = starts.cumsum(0) - 1
+    of_block = segment[starts]
+    blocks = rows.new_zeros(of_block.numel(), rows.shape[1]).index_add_(0, block, rows)
+    sums = rows.new_zeros(offsets.numel() - 1, rows.shape[1], dtype=torch.float64)
+    return sums.index_add_(0, of_block, blocks.double())
