@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from .contrastive import MAX_LOGIT_SCALE, PairScores
 from .likelihood import TokenStats
@@ -248,3 +249,39 @@ def cyclic_consistency(query: Tensor, key: Tensor, *, cross: float = 1.0, within
 def relational_scores(query: Tensor, key: Tensor) -> Tensor:
     query, key = query.double(), key.double()
     return -(query @ query.T - key @ key.T).square().mean(1)
+
+
+def mutual_information(
+    query: Tensor,
+    key: Tensor,
+    *,
+    temperature: float = 1.0,
+    estimator: str = "infonce",
+    clip: float = 5.0,
+    baseline: Tensor | None = None,
+) -> Tensor:
+    f = query.double() @ key.double().T / temperature
+    joint, product = f.diagonal(), f[~torch.eye(len(f), dtype=torch.bool, device=f.device)]
+    if estimator == "infonce":
+        return math.log(len(f)) + (joint - f.logsumexp(1)).mean()
+    if estimator == "nwj":
+        return joint.mean() - (product - 1).exp().mean()
+    if estimator == "tuba":
+        b = f.new_zeros(len(f)) if baseline is None else baseline.double().expand(len(f))
+        return 1 + (joint - b).mean() - (product - b.repeat_interleave(len(f) - 1)).exp().mean()
+    if estimator == "dv":
+        return joint.mean() - (product.logsumexp(0) - math.log(len(product)))
+    if estimator == "club":
+        return joint.mean() - f.mean()
+    js = logsigmoid(joint).mean() + logsigmoid(-product).mean()  # softplus(f) = -logsigmoid(-f)
+    if estimator == "js":
+        return js
+    value = joint.mean() - product.clamp(-clip, clip).exp().mean().log()
+    return value.detach() + (js - js.detach())  # smile
+
+
+def mutual_information_bounds(
+    query: Tensor, key: Tensor, *, temperature: float = 1.0, clip: float = 5.0
+) -> dict[str, Tensor]:
+    names = ("infonce", "nwj", "tuba", "dv", "js", "smile", "club")
+    return {name: mutual_information(query, key, temperature=temperature, estimator=name, clip=clip) for name in names}

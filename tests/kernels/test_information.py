@@ -1,0 +1,476 @@
+"""mutual_information against the float64 oracle, and against correlated Gaussians, whose information is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from torch.nn.functional import logsigmoid
+
+from bench.gaussians import Gaussians
+from main_kernels import mutual_information, mutual_information_bounds, oracle
+from main_kernels.information import ESTIMATORS
+
+from .contract import Matrices, assert_contract, error, exact, matrices
+from .test_ops import multiply_adds
+
+
+def dense(query, key, *, temperature, estimator, clip=5.0, baseline=None):
+    """What people write: the product in the input's dtype, everything after it in float32."""
+    f = query @ key.T
+    if query.dtype == torch.float16:  # torch's own product overflows at 65504
+        f = query.float() @ key.float().T
+    f = f.to(torch.promote_types(f.dtype, torch.float32)) / temperature
+    joint, product = f.diagonal(), f[~torch.eye(len(f), dtype=torch.bool)]
+    others = product.logsumexp(0) - math.log(max(len(product), 1))
+    js = logsigmoid(joint).mean() + logsigmoid(-product).mean()
+    if estimator == "tuba" and baseline is not None:
+        b = baseline.to(f.dtype).expand(len(f))
+        return 1 + (joint - b).mean() - (product - b.repeat_interleave(len(f) - 1)).exp().mean()
+    return {
+        "infonce": math.log(len(f)) + (joint - f.logsumexp(1)).mean(),
+        "nwj": joint.mean() - (others - 1).exp(),
+        "tuba": 1 + joint.mean() - others.exp(),
+        "dv": joint.mean() - others,
+        "js": js,
+        "smile": (joint.mean() - product.clamp(-clip, clip).exp().mean().log() - js).detach() + js,
+        "club": joint.mean() - f.mean(),
+    }[estimator]
+
+
+def largest_terms(query, key, temperature, estimator, baseline=None):
+    """(of a value, of a gradient with respect to the scores): a rounded score is off by its own ulps, and an
+    exponential by its size times that."""
+    f = query.detach().double() @ key.detach().double().T / temperature
+    if baseline is not None:
+        f = f - baseline.detach().double().expand(len(f))[:, None]
+    score = max(float(f.abs().max()), math.log(len(f)), 1.0)
+    if estimator not in ("nwj", "tuba"):
+        return score, score
+    f.fill_diagonal_(-torch.inf)
+    largest = float((f.logsumexp((0, 1)) - math.log(len(f) * (len(f) - 1))).exp())
+    return score * max(1.0, largest), score * max(1.0, largest)
+
+
+@given(
+    drawn=matrices(square=True),
+    estimator=st.sampled_from(ESTIMATORS),
+    temperature=st.sampled_from([1.0, 0.3, 10.0]),
+    clip=st.sampled_from([0.5, 5.0]),
+    base=st.sampled_from([None, "scalar", "rows"]),
+)
+def test_matches_the_oracle(backend, drawn: Matrices, estimator, temperature, clip, base):
+    if backend == "cpu" and drawn.dtype == torch.float64:
+        drawn = Matrices(**{**drawn.__dict__, "dtype": torch.float32})
+    assume(drawn.rows > 1 or estimator == "infonce")
+    query, key = drawn.draw()
+    leaves = [query, key]
+    options = {"temperature": temperature, "estimator": estimator, "clip": clip}
+    if estimator == "tuba" and base is not None:
+        generator = torch.Generator().manual_seed(drawn.seed)
+        shape = () if base == "scalar" else (drawn.rows,)
+        leaves.append(torch.randn(shape, generator=generator).requires_grad_())
+    true_leaves = exact(*leaves)
+    value, slope = largest_terms(query, key, temperature, estimator, *leaves[2:])
+    assume(value < 1e30)
+    got, rough, want = (
+        function(*given[:2], baseline=given[2] if len(given) > 2 else None, **options)
+        for function, given in (
+            (mutual_information, leaves),
+            (dense, leaves),
+            (oracle.mutual_information, true_leaves),
+        )
+    )
+    assert got.dtype == torch.promote_types(drawn.dtype, torch.float32)
+    assert_contract("value", got, rough, want, value)
+    mine, theirs, true = (torch.autograd.grad(o, v) for o, v in ((got, leaves), (rough, leaves), (want, true_leaves)))
+    sizes = [float(t.detach().abs().max()) / temperature for t in (key, query)] + [1.0]
+    assume(slope * max(sizes) < torch.finfo(drawn.dtype).max / 10)  # else float16 cannot hold the true gradient
+    for name, g, r, t, size in zip(("query", "key", "baseline"), mine, theirs, true, sizes, strict=False):
+        assert_contract(f"d_{name}", g, r, t, slope * size)
+
+
+@given(
+    drawn=matrices(square=True, dtypes=(torch.float32, torch.bfloat16)),
+    estimator=st.sampled_from(ESTIMATORS),
+    temperature=st.sampled_from([1.0, 0.3, 10.0]),
+)
+def test_bounds_are_the_estimators(backend, drawn: Matrices, estimator, temperature):
+    assume(drawn.rows > 1)
+    query, key = drawn.draw()
+    value, slope = largest_terms(query, key, temperature, estimator)
+    assume(value < 1e30)
+    options = {"temperature": temperature, "clip": 2.0}
+    bounds = mutual_information_bounds(query, key, **options)
+    assert tuple(bounds) == ESTIMATORS
+    leaves = exact(query, key)
+    want = oracle.mutual_information_bounds(*leaves, **options)[estimator]
+    rough = dense(query, key, estimator=estimator, **options)
+    assert_contract(estimator, bounds[estimator], rough, want, value)
+    mine, theirs, true = (
+        torch.autograd.grad(o, v) for o, v in ((bounds[estimator], (query, key)), (rough, (query, key)), (want, leaves))
+    )
+    for g, r, t, other in zip(mine, theirs, true, (key, query), strict=True):
+        assert_contract("gradient", g, r, t, slope * float(other.detach().abs().max()) / temperature)
+
+
+def test_bounds_are_all_the_estimators(backend):
+    query, key = operands(40, 8)
+    for estimator, value in mutual_information_bounds(query, key, temperature=2.0, clip=1.0).items():
+        alone = mutual_information(query, key, temperature=2.0, clip=1.0, estimator=estimator)
+        assert error(value, alone) <= 2e-6 * max(1.0, float(alone.detach().abs()))
+
+
+def operands(rows=6, width=3, dtype=torch.float32):
+    return tuple(torch.randn(rows, width, dtype=dtype, requires_grad=True) for _ in range(2))
+
+
+@pytest.mark.parametrize("workspace", [0, 1 << 20])
+@pytest.mark.parametrize("estimator", sorted(set(ESTIMATORS) - {"smile"}))
+def test_gradcheck_in_float64(estimator, workspace):
+    def call(q, k):
+        return mutual_information(q, k, temperature=0.7, estimator=estimator, workspace=workspace)
+
+    assert gradcheck(call, operands(dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(), (6,)])
+def test_gradcheck_of_the_baseline(shape):
+    baseline = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    def call(q, k, b):
+        return mutual_information(q, k, estimator="tuba", baseline=b)
+
+    assert gradcheck(call, (*operands(dtype=torch.float64), baseline))
+
+
+def test_gradcheck_of_a_sum_of_bounds():
+    def call(q, k):
+        bounds = mutual_information_bounds(q, k, temperature=0.7)
+        return torch.stack([v for name, v in bounds.items() if name != "smile"])
+
+    assert gradcheck(call, operands(dtype=torch.float64))
+
+
+def test_smile_has_the_value_of_clipped_dv_and_the_gradient_of_js(backend):
+    query, key = operands(20, 8)
+    joined = {}
+    for clip in (0.5, 5.0, 1e3):
+        smile = mutual_information(query, key, estimator="smile", clip=clip)
+        joined[clip] = smile.item()
+        js = mutual_information(query, key, estimator="js")
+        for a, b in zip(*(torch.autograd.grad(o, (query, key)) for o in (smile, js)), strict=True):
+            assert error(a, b) <= 1e-7
+        f = (query @ key.T).detach().double()
+        others = f[~torch.eye(20, dtype=torch.bool)]
+        assert joined[clip] == pytest.approx(float(f.diagonal().mean() - others.clamp(-clip, clip).exp().mean().log()))
+    assert joined[1e3] == pytest.approx(mutual_information(query, key, estimator="dv").item(), rel=1e-6)
+    assert len(set(joined.values())) == 3
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_compiles_with_fullgraph(backend, estimator):
+    torch._dynamo.reset()
+    query, key = operands(32, 8)
+
+    def call(q, k):
+        return mutual_information(q, k, temperature=2.0, estimator=estimator)
+
+    results = []
+    for function in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+        out = function(query, key)
+        results.append((out, *torch.autograd.grad(out, (query, key))))
+    for eager, graph in zip(*results, strict=True):
+        assert error(eager, graph) <= 1e-6
+
+
+def test_bounds_compile_with_fullgraph(backend):
+    torch._dynamo.reset()
+    query, key = operands(32, 8)
+    compiled = torch.compile(mutual_information_bounds, fullgraph=True, backend="aot_eager")
+    for a, b in zip(mutual_information_bounds(query, key).values(), compiled(query, key).values(), strict=True):
+        assert error(a, b) <= 1e-5 * max(1.0, float(a.detach().abs()))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_run_after_run(backend, estimator, dtype):
+    query, key = (t.detach().to(dtype).requires_grad_() for t in operands(300, 64))
+    results = []
+    for _ in range(2):
+        out = mutual_information(query, key, temperature=20.0, estimator=estimator)
+        results.append((out, *torch.autograd.grad(out, (query, key))))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("estimator", sorted(set(ESTIMATORS) - {"club"}))
+def test_autocast_casts_the_operands_and_nothing_else(backend, estimator):
+    query, key = operands(16, 8)
+    narrow = [t.detach().bfloat16().requires_grad_() for t in (query, key)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = mutual_information(query, key, estimator=estimator)
+    want = mutual_information(*narrow, estimator=estimator)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, want)
+    for a, b in zip(torch.autograd.grad(out, (query, key)), torch.autograd.grad(want, narrow), strict=True):
+        assert torch.equal(a, b.float())
+
+
+def test_autocast_leaves_club_alone():
+    query, key = operands(16, 8)
+    want = mutual_information(query, key, estimator="club")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(mutual_information(query, key, estimator="club"), want)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_frozen_sides_get_no_gradient(backend, estimator, frozen):
+    pair, both = operands(), mutual_information(*operands(), estimator=estimator)
+    assert both.requires_grad
+    want = torch.autograd.grad(mutual_information(*pair, estimator=estimator), pair)
+    pair[frozen].requires_grad_(False)
+    mutual_information(*pair, estimator=estimator).backward()
+    assert pair[frozen].grad is None
+    assert error(pair[1 - frozen].grad, want[1 - frozen]) <= 1e-6
+
+
+@pytest.mark.parametrize(("grad", "products"), [((False, False), 1), ((True, False), 2), ((True, True), 3)])
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, "bounds"])
+def test_number_of_products(backend, estimator, grad, products):
+    """One walk and no product for a side nobody trains, for all the bounds together as for one; CLUB makes none."""
+    query, key = (torch.randn(64, 32, requires_grad=wanted) for wanted in grad)
+
+    def run():
+        if estimator == "bounds":
+            value = torch.stack(list(mutual_information_bounds(query, key, temperature=8.0).values())).sum()
+        else:
+            value = mutual_information(query, key, temperature=8.0, estimator=estimator)
+        if value.requires_grad:
+            value.backward()
+
+    assert multiply_adds(run) == (0 if estimator == "club" else products * 64 * 64 * 32)
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4])
+@pytest.mark.parametrize("estimator", ["infonce", "dv", "js", "smile", "club"])
+def test_huge_scores(backend, estimator, size):
+    query = torch.full((5, 4), 50.0, requires_grad=True)
+    key = (torch.rand(5, 4) * size / 200).requires_grad_()
+    leaves = exact(query, key)
+    got, want = mutual_information(query, key, estimator=estimator), None
+    want = oracle.mutual_information(*leaves, estimator=estimator)
+    assert_contract("value", got, dense(query, key, temperature=1.0, estimator=estimator), want, 1e4)
+    for a, b in zip(torch.autograd.grad(got, (query, key)), torch.autograd.grad(want, leaves), strict=True):
+        assert error(a, b) <= 2e-3 * 50
+
+
+@pytest.mark.parametrize("estimator", ["nwj", "tuba"])
+def test_exponential_bounds_overflow_to_minus_infinity(backend, estimator):
+    query = torch.eye(3) * 1e2
+    assert mutual_information(query, query.flip(0), estimator=estimator).item() == -math.inf
+    assert mutual_information(-query, query.flip(0), estimator=estimator).item() == pytest.approx(
+        -1e4 / 3 + {"nwj": -2 / 3 / math.e, "tuba": 1 / 3}[estimator]
+    )
+
+
+def test_a_baseline_makes_huge_scores_harmless(backend):
+    query, key = torch.randn(6, 4) * 30, torch.randn(6, 4) * 30
+    f = (query @ key.T).double()
+    baseline = (f - torch.diag(torch.full((6,), torch.inf))).logsumexp(1) - math.log(5)
+    got = mutual_information(query, key, estimator="tuba", baseline=baseline)
+    assert got.item() == pytest.approx(float((f.diagonal() - baseline).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_bad_numbers_come_out_as_nan(backend, estimator, bad):
+    query, key = torch.randn(6, 4), torch.randn(6, 4)
+    query[2, 1] = bad
+    assert mutual_information(query, key, estimator=estimator).isnan()
+    assert mutual_information(key, query, estimator=estimator).isnan()
+    assert mutual_information_bounds(query, key)[estimator].isnan()
+
+
+def test_one_pair_says_nothing(backend):
+    query, key = operands(1, 4)
+    value = mutual_information(query, key)
+    assert value.item() == 0
+    value.backward()
+    assert not query.grad.any()
+
+
+PAIRS = torch.randn(5, 3), torch.randn(5, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: mutual_information(PAIRS[0], PAIRS[1][:4]), "key: got 4 rows, want 5"),
+        (lambda: mutual_information(PAIRS[0], PAIRS[1].half()), "key: got dtype torch.float16"),
+        (lambda: mutual_information(*PAIRS, estimator="mine"), "estimator: got 'mine', want one of 'infonce'"),
+        (lambda: mutual_information(*PAIRS, temperature=0), "temperature: got 0"),
+        (lambda: mutual_information(*PAIRS, estimator="smile", clip=-1.0), "clip: got -1.0"),
+        (lambda: mutual_information(*PAIRS, estimator="dv", baseline=torch.ones(5)), "baseline: got one, want none"),
+        (lambda: mutual_information(*PAIRS, estimator="tuba", baseline=1.0), "baseline: got float, want a tensor"),
+        (lambda: mutual_information(*PAIRS, estimator="tuba", baseline=torch.ones(4)), r"baseline: got shape \(4,\)"),
+        (lambda: mutual_information(*PAIRS, estimator="tuba", baseline=torch.tensor(1)), "baseline: got dtype"),
+        (lambda: mutual_information_bounds(PAIRS[0][0], PAIRS[1]), r"query: got shape \(3,\)"),
+        (lambda: mutual_information_bounds(*PAIRS, temperature=-1), "temperature: got -1"),
+        (lambda: mutual_information_bounds(*PAIRS, clip=float("nan")), "clip: got nan"),
+        (lambda: mutual_information_bounds(PAIRS[0][:1], PAIRS[1][:1]), "query: got 1 rows, want at least 2"),
+        *(
+            (lambda e=e: mutual_information(PAIRS[0][:1], PAIRS[1][:1], estimator=e), "query: got 1 rows, want at")
+            for e in ESTIMATORS[1:]
+        ),
+    ],
+)
+def test_is_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+# The truth: correlated Gaussians with the optimal critic. Everything below is seeded.
+
+
+def density_ratio(x, y, information):
+    """ln p(y_j|x_i) / p(y_j) for all i, j, from the densities themselves and in numpy: nothing in common with the
+    embeddings that the estimators see."""
+    rho = math.sqrt(-math.expm1(-2 * information / x.shape[1]))
+    residual = y[None] - rho * x[:, None]
+    conditional = -0.5 * (residual**2).sum(2) / (1 - rho**2) - 0.5 * x.shape[1] * math.log(1 - rho**2)
+    return conditional + 0.5 * (y**2).sum(1)
+
+
+def sample(information, dimensions, pairs, generator):
+    rho = math.sqrt(-math.expm1(-2 * information / dimensions))
+    x = generator.standard_normal((pairs, dimensions))
+    return x, rho * x + math.sqrt(1 - rho**2) * generator.standard_normal((pairs, dimensions))
+
+
+def controlled(values, joint_means, information):
+    """Mean of the values and its standard error; what varies with mean f_ii, whose expectation is I, is regressed
+    out."""
+    values, joint = np.asarray(values), np.asarray(joint_means) - information
+    slope = np.cov(values, joint)[0, 1] / joint.var(ddof=1)
+    rest = values - slope * joint
+    return rest.mean(), rest.std(ddof=2) / math.sqrt(len(rest))
+
+
+def estimates(gaussians, pairs, batches, estimator, **options):
+    """Values of an estimator in repeated batches, and mean f_ii of each batch."""
+    generator = torch.Generator().manual_seed(pairs + int(10 * gaussians.information))
+    values, joint = [], []
+    for _ in range(batches):
+        query, key = gaussians.pairs(pairs, generator)
+        values.append(mutual_information(query, key, estimator=estimator, **options).item())
+        joint.append(float((query.double() * key.double()).sum(1).mean()))
+    return values, joint
+
+
+def test_the_critic_is_the_density_ratio():
+    gaussians = Gaussians(3.0, 5)
+    x, y = gaussians.draw(40, torch.Generator().manual_seed(1))
+    query, key = gaussians.critic(x, y)
+    assert query.shape == key.shape == (40, 7)
+    assert np.abs((query @ key.T).numpy() - density_ratio(x.numpy(), y.numpy(), 3.0)).max() < 1e-12
+    many = density_ratio(*sample(3.0, 5, 1500, np.random.default_rng(0)), 3.0)
+    assert np.diag(many).mean() == pytest.approx(3.0, abs=0.2)
+
+
+@pytest.mark.parametrize("information", [0.5, 2.0, 4.0, 8.0])
+@pytest.mark.parametrize(("pairs", "batches"), [(32, 300), (128, 60)])
+def test_infonce_saturates_as_it_must(information, pairs, batches):
+    """Within 2% of E[log N + f_11 - log sum_j exp f_1j], here by Monte Carlo in numpy, float64, fresh samples."""
+    values, joint = estimates(Gaussians(information), pairs, batches, "infonce")
+    got, error_got = controlled(values, joint, information)
+    generator = np.random.default_rng(7)
+    exact_values, exact_joint = [], []
+    for _ in range(batches):
+        f = density_ratio(*sample(information, 4, pairs, generator), information)
+        top = f.max(1)
+        lse = top + np.log(np.exp(f - top[:, None]).sum(1))
+        exact_values.append(math.log(pairs) + (np.diag(f) - lse).mean())
+        exact_joint.append(np.diag(f).mean())
+    want, error_want = controlled(exact_values, exact_joint, information)
+    assert max(error_got, error_want) < 0.006 * want  # the comparison means something
+    assert got == pytest.approx(want, rel=0.02)
+    assert got < min(information, math.log(pairs))
+    if information > 1.5 * math.log(pairs):
+        assert got > 0.9 * math.log(pairs)
+
+
+@pytest.mark.parametrize("information", [0.5, 2.0, 4.0])
+def test_nwj_and_dv_are_unbiased(information):
+    gaussians = Gaussians(information)
+    generator = torch.Generator().manual_seed(3)
+    values = {"nwj": [], "dv": []}
+    for _ in range(40):
+        query, key = gaussians.pairs(512, generator)
+        values["dv"].append(mutual_information(query, key, estimator="dv").item())
+        values["nwj"].append(mutual_information(gaussians.plus_one(query), key, estimator="nwj").item())
+    for name, sampled in values.items():
+        mean, standard_error = np.mean(sampled), np.std(sampled, ddof=1) / math.sqrt(40)
+        assert abs(mean - information) < 3 * standard_error, name
+        assert standard_error < 0.05 * max(information, 1)
+
+
+@pytest.mark.parametrize("information", [2.0, 4.0])
+@pytest.mark.parametrize("clip", [1.0, 3.0])
+def test_smile_has_its_known_bias(information, clip):
+    """I - log E[exp(clamp(f, -clip, clip))] over the product of the marginals, the expectation by Monte Carlo."""
+    values, joint = estimates(Gaussians(information), 256, 40, "smile", clip=clip)
+    got, standard_error = controlled(values, joint, information)
+    generator = np.random.default_rng(11)
+    x, y = sample(information, 4, 1500, generator)[0], generator.standard_normal((1500, 4))
+    partition = np.exp(density_ratio(x, y, information).clip(-clip, clip)).mean()
+    assert abs(got - (information - math.log(partition))) < 4 * standard_error + 0.01
+    assert abs(got - information) > 10 * standard_error  # and it is a bias indeed
+
+
+@pytest.mark.parametrize("information", [0.5, 2.0, 6.0])
+def test_club_is_above_the_truth(information):
+    """Its expectation is I + KL(product || joint) = d ρ² / (1 - ρ²), less 1/N for the diagonal in its second mean."""
+    gaussians = Gaussians(information)
+    values, _ = estimates(gaussians, 256, 60, "club")
+    mean, standard_error = np.mean(values), np.std(values, ddof=1) / math.sqrt(60)
+    want = (1 - 1 / 256) * 4 * gaussians.rho2 / (1 - gaussians.rho2)
+    assert abs(mean - want) < 3 * standard_error
+    assert mean > information + 3 * standard_error
+
+
+@pytest.mark.parametrize("information", [0.5, 3.0, 9.0])
+def test_ordering_as_published(information):
+    """What holds for every batch: InfoNCE <= log N; NWJ and TUBA linearise the log of DV, so they are below it; JS is
+    at most 0 and at least its value for a critic that says nothing. In the mean, lower bounds are below I."""
+    generator = torch.Generator().manual_seed(9)
+    drawn = [Gaussians(information).pairs(64, generator) for _ in range(60)]
+    joint = [float((query * key).sum(1).mean()) for query, key in drawn]
+    bounds = [mutual_information_bounds(*pair) for pair in drawn]
+    batches = {name: np.array([b[name].item() for b in bounds]) for name in ESTIMATORS}
+    tiny = 1e-5 * max(1.0, float(np.abs(joint).max()))
+    assert (batches["infonce"] <= math.log(64) + tiny).all()
+    assert (batches["nwj"] <= batches["dv"] + tiny).all()
+    assert (batches["tuba"] <= batches["dv"] + tiny).all()
+    assert (batches["js"] <= 0).all()
+    assert batches["js"].mean() > -2 * math.log(2)
+    for name in ("infonce", "nwj"):
+        mean, standard_error = controlled(batches[name], joint, information)
+        assert mean < information + 3 * standard_error
+
+
+def test_the_best_baseline_of_tuba_makes_it_tight(backend):
+    """The bound is highest at b_i = log mean_{j≠i} exp f_ij (Poole et al., 2019), with 1 + mean(...) - 1 left."""
+    query, key = Gaussians(2.0).pairs(64, torch.Generator().manual_seed(5))
+    f = (query @ key.T).fill_diagonal_(-torch.inf)
+    best = (f.logsumexp(1) - math.log(63)).requires_grad_()
+    value = mutual_information(query, key, estimator="tuba", baseline=best)
+    (slope,) = torch.autograd.grad(value, best)
+    assert slope.abs().max() < 1e-6
+    for other in (None, torch.tensor(0.3), best.detach() + 0.1 * torch.randn(64)):
+        assert mutual_information(query, key, estimator="tuba", baseline=other) < value
