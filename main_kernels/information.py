@@ -77,6 +77,7 @@ def mutual_information(
         scale=1 / temperature,
         targets=torch.arange(rows, device=query.device),
         keep_target=estimator == "infonce",
+        row_lse=estimator != "js",
         softplus=estimator in ("js", "smile"),
         clip=clip if estimator == "smile" else 0.0,
         loss=CrossEntropy() if estimator == "infonce" else None,

@@ -209,7 +209,9 @@ def sequence_logprobs(
         given = "neither" if cu_seqlens is None else "both"
         raise ValueError(f"cu_seqlens: got {given} it and segment_ids, want one of the two")
     if cu_seqlens is not None:
-        checks.offsets("cu_seqlens", cu_seqlens, rows, like=hidden)
+        checks.offsets("cu_seqlens", cu_seqlens, like=hidden)
+        if not torch.compiler.is_compiling():
+            checks.offset_values("cu_seqlens", cu_seqlens, rows)
         segments = cu_seqlens.shape[0] - 1
         places = torch.arange(rows, device=hidden.device)
         segment_ids = torch.searchsorted(cu_seqlens.to(torch.int64), places, right=True) - 1
@@ -219,7 +221,8 @@ def sequence_logprobs(
         checks.vector("segment_ids", segment_ids, rows, integer=True, like=hidden)
         if segments is None:
             segments = max(int(segment_ids.max()) + 1, 1)
-        checks.in_range("segment_ids", segment_ids, -1, segments)
+        if not torch.compiler.is_compiling():
+            checks.in_range("segment_ids", segment_ids, -1, segments)
     outside = (segment_ids < 0) | (targets == ignore_index)
     swept = sweep(
         hidden,

@@ -55,13 +55,7 @@ def segment_pool(
     """
     checks.matrix("hidden", hidden)
     checks.one_of("mode", mode, ("mean", "last", "attention"))
-    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        got = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
-        raise ValueError(f"cu_seqlens: got {got}, want an int32 or int64 tensor")
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
-        raise ValueError(f"cu_seqlens: got shape {tuple(cu_seqlens.shape)}, want (B + 1,) with B >= 1")
-    if cu_seqlens.device != hidden.device:
-        raise ValueError(f"cu_seqlens: got device {cu_seqlens.device}, want {hidden.device}")
+    checks.offsets("cu_seqlens", cu_seqlens, like=hidden)
     if (query is not None) != (mode == "attention"):
         wrong = "got none, want a tensor" if query is None else "got a tensor, want none"
         raise ValueError(f"query: {wrong} with mode {mode!r}")
@@ -88,7 +82,7 @@ def _segment_pool(
     weights: Tensor | None = None,
     query: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_offsets(cu_seqlens, hidden.shape[0])
+    checks.offset_values("cu_seqlens", cu_seqlens, hidden.shape[0])
     with torch.autocast(hidden.device.type, enabled=False):
         pooling = _pooling(cu_seqlens, last, normalize, weights, query)
         return get(backend).pool_forward(hidden.contiguous(), pooling)
@@ -102,17 +96,6 @@ def _pooling(cu_seqlens: Tensor, last: bool, normalize: bool, weights: Tensor | 
         None if weights is None else weights.contiguous(),
         None if query is None else query.contiguous(),
     )
-
-
-def _check_offsets(cu_seqlens: Tensor, rows: int) -> None:
-    steps = cu_seqlens.diff()
-    if bool((steps < 0).any()):
-        segment = int((steps < 0).nonzero()[0, 0])
-        raise ValueError(f"cu_seqlens: segment {segment} has length {int(steps[segment])}, want non-decreasing offsets")
-    if int(cu_seqlens[0]) < 0 or int(cu_seqlens[-1]) > rows:
-        raise ValueError(
-            f"cu_seqlens: got offsets {int(cu_seqlens[0])} to {int(cu_seqlens[-1])}, want them within 0 to {rows}"
-        )
 
 
 @_segment_pool.register_fake
