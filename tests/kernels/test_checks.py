@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from main_kernels import info_nce, pair_scores, row_logsumexp, segment_pool, token_logprobs
+from main_kernels import (
+    info_nce,
+    linear_cross_entropy,
+    pair_scores,
+    row_logsumexp,
+    segment_pool,
+    sequence_logprobs,
+    sigmoid_loss,
+    token_logprobs,
+)
 from main_kernels.backends import get
 
 HIDDEN, WEIGHT, TARGETS = torch.randn(4, 3), torch.randn(7, 3), torch.arange(4)
@@ -35,7 +44,33 @@ PAIRS = torch.randn(5, 3), torch.randn(5, 3)
         (lambda: info_nce(*PAIRS, reduction="max"), "reduction: got 'max'"),
         (lambda: info_nce(*PAIRS, logit_scale=torch.ones(1)), r"logit_scale: got \(1,\)"),
         (lambda: info_nce(*PAIRS, logit_scale=2.0), "logit_scale: got float"),
+        (lambda: info_nce(*PAIRS, weight=torch.ones(4)), r"weight: got shape \(4,\), want \(5,\)"),
+        (lambda: info_nce(*PAIRS, label_smoothing=1.0), "label_smoothing: got 1.0"),
+        (lambda: info_nce(*PAIRS, pair_ids=torch.ones(5)), "pair_ids: got dtype torch.float32, want int64"),
+        (lambda: info_nce(*PAIRS, negatives=torch.randn(5, 2)), "negatives: got 2 columns, want 3"),
+        (lambda: info_nce(*PAIRS, negatives=torch.randn(4, 2, 3)), r"negatives: got shape \(4, 2, 3\)"),
+        (lambda: info_nce(*PAIRS, negatives=torch.randn(5, 2, 3).half()), "negatives: got dtype torch.float16"),
+        (lambda: info_nce(*PAIRS, negatives=PAIRS[0], direction="key"), "negatives: got some, want none"),
+        (lambda: sigmoid_loss(*PAIRS, logit_scale=torch.ones(()), logit_bias=-10.0), "logit_bias: got float"),
+        (lambda: sigmoid_loss(*PAIRS, logit_scale=torch.ones(2), logit_bias=torch.ones(())), "logit_scale: got"),
         (lambda: pair_scores(*PAIRS, temperature=0), "temperature: got 0"),
+        (lambda: pair_scores(PAIRS[0], WEIGHT), "key: got 7 rows, want 5"),
+        (lambda: pair_scores(PAIRS[0], WEIGHT, targets=torch.arange(5) + 3), "targets: row 4 has 7, want 0 to 6"),
+        (lambda: pair_scores(PAIRS[0], WEIGHT, targets=torch.arange(5) // 2), "targets: rows 0 and 1 both have 0"),
+        (lambda: pair_scores(PAIRS[0], WEIGHT, targets=TARGETS), r"targets: got shape \(4,\), want \(5,\)"),
+        (lambda: pair_scores(*PAIRS, targets=torch.arange(5), pair_ids=torch.arange(5)), "key_ids: got none"),
+        (lambda: linear_cross_entropy(HIDDEN, WEIGHT, TARGETS, weights=torch.ones(3)), r"weights: got shape \(3,\)"),
+        (lambda: linear_cross_entropy(HIDDEN, WEIGHT, TARGETS, label_smoothing=-0.1), "label_smoothing: got -0.1"),
+        (lambda: linear_cross_entropy(HIDDEN, WEIGHT, TARGETS, z_loss=-1.0), "z_loss: got -1.0"),
+        (lambda: linear_cross_entropy(HIDDEN, WEIGHT, TARGETS, reduction="avg"), "reduction: got 'avg'"),
+        (lambda: sequence_logprobs(HIDDEN, WEIGHT, TARGETS), "cu_seqlens: got neither"),
+        (lambda: sequence_logprobs(HIDDEN, WEIGHT, TARGETS, TARGETS, TARGETS), "cu_seqlens: got both"),
+        (lambda: sequence_logprobs(HIDDEN, WEIGHT, TARGETS, torch.tensor([0, 3, 2])), "cu_seqlens: segment 1 has"),
+        (lambda: sequence_logprobs(HIDDEN, WEIGHT, TARGETS, torch.tensor([0, 9])), "cu_seqlens: got offsets 0 to 9"),
+        (
+            lambda: sequence_logprobs(HIDDEN, WEIGHT, TARGETS, segment_ids=TARGETS, segments=3),
+            "segment_ids: row 3 has 3, want -1 to 2",
+        ),
         (lambda: row_logsumexp(PAIRS[0], WEIGHT[:, :1]), "key: got 1 columns"),
         (lambda: segment_pool(HIDDEN, TARGETS.float()), "cu_seqlens: got torch.float32"),
         (lambda: segment_pool(HIDDEN, TARGETS[:1]), "cu_seqlens: got shape"),

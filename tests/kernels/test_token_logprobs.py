@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from main_kernels import oracle, token_logprobs
-from main_kernels.sweep import plan
+from main_kernels.sweep import plan, walk
 
 from .contract import DTYPES, Matrices, assert_contract, error, exact, largest_logit, matrices
 
@@ -153,3 +153,17 @@ def test_masked_rows_change_nothing(backend, dtype):
     keep = masked >= 0
     assert error(whole[keep], some[keep]) < 1e-5
     assert not some[~keep].any()
+
+
+def test_scores_that_rise_along_the_row(backend, monkeypatch):
+    """Every block has a new maximum, so every running sum is rescaled, many times."""
+    weight = torch.linspace(-30, 30, 5000)[:, None]
+    hidden, targets = torch.tensor([[1.0], [-1.0], [0.3]]), torch.tensor([4000, 10, 77])
+    want = oracle.token_logprobs(hidden, weight, targets)
+    for columns in (4096, 1000):
+        monkeypatch.setattr(walk, "_TILE_COLUMNS", columns)
+        got = token_logprobs(hidden, weight, targets, return_stats=True)
+        assert error(got.logprobs, want.logprobs) < 8e-6
+        assert error(got.entropy, want.entropy) < 8e-6
+        assert error(token_logprobs(hidden, weight, targets), want.logprobs) < 8e-6
+        assert torch.equal(got.rank, want.rank)
