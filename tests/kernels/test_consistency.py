@@ -8,9 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from main_kernels import cyclic_consistency, oracle, relational_scores
+from main_kernels import consistency, cyclic_consistency, oracle, relational_scores
 
 from .contract import Matrices, assert_contract, error, exact, matrices
+from .test_ops import multiply_adds
+
+CALLS = {
+    "cyclic": lambda q, k: cyclic_consistency(q, k),
+    "cyclic_cross": lambda q, k: cyclic_consistency(q, k, within=0.25),
+    "cyclic_within": lambda q, k: cyclic_consistency(q, k, cross=0.0),
+    "relational": relational_scores,
+}
+
+
+def operands(rows=7, width=4, dtype=torch.float32, grad=(True, True)):
+    return [torch.randn(rows, width, dtype=dtype, requires_grad=g) for g in grad]
 
 
 @given(
@@ -35,6 +47,13 @@ def test_matches_the_oracle(drawn: Matrices, cross: float, within: float):
     rows, true_rows = relational_scores(query, key), oracle.relational_scores(*leaves)
     gaps = wide[0] @ wide[0].T - wide[1] @ wide[1].T
     assert_contract("rows", rows, -gaps.square().mean(1), true_rows, 8 * drawn.width * size**2)
+    up = torch.randn(drawn.rows, generator=torch.Generator().manual_seed(drawn.seed))
+    mine = torch.autograd.grad(rows, (query, key), up.to(rows.dtype))
+    theirs = torch.autograd.grad(-gaps.square().mean(1), wide, up.to(wide[0].dtype))
+    true = torch.autograd.grad(true_rows, leaves, up.double())
+    for name, g, r, t in zip(("query", "key"), mine, theirs, true, strict=True):
+        bound = 8 * drawn.width * size**1.5 * float(up.abs().max())
+        assert_contract(f"d_{name} of rows", g, r.to(query.dtype), t, bound)
 
 
 def dense(query, key, cross, within):
@@ -42,10 +61,86 @@ def dense(query, key, cross, within):
     return (cross * (s - s.T).square() + within * (query @ query.T - key @ key.T).square()).mean()
 
 
-def test_gradcheck_in_float64():
-    query, key = (torch.randn(7, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert gradcheck(lambda q, k: cyclic_consistency(q, k, cross=0.7, within=1.3), (query, key))
-    assert gradcheck(relational_scores, (query, key))
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(consistency, "_CHUNK_ENTRIES", 1)  # 64 rows at a time
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CALLS)
+def test_chunks_do_not_matter(name, dtype, monkeypatch):
+    results = []
+    query, key = operands(200, 24, dtype)
+    up = torch.randn(CALLS[name](query, key).shape)
+    for entries in (1 << 30, 1):
+        monkeypatch.setattr(consistency, "_CHUNK_ENTRIES", entries)
+        out = CALLS[name](query, key)
+        results.append((out, *torch.autograd.grad(out, (query, key), up)))
+    for whole, chunked in zip(*results, strict=True):
+        rounding = 1e-5 if whole.dtype == torch.float32 else 8e-3
+        assert error(whole, chunked) <= rounding * float(whole.detach().abs().max())
+
+
+@pytest.mark.parametrize("grad", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("name", CALLS)
+def test_gradcheck_in_float64(name, grad, small_chunks):
+    assert gradcheck(CALLS[name], operands(dtype=torch.float64, grad=grad))
+    assert gradcheck(CALLS[name], operands(70, 2, dtype=torch.float64, grad=grad), fast_mode=True)
+
+
+@pytest.mark.parametrize("cross", [1.0, 0.0])
+def test_opcheck(cross):
+    torch.library.opcheck(torch.ops.main_kernels.cyclic_consistency.default, (*operands(), cross, 1.0))
+    torch.library.opcheck(torch.ops.main_kernels.relational_scores.default, operands())
+
+
+@pytest.mark.parametrize(
+    ("name", "grad", "products"),
+    [
+        ("cyclic", (False, False), 2),
+        ("cyclic", (True, True), 4),
+        ("cyclic", (False, True), 4),
+        ("cyclic_cross", (False, False), 3),
+        ("cyclic_cross", (True, True), 7),
+        ("cyclic_cross", (True, False), 5),
+        ("relational", (False, False), 6),
+        ("relational", (False, True), 13),
+    ],
+)
+def test_number_of_products(name, grad, products):
+    """Of N D² multiply-adds each; none for a frozen side, none for C where its trace has no weight."""
+    query, key = operands(64, 32, grad=grad)
+
+    def run() -> None:
+        out = CALLS[name](query, key).sum()
+        if out.requires_grad:
+            out.backward()
+
+    assert multiply_adds(run) == products * 64 * 32 * 32
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_same_bits_run_after_run_and_gradients_once_more(name, small_chunks):
+    query, key = operands(200, 24)
+    runs = []
+    for _ in range(2):
+        out = CALLS[name](query, key).sum()
+        runs.append((out, *torch.autograd.grad(out, (query, key), retain_graph=True)))
+    for first, again in zip(*runs, strict=True):
+        assert torch.equal(first, again)
+    for first, again in zip(runs[0][1:], torch.autograd.grad(out, (query, key)), strict=True):
+        assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", CALLS)
+def test_bad_numbers_never_come_out_as_numbers(name, bad):
+    query, key = operands()
+    with torch.no_grad():
+        query[2, 1] = bad
+    out = CALLS[name](query, key)
+    assert out.isnan().all()
+    assert not torch.autograd.grad(out.sum(), key)[0].isfinite().any()
 
 
 def test_no_cancellation_where_the_sides_are_close():
@@ -69,13 +164,19 @@ def test_perfect_consistency_is_zero():
     assert cyclic_consistency(query.double(), turned, cross=0.0).item() < 1e-12 * 20 * 8
 
 
-def test_autocast_changes_nothing_and_compiles():
-    query, key = torch.randn(30, 8), torch.randn(30, 8)
-    want = cyclic_consistency(query, key)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(cyclic_consistency(query, key), want)
-    compiled = torch.compile(cyclic_consistency, fullgraph=True, backend="aot_eager")
-    assert error(compiled(query, key), want) < 1e-6
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_changes_nothing_and_compiles(name):
+    torch._dynamo.reset()
+    query, key = operands(30, 8)
+    results = []
+    compiled = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")
+    for call, autocast in ((CALLS[name], False), (CALLS[name], True), (compiled, False)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            out = call(query, key)
+            results.append((out, *torch.autograd.grad(out.sum(), (query, key))))
+    for want, cast, graph in zip(*results, strict=True):
+        assert torch.equal(cast, want)
+        assert error(graph, want) < 1e-6
 
 
 @pytest.mark.parametrize("weights", [{"cross": -1.0}, {"within": float("nan")}])
