@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/accumulate.h"
+#include "cpu/divergence.h"
 #include "cpu/pool.h"
 #include "cpu/sweep.h"
 
@@ -118,12 +119,27 @@ void bind(py::module_& m, const std::string& dtype) {
         unlocked);
 }
 
+template <class P, class Q>
+void bind_divergence(py::module_& m, const std::string& dtypes) {
+  m.def(("divergence_" + dtypes).c_str(),
+        [](Address p_raw, Address q_raw, int64_t rows, int64_t M, float scale, float beta, float rest, Address weights,
+           Address values, bool grad_p, bool grad_q, int threads) {
+          mk::divergence(at<P>(p_raw), at<Q>(q_raw), rows, M, scale, {beta, rest}, at<const float>(weights),
+                         at<float>(values), grad_p, grad_q, threads);
+        },
+        py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of main_kernels over raw addresses; call them through main_kernels, never directly.";
   bind<float>(m, "float32");
   bind<uint16_t>(m, "bfloat16");
+  bind_divergence<float, float>(m, "float32_float32");
+  bind_divergence<float, uint16_t>(m, "float32_bfloat16");
+  bind_divergence<uint16_t, float>(m, "bfloat16_float32");
+  bind_divergence<uint16_t, uint16_t>(m, "bfloat16_bfloat16");
   m.def("round_scaled",
         [](Address high, Address low, int64_t rows, int64_t D, Address scale, int64_t stride, int threads) {
           mk::round_scaled(at<uint16_t>(high), at<const uint16_t>(low), rows, D, at<const float>(scale), stride,

@@ -2,7 +2,7 @@
 
 from ._version import __version__
 from .backends import backend_report
-from .consistency import cyclic_consistency, relational_scores
+from .consistency import cyclic_consistency, linear_kl, relational_scores
 from .contrastive import PairScores, info_nce, pair_scores, row_logsumexp, sigmoid_loss
 from .information import mutual_information, mutual_information_bounds
 from .likelihood import TokenStats, linear_cross_entropy, sequence_logprobs, token_logprobs
@@ -16,6 +16,7 @@ __all__ = [
     "cyclic_consistency",
     "info_nce",
     "linear_cross_entropy",
+    "linear_kl",
     "mutual_information",
     "mutual_information_bounds",
     "pair_scores",

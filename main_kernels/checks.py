@@ -67,6 +67,16 @@ def offsets(name: str, tensor: Tensor, *, like: Tensor) -> None:
         raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
 
 
+def mask(name: str, tensor: Tensor, length: int, *, like: Tensor) -> None:
+    """A bool [length] on the device of ``like``."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
+        raise ValueError(f"{name}: got {getattr(tensor, 'dtype', type(tensor).__name__)}, want a bool tensor")
+    if tensor.shape != (length,):
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want ({length},)")
+    if tensor.device != like.device:
+        raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
+
+
 def offset_values(name: str, tensor: Tensor, rows: int) -> None:
     """Non-decreasing, within [0, rows]."""
     steps = tensor.diff()

@@ -285,3 +285,32 @@ def mutual_information_bounds(
 ) -> dict[str, Tensor]:
     names = ("infonce", "nwj", "tuba", "dv", "js", "smile", "club")
     return {name: mutual_information(query, key, temperature=temperature, estimator=name, clip=clip) for name in names}
+
+
+def linear_kl(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    *,
+    kind: str = "forward",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    student = logits(student_hidden, student_weight, temperature=temperature).log_softmax(1)
+    teacher = logits(teacher_hidden, teacher_weight, temperature=temperature).log_softmax(1)
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p.exp() * (p - q)).sum(1)
+
+    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log(1 - beta))
+    rows = {
+        "forward": lambda: kl(teacher, student),
+        "reverse": lambda: kl(student, teacher),
+        "js": lambda: beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture),
+    }[kind]()
+    counts = torch.ones_like(rows, dtype=torch.bool) if mask is None else mask
+    rows = torch.where(counts, rows, 0)
+    return {"none": rows, "sum": rows.sum(), "mean": rows.sum() / counts.sum().clamp(min=1)}[reduction]

@@ -74,6 +74,38 @@ MK_INLINE float sigmoid_(float s) {
   return s > 0.f ? q : small * q;
 }
 
+// Natural logarithm of a positive normal float, about 1 ulp; garbage for anything else, NaN included.
+// Cephes: the mantissa is brought to [sqrt(1/2), sqrt(2)), where a polynomial serves.
+MK_INLINE float log_(float x) {
+  const uint32_t u = bits<uint32_t>(x);
+  const int32_t exponent = static_cast<int32_t>(u - 0x3F3504F3u) >> 23;
+  const float n = static_cast<float>(exponent);
+  const float f = bits<float>(u - (static_cast<uint32_t>(exponent) << 23)) - 1.f, z = f * f;
+  float p = 7.0376836292e-2f;
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const float tail = p * f * z - n * 2.12194440e-4f - 0.5f * z;
+  return (f + tail) + n * 0.693359375f;
+}
+
+// e^x - 1 - x for |x| <= 1/2, to a few ulp of itself: not negative, and of second order in x.
+MK_INLINE float excess_(float x) {
+  float p = 1.f / 40320.f;
+  p = p * x + 1.f / 5040.f;
+  p = p * x + 1.f / 720.f;
+  p = p * x + 1.f / 120.f;
+  p = p * x + 1.f / 24.f;
+  p = p * x + 1.f / 6.f;
+  p = p * x + 0.5f;
+  return p * x * x;
+}
+
 // tanh to about 1 ulp: odd polynomial near zero (where 1 - 2/(e^2x + 1) would cancel), exp elsewhere.
 MK_INLINE float tanh_(float x) {
   const float a = x < 0 ? -x : x;

@@ -165,6 +165,31 @@ class CpuBackend:
             torch.get_num_threads(),
         )
 
+    def divergence_(
+        self,
+        p_raw: Tensor,
+        q_raw: Tensor,
+        scale: float,
+        beta: float | None,
+        weights: Tensor,
+        values: Tensor,
+        grad_p: bool,
+        grad_q: bool,
+    ) -> None:
+        dtypes = "_".join("float32" if raw.dtype == torch.float32 else "bfloat16" for raw in (p_raw, q_raw))
+        getattr(MODULE, f"divergence_{dtypes}")(
+            p_raw.data_ptr(),
+            q_raw.data_ptr(),
+            *p_raw.shape,
+            scale,
+            *((0.0, 0.0) if beta is None else (beta, 1 - beta)),
+            weights.data_ptr(),
+            values.data_ptr(),
+            grad_p,
+            grad_q,
+            torch.get_num_threads(),
+        )
+
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
         if hidden.dtype == torch.float16:
             hidden = hidden.float()

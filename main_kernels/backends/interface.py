@@ -253,6 +253,21 @@ class Backend(Protocol):
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
         """high[n, D] = bfloat16((high, low) * scale), scale [n] or [1]."""
 
+    def divergence_(
+        self,
+        p_raw: Tensor,
+        q_raw: Tensor,
+        scale: float,
+        beta: float | None,
+        weights: Tensor,
+        values: Tensor,
+        grad_p: bool,
+        grad_q: bool,
+    ) -> None:
+        """For p = softmax(scale p_raw[c, M]), q alike: values[c] becomes KL(p || q), or with beta
+        beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; the raw scores, which may differ in dtype,
+        become weights[c] times its gradient where asked for, and are used up."""
+
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
         """hidden[T, D] -> pooled[B, D] and norms[B], before normalising, in the accumulator dtype; units[T] float64,
         the coefficient of each row per unit of its weight ([0] with neither weights nor a query)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -122,6 +124,36 @@ class PlainBackend:
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
         high.copy_(_join(high, low) * scale[:, None])
 
+    def divergence_(
+        self,
+        p_raw: Tensor,
+        q_raw: Tensor,
+        scale: float,
+        beta: float | None,
+        weights: Tensor,
+        values: Tensor,
+        grad_p: bool,
+        grad_q: bool,
+    ) -> None:
+        (p, p_sum), (q, q_sum) = (_below_top(raw.to(values.dtype) * scale) for raw in (p_raw, q_raw))
+        # between the distances from the tops, before the sums come in: close log-probabilities would leave little of it
+        ratio = (p - q).sub_((p_sum - q_sum).to(p.dtype))
+        p, q = p.sub_(p_sum.to(p.dtype)).exp_(), q.sub_(q_sum.to(q.dtype)).exp_()
+        factor = scale * weights[:, None]
+        if beta is None:
+            values.copy_(_kl(p, q, ratio))
+            d_p, d_q = p * (ratio - values[:, None]), q - p
+        else:
+            p_ratio, q_ratio = _to_mixture(ratio, beta)
+            m = beta * p + (1 - beta) * q
+            p_kl, q_kl = _kl(p, m, p_ratio), _kl(q, m, q_ratio)
+            values.copy_(beta * p_kl + (1 - beta) * q_kl)
+            d_p, d_q = beta * p * (p_ratio - p_kl[:, None]), (1 - beta) * q * (q_ratio - q_kl[:, None])
+        if grad_p:
+            p_raw.copy_(d_p.mul_(factor))
+        if grad_q:
+            q_raw.copy_(d_q.mul_(factor))
+
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         offsets = pooling.offsets
@@ -222,6 +254,29 @@ def _coefficients(inside: slice, segment: Tensor, units: Tensor, pooling: Poolin
 def _softplus(s: Tensor) -> Tensor:
     """log(1 + exp s) without F.softplus's switch to s above its threshold."""
     return s.clamp(min=0) + (-s.abs()).exp().log1p()
+
+
+def _below_top(s: Tensor) -> tuple[Tensor, Tensor]:
+    """s[c, M] less the largest score of each row, and float64 [c, 1] the log-sum-exp of that."""
+    distance = s - s.amax(1, keepdim=True)
+    return distance, distance.exp().sum(1, keepdim=True, dtype=torch.float64).log() + _poison(s, 1)[:, None]
+
+
+def _kl(p: Tensor, q: Tensor, ratio: Tensor) -> Tensor:
+    """Row sums of p ratio + (q - p), ratio = log(p / q): the q - p sum to nothing, but with them no term is negative
+    and each is as small as the square of its ratio, so nearly equal distributions do not cancel."""
+    return (p * ratio + torch.where(ratio.abs() < 0.5, p * (-ratio).expm1(), q - p)).sum(1)
+
+
+def _to_mixture(ratio: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """log(p / m) and log(q / m) from log(p / q), m = beta p + (1 - beta) q: log m is that of the distribution which has
+    the larger part in m, plus log(1 + w), -1 < w <= 1."""
+    mostly_p = ratio > math.log((1 - beta) / beta)
+    x, share = torch.where(mostly_p, -ratio, ratio), torch.full_like(ratio, beta)
+    minor, major = torch.where(mostly_p, 1 - beta, share), torch.where(mostly_p, share, 1 - beta)
+    w = minor * x.expm1()
+    h = torch.where(w < -0.5, (major + minor * x.exp()).log(), w.log1p())
+    return torch.where(mostly_p, 0, x) - h, torch.where(mostly_p, x, 0) - h
 
 
 def _join(high: Tensor, low: Tensor) -> Tensor:

@@ -1,0 +1,171 @@
+// A row of each chunk at a time: both log-sum-exps, then the divergence, then the gradients. The row stays in the cache
+// between these walks, and beside four products the exponentials that are computed anew do not show. A row is summed
+// by one thread, so the bits do not depend on the number of threads.
+#include "divergence.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "simd.h"
+
+namespace mk {
+namespace {
+
+constexpr int64_t kBlock = 1024;  // summed in float32, the blocks in float64
+
+struct Norm {  // a row's log-sum-exp in two parts, its largest score and the log of sum_j e^(s_j - top)
+  float top;
+  double log_sum;
+};
+
+template <class T>
+MK_INLINE Norm row_norm(const T* raw, int64_t M, float scale) {
+  float top = -std::numeric_limits<float>::infinity(), poison = 0;  // 0 * s: NaN as soon as one is not finite
+#pragma omp simd reduction(max : top) reduction(+ : poison)
+  for (int64_t j = 0; j < M; ++j) {
+    const float s = scale * load(raw[j]);
+    top = s > top ? s : top;
+    poison += s * 0.f;
+  }
+  double total = 0;
+  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
+    const int64_t end = std::min(j0 + kBlock, M);
+    float part = 0;
+#pragma omp simd reduction(+ : part)
+    for (int64_t j = j0; j < end; ++j) part += exp_(scale * load(raw[j]) - top);
+    total += part;
+  }
+  return {top, std::log(total) + poison};
+}
+
+// log p, log q and log(p / q) of one outcome. The ratio is taken between the scores' distances from their tops, before
+// the sums come in: two close log-probabilities of ten or twelve nats would leave little of a small difference.
+struct Logs {
+  float p, q, ratio;
+};
+
+struct Norms {
+  float p_top, q_top, p_sum, q_sum, shift;
+};
+
+template <class P, class Q>
+MK_INLINE Norms row_norms(const P* p_raw, const Q* q_raw, int64_t M, float scale) {
+  const Norm p = row_norm(p_raw, M, scale), q = row_norm(q_raw, M, scale);
+  return {p.top, q.top, static_cast<float>(p.log_sum), static_cast<float>(q.log_sum),
+          static_cast<float>(p.log_sum - q.log_sum)};
+}
+
+template <class P, class Q>
+MK_INLINE Logs logs(P p_raw, Q q_raw, float scale, Norms norms) {
+  const float p = scale * load(p_raw) - norms.p_top, q = scale * load(q_raw) - norms.q_top;
+  return {p - norms.p_sum, q - norms.q_sum, (p - q) - norms.shift};
+}
+
+// What one outcome adds to KL(p || q), ratio = log(p / q). The q - p of all outcomes sum to nothing, but with it no
+// term is negative and each is as small as the square of its ratio: nearly equal distributions do not cancel.
+MK_INLINE float share(float p, float q, float ratio) {
+  const float near = p * excess_(-ratio), far = p * ratio + (q - p);
+  return ratio > -0.5f && ratio < 0.5f ? near : far;
+}
+
+struct Ratios {  // log(p / m) and log(q / m)
+  float p, q;
+};
+
+// From log(p / q): log m is that of the distribution which has the larger part in m, plus log(1 + w), -1 < w <= 1.
+// level = log(rest / beta) is where both have the same.
+MK_INLINE Ratios to_mixture(float ratio, Mixture mixture, float level) {
+  const bool mostly_p = ratio > level;
+  const float minor = mostly_p ? mixture.rest : mixture.beta, major = mostly_p ? mixture.beta : mixture.rest;
+  const float x = mostly_p ? -ratio : ratio, e = exp_(x);  // at most log(major / minor)
+  const float w = minor * (x > -0.5f && x < 0.5f ? x + excess_(x) : e - 1.f), u = major + minor * e;
+  const float rough = log_(u);  // u is 1 + w rounded, which costs digits near 1
+  const float h = w < -0.5f ? rough : rough + (w - (u - 1.f)) / u;
+  return {(mostly_p ? 0.f : x) - h, (mostly_p ? x : 0.f) - h};
+}
+
+template <class P, class Q>
+MK_CLONES void kl_row(P* p_raw, Q* q_raw, int64_t M, float scale, float weight, float* value, bool grad_p,
+                      bool grad_q) {
+  const Norms norms = row_norms(p_raw, q_raw, M, scale);
+  double total = 0;
+  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
+    const int64_t end = std::min(j0 + kBlock, M);
+    float part = 0;
+#pragma omp simd reduction(+ : part)
+    for (int64_t j = j0; j < end; ++j) {
+      const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
+      part += share(exp_(log.p), exp_(log.q), log.ratio);
+    }
+    total += part;
+  }
+  const float kl = *value = static_cast<float>(total);
+  if (!grad_p && !grad_q) return;
+  const float factor = weight * scale;
+#pragma omp simd
+  for (int64_t j = 0; j < M; ++j) {
+    const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
+    const float p = exp_(log.p);
+    if (grad_p) store(p_raw + j, factor * p * (log.ratio - kl));
+    if (grad_q) store(q_raw + j, factor * (exp_(log.q) - p));
+  }
+}
+
+template <class P, class Q>
+MK_CLONES void js_row(P* p_raw, Q* q_raw, int64_t M, float scale, Mixture mixture, float weight, float* value,
+                      bool grad_p, bool grad_q) {
+  const Norms norms = row_norms(p_raw, q_raw, M, scale);
+  const float level = std::log(mixture.rest / mixture.beta);
+  double p_total = 0, q_total = 0;
+  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
+    const int64_t end = std::min(j0 + kBlock, M);
+    float p_part = 0, q_part = 0;
+#pragma omp simd reduction(+ : p_part, q_part)
+    for (int64_t j = j0; j < end; ++j) {
+      const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
+      const float p = exp_(log.p), q = exp_(log.q), m = mixture.beta * p + mixture.rest * q;
+      const Ratios ratio = to_mixture(log.ratio, mixture, level);
+      p_part += share(p, m, ratio.p);
+      q_part += share(q, m, ratio.q);
+    }
+    p_total += p_part;
+    q_total += q_part;
+  }
+  const float p_kl = static_cast<float>(p_total), q_kl = static_cast<float>(q_total);
+  *value = mixture.beta * p_kl + mixture.rest * q_kl;
+  if (!grad_p && !grad_q) return;
+  const float p_factor = weight * scale * mixture.beta, q_factor = weight * scale * mixture.rest;
+#pragma omp simd
+  for (int64_t j = 0; j < M; ++j) {
+    const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
+    const Ratios ratio = to_mixture(log.ratio, mixture, level);
+    if (grad_p) store(p_raw + j, p_factor * exp_(log.p) * (ratio.p - p_kl));
+    if (grad_q) store(q_raw + j, q_factor * exp_(log.q) * (ratio.q - q_kl));
+  }
+}
+
+}  // namespace
+
+template <class P, class Q>
+void divergence(P* p_raw, Q* q_raw, int64_t rows, int64_t M, float scale, Mixture mixture, const float* weights,
+                float* values, bool grad_p, bool grad_q, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < rows; ++i) {
+    P* p = p_raw + i * M;
+    Q* q = q_raw + i * M;
+    if (mixture.beta > 0)
+      js_row(p, q, M, scale, mixture, weights[i], values + i, grad_p, grad_q);
+    else
+      kl_row(p, q, M, scale, weights[i], values + i, grad_p, grad_q);
+  }
+}
+
+#define MK_INSTANTIATE(P, Q)                                                                                     \
+  template void divergence<P, Q>(P*, Q*, int64_t, int64_t, float, Mixture, const float*, float*, bool, bool, int);
+MK_INSTANTIATE(float, float)
+MK_INSTANTIATE(float, bf16)
+MK_INSTANTIATE(bf16, float)
+MK_INSTANTIATE(bf16, bf16)
+
+}  // namespace mk
