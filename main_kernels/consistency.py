@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import checks
 from .backends import choose
+from .sweep import autocast
 from .sweep.divergence import divergence_op
 
 _CHUNK_ENTRIES = 1 << 19  # of P and of M: 2 MiB each in float32, and products of a thousand rows where D is 512
@@ -127,8 +128,8 @@ def linear_kl(
     if mask is not None:
         checks.mask("mask", mask, student_hidden.shape[0], like=student_hidden)
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
-    student, teacher = _cast(student_hidden, student_weight), _cast(teacher_hidden, teacher_weight)
-    operands = (*student, *teacher) if kind == "reverse" else (*teacher, *student)
+    student, teacher = (student_hidden, student_weight), (teacher_hidden, teacher_weight)
+    operands = [autocast(t) for t in ((*student, *teacher) if kind == "reverse" else (*teacher, *student))]
     wider = operands[0] if operands[0].dtype == torch.float64 else operands[2]
     values = divergence_op(
         *operands,
@@ -144,15 +145,6 @@ def linear_kl(
     if reduction == "sum":
         return values.sum()
     return values.mean() if mask is None else values.sum() / mask.sum().clamp(min=1)
-
-
-def _cast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """As autocast has it: it casts what goes into a product."""
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        return hidden.to(dtype), weight.to(dtype)
-    return hidden, weight
 
 
 @torch.library.custom_op("main_kernels::cyclic_consistency", mutates_args=())
