@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-LIKELY = ("token_logprobs", "contrastive", "head_losses", "ops", "consistency", "pooling", "information")
+LIKELY = ("token_logprobs", "contrastive", "head_losses", "ops", "linear_kl", "consistency", "pooling", "information")
 TESTS = [*(f"tests/kernels/test_{name}.py" for name in LIKELY), "tests/kernels"]  # those that notice most go first
 
 
@@ -28,6 +28,8 @@ class Mutation(NamedTuple):
 
 SWEEP, PLAIN, WALK = "csrc/cpu/sweep.cpp", "main_kernels/backends/plain.py", "main_kernels/sweep/walk.py"
 CONTRASTIVE, LIKELIHOOD = "main_kernels/contrastive.py", "main_kernels/likelihood.py"
+DIVERGENCE, POOL = "csrc/cpu/divergence.cpp", "csrc/cpu/pool.cpp"
+CONSISTENCY, INFORMATION = "main_kernels/consistency.py", "main_kernels/information.py"
 BACKWARD, INPUTS = "main_kernels/sweep/backward.py", "main_kernels/sweep/inputs.py"
 
 MUTATIONS = [
@@ -100,7 +102,34 @@ MUTATIONS = [
         "mask = None if mask is None else Mask(mask.rows[selected]",
         "mask = None if True else Mask(mask.rows[selected]",
     ),
+    # two score matrices at once
+    Mutation(DIVERGENCE, "(p - q) - norms.shift", "p - q"),
+    Mutation(DIVERGENCE, "far = p * ratio + (q - p)", "far = p * ratio"),
+    Mutation(DIVERGENCE, "factor * p * (log.ratio - kl)", "factor * p * log.ratio"),
+    Mutation(DIVERGENCE, "factor * (exp_(log.q) - p)", "factor * (p - exp_(log.q))"),
+    Mutation(DIVERGENCE, "mostly_p ? mixture.rest : mixture.beta, major", "mixture.beta, major"),
+    Mutation("main_kernels/sweep/divergence.py", "a, taking_part = a.where(mask, 0), a[mask]", "taking_part = a[mask]"),
+    # pooling
+    Mutation(POOL, "total *= shrink;", ""),
+    Mutation(POOL, "for (int64_t j = 0; j < D; ++j) sum[j] *= shrink;", "for (int64_t j = 0; j < D; ++j) sum[j] *= 1;"),
+    Mutation(POOL, "upstream[j] - radial * pooled[j]", "upstream[j]"),
+    Mutation(POOL, "pooled[j] = mean + 0 * mean;", "pooled[j] = mean;"),
     # the objectives
+    Mutation(CONSISTENCY, "(within - cross) * trace", "(within + cross) * trace"),
+    Mutation(CONSISTENCY, "unit * (within - cross)", "unit * (cross - within)"),
+    Mutation(CONSISTENCY, "c.T + sign * a", "c + sign * a"),
+    Mutation(CONSISTENCY, "squares / (-4 * query.shape[0])", "squares / (-4 * query.shape[0] ** 2)"),
+    Mutation(CONSISTENCY, "x.mul_(weights[rows, None]).add_(y)", "x.mul_(weights[rows, None])"),
+    Mutation(CONSISTENCY, "1 / temperature,", "1.0,"),
+    Mutation(CONSISTENCY, "values.sum() / mask.sum().clamp(min=1)", "values.mean()"),
+    Mutation(INFORMATION, "math.log(rows * (rows - 1))", "2 * math.log(rows)"),
+    Mutation(INFORMATION, "(_log_mean_exp(others) - 1).exp()", "_log_mean_exp(others).exp()"),
+    Mutation(INFORMATION, "return 1 + joint.mean() -", "return joint.mean() -"),
+    Mutation(INFORMATION, "joint, others = joint - baseline, others - baseline", "others = others - baseline"),
+    Mutation(INFORMATION, "others_softplus.mean() / (joint.shape[0] - 1)", "others_softplus.mean() / joint.shape[0]"),
+    Mutation(INFORMATION, "+ (js - js.detach())", ""),
+    Mutation(INFORMATION, "math.log(joint.shape[0]) +", ""),
+    Mutation(INFORMATION, "torch.logaddexp(others, joint)", "others"),
     Mutation(CONTRASTIVE, "lse - (1 - label_smoothing) * swept.target", "lse - swept.target"),
     Mutation(CONTRASTIVE, "in_row = candidates + (0 if shared is None else shared.shape[0])", "in_row = candidates"),
     Mutation(CONTRASTIVE, "in_row + own.shape[1]", "in_row"),
