@@ -88,12 +88,16 @@ def info_nce(
         loss=CrossEntropy(weight) if direction != "both" and own is None and not label_smoothing else None,
         workspace=workspace,
     )
-    rows, row_sum, candidates = swept.row_lse, swept.row_logits, _group_complements(pair_ids, count)
-    in_row = candidates + (0 if shared is None else shared.shape[0])
+    rows, row_sum = swept.row_lse, swept.row_logits
     if own is not None:
         extra = _own_scores(query, own) * scale
         rows = torch.logaddexp(rows, extra.logsumexp(1))
-        row_sum, in_row = (row_sum + extra.sum(1) if label_smoothing else row_sum), in_row + own.shape[1]
+        row_sum = row_sum + extra.sum(1) if label_smoothing else row_sum
+    in_row: Tensor | int = 0
+    in_column: Tensor | int = 0
+    if label_smoothing:  # over how many entries it is spread
+        in_column = count if pair_ids is None else count + 1 - _occurrences(pair_ids, pair_ids)
+        in_row = in_column + sum(x.shape[-2] for x in (shared, own) if x is not None)
 
     def cross_entropy(lse: Tensor, sums: Tensor, entries: Tensor | int) -> Tensor:
         if not label_smoothing:
@@ -102,8 +106,7 @@ def info_nce(
 
     loss = cross_entropy(rows, row_sum, in_row)
     if direction == "both":
-        columns = swept.column_lse[:count], swept.column_logits[:count]
-        loss = 0.5 * (loss + cross_entropy(*columns, candidates))
+        loss = 0.5 * (loss + cross_entropy(swept.column_lse[:count], swept.column_logits[:count], in_column))
     return _reduce(loss, weight, reduction)
 
 
@@ -256,7 +259,7 @@ def row_logsumexp(query: Tensor, key: Tensor, *, temperature: float = 1.0) -> Te
     checks.matrix("query", query)
     checks.matrix("key", key, width=query.shape[1], like=query)
     checks.positive("temperature", temperature)
-    return sweep(query, key, scale=1 / temperature, loss=CrossEntropy()).row_lse
+    return sweep(query, key, scale=1 / temperature).row_lse
 
 
 def _scale(temperature: float, logit_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -292,11 +295,6 @@ def _occurrences(ids: Tensor, among: Tensor) -> Tensor:
     """How often each of ids[n] occurs in among[m], in O((n + m) log m) and without a shape that depends on values."""
     order = among.sort().values
     return torch.searchsorted(order, ids, right=True) - torch.searchsorted(order, ids)
-
-
-def _group_complements(pair_ids: Tensor | None, count: int) -> Tensor | int:
-    """How many of the in-batch entries take part in each row: all but the others of its group."""
-    return count if pair_ids is None else count + 1 - _occurrences(pair_ids, pair_ids)
 
 
 def _reduce(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
