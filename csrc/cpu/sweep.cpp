@@ -49,6 +49,28 @@ MK_INLINE void leave_out(float* x, int64_t n, const int32_t* columns, int32_t ro
 
 MK_INLINE float clamp(float x, float limit) { return x < -limit ? -limit : x > limit ? limit : x; }
 
+constexpr float kModerate = 40.f;  // e^s is a normal float for all |s| below, and what is e^87 smaller does not count
+
+struct Shared {
+  float exponentials, softplus, clipped;  // sums of e^(s - zero), log(1 + e^s), e^(clamp(s) - clamp(zero))
+};
+
+// All three from one exponential a score, for scores up to zero, |zero| <= kModerate.
+MK_INLINE Shared reduce_shared(const float* s, int64_t n, float zero, float clip) {
+  const float unit = exp_(zero), low = exp_(-clip - zero), high = exp_(clip < zero ? clip - zero : 0.f);
+  float part = 0, soft = 0, clipped = 0;
+#pragma omp simd reduction(+ : part, soft, clipped)
+  for (int64_t j = 0; j < n; ++j) {
+    const float e = exp_(s[j] - zero), x = e * unit;  // x = e^s
+    part += e;
+    clipped += s[j] > kNegInf ? (e < low ? low : e > high ? high : e) : 0.f;
+    // log(1 + u) as log1p_ has it, for u = e^-|s|: x, or 1 / x where that is smaller
+    const float z = (x > 1.f ? 1.f : x) / (x > 1.f ? 2.f * x + 1.f : 2.f + x);
+    soft += (s[j] > 0.f ? s[j] : 0.f) + atanh2_(z);
+  }
+  return {part, soft, clipped * exp_(zero - clamp(zero, clip))};
+}
+
 template <class T>
 MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target, Mask mask, RowSums sums, int64_t i) {
   float s[kBlock];
@@ -73,14 +95,17 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
     }
     if (mask.rows) {
       leave_out(s, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, kNegInf);
-      sum = 0, top = kNegInf;
-#pragma omp simd reduction(max : top) reduction(+ : sum)
-      for (int64_t j = 0; j < n; ++j) {
-        top = s[j] > top ? s[j] : top;
-        sum += s[j] > kNegInf ? s[j] : 0.f;
+      top = kNegInf;
+#pragma omp simd reduction(max : top)
+      for (int64_t j = 0; j < n; ++j) top = s[j] > top ? s[j] : top;
+      if (sums.logits) {
+        sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < n; ++j) sum += s[j] > kNegInf ? s[j] : 0.f;
       }
     }
     logits += sum;
+    bool shared = false;
     if (sums.total) {
       if (top > maximum) {
         if (maximum > kNegInf) {
@@ -102,12 +127,18 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
           part_weighted += s[j] > kNegInf ? e * x : 0.f;
         }
         weighted += part_weighted;
+      } else if (sums.softplus && std::fabs(zero) <= kModerate) {
+        const Shared sum_of = reduce_shared(s, n, zero, sums.clip);
+        part = sum_of.exponentials;
+        softplus += sum_of.softplus;
+        clipped += sum_of.clipped;
+        shared = true;
       } else {
 #pragma omp simd reduction(+ : part)
         for (int64_t j = 0; j < n; ++j) part += exp_(s[j] - zero);
       }
       total += part;
-      if (sums.clipped) {
+      if (sums.clipped && !shared) {
         const float start = clamp(zero, sums.clip);
         float low = 0;
 #pragma omp simd reduction(+ : low)
@@ -115,7 +146,7 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
         clipped += low;
       }
     }
-    if (sums.softplus) {
+    if (sums.softplus && !shared) {
       float part = 0;
 #pragma omp simd reduction(+ : part)
       for (int64_t j = 0; j < n; ++j) part += softplus_(s[j]);

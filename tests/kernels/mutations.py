@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-LIKELY = ("token_logprobs", "contrastive", "head_losses", "ops", "linear_kl", "consistency", "pooling", "information")
+LIKELY = (
+    "token_logprobs",
+    "sweep",
+    "contrastive",
+    "head_losses",
+    "ops",
+    "linear_kl",
+    "consistency",
+    "pooling",
+    "information",
+)
 TESTS = [*(f"tests/kernels/test_{name}.py" for name in LIKELY), "tests/kernels"]  # those that notice most go first
 
 
@@ -52,6 +62,9 @@ MUTATIONS = [
     Mutation(SWEEP, "sums.total[j0 + j] = sums.total[j0 + j] * factor + part[j];", "sums.total[j0 + j] += part[j];"),
     Mutation(SWEEP, "if (sums.logits) sums.logits[j0 + j] += logits[j];", ""),
     Mutation(SWEEP, "part[j] += s[j] * 0.f;", ""),
+    Mutation(SWEEP, "return {part, soft, clipped * exp_(zero - clamp(zero, clip))};", "return {part, soft, clipped};"),
+    Mutation(SWEEP, "x > 1.f ? 2.f * x + 1.f : 2.f + x", "2.f + x"),
+    Mutation(SWEEP, "(e < low ? low : e > high ? high : e)", "(e > high ? high : e)"),
     # ... the bounded kernels
     Mutation(SWEEP, "mask.columns[j] == id ? 0.f : exp_(scale", "false ? 0.f : exp_(scale"),
     Mutation(SWEEP, "if (target >= 0 && target < n && mask.columns[target] == id) {", "if (false) {"),

@@ -1,0 +1,48 @@
+"""The sweep's own vectors where scores are small, large or far apart: each is summed in one of several ways."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from main_kernels.sweep import sweep
+
+from .contract import error
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1000, -900), (-200, 30), (-60, -50), (-45, -39), (-39, 5), (-0.01, 0.01), (-5, 39), (30, 45)]
+)
+@pytest.mark.parametrize("clip", [0.5, 5.0, 60.0, 200.0])
+def test_off_diagonal_sums(backend, low, high, clip):
+    query, key = torch.ones(3, 1), torch.rand(5000, 1) * (high - low) + low
+    got = sweep(query, key, targets=torch.arange(3), keep_target=False, softplus=True, logit_sums=True, clip=clip)
+    scores = query.double() @ key.double().T
+    others = torch.ones(3, 5000, dtype=torch.bool)
+    others[range(3), range(3)] = False
+
+    def log_sum_exp(x):
+        return x.masked_fill(~others, -torch.inf).logsumexp(1)
+
+    softplus = torch.where(others, torch.logaddexp(scores, scores.new_zeros(())), 0).sum(1)
+    size = max(abs(low), abs(high), 9.0)
+    assert error(got.softplus, softplus) <= 4e-7 * float(softplus.max())
+    assert error(got.row_lse, log_sum_exp(scores)) <= 5e-7 * size
+    assert error(got.clipped, log_sum_exp(scores.clamp(-clip, clip))) <= 5e-7 * size
+    assert error(got.row_logits, torch.where(others, scores, 0).sum(1)) <= 4e-7 * size * 5000
+    assert torch.equal(got.target, scores.diagonal()[:3].float())
+
+
+def test_a_row_with_nothing_left(backend):
+    """Its log-sum-exp is that of nothing; sums are zero; gradients are zero, not NaN."""
+    query, key = (torch.randn(n, 4, requires_grad=True) for n in (3, 5))
+    ids = torch.zeros(3, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
+    options = {"row_ids": ids[0], "column_ids": ids[1], "keep_target": False, "columns": True}
+    for workspace in (0, 1 << 20):
+        got = sweep(query, key, targets=torch.arange(3), softplus=True, logit_sums=True, workspace=workspace, **options)
+        assert (got.row_lse == -torch.inf).all()
+        assert (got.column_lse == -torch.inf).all()
+        assert not got.softplus.any()
+        assert not got.row_logits.any()
+        total = got.softplus.sum() + got.row_logits.sum() + got.row_lse.sum() + got.column_lse.sum()
+        assert not any(g.any() for g in torch.autograd.grad(total, (query, key)))
