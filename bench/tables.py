@@ -3,6 +3,9 @@
     python bench/tables.py bench/results/kernels.json                  # markdown
     python bench/tables.py bench/results/kernels.json --size large
     python bench/tables.py bench/results/kernels.json --plain          # aligned text
+    python bench/tables.py bench/results/kernels.json --size large --into README.md
+
+--into writes the claims that have a target, between the two comments that mark the place in the file.
 
 One line per claim: ours over its reference (the median of the rounds' ratios, the ratio of the best times in brackets),
 the peers over the same reference, and what each takes of memory.
@@ -34,6 +37,7 @@ COLUMNS = [
     "peer",
 ]
 NONE = "–"
+MARKS = ("<!-- bench/tables.py writes from here -->", "<!-- to here -->")
 
 
 def lines(row: Mapping[str, Any]) -> Iterable[list[str]]:
@@ -137,6 +141,21 @@ def plain(report: Mapping[str, Any]) -> str:
     return "\n".join(out)
 
 
+def brief(report: Mapping[str, Any]) -> str:
+    """The claims that have a target, in one markdown table."""
+    table = [line for row in report["rows"] for line in lines(row) if line[COLUMNS.index("target")] != NONE]
+    return "\n".join([_bars(COLUMNS), _bars(["---"] * len(COLUMNS)), *map(_bars, table), "", source(report)])
+
+
+def insert(file: Path, text: str) -> None:
+    """Puts the text where the file says so."""
+    before, begin, rest = file.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise SystemExit(f"{file}: has no {MARKS[0]} ... {MARKS[1]}")
+    file.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
 def _bars(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -167,11 +186,15 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="the JSON that bench/kernels.py wrote")
     parser.add_argument("--size", nargs="+", help="only these sizes (default: all that were measured)")
     parser.add_argument("--plain", action="store_true", help="aligned text instead of markdown")
+    parser.add_argument("--into", type=Path, help="write the claims with targets into this file")
     chosen = parser.parse_args()
     report = json.loads(chosen.results.read_text())
     if chosen.size:
         report["rows"] = [row for row in report["rows"] if row["size"] in chosen.size]
-    print((plain if chosen.plain else markdown)(report))
+    if chosen.into:
+        insert(chosen.into, brief(report))
+    else:
+        print((plain if chosen.plain else markdown)(report))
 
 
 if __name__ == "__main__":
