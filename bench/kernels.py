@@ -152,7 +152,12 @@ def progress(row: Mapping[str, Any]) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, help="write everything, raw samples included, as JSON here")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        help="write everything, raw samples included, as JSON here; rows of an earlier run are kept",
+    )
     parser.add_argument("--op", nargs="+", choices=list(CASES), metavar="OP", help=f"only these: {', '.join(CASES)}")
     parser.add_argument("--size", nargs="+", choices=[*SIZES, "all"], default=["all"], help="default: all")
     parser.add_argument(
@@ -166,19 +171,35 @@ def main() -> int:
     sizes = SIZES if "all" in chosen.size else [size for size in SIZES if size in chosen.size]
     cases = [case for name, case in CASES.items() if not chosen.op or name in chosen.op]
     todo = [(case, size, dtype) for case in cases for size in sizes for dtype in case.dtypes(size)]
-    rows: list[dict[str, Any]] = []
-    report = {"machine": machine(), "rivals": rivals.versions(), "rows": rows}
+    this = machine()
+    report: dict[str, Any] = {"machine": this, "rivals": rivals.versions(), "rows": []}
+    if chosen.out and chosen.out.exists():
+        report["rows"] = json.loads(chosen.out.read_text())["rows"]
+    measured: list[dict[str, Any]] = []
     begin = time.perf_counter()
     with Peaks() as peaks:
         for case, size, dtype in todo:
-            rows.append(measure(case, size, dtype, chosen.rounds, peaks))
+            row = {"commit": this["commit"], **measure(case, size, dtype, chosen.rounds, peaks)}
+            measured.append(row)
+            report["rows"] = merged(report["rows"], row)
             minutes = (time.perf_counter() - begin) / 60
-            print(f"[{len(rows)}/{len(todo)} {minutes:.1f} min] {progress(rows[-1])}", file=sys.stderr, flush=True)
+            print(f"[{len(measured)}/{len(todo)} {minutes:.1f} min] {progress(row)}", file=sys.stderr, flush=True)
             if chosen.out:  # after every row: a run cut short keeps what it measured
                 chosen.out.parent.mkdir(parents=True, exist_ok=True)
                 chosen.out.write_text(json.dumps(report, indent=1) + "\n")
     print(tables.plain(report))
-    return 1 if any(wrong(row) for row in rows) else 0
+    return 1 if any(wrong(row) for row in measured) else 0
+
+
+def merged(rows: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows with this one in the place of an earlier one of its case, size and dtype, or at the end."""
+
+    def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+        return row["case"], row["size"], row["dtype"]
+
+    if any(key(row) == key(new) for row in rows):
+        return [new if key(row) == key(new) else row for row in rows]
+    return [*rows, new]
 
 
 def wrong(row: Mapping[str, Any]) -> bool:

@@ -97,7 +97,7 @@ def source(report: Mapping[str, Any]) -> str:
     versions = [f"{name} {version or 'not installed'}" for name, version in peers.items()]
     return (
         f"{of['threads']} threads of {of['cpu']} ({of['torch_cpu_capability']}), torch {of['versions']['torch']},"
-        f" commit {of['commit']}; peers: {', '.join(versions)}."
+        f" commit {', '.join(dict.fromkeys(row['commit'] for row in report['rows']))}; peers: {', '.join(versions)}."
     )
 
 

@@ -105,17 +105,26 @@ def plan_of(inputs: Inputs | GradientInputs) -> Plan:
 
 
 def mask_of(inputs: Inputs | GradientInputs) -> Mask | None:
-    """The mask in 32 bits: ids are numbered anew, columns without one get -1."""
+    """The mask in 32 bits."""
     rows, columns, count = inputs.row_ids, inputs.column_ids, inputs.key.shape[0]
     if rows is None or columns is None:
         if inputs.keep_target or inputs.targets is None:
             return None
         every = torch.arange(count, dtype=torch.int32, device=inputs.query.device)
         return Mask(inputs.targets.to(torch.int32), every, False)
-    numbers = torch.cat([rows, columns]).unique(return_inverse=True)[1].to(torch.int32)
-    mine = numbers.new_full((count,), -1)
+    numbers, nobody = _narrow(torch.cat([rows, columns]))
+    mine = numbers.new_full((count,), nobody)
     mine[: columns.shape[0]] = numbers[rows.shape[0] :]
     return Mask(numbers[: rows.shape[0]], mine, inputs.keep_target)
+
+
+def _narrow(ids: Tensor) -> tuple[Tensor, int]:
+    """int64 ids in 32 bits, equal where they were equal, and a number that none of them has."""
+    limits = torch.iinfo(torch.int32)
+    low, high = ids.aminmax()
+    if int(low) > limits.min and int(high) <= limits.max:
+        return ids.to(torch.int32), limits.min
+    return ids.unique(return_inverse=True)[1].to(torch.int32), -1  # numbered anew
 
 
 def make_problem(inputs: Inputs | GradientInputs, selected: Tensor | None) -> Problem:

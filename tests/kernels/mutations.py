@@ -109,7 +109,8 @@ MUTATIONS = [
     Mutation(BACKWARD, "factor if bool(_close(gots, wants * factor).all()) else None", "factor"),
     Mutation(BACKWARD, "if bool(_close(counted, common).all()):", "if True:"),
     Mutation(BACKWARD, "whole.high.zero_()", "pass"),
-    Mutation(INPUTS, "numbers.new_full((count,), -1)", "numbers.new_full((count,), 0)"),
+    Mutation(INPUTS, "numbers.new_full((count,), nobody)", "numbers.new_full((count,), 0)"),
+    Mutation(INPUTS, "int(low) > limits.min and int(high) <= limits.max", "True"),
     Mutation(
         INPUTS,
         "mask = None if mask is None else Mask(mask.rows[selected]",
