@@ -90,6 +90,11 @@ void bind(py::module_& m, const std::string& dtype) {
                     at<double>(d_scale), threads);
         },
         unlocked);
+  m.def(("add_columns_" + dtype).c_str(),
+        [](Address raw, int64_t rows, int64_t M, Address sums, int threads) {
+          mk::add_columns(at<const T>(raw), rows, M, at<float>(sums), threads);
+        },
+        unlocked);
   m.def(("accumulate_" + dtype).c_str(),
         [](Address high, Address low, Address x, int64_t n, int threads) {
           mk::accumulate(at<uint16_t>(high), at<uint16_t>(low), at<const T>(x), n, threads);

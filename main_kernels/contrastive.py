@@ -244,11 +244,13 @@ def pair_scores(
     )
 
 
-def row_logsumexp(query: Tensor, key: Tensor, *, temperature: float = 1.0) -> Tensor:
+def row_logsumexp(
+    query: Tensor, key: Tensor, *, temperature: float = 1.0, workspace: int = DEFAULT_WORKSPACE
+) -> Tensor:
     """log sum_j exp(query_i·key_j / temperature) of every query against a bank of keys, differentiable.
 
     Args:
-        query: [N, D]. key: [M, D]. N x M is never stored.
+        query: [N, D]. key: [M, D]. workspace: as in info_nce.
 
     Returns:
         float32 [N] (float64 for float64 inputs), nats.
@@ -259,7 +261,7 @@ def row_logsumexp(query: Tensor, key: Tensor, *, temperature: float = 1.0) -> Te
     checks.matrix("query", query)
     checks.matrix("key", key, width=query.shape[1], like=query)
     checks.positive("temperature", temperature)
-    return sweep(query, key, scale=1 / temperature).row_lse
+    return sweep(query, key, scale=1 / temperature, workspace=workspace).row_lse
 
 
 def _scale(temperature: float, logit_scale: Tensor | None, dtype: torch.dtype) -> Tensor:

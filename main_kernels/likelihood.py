@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .sweep import CrossEntropy, sweep
+from .sweep import DEFAULT_WORKSPACE, CrossEntropy, sweep
 
 
 class TokenStats(NamedTuple):
@@ -185,9 +185,11 @@ def sequence_logprobs(
     softcap: float | None = None,
     temperature: float = 1.0,
     ignore_index: int = -100,
+    workspace: int = DEFAULT_WORKSPACE,
 ) -> Tensor:
     """The log-probability of every sequence of a packed batch: token_logprobs summed over each segment, as DPO and its
-    kin need them. Forward and backward cost four matrix products whatever the segments' gradients are.
+    kin need them. Forward and backward cost three matrix products where the scores fit the workspace, else four,
+    whatever the segments' gradients are.
 
     Args:
         hidden, weight, targets, bias, softcap, temperature, ignore_index: as in token_logprobs.
@@ -195,6 +197,7 @@ def sequence_logprobs(
             cu_seqlens[b] .. cu_seqlens[b + 1] - 1. Rows outside every segment cost nothing.
         segment_ids: instead, int64 [T], the segment of each row in any order, -1 for none.
         segments: with segment_ids, how many there are (default: the largest id + 1, which has to be read first).
+        workspace: bytes of scores kept between forward and backward. 0 keeps nothing.
 
     Returns:
         float32 [B] (float64 for float64 inputs), nats, 0 for an empty segment.
@@ -231,6 +234,7 @@ def sequence_logprobs(
         bias=bias,
         softcap=softcap,
         targets=targets.masked_fill(outside, -1),
+        workspace=workspace,
     )
     return _segment_sums(swept.target - swept.row_lse, segment_ids, segments)
 

@@ -138,7 +138,7 @@ def row_logsumexp(dtype: torch.dtype, n: int, m: int, d: int) -> Row:
     query, key = unit(n, d, dtype), unit(m, d, dtype)
     upstream = torch.rand(n)
     row = Row([query, key])
-    row.products(query, key, 1, 4)
+    row.products(query, key, 1, 3)
     lse = op("row_logsumexp")
     row.forward("ours_forward", lambda: (upstream * lse(query, key, temperature=TEMPERATURE)).mean())
     row.train("ours", lambda: (upstream * lse(query, key, temperature=TEMPERATURE)).mean())
@@ -204,7 +204,7 @@ CASES = [
         "contrastive",
         row_logsumexp,
         BANK,
-        [Claim("ours_forward", "products_1", LIMIT), Claim("ours", "products_4", LIMIT)],
+        [Claim("ours_forward", "products_1", LIMIT), Claim("ours", "products_3", LIMIT)],
         bfloat16=False,
     ),
 ]

@@ -310,6 +310,21 @@ MK_CLONES void weigh_bounded_row(T* row, int64_t M, float scale, float reference
 }
 
 template <class T>
+MK_CLONES void add_column_strip(const T* raw, int64_t rows, int64_t M, int64_t n, float* sums) {
+  double total[kStrip] = {};
+  for (int64_t i0 = 0; i0 < rows; i0 += kTileRows) {
+    const int64_t end = std::min(i0 + kTileRows, rows);
+    float part[kStrip] = {};
+    for (int64_t i = i0; i < end; ++i) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) part[j] += load(raw[i * M + j]);
+    }
+    for (int64_t j = 0; j < n; ++j) total[j] += part[j];
+  }
+  for (int64_t j = 0; j < n; ++j) sums[j] += static_cast<float>(total[j]);
+}
+
+template <class T>
 MK_CLONES void weigh_range(T* raw, int64_t begin, int64_t end, int64_t M, ScoreMap map, const int64_t* targets,
                            Mask mask, Upstream up, double* d_scale) {
   float s[kBlock], g[kBlock];
@@ -426,11 +441,19 @@ void weigh_bounded(T* raw, int64_t rows, int64_t M, float scale, float reference
                       mask.rows ? mask.rows[i] : 0, alpha[i], beta, d ? d[i] : 0.f, d_scale ? d_scale + i : nullptr);
 }
 
+template <class T>
+void add_columns(const T* raw, int64_t rows, int64_t M, float* sums, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t j0 = 0; j0 < M; j0 += kStrip)
+    add_column_strip(raw + j0, rows, M, std::min(kStrip, M - j0), sums + j0);
+}
+
 #define MK_INSTANTIATE(T)                                                                                           \
   template void reduce_rows<T>(const T*, int64_t, int64_t, ScoreMap, const int64_t*, Mask, RowSums, int);           \
   template void reduce_columns<T>(const T*, int64_t, int64_t, ScoreMap, const int64_t*, Mask, ColumnSums, int);     \
   template void reduce_bounded<T>(const T*, int64_t, int64_t, float, float, const int64_t*, Mask, double*, float*,  \
                                   double*, int);                                                                    \
+  template void add_columns<T>(const T*, int64_t, int64_t, float*, int);                                            \
   template void weigh<T>(T*, int64_t, int64_t, ScoreMap, const int64_t*, Mask, Upstream, double*, int);             \
   template void weigh_bounded<T>(T*, int64_t, int64_t, float, float, const int64_t*, Mask, const float*,            \
                                  const float*, const float*, double*, int);

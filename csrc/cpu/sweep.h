@@ -93,4 +93,8 @@ template <class T>
 void weigh_bounded(T* raw, int64_t rows, int64_t M, float scale, float reference, const int64_t* targets, Mask mask,
                    const float* alpha, const float* beta, const float* d, double* d_scale, int threads);
 
+// sums[M] += the column sums of a chunk.
+template <class T>
+void add_columns(const T* raw, int64_t rows, int64_t M, float* sums, int threads);
+
 }  // namespace mk

@@ -150,6 +150,11 @@ class CpuBackend:
             torch.get_num_threads(),
         )
 
+    def add_columns_(self, weights: Tensor, sums: Tensor) -> None:
+        _kernel("add_columns", weights.dtype)(
+            weights.data_ptr(), *weights.shape, sums.data_ptr(), torch.get_num_threads()
+        )
+
     def accumulate_(self, high: Tensor, low: Tensor, x: Tensor) -> None:
         _kernel("accumulate", x.dtype)(
             high.data_ptr(), low.data_ptr(), x.data_ptr(), x.numel(), torch.get_num_threads()

@@ -247,6 +247,9 @@ class Backend(Protocol):
     ) -> None:
         """raw[c, M] becomes dL/draw in place; d_scale[c] float64 receives each row's share of dL/dscale."""
 
+    def add_columns_(self, weights: Tensor, sums: Tensor) -> None:
+        """sums[M] += the column sums of weights[c, M]."""
+
     def accumulate_(self, high: Tensor, low: Tensor, x: Tensor) -> None:
         """(high, low) += x, a float32 kept as two 16-bit planes; see sweep/gradient.py."""
 

@@ -115,6 +115,9 @@ class PlainBackend:
             g *= 1 - (s / (score_map.scale * score_map.softcap)).square()
         raw.copy_(g)
 
+    def add_columns_(self, weights: Tensor, sums: Tensor) -> None:
+        sums += weights.sum(0, dtype=sums.dtype)
+
     def accumulate_(self, high: Tensor, low: Tensor, x: Tensor) -> None:
         total = _join(high, low) + x
         bits = total.view(torch.int32)

@@ -244,7 +244,7 @@ def backward_walk(
         if mine is not None:
             d_scale += mine.sum()
         if d_bias.numel():
-            d_bias += scores.sum(0, dtype=d_bias.dtype)
+            problem.backend.add_columns_(scores, d_bias)
         _add_products(problem, scores, chunk, d_query, d_key)
     if raw is not None:
         give_back(raw)

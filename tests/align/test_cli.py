@@ -125,7 +125,7 @@ def test_mistakes_get_a_message_and_exit_1(
 
 def test_ctrl_c_exits_130_and_says_how_to_resume(tmp_path: Path, model: Path) -> None:
     many = tmp_path / "many.jsonl"
-    rows = (PAIRS[n % 12] | {"id": f"m{n}", "response": "word " * 60} for n in range(1000))
+    rows = (PAIRS[n % 12] | {"id": f"m{n}", "response": "word " * 60} for n in range(10_000))  # seconds of work
     many.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "o.jsonl"
     command = [sys.executable, "-m", "main_align.cli", "score", str(many), "-o", str(out)]

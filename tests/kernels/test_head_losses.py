@@ -124,8 +124,9 @@ def test_nothing_to_score_is_a_connected_zero(backend, weights):
     masked=st.sampled_from(["none", "some", "all"]),
     packed=st.booleans(),
     softcap=st.sampled_from([None, 5.0]),
+    workspace=st.sampled_from([0, 1 << 20]),
 )
-def test_sequence_logprobs_match_the_oracle(backend, drawn, masked, packed, softcap):
+def test_sequence_logprobs_match_the_oracle(backend, drawn, masked, packed, softcap, workspace):
     drawn = served(backend, drawn)
     hidden, weight = drawn.draw()
     targets = draw_targets(drawn, masked)
@@ -138,7 +139,7 @@ def test_sequence_logprobs_match_the_oracle(backend, drawn, masked, packed, soft
         ids[0] = 3
         segments = {"segment_ids": ids}
     options = {"softcap": softcap, "temperature": 0.7}
-    got = sequence_logprobs(hidden, weight, targets, **segments, **options)
+    got = sequence_logprobs(hidden, weight, targets, **segments, **options, workspace=workspace)
     leaves = exact(hidden, weight)
     want = oracle.sequence_logprobs(*leaves, targets, **segments, **options)
     rough = oracle.sequence_logprobs(hidden, weight, targets, **segments, **options, product=oracle.rough)

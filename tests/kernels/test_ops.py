@@ -247,8 +247,10 @@ def multiply_adds(run) -> int:
         ("cross_entropy", (True, True), 3),
         ("cross_entropy", (True, False), 2),
         ("one_way_weighted", (True, True), 3),
-        ("sequences", (True, True), 4),
-        ("sequences", (True, False), 3),
+        ("sequences", (True, True), 3),
+        ("sequences", (True, False), 2),
+        ("sequences_recomputed", (True, True), 4),
+        ("sequences_recomputed", (False, True), 3),
         ("sequences", (False, False), 1),
         ("sigmoid_kept", (True, True), 3),
         ("sigmoid_recomputed", (True, True), 4),
@@ -259,7 +261,7 @@ def multiply_adds(run) -> int:
 def test_number_of_products(backend, call, grad, products):
     """The floors of the design, counted: no product for a gradient nobody wants."""
     query, key = operands(64, 64, 32, grad=grad)
-    weights, one = torch.rand(64), torch.tensor(1.0)
+    weights, one, halves, unequal = torch.rand(64), torch.tensor(1.0), torch.tensor([0, 30, 64]), torch.tensor([1.0, 2])
     calls = {
         "token": lambda: token_logprobs(query, key, torch.arange(64)).mean(),
         "token_weighted": lambda: (token_logprobs(query, key, torch.arange(64)) * weights).sum(),
@@ -270,8 +272,9 @@ def test_number_of_products(backend, call, grad, products):
             query, key, torch.arange(64), weights=weights + 0.1, label_smoothing=0.1, z_loss=0.01
         ),
         "one_way_weighted": lambda: info_nce(query, key, workspace=0, direction="query", weight=weights),
-        "sequences": lambda: (
-            sequence_logprobs(query, key, torch.arange(64), torch.tensor([0, 30, 64])) * torch.tensor([1.0, 2.0])
+        "sequences": lambda: (sequence_logprobs(query, key, torch.arange(64), halves) * unequal).sum(),
+        "sequences_recomputed": lambda: (
+            sequence_logprobs(query, key, torch.arange(64), halves, workspace=0) * unequal
         ).sum(),
         "sigmoid_kept": lambda: sigmoid_loss(query, key, logit_scale=one, logit_bias=one),
         "sigmoid_recomputed": lambda: sigmoid_loss(query, key, logit_scale=one, logit_bias=one, workspace=0),
