@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,12 +126,14 @@ def test_mistakes_get_a_message_and_exit_1(
 
 def test_ctrl_c_exits_130_and_says_how_to_resume(tmp_path: Path, model: Path) -> None:
     many = tmp_path / "many.jsonl"
-    rows = (PAIRS[n % 12] | {"id": f"m{n}", "response": "word " * 60} for n in range(10_000))  # seconds of work
+    rows = (PAIRS[n % 12] | {"id": f"m{n}", "response": "word " * 60} for n in range(2000))
     many.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "o.jsonl"
     command = [sys.executable, "-m", "main_align.cli", "score", str(many), "-o", str(out)]
     command += ["--model", str(model), "--window", "50"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell that starts the tests in the background has interrupts ignored, which children inherit
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     journal = tmp_path / "o.jsonl.partial" / "journal.bin"
     deadline = time.monotonic() + 60
     while not (journal.exists() and journal.stat().st_size > 2000) and time.monotonic() < deadline:
