@@ -1,10 +1,12 @@
 """Backends: what is done to one chunk of raw scores. No objective knows which one ran.
 
-``cpu`` is the compiled module ``main_kernels._C``; ``plain`` is ordinary torch, on any device and also in float64.
+``cpu`` is the compiled module ``main_kernels._C``; ``triton`` serves CUDA devices and is imported when it is first
+asked for; ``plain`` is ordinary torch, on any device and also in float64.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,9 +23,39 @@ if cpu.MODULE is not None:
 
 _forced: str | None = None
 
+MIN_CAPABILITY = (8, 0)
+_TRITON = "Triton kernels beside cuBLAS: float32, bfloat16, float16 (interpreted only, never run on a GPU)"
+
+
+def _load_triton() -> str:
+    """Adds the Triton backend to those of this installation where it can run: with a CUDA device, or under Triton's
+    interpreter (TRITON_INTERPRET=1). Says why not, where not."""
+    if "triton" in _BACKENDS:
+        return ""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and (torch.version.hip is not None or not torch.cuda.is_available()):
+        return "no CUDA device"
+    try:
+        from .triton import TritonBackend
+    except ImportError as error:
+        return f"triton did not load: {error}"
+    _BACKENDS["triton"] = TritonBackend()
+    return ""
+
+
+@torch.compiler.assume_constant_result
+def _why_not_triton(device: int) -> str:
+    """Why the Triton backend does not serve a CUDA device; empty where it does."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < MIN_CAPABILITY:
+        return f"compute capability {major}.{minor}, want {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or newer"
+    return _load_triton()
+
 
 def get(name: str) -> Backend:
     """The backend called ``name``; ValueError lists those this installation has."""
+    if name == "triton":
+        _load_triton()
     if name not in _BACKENDS:
         raise ValueError(f"backend: got {name!r}, this installation has {sorted(_BACKENDS)}")
     return _BACKENDS[name]
@@ -33,8 +65,12 @@ def choose(tensor: torch.Tensor) -> str:
     """Name of the backend that serves tensors like this one."""
     if _forced is not None:
         return _forced
-    compiled = tensor.device.type == "cpu" and tensor.dtype != torch.float64 and "cpu" in _BACKENDS
-    return "cpu" if compiled else "plain"
+    if tensor.dtype == torch.float64:
+        return "plain"
+    if tensor.device.type == "cuda":
+        index = tensor.device.index
+        return "plain" if _why_not_triton(0 if index is None else index) else "triton"
+    return "cpu" if tensor.device.type == "cpu" and "cpu" in _BACKENDS else "plain"
 
 
 @contextmanager
@@ -58,6 +94,8 @@ def backend_report() -> dict[str, str]:
     else:
         report["cpu"] = f"not available ({cpu.WHY_NOT}); the plain backend serves the CPU instead"
     report["plain"] = "torch operations in chunks: float64, and every device without kernels of its own"
-    if torch.cuda.is_available():
-        report["cuda"] = "no kernels of our own in this version; the plain backend serves it"
+    for device in range(torch.cuda.device_count()):
+        why_not = _why_not_triton(device)
+        served = f"not served by triton ({why_not}); the plain backend serves it" if why_not else _TRITON
+        report[f"cuda:{device}"] = f"{torch.cuda.get_device_name(device)}: {served}"
     return report

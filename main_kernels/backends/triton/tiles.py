@@ -1,0 +1,187 @@
+"""What becomes of a tile of raw scores, in registers. An argument that is None costs nothing: it is not compiled in."""
+
+import triton
+import triton.language as tl
+
+NOTHING = tl.constexpr(float("-inf"))  # the score of an entry that takes no part
+
+# Kernels are launched with fused multiply-adds off: a score is then the same number wherever it is computed, so that
+# exp(s - lse) fits the sum it was made with, and equal scores are equal.
+EXACT = {"enable_fp_fusion": False}
+
+
+@triton.jit
+def tanh(x):
+    """To about 1 ulp: an odd polynomial near zero, where 1 - 2 / (e^2x + 1) would cancel."""
+    size = tl.abs(x)
+    size = tl.where(size > 15.0, 15.0, size)  # 1 in float32 from 9 on; a NaN passes through
+    z = size * size
+    p = -5.70498872745e-3 * z + 2.06390887954e-2
+    p = p * z - 5.37397155531e-2
+    p = p * z + 1.33314422036e-1
+    p = p * z - 3.33332819422e-1
+    near = size + size * z * p
+    far = 1.0 - 2.0 / (tl.exp(2.0 * size) + 1.0)
+    t = tl.where(size < 0.625, near, far)
+    return tl.where(x < 0, -t, t)
+
+
+@triton.jit
+def log1p(u):
+    """log(1 + u) for u in [0, 1], to about 1 ulp however small u is: 2 atanh(u / (2 + u)) by its series."""
+    z = u / (2.0 + u)
+    y = z * z
+    p = 0.0769230769 * y + 0.0909090909
+    p = p * y + 0.1111111111
+    p = p * y + 0.1428571429
+    p = p * y + 0.2
+    p = p * y + 0.3333333333
+    return 2.0 * (z + z * y * p)
+
+
+@triton.jit
+def softplus_of(s):
+    return tl.maximum(s, 0.0) + log1p(tl.exp(-tl.abs(s)))
+
+
+@triton.jit
+def sigmoid_of(s):
+    small = tl.exp(-tl.abs(s))
+    q = 1.0 / (1.0 + small)
+    return tl.where(s > 0, q, small * q)
+
+
+@triton.jit
+def score(raw, bias, scale, cap):
+    """Scores of raw products; ``bias`` has their shape or broadcasts to it."""
+    s = raw.to(tl.float32)
+    if bias is not None:
+        s = s + bias
+    if cap is not None:
+        s = tanh(s / cap) * cap
+    return s * scale
+
+
+@triton.jit
+def own_entries(targets, i, j, rows, columns):
+    """[BM, BN], which entries are their row's target; None where there are no targets."""
+    if targets is None:
+        return None
+    target = tl.load(targets + i, i < rows, -1)
+    return (j[None, :] == target[:, None]) & (j[None, :] < columns)
+
+
+@triton.jit
+def taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET: tl.constexpr):
+    """[BM, BN], which entries take part."""
+    inside = (i[:, None] < rows) & (j[None, :] < columns)
+    if row_ids is None:
+        return inside
+    mine = tl.load(row_ids + i, i < rows, 0)
+    theirs = tl.load(column_ids + j, j < columns, 0)
+    part = mine[:, None] != theirs[None, :]
+    if own is not None:
+        if KEEP_TARGET:
+            part = part | own
+        else:
+            part = part & (own == 0)
+    return part & inside
+
+
+@triton.jit
+def clamped(x, limit):
+    return tl.minimum(tl.maximum(x, -limit), limit)
+
+
+@triton.jit
+def put_parts(
+    s,
+    poison,
+    above,
+    at,
+    there,
+    clip,
+    maximum,
+    total,
+    weighted,
+    rank,
+    logits,
+    softplus,
+    clipped,
+    AXIS: tl.constexpr,
+):
+    """Stores the sums of a tile along AXIS, at offsets ``at`` where ``there``.
+
+    s [BM, BN], -inf where an entry takes no part; poison [n], NaN where an entry along AXIS is not finite, else 0;
+    above [BM, BN], what counts for the rank."""
+    if total is not None:
+        top = tl.max(s, AXIS)
+        zero = tl.where(top > NOTHING, top, 0.0)  # e^-inf is 0, not NaN
+        below = s - tl.expand_dims(zero, AXIS)
+        weight = tl.exp(below)
+        tl.store(maximum + at, top, there)
+        tl.store(total + at, tl.sum(weight, AXIS) + poison, there)
+        if weighted is not None:
+            tl.store(weighted + at, tl.sum(tl.where(s > NOTHING, weight * below, 0.0), AXIS), there)
+        if clipped is not None:
+            start = tl.expand_dims(clamped(zero, clip), AXIS)
+            part = tl.where(s > NOTHING, tl.exp(clamped(s, clip) - start), 0.0)
+            tl.store(clipped + at, tl.sum(part, AXIS) + poison, there)
+    if rank is not None:
+        tl.store(rank + at, tl.sum(above.to(tl.float32), AXIS), there)
+    if logits is not None:
+        tl.store(logits + at, tl.sum(tl.where(s > NOTHING, s, 0.0), AXIS) + poison, there)
+    if softplus is not None:
+        tl.store(softplus + at, tl.sum(softplus_of(s), AXIS) + poison, there)
+
+
+@triton.jit
+def weight_of(
+    s,
+    own,
+    part,
+    i,
+    j,
+    rows,
+    columns,
+    a,
+    r_high,
+    r_low,
+    b,
+    c_high,
+    c_low,
+    d,
+    e,
+    u,
+    v,
+):
+    """dL/ds [BM, BN]: see Upstream in interface.py."""
+    g = tl.zeros_like(s)
+    has_row, has_column = i < rows, j < columns
+    if a is not None:
+        high, low = tl.load(r_high + i, has_row, 0.0), tl.load(r_low + i, has_row, 0.0)
+        factor = tl.load(a + i, has_row, 0.0)
+        g += factor[:, None] * tl.exp((s - high[:, None]) - low[:, None])
+    if b is not None:
+        high, low = tl.load(c_high + j, has_column, 0.0), tl.load(c_low + j, has_column, 0.0)
+        factor = tl.load(b + j, has_column, 0.0)
+        g += factor[None, :] * tl.exp((s - high[None, :]) - low[None, :])
+    if e is not None:
+        g += tl.load(e + i, has_row, 0.0)[:, None] * sigmoid_of(s)
+    if u is not None:
+        g += tl.load(u + i, has_row, 0.0)[:, None]
+    if v is not None:
+        g += tl.load(v + j, has_column, 0.0)[None, :]
+    g = tl.where(part, g, 0.0)
+    if d is not None:
+        g += tl.where(own, tl.load(d + i, has_row, 0.0)[:, None], 0.0)
+    return g
+
+
+@triton.jit
+def slope(s, scale, cap):
+    """ds/draw: tanh' = 1 - tanh², and s / (scale cap) is the tanh."""
+    if cap is None:
+        return scale
+    t = s / (scale * cap)
+    return scale * (1.0 - t * t)

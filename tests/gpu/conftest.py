@@ -1,0 +1,39 @@
+"""The Triton backend under test: under Triton's interpreter, in a process that was started with TRITON_INTERPRET=1
+(tests/kernels/test_triton.py starts one), and compiled ahead of time in any other."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+from main_kernels import backends
+
+from .interpreter import repair
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore = ["test_aot.py"] if INTERPRETED else ["test_library.py", "test_fused.py"]
+
+if INTERPRETED:
+    from main_kernels.backends.triton import chunks, combine, planes
+
+    repair()
+    # a tile takes the interpreter some milliseconds whatever its size; test_aot.py compiles the real ones
+    for config, size in (
+        (chunks.REDUCE_ROWS, {"BM": 64, "BN": 512}),
+        (chunks.REDUCE_COLUMNS, {"BM": 256, "BN": 256}),
+        (chunks.WEIGH, {"BM": 128, "BN": 512}),
+        (combine.COMBINE, {"BN": 512}),
+        (planes.PLANES, {"BLOCK": 1 << 16}),
+    ):
+        config.update(size)
+    settings.register_profile("interpreted", settings.get_profile("quick"), max_examples=6)
+    settings.load_profile("interpreted")
+
+
+@pytest.fixture(params=["triton"])
+def backend():  # type: ignore[no-untyped-def]
+    """Takes the place of the fixture that draws every backend of the CPU: float64 is served by none of the kernels."""
+    with backends.use("triton"):
+        yield "cpu"

@@ -1,0 +1,64 @@
+"""The Triton backend without a GPU: its own tests in a process that interprets kernels, and who is served by it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from main_kernels import backends
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_kernels_under_the_interpreter():
+    """In a process of its own: what TRITON_INTERPRET says when triton is imported is final."""
+    pytest.importorskip("triton")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "tests/gpu"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+def on_cuda(dtype: torch.dtype = torch.bfloat16):  # type: ignore[no-untyped-def]
+    return SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("capability", "why_not", "dtype", "want"),
+    [
+        ((7, 5), "", torch.float32, "plain"),
+        ((8, 0), "", torch.float32, "triton"),
+        ((9, 0), "", torch.bfloat16, "triton"),
+        ((9, 0), "", torch.float64, "plain"),
+        ((9, 0), "triton did not load", torch.bfloat16, "plain"),
+    ],
+)
+def test_who_is_served(monkeypatch, capability, why_not, dtype, want):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a device")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(backends, "_load_triton", lambda: why_not)
+    assert backends.choose(on_cuda(dtype)) == want
+    line = backends.backend_report()["cuda:0"]
+    assert ("Triton kernels" in line) == (capability >= (8, 0) and not why_not)
+    assert why_not in line
+
+
+def test_a_machine_without_a_gpu_does_not_import_the_kernels():
+    code = "import sys, main_kernels as m; m.backend_report(); assert 'main_kernels.backends.triton' not in sys.modules"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if not torch.cuda.is_available():
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+        with pytest.raises(ValueError, match="triton"):
+            backends.get("triton")
