@@ -94,7 +94,7 @@ def test_a_single_pair_is_a_connected_zero_and_said_once(caplog):
         ({"temperature": 0.0}, "temperature"),
         ({"estimator": "mine"}, "estimator must be one of infonce, nwj, dv, js, smile"),
         (
-            dict.fromkeys(("forward", "reverse", "semantic", "intentional", "structural"), 0.0),
+            dict.fromkeys(EMBEDDING_TERMS + LIKELIHOOD_TERMS, 0.0),
             "all terms have weight 0",
         ),
     ],

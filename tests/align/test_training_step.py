@@ -46,9 +46,7 @@ CASES = {
     "alpha": {"alpha_schedule": "constant", "alpha": 0.2},
     "plain_sft": {"directions": "forward", **only(forward=1.0)},
     "weighted": only(forward=0.7, reverse=0.2),
-    **{
-        name: only(**{name: 1.0}) for name in ("forward", "reverse", "semantic", "intentional", "structural", "duality")
-    },
+    **{name: only(**{name: 1.0}) for name in EMBEDDING_TERMS + LIKELIHOOD_TERMS},
     **{f"bound_{name}": only(intentional=1.0) | {"estimator": name} for name in ("infonce", "nwj", "dv")},
 }
 

@@ -1,4 +1,4 @@
-"""What mutual alignment adds to a checkpoint: one file beside the model's, which stays a model that anything can load."""
+"""What mutual alignment adds to a checkpoint: one file beside the model's, which anything can still load."""
 
 from __future__ import annotations
 
