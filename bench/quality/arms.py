@@ -1,0 +1,143 @@
+"""The arms of the comparison, and how one of them is trained.
+
+An arm is a choice of loss terms; the model, the adapter's first weights, the pairs and their order are the same for all
+arms of one seed. The weights are MutualAlignmentConfig's own defaults where it has one (0.1 for a term on embeddings).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from main_align.models import LoadedModel, load
+from main_align.records import Pair
+from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
+from peft import LoraConfig
+from transformers import PrinterCallback
+
+NO_TERMS = {"forward": 1.0, "reverse": 0.0, "semantic": 0.0, "intentional": 0.0, "duality": 0.0, "structural": 0.0}
+
+PLAIN = "sft"
+ARMS: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    "both": {"directions": "both", "reverse": 1.0},
+    "semantic": {"semantic": 0.1},
+    "intentional": {"intentional": 0.1},
+    "duality": {"directions": "both", "duality": 0.1},
+    "structural": {"structural": 0.1},
+    "full": {
+        "directions": "both",
+        "reverse": 1.0,
+        "semantic": 0.1,
+        "intentional": 0.1,
+        "duality": 0.1,
+        "structural": 0.1,
+    },
+}
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How every arm is trained. LoRA sits on the `layers` uppermost layers, so that no gradient goes below them."""
+
+    model: str
+    epochs: float
+    batch: int
+    learning_rate: float
+    rank: int
+    layers: int
+    longest: int
+
+
+@dataclass
+class Trained:
+    """A model with its adapter in place (never merged: the base is in bfloat16), and what training it took."""
+
+    model: Any
+    loaded: LoadedModel
+    head: Any  # the projection head of the embedding terms, or None
+    facts: dict[str, Any]
+
+
+def untrained(setting: Setting) -> LoadedModel:
+    return load(setting.model, dtype=torch.bfloat16)
+
+
+def train(setting: Setting, arm: str, pairs: Sequence[Pair], seed: int, steps: int = -1) -> Trained:
+    """Trains one arm on `pairs`; `steps` fixes the number of updates instead of the epochs."""
+    terms = {"directions": "forward"} | NO_TERMS | ARMS[arm]
+    loaded = untrained(setting)
+    layers = int(loaded.model.config.num_hidden_layers)
+    lora = LoraConfig(
+        r=setting.rank,
+        lora_alpha=2 * setting.rank,
+        target_modules=LINEAR,
+        layers_to_transform=list(range(max(0, layers - setting.layers), layers)),
+        task_type="CAUSAL_LM",
+    )
+    rows = Dataset.from_list([{"prompt": pair.instruction, "completion": pair.response} for pair in pairs])
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = MutualAlignmentConfig(
+            output_dir=folder,
+            **terms,
+            max_length=setting.longest,
+            learning_rate=setting.learning_rate,
+            per_device_train_batch_size=setting.batch,
+            num_train_epochs=setting.epochs,
+            max_steps=steps,
+            warmup_steps=2,
+            gradient_checkpointing=False,
+            bf16=True,
+            use_cpu=not torch.cuda.is_available(),
+            seed=seed,
+            data_seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        torch.manual_seed(seed)  # the adapter is made before the trainer seeds anything
+        trainer = MutualAlignmentTrainer(
+            model=loaded.model,
+            args=arguments,
+            train_dataset=rows,
+            processing_class=loaded.tokenizer,
+            peft_config=lora,
+        )
+        watch = Watch(trainer.data_collator)
+        trainer.data_collator = watch
+        trainer.remove_callback(PrinterCallback)
+        start = time.perf_counter(), time.process_time()
+        trainer.train()
+        facts = {
+            "terms": terms,
+            "train_s": round(time.perf_counter() - start[0], 2),
+            "cpu_s": round(time.process_time() - start[1], 2),  # what else the machine does is not in it
+            "steps": trainer.state.global_step,
+            "tokens": watch.tokens,
+            "tokens_scored": watch.scored,
+            "order": watch.digest.hexdigest()[:12],
+        }
+    model = trainer.model.get_base_model().eval()
+    return Trained(model, loaded, getattr(model, "alignment_head", None), facts)
+
+
+class Watch:
+    """A collator that counts what goes through it, and remembers the order of the pairs as a hash."""
+
+    def __init__(self, collate: Any) -> None:
+        self.collate, self.tokens, self.scored, self.digest = collate, 0, 0, hashlib.sha256()
+
+    def __call__(self, features: Any) -> dict[str, Any]:
+        batch: dict[str, Any] = self.collate(features)
+        self.tokens += batch["input_ids"].numel()
+        self.scored += batch["pairs"]["targets"].numel()
+        self.digest.update(batch["pairs"]["row"].numpy().tobytes())
+        return batch

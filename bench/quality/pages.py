@@ -1,0 +1,191 @@
+"""What the study measured, as tables and pictures: nobody types a number by hand.
+
+    python bench/quality/pages.py bench/results/quality.json --into docs/quality.md
+
+Writes the tables between the two comments that mark the place in the file, and the pictures beside the JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pictures
+from compare import RESAMPLINGS, Table, differences
+from ledger import Run, load
+
+MARKS = ("<!-- bench/quality/pages.py writes from here -->", "<!-- to here -->")
+NONE = "–"
+
+LABELS = {
+    "untrained": "untrained",
+    "sft": "plain SFT",
+    "both": "forward + reverse",
+    "semantic": "SFT + semantic",
+    "intentional": "SFT + intentional",
+    "duality": "SFT + duality",
+    "structural": "SFT + structural",
+    "full": "full framework",
+    "everything": "everything",
+    "truth": "only aligned ones (the truth)",
+    "random": "a random share",
+}
+SCORES = {"encoder": "cosine of the outside encoder", "ifd_published": "`ifd`, highest under 1"}
+METRICS = {
+    "nll_forward": "NLL y given x",
+    "nll_reverse": "NLL x given y",
+    "retrieval_xy": "retrieval x → y",
+    "retrieval_yx": "retrieval y → x",
+    "auc_mutual": "AUC `mutual`",
+    "auc_pmi_forward": "AUC `pmi_forward`",
+    "auc_semantic": "AUC `semantic`",
+}
+HEADS = {"retrieval_xy_head": "x → y through the heads", "retrieval_yx_head": "y → x through the heads"}
+
+
+def make(results: Path, page: Path) -> None:
+    """Writes the pictures beside `results` and the tables into `page`."""
+    head, runs = load(results)
+    sections = []
+    by_part = {part: [run for run in runs if run["part"] == part] for part in ("arms", "cleaning", "kept")}
+    writers = {"arms": _arms, "cleaning": _cleaning, "kept": _kept}
+    for part, own in by_part.items():
+        if own:
+            sections.append(writers[part](own, results))
+    insert(page, "\n\n".join([source(head, runs), *sections]))
+
+
+def source(head: dict[str, Any], runs: Sequence[Run]) -> str:
+    """What ran where and how, in one paragraph."""
+    of, how = head["machine"], head["settings"]
+    commits = ", ".join(dict.fromkeys(str(run["commit"]) for run in runs))
+    return (
+        f"`{how['model']}`, {how['train_pairs']} pairs to train on, {how['held_out_pairs']} held out,"
+        f" {how['dropped_for_length']} left out for having more than {how['longest']} tokens; {how['epochs']:g} epochs,"
+        f" {how['batch']} pairs an update, LoRA of rank {how['rank']} on the {how['layers']} uppermost layers, learning"
+        f" rate {how['learning_rate']:g}; neighbours by {how['neighbours']}. {of['threads']} threads of {of['cpu']},"
+        f" torch {of['versions']['torch']}, transformers {of['versions']['transformers']}, commit {commits}."
+    )
+
+
+def _arms(runs: Sequence[Run], results: Path) -> str:
+    table = differences(runs, plain="sft", metrics=METRICS)
+    pictures.arms(table, LABELS, METRICS, results.with_name(f"{results.stem}_arms.png"))
+    plain = statistics.median(run["facts"]["cpu_s"] for run in table.runs["sft"])
+    tokens = table.runs["sft"][0]["facts"]["tokens"]
+    absolute = [["arm", *METRICS.values(), "tokens read", "processor time"]]
+    for arm, own in table.runs.items():
+        facts = own[0].get("facts")
+        cost = [NONE, NONE]
+        if facts:
+            seconds = statistics.median(run["facts"]["cpu_s"] for run in own)
+            cost = [f"{facts['tokens'] / tokens:.2f}×", f"{seconds / plain:.2f}×"]
+        absolute.append([_label(arm), *(_mean(table.values(arm, name)) for name in METRICS), *cost])
+    head = [["arm", *HEADS.values()]]
+    for arm, own in table.runs.items():
+        if all(name in own[0]["metrics"] for name in HEADS):
+            head.append([_label(arm), *(_mean(table.values(arm, name)) for name in HEADS)])
+    seeds = len(table.runs["sft"])
+    return "\n\n".join(
+        [
+            f"**Held out, mean ± standard deviation of {seeds} seeds**",
+            _markdown(absolute),
+            f"**Difference to plain SFT** of the same seed, mean, with the interval that holds 95% of {RESAMPLINGS}"
+            " resamplings of the held-out pairs; ▲ better and ▼ worse where it leaves out zero and every seed agrees",
+            _markdown(_difference_rows(table)),
+            "**Retrieval through the trained projection heads**",
+            _markdown(head),
+        ]
+    )
+
+
+def _difference_rows(table: Table) -> list[list[str]]:
+    rows = [["arm", *METRICS.values()]]
+    for arm in table.runs:
+        if arm not in (table.plain, "untrained"):
+            rows.append([_label(arm), *(_difference(table, arm, name) for name in METRICS)])
+    return rows
+
+
+def _cleaning(runs: Sequence[Run], results: Path) -> str:
+    pictures.cleaning(runs, SCORES, results.with_name(f"{results.stem}_cleaning.png"))
+    kinds = list(dict.fromkeys(run["arm"] for run in runs))
+    titles = {"auc": "AUC", "found": "found", "average_precision": "average precision"}
+    rows = [["score", *(f"{kind}: {title}" for kind in kinds for title in titles.values())]]
+    for name in runs[0]["metrics"]:
+        cells = [
+            _mean([run["metrics"][name][metric] for run in runs if run["arm"] == kind])
+            for kind in kinds
+            for metric in titles
+        ]
+        rows.append([SCORES.get(name, f"`{name}`"), *cells])
+    flagged = len(runs[0]["corrupted"])
+    return (
+        f"**Finding {flagged} pairs of {len(runs[0]['goodness']['mutual'])} that got another's response**, mean ±"
+        f" standard deviation of {sum(run['arm'] == kinds[0] for run in runs)} corruptions; *found* is precision and"
+        f" recall at once, {flagged} being flagged\n\n{_markdown(rows)}"
+    )
+
+
+def _kept(runs: Sequence[Run], results: Path) -> str:
+    table = differences(runs, plain="everything", metrics=METRICS)
+    pictures.kept(table, LABELS, METRICS, results.with_name(f"{results.stem}_kept.png"))
+    chosen = ["nll_forward", "nll_reverse", "auc_mutual"]
+    rows = [
+        ["trained on", "pairs", "of them corrupted", *(METRICS[name] for name in chosen), "difference of NLL y given x"]
+    ]
+    for arm, own in table.runs.items():
+        left = _mean([run["facts"]["corrupted_left"] for run in own], 1)
+        means = [_mean(table.values(arm, name)) for name in chosen]
+        change = NONE if arm == table.plain else _difference(table, arm, chosen[0])
+        rows.append([_label(arm), str(own[0]["facts"]["pairs"]), left, *means, change])
+    return f"**Plain SFT on what each score keeps**, equal numbers of updates\n\n{_markdown(rows)}"
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, f"`{name}`")
+
+
+def _mean(values: Sequence[float], digits: int = 3) -> str:
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def _difference(table: Table, arm: str, metric: str) -> str:
+    change = table.change(arm, metric)
+    mark = {1: " ▲", -1: " ▼", 0: ""}[change.verdict]
+    return f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]{mark}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    first, *rest = (_bars(row) for row in rows)
+    return "\n".join([first, _bars(["---"] * len(rows[0])), *rest])
+
+
+def _bars(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def insert(file: Path, text: str) -> None:
+    """Puts the text where the file says so; a file that is not there yet gets nothing else."""
+    content = file.read_text() if file.exists() else "\n".join((*MARKS, ""))
+    before, begin, rest = content.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise SystemExit(f"{file}: has no {MARKS[0]} ... {MARKS[1]}")
+    file.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="the JSON that study.py wrote")
+    parser.add_argument("--into", type=Path, required=True, help="write the tables into this file")
+    chosen = parser.parse_args()
+    make(chosen.results, chosen.into)
+
+
+if __name__ == "__main__":
+    main()

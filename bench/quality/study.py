@@ -1,0 +1,257 @@
+"""Does mutual alignment help? The whole study, from the pairs to the pictures, in one command.
+
+    python bench/quality/study.py seed_tasks.jsonl                         # everything; goes on where it stopped
+    python bench/quality/study.py seed_tasks.jsonl --parts cleaning        # one part of it
+    python bench/quality/pages.py bench/results/quality.json               # only the pictures and the tables again
+
+    cleaning   which score finds the pairs whose responses were shuffled (no training)
+    arms       plain fine-tuning, each term alone, both directions, everything: held-out likelihoods and retrieval
+    kept       fine-tuning on what each score keeps of a corrupted training set
+
+`seed_tasks.jsonl` is that of yizhongw/self-instruct; the examples beside it are this repository's. The nearest
+neighbours that make hard pairs come from a sentence encoder where it is installed (encoder.py says how), else from the
+model's own embeddings. Each finished run is written at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import arms
+import cleaning
+import datasets
+import encoder
+import numpy as np
+import pages
+import torch
+import transformers
+from arms import Setting
+from ledger import Ledger
+from main_align.directional import Directional
+from main_align.records import Pair
+from measures import held_out, read, summary
+from pairs import corruption, neighbours, short, split, swapped
+from pairs import read as read_pairs
+from shared import BENCH, machine
+
+PARTS = ("cleaning", "arms", "kept")
+BASE = "untrained"
+KEPT = ("everything", "truth", "random", "mutual", "pmi_forward", "nll_y_given_x", "ifd")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run of the study: what it is called in the results, and what does it."""
+
+    part: str
+    arm: str
+    seed: int
+    do: Callable[[], dict[str, Any]]
+
+
+class Study:
+    """The pairs, the models and the units of work; what is expensive is made when first asked for."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.setting = Setting(
+            options.model,
+            options.epochs,
+            options.batch,
+            options.learning_rate,
+            options.rank,
+            options.layers,
+            options.longest,
+        )
+        self.base = arms.untrained(self.setting)
+        found = read_pairs(options.seed_tasks, options.examples)
+        fitting = short(found, Directional(self.base.tokenizer), options.longest)
+        held = len(fitting) - options.train
+        if held < 2:
+            raise SystemExit(f"{len(fitting)} pairs are short enough: too few to train on {options.train} of them")
+        self.train, self.held = split(fitting, held, options.split_seed)
+        self.dropped = len(found) - len(fitting)
+        instructions = [pair.instruction for pair in (*self.train, *self.held)]
+        self.outside = encoder.encode(instructions) if encoder.version() else None
+        self.ledger = Ledger(options.out, self.settings(), restart=options.restart)
+
+    def settings(self) -> dict[str, Any]:
+        """What results must share to stand in one file."""
+        options = self.options
+        return asdict(self.setting) | {
+            "train_pairs": len(self.train),
+            "held_out_pairs": len(self.held),
+            "dropped_for_length": self.dropped,
+            "split_seed": options.split_seed,
+            "corrupted_share": options.corrupted,
+            "neighbours": "sentence encoder" if self.outside is not None else "own embeddings",
+        }
+
+    # ---- what there is to do ----
+
+    def units(self) -> Iterator[Unit]:
+        seeds = self.options.seeds
+        if "cleaning" in self.options.parts:
+            for kind in cleaning.KINDS:
+                for seed in range(self.options.corruptions):
+                    yield Unit("cleaning", kind, seed, lambda k=kind, s=seed: self.find_corrupted(k, s))
+        if "arms" in self.options.parts:
+            yield Unit("arms", BASE, 0, self.evaluate_base)
+            for seed in seeds:
+                for arm in arms.ARMS:
+                    yield Unit("arms", arm, seed, lambda a=arm, s=seed: self.train_arm(a, s))
+        if "kept" in self.options.parts:
+            for seed in seeds:
+                for criterion in KEPT:
+                    yield Unit("kept", criterion, seed, lambda c=criterion, s=seed: self.train_on_kept(c, s))
+
+    def run(self) -> None:
+        self.ledger.describe(machine=machine() | {"encoder": encoder.version()})
+        every = list(self.units())
+        units = [unit for unit in every if self.ledger.find(unit.part, unit.arm, unit.seed) is None]
+        took: dict[str, list[float]] = {}
+        for number, unit in enumerate(units, 1 + len(every) - len(units)):
+            _say(f"[{number}/{len(every)}] {unit.part}: {unit.arm}, seed {unit.seed}")
+            start = time.perf_counter()
+            result = unit.do()
+            seconds = time.perf_counter() - start
+            facts = {"part": unit.part, "arm": unit.arm, "seed": unit.seed, "seconds": round(seconds, 1)}
+            self.ledger.add(facts | {"commit": machine()["commit"]} | result)
+            took.setdefault(unit.part, []).append(seconds)
+            left = _left(units[units.index(unit) + 1 :], took)
+            _say(f" {seconds:.0f} s; about {left / 60:.0f} min left\n")
+
+    # ---- the parts ----
+
+    def evaluate_base(self) -> dict[str, Any]:
+        return self._held_out(self.base.model)
+
+    def train_arm(self, arm: str, seed: int) -> dict[str, Any]:
+        trained = arms.train(self.setting, arm, self.train, seed)
+        return {"facts": trained.facts} | self._held_out(trained.model, trained.head)
+
+    def find_corrupted(self, kind: str, seed: int) -> dict[str, Any]:
+        partner = self._corruption(kind, seed)
+        rows = [row for row, other in enumerate(partner) if row != other]
+        bad = [swapped(self.train, partner)[row] for row in rows]
+        reading = cleaning.merged(self._clean, read(self.base.model, self.base.tokenizer, bad), rows)
+        alike = None
+        if self._outside_responses is not None:
+            alike = np.einsum("nd,nd->n", self.outside[: len(self.train)], self._outside_responses[partner])
+        corrupted = np.array(partner) != np.arange(len(partner))
+        return cleaning.measured(reading, alike, corrupted)
+
+    def train_on_kept(self, criterion: str, seed: int) -> dict[str, Any]:
+        """Plain fine-tuning on what a criterion keeps; every criterion gets as many updates as `everything`."""
+        kind = cleaning.KINDS[0]
+        pairs = swapped(self.train, self._corruption(kind, seed))
+        found = self.ledger.find("cleaning", kind, seed) or {}
+        if not found:
+            found = self.find_corrupted(kind, seed)
+        corrupted = set(found["corrupted"])
+        goodness: dict[str, Sequence[float]] = {
+            "everything": [],
+            "truth": [-float(row in corrupted) for row in range(len(pairs))],
+            "random": np.random.default_rng(seed).random(len(pairs)).tolist(),
+        }
+        good = goodness[criterion] if criterion in goodness else found["goodness"][criterion]
+        rows = cleaning.kept(good, self.options.corrupted) if len(good) else list(range(len(pairs)))
+        steps = int(self.setting.epochs * -(-len(pairs) // self.setting.batch))
+        trained = arms.train(self.setting, arms.PLAIN, [pairs[row] for row in rows], seed, steps)
+        facts = trained.facts | {"pairs": len(rows), "corrupted_left": len(corrupted & set(rows))}
+        return {"facts": facts} | self._held_out(trained.model)
+
+    # ---- shared by them ----
+
+    def _held_out(self, model: Any, head: Any = None) -> dict[str, Any]:
+        kept = held_out(model, self.base.tokenizer, self.held, self._hard, self._partners, head)
+        return {"metrics": summary(kept), "pairs": kept}
+
+    def _corruption(self, kind: str, seed: int) -> list[int]:
+        nearest = self._nearest(self.train) if kind == "hard" else None
+        return corruption(self.train, self.options.corrupted, seed, nearest)
+
+    def _nearest(self, pairs: list[Pair]) -> list[int]:
+        if self.outside is not None:
+            start = 0 if pairs is self.train else len(self.train)
+            return neighbours(pairs, self.outside[start : start + len(pairs)])
+        embeddings = read(self.base.model, self.base.tokenizer, pairs).embed_x
+        centred = embeddings - embeddings.mean(0)
+        return neighbours(pairs, centred / np.linalg.norm(centred, axis=1, keepdims=True))
+
+    @cached_property
+    def _partners(self) -> list[int]:
+        return self._nearest(self.held)
+
+    @cached_property
+    def _hard(self) -> list[Pair]:
+        return swapped(self.held, self._partners)
+
+    @cached_property
+    def _clean(self) -> Any:
+        return read(self.base.model, self.base.tokenizer, self.train)
+
+    @cached_property
+    def _outside_responses(self) -> Any:
+        return None if self.outside is None else encoder.encode([pair.response for pair in self.train])
+
+
+def _left(units: Sequence[Unit], took: dict[str, list[float]]) -> float:
+    """Seconds that `units` will take if each takes what its part did so far."""
+    everything = statistics.fmean(value for values in took.values() for value in values)
+    return sum(statistics.fmean(took.get(unit.part, [everything])) for unit in units)
+
+
+def _say(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)
+
+
+def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seed_tasks", type=Path, help="a self-instruct seed_tasks.jsonl")
+    parser.add_argument("--examples", type=Path, default=BENCH.parent / "examples" / "pairs.jsonl", help="more pairs")
+    parser.add_argument("-o", "--out", type=Path, default=BENCH / "results" / "quality.json")
+    parser.add_argument("--page", type=Path, help="write the tables into this file (default: docs/quality.md)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (default 0 1 2)")
+    parser.add_argument("--corruptions", type=int, default=5, help="seeds of corruption, each kind (default 5)")
+    parser.add_argument("--corrupted", type=float, default=0.3, help="share of responses exchanged (default 0.3)")
+    parser.add_argument("--train", type=int, default=96, help="pairs to train on, the rest is held out (default 96)")
+    parser.add_argument("--split-seed", type=int, default=0)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--longest", type=int, default=112, help="tokens; longer pairs are dropped (default 112)")
+    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--batch", type=int, default=16, help="pairs an update, contrasted with each other")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--rank", type=int, default=16, help="of the LoRA adapter")
+    parser.add_argument("--layers", type=int, default=10, help="uppermost layers that get an adapter (default 10)")
+    parser.add_argument("--threads", type=int, help="of torch; 1 where other work shares the cores")
+    parser.add_argument("--restart", action="store_true", help="forget what the results file holds")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = options(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("main_align", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    Study(chosen).run()
+    pages.make(chosen.out, chosen.page or BENCH.parent / "docs" / "quality.md")
+
+
+if __name__ == "__main__":
+    main()
