@@ -116,7 +116,8 @@ class Study:
                     yield Unit("kept", criterion, seed, lambda c=criterion, s=seed: self.train_on_kept(c, s))
 
     def run(self) -> None:
-        self.ledger.describe(machine=machine() | {"encoder": encoder.version()})
+        here = machine()  # asked once: the code that runs is the one that was loaded
+        self.ledger.describe(machine=here | {"encoder": encoder.version()})
         every = list(self.units())
         units = [unit for unit in every if self.ledger.find(unit.part, unit.arm, unit.seed) is None]
         took: dict[str, list[float]] = {}
@@ -126,7 +127,7 @@ class Study:
             result = unit.do()
             seconds = time.perf_counter() - start
             facts = {"part": unit.part, "arm": unit.arm, "seed": unit.seed, "seconds": round(seconds, 1)}
-            self.ledger.add(facts | {"commit": machine()["commit"]} | result)
+            self.ledger.add(facts | {"commit": here["commit"]} | result)
             took.setdefault(unit.part, []).append(seconds)
             left = _left(units[units.index(unit) + 1 :], took)
             _say(f" {seconds:.0f} s; about {left / 60:.0f} min left\n")
