@@ -24,8 +24,10 @@ from transformers import PrinterCallback
 NO_TERMS = {"forward": 1.0, "reverse": 0.0, "semantic": 0.0, "intentional": 0.0, "duality": 0.0, "structural": 0.0}
 
 PLAIN = "sft"
+REPEAT = "repeat"  # times the epochs: as much work as both directions take
 ARMS: dict[str, dict[str, Any]] = {
     PLAIN: {},
+    "sft_twice": {REPEAT: 2},
     "both": {"directions": "both", "reverse": 1.0},
     "semantic": {"semantic": 0.1},
     "intentional": {"intentional": 0.1},
@@ -36,6 +38,16 @@ ARMS: dict[str, dict[str, Any]] = {
         "reverse": 1.0,
         "semantic": 0.1,
         "intentional": 0.1,
+        "duality": 0.1,
+        "structural": 0.1,
+    },
+    # the two below were added after the held-out results of those above had been seen
+    "semantic_strong": {"semantic": 1.0},
+    "full_light": {
+        "directions": "both",
+        "reverse": 1.0,
+        "semantic": 0.1,
+        "intentional": 0.01,
         "duality": 0.1,
         "structural": 0.1,
     },
@@ -73,6 +85,7 @@ def untrained(setting: Setting) -> LoadedModel:
 def train(setting: Setting, arm: str, pairs: Sequence[Pair], seed: int, steps: int = -1) -> Trained:
     """Trains one arm on `pairs`; `steps` fixes the number of updates instead of the epochs."""
     terms = {"directions": "forward"} | NO_TERMS | ARMS[arm]
+    repeat = terms.pop(REPEAT, 1)
     loaded = untrained(setting)
     layers = int(loaded.model.config.num_hidden_layers)
     lora = LoraConfig(
@@ -87,10 +100,10 @@ def train(setting: Setting, arm: str, pairs: Sequence[Pair], seed: int, steps: i
         arguments = MutualAlignmentConfig(
             output_dir=folder,
             **terms,
-            max_length=setting.longest,
+            max_length=2 * setting.longest,  # a short instruction may have got a long response
             learning_rate=setting.learning_rate,
             per_device_train_batch_size=setting.batch,
-            num_train_epochs=setting.epochs,
+            num_train_epochs=setting.epochs * repeat,
             max_steps=steps,
             warmup_steps=2,
             gradient_checkpointing=False,

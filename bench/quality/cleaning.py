@@ -27,6 +27,7 @@ CRITERIA = {  # score: the sign that makes it a goodness
     "r_ifd": -1,
     "semantic": 1,
 }
+FORWARD_SCALED = "forward_scaled"  # |y| pmi_forward / sqrt(|y|): what of `mutual` is its scale, not its other direction
 ENCODER = "encoder"  # cosine of the two sides by the outside sentence encoder
 PUBLISHED_IFD = "ifd_published"  # the selection rule of the IFD paper: the highest below 1
 
@@ -46,6 +47,7 @@ def goodness(reading: Reading, alike: Floats | None) -> dict[str, Floats]:
     """float64[n] for each criterion, higher is better. `alike`: float64[n] cosines by the outside encoder."""
     scores = reading.scores() | {"semantic": semantic(likeness(reading.embed_x, reading.embed_y)).diagonal()}
     out = {name: sign * scores[name] for name, sign in CRITERIA.items()}
+    out[FORWARD_SCALED] = scores["pmi_forward"] * np.sqrt(reading.tokens_y)
     out[PUBLISHED_IFD] = np.where(scores["ifd"] < 1, scores["ifd"], -scores["ifd"])
     return out | ({} if alike is None else {ENCODER: alike})
 

@@ -23,17 +23,24 @@ NONE = "–"
 LABELS = {
     "untrained": "untrained",
     "sft": "plain SFT",
+    "sft_twice": "plain SFT, twice the epochs",
     "both": "forward + reverse",
     "semantic": "SFT + semantic",
     "intentional": "SFT + intentional",
     "duality": "SFT + duality",
     "structural": "SFT + structural",
     "full": "full framework",
+    "semantic_strong": "SFT + 10 × semantic *",
+    "full_light": "full, intentional / 10 *",
     "everything": "everything",
     "truth": "only aligned ones (the truth)",
     "random": "a random share",
 }
-SCORES = {"encoder": "cosine of the outside encoder", "ifd_published": "`ifd`, highest under 1"}
+SCORES = {
+    "forward_scaled": "`pmi_forward` × √tokens_y",
+    "ifd_published": "`ifd`, highest under 1",
+    "encoder": "cosine of the outside encoder",
+}
 METRICS = {
     "nll_forward": "NLL y given x",
     "nll_reverse": "NLL x given y",
