@@ -1,7 +1,7 @@
 """The arms of the comparison, and how one of them is trained.
 
 An arm is a choice of loss terms; the model, the adapter's first weights, the pairs and their order are the same for all
-arms of one seed. The weights are MutualAlignmentConfig's own defaults where it has one (0.1 for a term on embeddings).
+arms of one seed. Every term of alignment weighs 0.1, chosen before anything was run.
 """
 
 from __future__ import annotations

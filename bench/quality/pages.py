@@ -59,6 +59,8 @@ def make(results: Path, page: Path) -> None:
     sections = []
     by_part = {part: [run for run in runs if run["part"] == part] for part in ("arms", "cleaning", "kept")}
     writers = {"arms": _arms, "cleaning": _cleaning, "kept": _kept}
+    order = list(LABELS)
+    by_part["arms"].sort(key=lambda run: order.index(run["arm"]))  # they were added at different times
     for part, own in by_part.items():
         if own:
             sections.append(writers[part](own, results))
@@ -140,15 +142,16 @@ def _cleaning(runs: Sequence[Run], results: Path) -> str:
 def _kept(runs: Sequence[Run], results: Path) -> str:
     table = differences(runs, plain="everything", metrics=METRICS)
     pictures.kept(table, LABELS, METRICS, results.with_name(f"{results.stem}_kept.png"))
+    against = differences(runs, plain="mutual", metrics=["nll_forward"])
     chosen = ["nll_forward", "nll_reverse", "auc_mutual"]
-    rows = [
-        ["trained on", "pairs", "of them corrupted", *(METRICS[name] for name in chosen), "difference of NLL y given x"]
-    ]
+    changes = [f"{METRICS[chosen[0]]}, against {name}" for name in ("everything", "`mutual`")]
+    rows = [["trained on", "pairs", "corrupted", "tokens of y read", *(METRICS[name] for name in chosen), *changes]]
     for arm, own in table.runs.items():
-        left = _mean([run["facts"]["corrupted_left"] for run in own], 1)
+        facts = [run["facts"] for run in own]
+        counts = [_mean([fact[name] for fact in facts], 0) for name in ("corrupted_left", "tokens_scored")]
         means = [_mean(table.values(arm, name)) for name in chosen]
-        change = NONE if arm == table.plain else _difference(table, arm, chosen[0])
-        rows.append([_label(arm), str(own[0]["facts"]["pairs"]), left, *means, change])
+        both = [NONE if arm == t.plain else _difference(t, arm, chosen[0]) for t in (table, against)]
+        rows.append([_label(arm), str(facts[0]["pairs"]), *counts, *means, *both])
     return f"**Plain SFT on what each score keeps**, equal numbers of updates\n\n{_markdown(rows)}"
 
 

@@ -17,6 +17,7 @@ from matplotlib import pyplot
 from measures import BETTER
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b6fb6", "#e08a3c", "#3a9a5b", "#c0443c", "#8a8a8a"
+UNTRAINED = "untrained"
 VERDICT = {1: GREEN, -1: RED, 0: GREY}
 
 
@@ -24,10 +25,13 @@ def arms(table: Table, labels: Mapping[str, str], metrics: Mapping[str, str], pa
     """A panel a metric, a row an arm; green where an arm beats plain SFT for sure, red where it loses."""
     seconds = {arm: [run["facts"]["cpu_s"] for run in own] for arm, own in table.runs.items() if "facts" in own[0]}
     panels = [*metrics, "seconds"]
-    names = list(table.runs)
-    figure, axes = pyplot.subplots(2, 4, figsize=(15, 7.6), sharey=True, layout="constrained")
+    names = [name for name in table.runs if name != UNTRAINED]  # its likelihoods would flatten everything else
+    figure, axes = pyplot.subplots(2, 4, figsize=(15, 8.4), sharey=True, layout="constrained")
     for axis, metric in zip(axes.flat, panels, strict=True):
         _panel(axis, table, names, metric, metrics, seconds)
+        if UNTRAINED in table.runs and metric != "seconds":
+            before = statistics.fmean(table.values(UNTRAINED, metric))
+            axis.set_xlabel(f"untrained: {before:.3f}", fontsize=9, color=GREY, loc="right")
     for axis in axes[:, 0]:
         axis.set_yticks(range(len(names)), [labels.get(name, name) for name in names])
     axes[0, 0].invert_yaxis()
@@ -48,8 +52,8 @@ def _panel(
 ) -> None:
     time = metric == "seconds"
     plain = seconds[table.plain] if time else table.values(table.plain, metric)
-    axis.axvline(statistics.fmean(plain), color=BLUE, linewidth=1.2, zorder=0)
-    axis.axvspan(min(plain), max(plain), color=BLUE, alpha=0.12, linewidth=0, zorder=0)
+    axis.axvline(statistics.fmean(plain), color=BLUE, linewidth=1.2, zorder=0.8)
+    axis.axvspan(min(plain), max(plain), color=BLUE, alpha=0.12, linewidth=0, zorder=0.7)
     for place, name in enumerate(names):
         values = seconds.get(name, []) if time else table.values(name, metric)
         if not values:
@@ -80,7 +84,7 @@ def cleaning(runs: Sequence[Run], labels: Mapping[str, str], path: Path) -> None
     axes[0].axvline(0.5, color="black", linestyle=":", linewidth=1)
     axes[0].set_yticks(range(len(names)), [labels.get(name, name).replace("`", "") for name in names])
     axes[0].invert_yaxis()
-    axes[0].legend(frameon=False, loc="lower left", title="responses")
+    axes[0].legend(frameon=False, loc="upper left", title="responses")
     axes[0].set_title("AUC of aligned against corrupted pairs (0.5: a coin)", loc="left", fontsize=10)
 
     shown = {"mutual": GREEN, "pmi_forward": BLUE, "ifd": ORANGE, "nll_y_given_x": RED}
@@ -101,7 +105,7 @@ def cleaning(runs: Sequence[Run], labels: Mapping[str, str], path: Path) -> None
     axes[2].axhline(np.sort(y)[bad.sum()], color=GREY, linestyle="--", linewidth=1)
     axes[2].set(xlabel="nll_y_given_x (nats per token)", ylabel="mutual (nats per √token)")
     axes[2].legend(frameon=False)
-    axes[2].set_title("One corruption: below the dashed line is flagged by mutual", loc="left", fontsize=10)
+    axes[2].set_title("One corruption: mutual flags what lies below the line", loc="left", fontsize=10)
     for axis in axes:
         _tidy(axis)
     figure.savefig(path, dpi=130)
@@ -146,5 +150,6 @@ def _seeds(axis: Any, place: float, values: Sequence[float], color: str, label: 
 
 def _tidy(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=-1)
+    axis.set_axisbelow(True)
+    axis.grid(color="#e4e4e4", linewidth=0.6)
     axis.tick_params(labelsize=9)
