@@ -5,9 +5,9 @@
 Contenders take turns, round after round, each a forward and a backward of one micro-batch with its own copy of the
 model (bfloat16 autocast, no gradient checkpointing, all weights trained). `backbone` is the packed forward and backward
 of the model without its head on the tokens of <x><y>: the floor of `sft`. `trl` is SFTTrainer on exactly those tokens,
-in padded batches (its padding-free ones need flash attention, and so a GPU); `sft` is ours with directions="forward" and
-no alignment term, whose loss must equal TRL's; `sft_aligned` adds the embedding terms; `both` trains both directions as
-well. Peak memory is that of a process that does nothing else.
+in padded batches (its padding-free ones need flash attention, and so a GPU); `sft` is ours with directions="forward"
+and no alignment term, whose loss must equal TRL's; `sft_aligned` adds the embedding terms; `both` trains both
+directions as well. Peak memory is that of a process that does nothing else.
 """
 
 from __future__ import annotations
