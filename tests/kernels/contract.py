@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,8 @@ def _has(backend: str) -> bool:
     return True
 
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the tests make their tensors
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels then run on the CPU
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"  # where the tests make their tensors
 BACKENDS = [name for name in ("triton" if DEVICE == "cuda" else "cpu", "plain") if _has(name)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

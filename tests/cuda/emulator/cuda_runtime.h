@@ -1,16 +1,18 @@
 // As much of CUDA as csrc/cuda/ uses, on the host: the kernels compile unchanged as C++ and every thread of a block is a
 // fiber, so indices, barriers, shuffles and the order of sums are the device's own. A block runs in one system thread,
-// fiber after fiber from barrier to barrier, in an order that emulate::order() changes: what depends on it is a race.
-// A barrier that some threads do not reach is an error. What this cannot show: memory ordering, speed, resources.
+// warp after warp, each as far as it gets without the others, in an order that emulate::order() changes: what depends on
+// it is a race. A barrier that some threads do not reach is an error. What this cannot show: memory ordering, speed.
 #pragma once
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <numeric>
+#include <random>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -87,15 +89,28 @@ struct Block {
     return true;
   }
 
+  // 0 .. n - 1 in the order asked for.
+  static std::vector<int> turns(int n) {
+    std::vector<int> out(n);
+    std::iota(out.begin(), out.end(), 0);
+    if (order() == 1) std::reverse(out.begin(), out.end());
+    if (order() > 1) std::shuffle(out.begin(), out.end(), std::mt19937(order()));
+    return out;
+  }
+
+  void resume(int number) {
+    Fiber& fiber = fibers[number];
+    if (fiber.done || fiber.waits_for) return;
+    current = number;
+    threadIdx = fiber.index;
+    swapcontext(&scheduler, &fiber.context);
+  }
+
   void run(dim3 shape) {
     size = static_cast<int>(shape.x * shape.y * shape.z);
     if (size > kMost || size % kWarp) throw std::runtime_error("emulated block of an odd size");
     if (fibers.size() < static_cast<size_t>(size)) fibers.resize(size);
-    std::vector<int> turns(size);
-    std::iota(turns.begin(), turns.end(), 0);
-    unsigned state = order();
-    for (int i = 0; order() && i < size; ++i)
-      std::swap(turns[i], turns[order() == 1 ? std::max(i, size - 1 - i) : i + (state = state * 1664525u + 1013904223u) % (size - i)]);
+    const std::vector<int> warps = turns(size / kWarp), lanes = turns(kWarp);
     for (int i = 0; i < size; ++i) {
       Fiber& fiber = fibers[i];
       fiber.index = dim3(i % shape.x, i / shape.x % shape.y, i / (shape.x * shape.y));
@@ -107,19 +122,13 @@ struct Block {
       fiber.context.uc_link = nullptr;
       makecontext(&fiber.context, &Block::enter, 0);
     }
-    for (bool moved = true; moved;) {
-      moved = false;
-      for (int i : turns) {
-        Fiber& fiber = fibers[i];
-        if (fiber.done || fiber.waits_for) continue;
-        current = i;
-        threadIdx = fiber.index;
-        swapcontext(&scheduler, &fiber.context);
-        moved = true;
+    do {
+      for (int warp : warps) {
+        do {
+          for (int lane : lanes) resume(warp * kWarp + lane);
+        } while (release(warp * kWarp, (warp + 1) * kWarp, 2));
       }
-      for (int i = 0; i < size; i += kWarp) moved |= release(i, i + kWarp, 2);
-      moved |= release(0, size, 1);
-    }
+    } while (release(0, size, 1));
     for (int i = 0; i < size; ++i)
       if (!fibers[i].done) throw std::runtime_error("a barrier that some threads of the block did not reach");
   }
