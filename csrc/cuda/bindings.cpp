@@ -1,7 +1,10 @@
 // The CUDA kernels as main_kernels/backends/cuda.py calls them. Nothing here needs a driver until a kernel is launched.
 #include "bindings.h"
 
+#include <string>
+
 #include "../address.h"
+#include "device.h"
 #include "pool.h"
 
 namespace py = pybind11;
@@ -45,6 +48,7 @@ void bind(py::module_& m) {
   bind_pool(m, "float32", Kind::float32);
   bind_pool(m, "bfloat16", Kind::bfloat16);
   bind_pool(m, "float16", Kind::float16);
+  m.def("cuda_why_not", &why_not);
   m.def("cuda_pool_pieces", &pool_pieces);
   m.def("cuda_pool_pitch", &pool_pitch);
 }

@@ -26,6 +26,7 @@ _forced: str | None = None
 
 MIN_CAPABILITY = (8, 0)
 _TRITON = "Triton kernels beside cuBLAS: float32, bfloat16, float16 (interpreted only, never run on a GPU)"
+_POOLING = "segment pooling in CUDA C++ for the devices that triton serves (emulated only, never run on a GPU)"
 
 
 def _load_triton() -> str:
@@ -44,7 +45,7 @@ def _load_triton() -> str:
     class Served(cuda.CudaPooling, TritonBackend):
         """The chunks by Triton, segment pooling by CUDA C++."""
 
-    _BACKENDS["triton"] = Served() if cuda.MODULE else TritonBackend()
+    _BACKENDS["triton"] = TritonBackend() if cuda.why_not() else Served()
     return ""
 
 
@@ -99,7 +100,8 @@ def backend_report() -> dict[str, str]:
     else:
         report["cpu"] = f"not available ({cpu.WHY_NOT}); the plain backend serves the CPU instead"
     report["plain"] = "torch operations in chunks: float64, and every device without kernels of its own"
-    pooling = f"plain ({cuda.WHY_NOT})" if cuda.WHY_NOT else "by CUDA C++ (emulated only, never run on a GPU)"
+    report["cuda"] = f"not available ({cuda.WHY_NOT})" if cuda.WHY_NOT else _POOLING
+    pooling = f"plain ({cuda.why_not()})" if torch.cuda.device_count() and cuda.why_not() else "by CUDA C++"
     for device in range(torch.cuda.device_count()):
         why_not = _why_not_triton(device)
         served = f"{_TRITON}; pooling {pooling}"

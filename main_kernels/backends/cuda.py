@@ -16,9 +16,14 @@ from .interface import Pooling
 from .plain import PlainBackend
 
 MODULE: ModuleType | None = cpu.MODULE if hasattr(cpu.MODULE, "cuda_pool_pieces") else None
-WHY_NOT = "" if MODULE else cpu.WHY_NOT or "main_kernels._C was built without nvcc"
+WHY_NOT = "" if MODULE else cpu.WHY_NOT or "main_kernels._C was built without CUDA"
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def why_not() -> str:
+    """Why these kernels cannot run in this process; empty where they can. Asks the driver."""
+    return WHY_NOT if MODULE is None else MODULE.cuda_why_not()
 
 
 class CudaPooling(PlainBackend):

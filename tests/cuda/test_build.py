@@ -61,6 +61,7 @@ assert not any("libcuda.so" in line or "libcudart" in line for line in open("/pr
 def test_a_launch_without_a_device_is_an_error():
     if cuda.MODULE is None or torch.cuda.is_available():
         pytest.skip(cuda.WHY_NOT or "there is a device")
+    assert cuda.why_not()
     with pytest.raises(RuntimeError, match="main_kernels: cudaSetDevice: "):
         cuda.MODULE.cuda_pool_forward_float32(*(0, 1, 1, 0, 1, False, False), *(0,) * 9)
 
@@ -70,6 +71,13 @@ def test_doctor_says_which_pooling_a_device_gets(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a device")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(backends, "_load_triton", lambda: "")
-    for why_not, words in (("", "pooling by CUDA C++"), ("built without nvcc", "pooling plain (built without nvcc)")):
-        monkeypatch.setattr(cuda, "WHY_NOT", why_not)
+    for why_not, words in (("", "pooling by CUDA C++"), ("an old driver", "pooling plain (an old driver)")):
+        monkeypatch.setattr(cuda, "why_not", lambda why_not=why_not: why_not)
         assert words in backends.backend_report()["cuda:0"]
+
+
+def test_doctor_says_whether_they_are_compiled_in(monkeypatch):
+    monkeypatch.setattr(cuda, "WHY_NOT", "")
+    assert "segment pooling" in backends.backend_report()["cuda"]
+    monkeypatch.setattr(cuda, "WHY_NOT", "main_kernels._C was built without CUDA")
+    assert backends.backend_report()["cuda"] == "not available (main_kernels._C was built without CUDA)"
