@@ -17,8 +17,11 @@ from main_kernels import (
 )
 from main_kernels.backends import get
 
-HIDDEN, WEIGHT, TARGETS = torch.randn(4, 3), torch.randn(7, 3), torch.arange(4)
-PAIRS = torch.randn(5, 3), torch.randn(5, 3)
+from .contract import DEVICE
+
+with torch.device(DEVICE):
+    HIDDEN, WEIGHT, TARGETS = torch.randn(4, 3), torch.randn(7, 3), torch.arange(4)
+    PAIRS = torch.randn(5, 3), torch.randn(5, 3)
 
 
 @pytest.mark.parametrize(
