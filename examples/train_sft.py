@@ -35,7 +35,7 @@ def main() -> None:
         use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
         semantic=0.1,
-        intentional=0.1,
+        intentional=0.01,
         structural=0.1,
     )
     trainer = MutualAlignmentTrainer(
