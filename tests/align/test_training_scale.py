@@ -16,6 +16,9 @@ from update_gradients import trainer_of
 SCRIPT = Path(__file__).with_name("update_gradients.py")
 ALL = {"duality": 0.4}
 COUNTED = (
+    "semantic",
+    "intentional",
+    "structural",
     "nll_y_given_x",
     "nll_x_given_y",
     "mi",
