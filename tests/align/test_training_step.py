@@ -75,6 +75,14 @@ def test_loss_and_gradients_are_those_of_the_definitions(tmp_path, name):
         torch.testing.assert_close(gradient, dense_gradients[parameter], rtol=0, atol=1e-6 * scale, msg=parameter)
 
 
+def test_an_update_of_seeds_alone_is_not_scaled_by_alpha(tmp_path):
+    settings = only(forward=1.0, reverse=1.0) | {"alpha_schedule": "constant", "alpha": 0.2}
+    trainer, _ = trainer_of(str(tmp_path), rows=1, **settings)
+    loss, _ = one_step(trainer)
+    wanted = dense.loss(trainer.model, None, trainer.processing_class, TEXTS[:1], trainer.alignment, alpha=0.2)
+    torch.testing.assert_close(loss, wanted.detach(), rtol=1e-6, atol=0)
+
+
 def test_the_embedding_of_y_has_not_seen_x(tmp_path):
     """Another instruction in front leaves the embedding of the same response as it was."""
     trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8)
