@@ -16,8 +16,9 @@ export PYTHONPATH="$root:$root/python" PYTHONUNBUFFERED=1
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True # large rows follow one another; no fragments between them
 
 if compgen -G ".whl/*.whl" >/dev/null; then
-  "$python" -m pip install -q --no-index --no-deps --no-compile --target "$logs/site" --upgrade .whl/*.whl &&
-    mv "$logs/site" /tmp/main-kernels-peers.$$ && PYTHONPATH="$PYTHONPATH:/tmp/main-kernels-peers.$$"
+  peers=$(mktemp -d)
+  "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$peers" .whl/*.whl &&
+    PYTHONPATH="$PYTHONPATH:$peers"
 fi
 
 step() { # name, seconds, command: its output to a log, its exit status and time to steps.tsv

@@ -108,11 +108,11 @@ __device__ inline double block_max(double x, Place me) {
 }
 
 // A warp's dot product of a row[D] with other(j), floats j .. j + V - 1 of the other vector: in float32 as far as one
-// read goes, these in float64.
-template <int V, class T, class Other>
+// read goes, these in float64. kReads of them are in flight.
+template <int V, int kReads, class T, class Other>
 __device__ double warp_dot(const T* row, int64_t D, int lane, Other other) {
   double sum = 0;
-#pragma unroll 2
+#pragma unroll kReads
   for (int64_t j = lane * V; j < D; j += 32 * V) {
     const Floats<V> h = read<V>(row + j), x = other(j);
     float part = 0;

@@ -13,7 +13,7 @@ namespace {
 constexpr int kRows = kPieceRows;
 constexpr int kChunks = 4;  // vectors of a row in the registers of one thread; wider rows take several blocks
 constexpr int kQuads = 4;   // columns a thread adds up in the second stage, 16 bytes of float32
-constexpr int kUnroll = 2;  // rows in flight; with more, 128 registers (two blocks a processor) do not hold them
+constexpr int kReads = 4;   // in flight a thread, where its 128 registers (two blocks a processor) hold them
 
 struct Task {
   Pooling pooling;
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (softmax) {
       if (query) {
         for (int r = me.warp; r < count; r += kWarps) {
-          const double z = warp_dot<V>(rows + r * D, D, me.lane, [&](int64_t j) { return read<V>(query + j); });
+          const double z = warp_dot<V, kReads>(rows + r * D, D, me.lane, [&](int64_t j) { return read<V>(query + j); });
           if (me.lane == 0) score[r] = z;
         }
         __syncthreads();
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
         for (int i = 0; i < V; ++i) sum[chunk].x[i] *= shrink;
     }
-#pragma unroll kUnroll
+#pragma unroll kReads
     for (int r = threadIdx.y; r < count; r += blockDim.y) {
       const float f = softmax ? factor[r] : 1.f;
 #pragma unroll
@@ -190,7 +190,7 @@ __device__ void add_pieces(const float* piece_sums, int64_t pitch, int64_t j, in
   __shared__ double part[kThreads][kQuads];
   for (double& x : sum) x = 0;
   if (j < pitch) {
-#pragma unroll kUnroll
+#pragma unroll kReads / 2
     for (int64_t p = first + threadIdx.y; p < first + count; p += blockDim.y) {
       const Floats<kQuads> piece = read<kQuads>(piece_sums + p * pitch + j);
       const double f = factor(p);
@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int r = slopes ? me.warp : me.thread; r < count; r += stride) {
         const int64_t row = t + r;
         double slope = 0, c = 1.0 / (piece.segment_end - piece.segment_begin);
-        if (slopes) slope = warp_dot<V>(hidden + row * D, D, me.lane, [&](int64_t j) { return inner.at<V>(j); }) - centre;
+        if (slopes) slope = warp_dot<V, kReads / 2>(hidden + row * D, D, me.lane, [&](int64_t j) { return inner.at<V>(j); }) - centre;
         if (slopes && me.lane) continue;
         if (task.pooling.last) c = row == piece.segment_end - 1;
         if (task.softmax()) c = !weights ? units[row] : weights[row] != 0 ? weights[row] * units[row] : 0;
@@ -328,7 +328,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         const int64_t j = columns.at(chunk);
         if (j >= D) continue;
         const Floats<V> gradient = inner.at<V>(j), q = query ? read<V>(query + j) : Floats<V>{};
-#pragma unroll kUnroll
+#pragma unroll kReads / 2
         for (int r = threadIdx.y; r < count; r += blockDim.y) {
           const int64_t at = (t + r) * D + j;
           if (out.piece_queries) {
