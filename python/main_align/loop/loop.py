@@ -63,7 +63,9 @@ class MutualAlignmentLoop:
         self.dtype = config.dtype
         if config.dtype == "auto":
             self.dtype = "bfloat16" if self.processes.device.type == "cuda" else "float32"
-        check_training(config)
+        self.plan = make_plan(config)
+        trains = next(stage for stage in self.plan if stage.work == "train")
+        check_training(config, trains, self.dtype, self.processes.device)
         self._check_generator()
         self.seeds = read_seeds(config.seeds, config)
         self.heldout = read_seeds(config.heldout, config) if config.heldout else None
@@ -73,7 +75,6 @@ class MutualAlignmentLoop:
         check_same_vocabulary(forward, reverse)
         self.known: dict[Direction, Known] = {"forward": forward, "reverse": reverse}
         self.directions = Directions(config, self.folder, self.known, self.processes.device, self.dtype)
-        self.plan = make_plan(config)
 
     def run(self) -> dict[str, Any]:
         """Run every stage that is not finished, and return (and write) the report."""
@@ -203,7 +204,7 @@ class MutualAlignmentLoop:
         rows = training_rows(self.seeds.good, written)
         model = self.directions.to_train(stage, stage_seed(self.config, stage))
         tokenizer = self.known[stage.direction].tokenizer
-        settings = {"config": self.config, "stage": stage, "dtype": self.dtype}
+        settings = {"config": self.config, "stage": stage, "dtype": self.dtype, "device": self.processes.device}
         made = train(model, tokenizer, rows, settings, work, self.processes, self.say)
         if self.processes.first:
             self.directions.save(model, stage.direction, work)

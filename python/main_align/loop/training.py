@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
@@ -38,15 +39,16 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def check_training(config: LoopConfig) -> None:
-    """Raise UserError for a key of `training` that MutualAlignmentConfig does not have."""
+def check_training(config: LoopConfig, stage: Stage, dtype: str, device: torch.device) -> None:
+    """Raise UserError for a key of `training` that MutualAlignmentConfig does not have, or a value it refuses."""
     from ..training import MutualAlignmentConfig
 
     known = [item.name for item in fields(MutualAlignmentConfig) if item.init]
     check_names(config.training, known, "training")
+    arguments(config, stage, config.output_dir, dtype, device).check()
 
 
-def arguments(config: LoopConfig, stage: Stage, folder: str, dtype: str) -> Any:
+def arguments(config: LoopConfig, stage: Stage, folder: str, dtype: str, device: torch.device) -> Any:
     """The MutualAlignmentConfig of a training stage. Raises UserError for values that it refuses."""
     from ..training import MutualAlignmentConfig
 
@@ -62,7 +64,7 @@ def arguments(config: LoopConfig, stage: Stage, folder: str, dtype: str) -> Any:
             max_length=config.max_length,
             alpha_schedule=config.alpha_schedule,
             alpha=float(config.alpha),
-            use_cpu=config.use_cpu,
+            use_cpu=device.type == "cpu",
             save_strategy="no",
             disable_tqdm=True,
             **settings,
@@ -87,7 +89,7 @@ def train(
 ) -> dict[str, Any]:
     """Train `model` in place on `rows`, write the log into `folder`, and return what the manifest says of it.
 
-    `settings` are config, stage and dtype, as `arguments` takes them.
+    `settings` are config, stage, dtype and device, as `arguments` takes them.
     """
     from ..training import MutualAlignmentTrainer
 
