@@ -2,18 +2,24 @@
 
 One function is registered with transformers' own attention interface under `PACKED`. It takes the
 segment boundaries the way transformers hands them to flash attention (`cu_seq_lens_q/k`,
-`max_length_q/k`), so any model that uses the interface works and no model is patched.
+`max_length_q/k`), so any model that uses the interface works and no model is patched. Called without
+boundaries (generation, an evaluation of somebody else's) it is transformers' own sdpa attention.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
 from .errors import UserError
@@ -36,34 +42,31 @@ def packed_attention(
     max_length_q: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each segment; returns [1, T, H, dv] and no weights.
 
     A `sliding_window` of w lets a token see itself and the w - 1 before it, as in Mistral.
     """
+    if cu_seq_lens_q is None or max_length_q is None:
+        options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
+        options |= {"softcap": softcap, "s_aux": s_aux}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **others)
     refused = {"dropout": dropout, "softcap": softcap, "s_aux": s_aux, "mask": attention_mask}
     for name, given in refused.items():
         if given is not None and not (isinstance(given, float) and given == 0.0):
             raise UserError(
-                f"{type(module).__name__} asks for attention with {name}, which packed scoring "
-                "does not support: use a model without it (LLaMA and Mistral have none)."
+                f"{type(module).__name__} asks for attention with {name}, which packed sequences "
+                "do not support: use a model without it (LLaMA and Mistral have none)."
             )
-    if cu_seq_lens_q is None or max_length_q is None:
-        raise ValueError(
-            f"attention {PACKED!r} needs cu_seq_lens_q and max_length_q: pass them to the model's "
-            "forward, or load the model with another attn_implementation."
-        )
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         out = _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window)
         return out, None
-    heads, tokens = query.shape[1:3]
-    out = query.new_empty(1, tokens, heads, value.shape[-1])
-    bounds = cu_seq_lens_q.tolist()
-    for start, stop in itertools.pairwise(bounds):
+    segments = []
+    for start, stop in itertools.pairwise(cu_seq_lens_q.tolist()):
         q, k, v = (t[:, :, start:stop] for t in (query, key, value))
-        out[:, start:stop] = _segment(q, k, v, scaling, sliding_window).transpose(1, 2)
-    return out, None
+        segments.append(_segment(q, k, v, scaling, sliding_window).transpose(1, 2))
+    return torch.cat(segments, 1), None
 
 
 def _segment(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
@@ -119,12 +122,26 @@ def _varlen(
     return out[None]
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """The boundaries say it all: transformers need not build a mask of T x T."""
+_bounded: ContextVar[bool] = ContextVar("_bounded", default=False)
+
+
+@contextmanager
+def packed_forward() -> Iterator[None]:
+    """Around a forward that is given `packing_arguments`: the boundaries say it all, so transformers need not build
+    a mask of T x T."""
+    token = _bounded.set(True)
+    try:
+        yield
+    finally:
+        _bounded.reset(token)
+
+
+def _mask(*arguments: Any, **options: Any) -> Tensor | None:
+    return None if _bounded.get() else sdpa_mask(*arguments, **options)
 
 
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, _no_mask)
+AttentionMaskInterface.register(PACKED, _mask)
 
 
 def packing_arguments(lengths: list[int], device: torch.device | str) -> dict[str, Any]:

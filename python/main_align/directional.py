@@ -102,6 +102,27 @@ class Directional:
             _layout(before + self._y_first, (y, self._y_end), self._x_next, (x, self._x_last)),
         )
 
+    def unframe_prompt(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """(context, x) of a prompt that was tokenised elsewhere: the beginning of the text, the markers round the last
+        instruction and the header of the response are taken off where they are there."""
+        rest = list(ids)
+        if rest[:1] and rest[0] in (self.bos[0], self.tokenizer.bos_token_id) and rest[:1] != self._x_first[:1]:
+            del rest[0]
+        for ending in (self._y_next, self._ids(self.markers.y_header), self._x_end):
+            if ending and rest[-len(ending) :] == ending:
+                del rest[-len(ending) :]
+        start = _last(rest, self._x_first)
+        return (rest[:start], rest[start + len(self._x_first) :]) if start is not None else ([], rest)
+
+    def unframe_response(self, ids: Sequence[int]) -> list[int]:
+        """y of a response that was tokenised elsewhere: without its end-of-turn, or the EOS in its stead."""
+        rest = list(ids)
+        for ending in (self._y_end, [self.tokenizer.eos_token_id]):
+            stop = _last(rest, ending)
+            if stop is not None and not str(self.tokenizer.decode(rest[stop + len(ending) :])).strip():
+                return rest[:stop]
+        return rest
+
     def _context(self, turns: Sequence[Turn]) -> list[int]:
         """The turns before the pair, each closed so that any first header may follow."""
         if problem := self.context_problem(turns):
@@ -127,6 +148,12 @@ class Directional:
             return []
         encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
         return encoded.input_ids
+
+
+def _last(ids: list[int], part: list[int]) -> int | None:
+    """Where `part` occurs last in `ids`."""
+    starts = range(len(ids) - len(part), -1, -1) if part else ()
+    return next((start for start in starts if ids[start : start + len(part)] == part), None)
 
 
 def _layout(

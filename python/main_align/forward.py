@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from main_kernels import segment_pool, token_logprobs
 
-from .attention import packing_arguments, use_packed_attention
+from .attention import packed_forward, packing_arguments, use_packed_attention
 from .directional import Layout
 from .errors import UserError
 
@@ -33,7 +33,7 @@ class Forward:
         self.model, self.device = model, model.device
         self.head: Any = model.get_output_embeddings()
         self.width = int(self.head.weight.shape[1])
-        self.logit_options = _logit_options(model.config)
+        self.logit_options = logit_options(model.config)
         if model.config.model_type in KNOWN:
             self.attention = use_packed_attention(model)
         else:
@@ -66,7 +66,8 @@ class Forward:
         """Final-normed hidden states [T, D] of the sequences, one after the other."""
         ids = self._to_device(np.concatenate(sequences))
         packing = packing_arguments([len(s) for s in sequences], self.device)
-        return self.model.base_model(input_ids=ids[None], **packing).last_hidden_state[0]
+        with packed_forward():
+            return self.model.base_model(input_ids=ids[None], **packing).last_hidden_state[0]
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """float32[R]: log-probability of targets[R] under the head, given hidden[R, D]."""
@@ -108,7 +109,7 @@ class Forward:
         return name
 
 
-def _logit_options(config: Any) -> dict[str, Any]:
+def logit_options(config: Any) -> dict[str, Any]:
     """How a family changes its logits before the softmax, in `token_logprobs`' terms."""
     softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
     scale = getattr(config, "logit_scale", None)  # Cohere multiplies by it

@@ -72,7 +72,7 @@ def load(
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **settings)
     except (OSError, ImportError, ValueError) as error:
         raise UserError(_cannot_load(name, error)) from error
-    _check(name, model, tokenizer)
+    check_model(name, model, tokenizer)
     commit = getattr(config, "_commit_hash", None)
     digest = f"commit:{commit}" if commit else folder_digest(Path(source))
     placed: Any = model  # `.to` is typed as a decorator
@@ -96,7 +96,8 @@ def _cannot_load(name: str, error: Exception) -> str:
     )
 
 
-def _check(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """UserError, with the remedy, for a model and a tokenizer that cannot work together."""
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {name!r} has neither a BOS nor an EOS token, so nothing can stand "

@@ -126,19 +126,28 @@ def _fit(
         return pair
     x, y = len(pair.x), len(pair.y)
     sizes = f"{length} tokens ({x} of the instruction, {y} of the response), over {max_length}"
-    room = max_length - (length - x - y)
-    if not truncate or room < 2:
-        remedy = "--truncate cuts both ends" if room >= 2 else "its context alone is too long"
+    fitted = shortened(pair, directional, max_length)
+    if not truncate or fitted is None:
+        remedy = "--truncate cuts both ends" if fitted else "its context alone is too long"
         _refuse(window, row, "too_long", f"{sizes}; {remedy}")
         return None
-    keep_x = min(max(1, room * x // (x + y)), room - 1)
-    keep_y = room - keep_x
     window.status[row] = "truncated"
     window.reason[row] = (
-        f"line {window.pairs[row].line}: {sizes}; cut to the first {keep_x} tokens of the "
-        f"instruction and {keep_y} of the response"
+        f"line {window.pairs[row].line}: {sizes}; cut to the first {len(fitted.x)} tokens of the "
+        f"instruction and {len(fitted.y)} of the response"
     )
-    return Encoded(pair.context, pair.x[:keep_x], pair.y[:keep_y])
+    return fitted
+
+
+def shortened(pair: Encoded, directional: Directional, max_length: int) -> Encoded | None:
+    """A pair over `max_length` with the ends of x and y cut off, in proportion to their lengths; None where what
+    stands round them leaves no room for a token of each."""
+    x, y = len(pair.x), len(pair.y)
+    room = max_length - (directional.length(pair) - x - y)
+    if room < 2:
+        return None
+    keep_x = min(max(1, room * x // (x + y)), room - 1)
+    return Encoded(pair.context, pair.x[:keep_x], pair.y[: room - keep_x])
 
 
 def _refuse(window: Window, row: int, status: str, why: str) -> None:

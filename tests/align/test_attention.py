@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from main_align.attention import PACKED, packed_attention, packing_arguments, use_packed_attention
+from main_align.attention import PACKED, packed_attention, packed_forward, packing_arguments, use_packed_attention
 from main_align.errors import UserError
 from tiny import tiny_model
 
@@ -16,6 +16,11 @@ def alone(model, sequences):
     return torch.cat([model.model(s[None]).last_hidden_state[0] for s in sequences])
 
 
+def packed_states(model, ids, lengths):
+    with packed_forward():
+        return model.model(ids[None], **packing_arguments(lengths, "cpu")).last_hidden_state[0]
+
+
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 @torch.inference_mode()
@@ -24,19 +29,18 @@ def test_packed_states_equal_each_sequence_alone(kind, heads):
     sequences = list(torch.randint(3, 259, (sum(LENGTHS),)).split(LENGTHS))
     wanted = alone(model, sequences)
     assert use_packed_attention(model) == PACKED
-    packing = packing_arguments(LENGTHS, "cpu")
-    packed = model.model(torch.cat(sequences)[None], **packing).last_hidden_state[0]
+    packed = packed_states(model, torch.cat(sequences), LENGTHS)
     torch.testing.assert_close(packed, wanted, rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()
 def test_the_window_changes_what_a_long_segment_sees():
-    ids = torch.randint(3, 259, (40,))[None]
+    ids = torch.randint(3, 259, (40,))
     states = []
     for window in (16, 4096):
         model = tiny_model("mistral", sliding_window=window)
         use_packed_attention(model)
-        states.append(model.model(ids, **packing_arguments([40], "cpu")).last_hidden_state[0])
+        states.append(packed_states(model, ids, [40]))
     torch.testing.assert_close(states[0][:16], states[1][:16], rtol=0, atol=1e-5)
     assert (states[0][16:] - states[1][16:]).abs().max() > 1e-2
 
@@ -45,11 +49,10 @@ def test_the_window_changes_what_a_long_segment_sees():
 def test_a_segment_does_not_see_its_neighbours():
     model = tiny_model("llama")
     use_packed_attention(model)
-    packing = packing_arguments([5, 9, 4], "cpu")
     ids = torch.randint(3, 259, (18,))
     other = ids.clone()
     other[:5], other[14:] = 7, 9
-    first, second = (model.model(i[None], **packing).last_hidden_state[0, 5:14] for i in (ids, other))
+    first, second = (packed_states(model, i, [5, 9, 4])[5:14] for i in (ids, other))
     assert torch.equal(first, second)
 
 
@@ -68,8 +71,29 @@ def test_unsupported_attention_is_refused(asked):
         packed_attention(torch.nn.Identity(), states, states, states, None, **packing, **asked)
 
 
-def test_missing_boundaries_are_an_error():
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@torch.inference_mode()
+def test_without_boundaries_it_is_the_model_s_own_attention(kind):
+    """A model that is being trained still generates, from padded prompts too."""
+    model = tiny_model(kind)
+    ids = torch.randint(3, 259, (2, 20))
+    mask = torch.ones_like(ids)
+    mask[0, :6] = 0
+    logits, texts = [], []
+    for switch in (lambda m: m.set_attn_implementation("sdpa"), use_packed_attention):
+        switch(model)
+        logits.append(model(ids, attention_mask=mask).logits[mask.bool()])
+        texts.append(model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0))
+    assert torch.equal(*logits)
+    assert torch.equal(*texts)
+
+
+@torch.inference_mode()
+def test_packed_positions_without_boundaries_are_kept_apart_all_the_same():
     model = tiny_model("llama")
+    ids = torch.randint(3, 259, (9,))
+    wanted = alone(model, [ids[:4], ids[4:]])
     use_packed_attention(model)
-    with pytest.raises(ValueError, match="cu_seq_lens_q"):
-        model.model(torch.tensor([[3, 4]]))
+    positions = packing_arguments([4, 5], "cpu")["position_ids"]
+    states = model.model(ids[None], position_ids=positions, use_cache=False).last_hidden_state[0]
+    torch.testing.assert_close(states, wanted, rtol=0, atol=1e-5)

@@ -1,0 +1,20 @@
+"""Fine-tuning with mutual alignment: a loss module for any loop, a mixin for trainers, and a trainer.
+
+from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
+"""
+
+from .arguments import AlignmentArguments, MutualAlignmentConfig
+from .loss import Likelihoods, MutualAlignmentLoss
+from .mixin import AlignmentMixin
+from .terms import AlignmentTerms
+from .trainer import MutualAlignmentTrainer
+
+__all__ = [
+    "AlignmentArguments",
+    "AlignmentMixin",
+    "AlignmentTerms",
+    "Likelihoods",
+    "MutualAlignmentConfig",
+    "MutualAlignmentLoss",
+    "MutualAlignmentTrainer",
+]

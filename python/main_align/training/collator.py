@@ -1,0 +1,119 @@
+"""A micro-batch of pairs as one packed, padding-free sequence, with the places to read in it.
+
+Pair i is two sequences, ``<x><y>`` and ``<y><x>``, one after the other; where only one direction is trained, the other
+sequence is no more than what its embedding needs, or absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from ..attention import packing_arguments
+from ..directional import Directional, Encoded, Layout
+
+Directions = Literal["both", "forward", "reverse"]
+Y_GIVEN_X, Y, X_GIVEN_Y, X = range(4)  # columns of log-probabilities, as the scorer has them
+
+
+class PairCollator:
+    """Pairs (see pairs.COLUMNS), or lists of them from packing, to one batch.
+
+    The batch, all tensors on the CPU: what the model's forward takes (``input_ids`` [1, T] and the packing arguments),
+    and under ``pairs`` what is read inside it::
+
+        rows, targets    int64 [R]: state rows[r] predicts token targets[r]
+        segments         int64 [R]: 4 * pair + column of its log-probability (Y_GIVEN_X ...)
+        tokens           int64 [N, 4]: how many tokens each of the four sums over
+        pool             int64 [4 N]: where the pooled segment of x, then of y, begins and ends, pair by pair; [0] where
+                         nothing is pooled
+        group, row       int64 [N]; synthetic bool [N]
+
+    Args:
+        directional: lays out pairs.
+        directions: which likelihoods are trained.
+        pooled: whether embeddings are wanted.
+        all_likelihoods: also score the first segment of each sequence, for the duality gap.
+    """
+
+    def __init__(
+        self, directional: Directional, directions: Directions, *, pooled: bool, all_likelihoods: bool = False
+    ) -> None:
+        self.directional, self.directions = directional, directions
+        self.pooled, self.all_likelihoods = pooled, all_likelihoods
+
+    def __call__(self, features: Sequence[Any]) -> dict[str, Any]:
+        flat = [pair for item in features for pair in (item if isinstance(item, list) else [item])]
+        ids: list[int] = []
+        lengths: list[int] = []
+        rows: list[int] = []
+        segments: list[int] = []
+        pool: list[int] = []
+        for number, pair in enumerate(flat):
+            columns = ((Y_GIVEN_X, X), (X_GIVEN_Y, Y))  # of the second and the first segment
+            for layout, (second, first), trained in zip(self._layouts(pair), columns, self._trained(), strict=True):
+                if layout is None:
+                    continue
+                start = len(ids)
+                if trained:
+                    self._score(rows, segments, start, layout.second, pair, second, number)
+                    if self.all_likelihoods:
+                        self._score(rows, segments, start, layout.first, pair, first, number)
+                if self.pooled:
+                    pool += [start + layout.pooled[0], start + layout.pooled[1]]
+                ids += layout.ids
+                lengths.append(len(layout.ids))
+        packed = torch.tensor(ids)
+        where, what = torch.tensor(rows, dtype=torch.int64), torch.tensor(segments, dtype=torch.int64)
+        pairs = {
+            "rows": where - 1,
+            "targets": packed[where],
+            "segments": what,
+            "tokens": torch.bincount(what, minlength=4 * len(flat)).view(-1, 4),
+            "pool": torch.tensor(pool, dtype=torch.int64),
+            "group": torch.tensor([pair["group"] for pair in flat]),
+            "row": torch.tensor([pair["row"] for pair in flat]),
+            "synthetic": torch.tensor([pair["synthetic"] for pair in flat]),
+        }
+        return {"input_ids": packed[None], **packing_arguments(lengths, "cpu"), "pairs": pairs}
+
+    def tokens_of(self, pair: dict[str, Any]) -> int:
+        """Tokens of a pair's sequences, all of them together."""
+        return sum(len(layout.ids) for layout in self._layouts(pair) if layout is not None)
+
+    def _trained(self) -> tuple[bool, bool]:
+        return self.directions != "reverse", self.directions != "forward"
+
+    def _layouts(self, pair: dict[str, Any]) -> list[Layout | None]:
+        layouts = self.directional.layouts(Encoded(pair["context_ids"], pair["x_ids"], pair["y_ids"]))
+        return [
+            layout if trained else _first_only(layout) if self.pooled else None
+            for layout, trained in zip(layouts, self._trained(), strict=True)
+        ]
+
+    def _score(
+        self,
+        rows: list[int],
+        segments: list[int],
+        start: int,
+        span: tuple[int, int],
+        pair: dict[str, Any],
+        column: int,
+        number: int,
+    ) -> None:
+        """Adds the tokens of one segment, those of y that its mask leaves out excepted."""
+        places = range(start + span[0], start + span[1])
+        if column in (Y_GIVEN_X, Y) and 0 in pair["y_mask"]:
+            ending = [1 in pair["y_mask"]] * (len(places) - len(pair["y_mask"]))
+            mask = [*pair["y_mask"], *ending]
+            places = [place for place, scored in zip(places, mask, strict=True) if scored]  # type: ignore[assignment]
+        rows.extend(places)
+        segments.extend([4 * number + column] * len(places))
+
+
+def _first_only(layout: Layout) -> Layout:
+    """The sequence up to the end of its first segment's content."""
+    stop = layout.pooled[1]
+    return Layout(layout.ids[:stop], (layout.first[0], stop), (stop, stop), layout.pooled)

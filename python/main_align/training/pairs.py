@@ -1,0 +1,230 @@
+"""From a data set of any form that SFTTrainer takes to token ids of pairs: what the trainer reads.
+
+x_ids, y_ids      tokens of the two sides, without markers
+context_ids       tokens of the turns before the pair, markers included
+y_mask            1 where a token of y is scored (pre-tokenised rows may leave some out)
+synthetic         whether the pair was written by a model (weighed by alpha)
+group             equal for pairs that share an instruction or a response: no negatives of each other
+row               the row's number in the data set, from 0
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Sequence as ListOf
+
+from ..directional import Directional, Encoded
+from ..errors import UserError
+from ..forms import CONVERSATIONS, SHAPES, Fields, pair_from_record
+from ..packing import shortened
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("x_ids", "y_ids", "context_ids", "y_mask", "synthetic", "group", "row")
+Overlong = Literal["raise", "drop", "truncate"]
+SHOWN = 5  # bad rows named in an error
+OVERLONG = "overlong"  # the problem of a row that is left out because the user asked for it
+
+_TOKENISED = Features(
+    {name: ListOf(Value("int64")) for name in ("x_ids", "y_ids", "context_ids", "y_mask")}
+    | {name: Value("bool") for name in ("synthetic", "cut")}
+    | {name: Value("int64") for name in ("row", "x_hash", "y_hash")}
+    | {"problem": Value("string")}
+)
+
+
+class _Unusable(Exception):
+    """Why a row cannot be trained on."""
+
+
+@dataclass(frozen=True)
+class PairReader:
+    """Reads rows for one tokenizer.
+
+    `max_length` is the longest sequence in tokens; a pair that makes a longer one is an error, left out, or cut at the
+    ends of both its sides, as `overlong` says.
+    """
+
+    directional: Directional
+    max_length: int
+    overlong: Overlong = "raise"
+
+    def prepare(self, dataset: Dataset | IterableDataset, name: str, workers: int | None = None) -> Any:
+        """The data set with exactly COLUMNS; one that has them already is returned as it is.
+
+        UserError where no row can be read, and for rows that cannot be trained on, which it names; an IterableDataset
+        raises when it comes to the row.
+        """
+        names = dataset.column_names
+        if names is not None and set(COLUMNS) <= set(names):
+            return dataset
+        if names is not None:
+            _check_columns(names, name)
+        if isinstance(dataset, IterableDataset):
+            return self._stream(dataset, name)
+        if not len(dataset):
+            raise UserError(f"the {name} data set has no rows")
+        table = dataset.map(
+            self._rows,
+            batched=True,
+            with_indices=True,
+            remove_columns=names,
+            features=_TOKENISED,
+            num_proc=workers,
+            desc=f"Tokenising the pairs of the {name} data set",
+        )
+        problems = list(table["problem"])
+        self._check(problems, list(table["row"]), name)
+        kept = [place for place, problem in enumerate(problems) if not problem]
+        if len(kept) < len(table):
+            log.warning("%s data set: %d pairs over %d tokens left out", name, len(table) - len(kept), self.max_length)
+            if not kept:
+                raise UserError(
+                    f"the {name} data set has no pair of at most {self.max_length} tokens: raise max_length"
+                )
+            table = table.select(kept)
+        if cut := sum(table["cut"]):
+            log.warning("%s data set: %d pairs cut to %d tokens at the ends of both sides", name, cut, self.max_length)
+        return table.remove_columns(["problem", "cut", "x_hash", "y_hash"]).add_column(
+            "group", connected(list(table["x_hash"]), list(table["y_hash"]))
+        )
+
+    def _rows(self, batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        records = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        rows = [self._row(record, number) for record, number in zip(records, indices, strict=True)]
+        return {key: [row[key] for row in rows] for key in rows[0]}
+
+    def _stream(self, dataset: IterableDataset, name: str) -> IterableDataset:
+        def rows() -> Iterator[dict[str, Any]]:
+            for number, record in enumerate(dataset):
+                row = self._row(record, number)
+                self._check([row["problem"]], [number], name)
+                if not row["problem"]:
+                    # duplicates of a stream are known by their response alone
+                    yield {column: row["y_hash"] if column == "group" else row[column] for column in COLUMNS}
+
+        return IterableDataset.from_generator(rows)
+
+    def _row(self, record: Mapping[str, Any], number: int) -> dict[str, Any]:
+        pair, mask, problem, cut = Encoded([], [], []), None, "", False
+        try:
+            pair, mask = self._encode(record, number)
+            if not pair.x or not pair.y:
+                raise _Unusable(f"the {'instruction' if not pair.x else 'response'} holds no text")
+            fitted = self._fit(pair)
+            cut = fitted is not None and fitted is not pair
+            problem = "" if fitted is not None else OVERLONG
+            pair = fitted or Encoded([], [], [])
+        except _Unusable as error:
+            problem = str(error)
+        return {
+            "x_ids": pair.x,
+            "y_ids": pair.y,
+            "context_ids": pair.context,
+            "y_mask": (mask or [1] * len(pair.y))[: len(pair.y)],
+            "synthetic": bool(record.get("synthetic") or False),
+            "row": number,
+            "x_hash": _hash(pair.context + pair.x),
+            "y_hash": _hash(pair.y),
+            "problem": problem,
+            "cut": cut,
+        }
+
+    def _encode(self, record: Mapping[str, Any], number: int) -> tuple[Encoded, list[int] | None]:
+        if record.get("input_ids") is not None:
+            return _split_tokenised(record, self.directional)
+        pair = pair_from_record({k: v for k, v in record.items() if k != "id"}, number, Fields(), unit="row")
+        if pair.status != "ok":
+            raise _Unusable(pair.reason.partition(": ")[2])
+        for side, text in (("instruction", pair.instruction), ("response", pair.response)):
+            if not text.strip():
+                raise _Unusable(f"the {side} holds no text")
+        if problem := self.directional.context_problem(pair.context):
+            raise _Unusable(problem)
+        return self.directional.encode([(pair.instruction, pair.response)], [pair.context])[0], None
+
+    def _fit(self, pair: Encoded) -> Encoded | None:
+        length = self.directional.length(pair)
+        if length <= self.max_length:
+            return pair
+        if self.overlong == "drop":
+            return None
+        fitted = shortened(pair, self.directional, self.max_length) if self.overlong == "truncate" else None
+        if fitted is None:
+            raise _Unusable(f"{length} tokens ({len(pair.x)} + {len(pair.y)} and markers), over {self.max_length}")
+        return fitted
+
+    def _check(self, problems: Sequence[str], rows: Sequence[int], name: str) -> None:
+        bad = [(row, why) for row, why in zip(rows, problems, strict=True) if why and why != OVERLONG]
+        if not bad:
+            return
+        listed = "; ".join(f"row {row}: {why}" for row, why in bad[:SHOWN])
+        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        remedy = "mend or remove these rows"
+        if any(f"over {self.max_length}" in why for _, why in bad):
+            remedy = "raise max_length as far as the model goes, or say overlong='drop' or overlong='truncate'"
+        raise UserError(
+            f"{len(bad)} rows of the {name} data set cannot be trained on: {listed}{more}. Remedy: {remedy}."
+        )
+
+
+def _check_columns(names: Sequence[str], name: str) -> None:
+    shapes = (*SHAPES, *((c,) for c in CONVERSATIONS), ("input_ids",))
+    if not any(set(shape) <= set(names) for shape in shapes):
+        wanted = ", ".join(" + ".join(shape) for shape in shapes)
+        raise UserError(
+            f"the {name} data set has the columns {', '.join(map(repr, names))}, and no pair can be read from them: "
+            f"want one of {wanted}. Rename them (dataset.rename_columns); plain text has no two sides to align."
+        )
+    if {"input_ids"} <= set(names) and not {"labels", "completion_mask", "assistant_masks"} & set(names):
+        raise UserError(
+            f"the {name} data set is tokenised (input_ids) but does not say where the response begins: add a "
+            "completion_mask (1 on the response) or labels (-100 before it), or give the pairs as text"
+        )
+
+
+def _split_tokenised(record: Mapping[str, Any], directional: Directional) -> tuple[Encoded, list[int]]:
+    """The pair inside input_ids: what is masked before the first scored token is the prompt, and the markers that the
+    chat template put round the last two turns are taken off, since they are laid out anew in both directions."""
+    ids = list(record["input_ids"])
+    scored = [1] * len(ids)
+    for column in ("completion_mask", "assistant_masks"):
+        if record.get(column) is not None:
+            scored = [a and int(bool(b)) for a, b in zip(scored, record[column], strict=True)]
+    if record.get("labels") is not None:
+        scored = [a and int(b != -100) for a, b in zip(scored, record["labels"], strict=True)]
+    if 1 not in scored:
+        raise _Unusable("no token of it is scored: the masks or labels leave out everything")
+    start = scored.index(1)
+    context, x = directional.unframe_prompt(ids[:start])
+    y = directional.unframe_response(ids[start:])
+    return Encoded(context, x, y), scored[start : start + len(y)]
+
+
+def connected(*keys: Sequence[int]) -> list[int]:
+    """One number for each row, equal for rows joined by an equal key in any of the `keys` columns, over any number of
+    steps."""
+    parent = list(range(len(keys[0])))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for column in keys:
+        first: dict[int, int] = {}
+        for row, key in enumerate(column):
+            parent[root(row)] = root(first.setdefault(key, row))
+    return [root(row) for row in range(len(parent))]
+
+
+def _hash(ids: Sequence[int]) -> int:
+    digest = hashlib.blake2b(b",".join(b"%d" % i for i in ids), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

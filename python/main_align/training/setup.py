@@ -1,0 +1,105 @@
+"""What a trainer needs before it starts: model, tokenizer and settings, checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..directional import Directional
+from ..errors import UserError
+from ..forward import Forward
+from ..models import SMOLLM2, check_model, smollm2_folder
+from .arguments import AlignmentArguments
+from .wrapped import head_weight
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model that can be trained, its tokenizer, and the longest sequence it may see."""
+
+    model: nn.Module  # a PreTrainedModel, or a PeftModel round one
+    tokenizer: PreTrainedTokenizerBase
+    directional: Directional
+    max_length: int
+
+
+def set_up(
+    model: str | nn.Module, tokenizer: Any, args: Any, alignment: AlignmentArguments, quantization_config: Any = None
+) -> Setup:
+    """Loads what is given by name, switches the model to packed attention and checks everything that can be known
+    before training; UserError with the remedy for what cannot work."""
+    alignment.check()
+    _check_args(args)
+    if isinstance(model, str):
+        model, tokenizer = _load(model, tokenizer, args, quantization_config)
+    base = bare(model)
+    if tokenizer is None:
+        name = getattr(base.config, "_name_or_path", "")
+        if not name:
+            raise UserError("processing_class is needed: the model does not say where its tokenizer is")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UserError(f"processing_class must be a tokenizer, got {type(tokenizer).__name__}")
+    check_model(type(base).__name__, base, tokenizer)
+    head_weight(base)
+    Forward(base)  # switches the attention, and refuses a family whose packed probabilities differ from its own
+    limit = getattr(base.config, "max_position_embeddings", None)
+    wanted = getattr(args, "max_length", None)
+    if not (limit or wanted):
+        raise UserError("the model's config has no max_position_embeddings: give max_length")
+    longest = min(n for n in (limit, wanted) if n)
+    return Setup(model, tokenizer, Directional(tokenizer), longest)
+
+
+def bare(model: nn.Module) -> PreTrainedModel:
+    """The causal language model inside a PEFT model, or the model itself."""
+    inner: Any = model
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    if not isinstance(inner, PreTrainedModel):
+        raise UserError(f"model must be a PreTrainedModel, a PeftModel or a name, got {type(model).__name__}")
+    return inner
+
+
+def _load(name: str, tokenizer: Any, args: Any, quantization_config: Any) -> tuple[nn.Module, Any]:
+    """As SFTTrainer does, and `smollm2` besides."""
+    options = dict(getattr(args, "model_init_kwargs", None) or {})
+    options.setdefault("dtype", torch.float32)  # weights that are trained; bf16=True is autocast round them
+    options.setdefault("trust_remote_code", getattr(args, "trust_remote_code", False))
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    source = str(smollm2_folder()) if name == SMOLLM2 else name
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+        if tokenizer is None:
+            known = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+            tokenizer = AutoTokenizer.from_pretrained(source, **known)
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(f"the model {name!r} cannot be loaded: {error}") from error
+    return model, tokenizer
+
+
+def _check_args(args: Any) -> None:
+    """Options of TrainingArguments and SFTConfig that would be passed over in silence."""
+    refused = {
+        "label_smoothing_factor": "the loss is made without logits; set it to 0",
+        "use_liger_kernel": "the head's loss is fused already, and Liger replaces the forward; set it to False",
+    }
+    for name, why in refused.items():
+        if getattr(args, name, None):
+            raise UserError(f"{name} is not supported with mutual alignment: {why}")
+    if getattr(args, "loss_type", "nll") != "nll":
+        raise UserError(f"loss_type={args.loss_type!r} is not supported with mutual alignment: use 'nll'")
+    if getattr(args, "completion_only_loss", None) is False:
+        raise UserError(
+            "completion_only_loss=False would train on the instruction as well, which mutual alignment does not: leave "
+            "it out, and give `reverse` a weight to learn p(x|y)"
+        )
+    if getattr(args, "packing", False) and args.packing_strategy != "bfd":
+        raise UserError(
+            f"packing_strategy={args.packing_strategy!r} cuts samples, so a pair would lose a side: use 'bfd'"
+        )
