@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from hashlib import sha256
+from importlib.util import find_spec
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,11 @@ class MutualAlignmentLoop:
         }
 
     def _check_generator(self) -> None:
-        if self.config.generator == "vllm" and self.processes.count > 1:
+        if self.config.generator != "vllm":
+            return
+        if find_spec("vllm") is None:
+            raise UserError("generator vllm: it is not installed. pip install vllm, or use generator transformers")
+        if self.processes.count > 1:
             raise UserError("generator vllm runs in one process: start without accelerate, or use transformers")
 
     def _run_stage(self, stage: Stage, settings: Mapping[str, Any]) -> None:
@@ -157,10 +162,8 @@ class MutualAlignmentLoop:
             batches, lambda: self._writer(stage), work, self.processes, self.say, stage.name
         )
         self.processes.wait()
-        counts: Mapping[str, int] = {}
-        if self.processes.first:
-            counts = collect(found.pairs, refused, batches, stage.direction, work)
-        counts = self.processes.agree(dict(counts))
+        collected = collect(found.pairs, refused, batches, stage.direction, work) if self.processes.first else None
+        counts, total = self.processes.agree(collected)
         if not counts.get("ok"):
             raise UserError(
                 f"{stage.name}: the {stage.direction} model wrote nothing usable ({counts_of(counts)}; see "
@@ -168,7 +171,7 @@ class MutualAlignmentLoop:
             )
         self.tell(f"{stage.name}: {counts_of(counts)}")
         speed = round(tokens / max(seconds, 1e-9), 1)
-        return {"counts": counts, "tokens": tokens, "seconds": round(seconds, 3), "tokens_per_second": speed}
+        return {"counts": counts, "tokens": total, "seconds": round(seconds, 3), "tokens_per_second": speed}
 
     def _writer(self, stage: Stage) -> Writer:
         c, known = self.config, self.known[stage.direction]
@@ -193,9 +196,8 @@ class MutualAlignmentLoop:
     def _uses_vllm(self) -> bool:
         if self.config.generator != "auto":
             return self.config.generator == "vllm"
-        from importlib.util import find_spec
-
-        return self.processes.count == 1 and self.processes.device.type == "cuda" and find_spec("vllm") is not None
+        alone_on_cuda = self.processes.count == 1 and self.processes.device.type == "cuda"
+        return alone_on_cuda and find_spec("vllm") is not None
 
     # ---- a model trains ----
 

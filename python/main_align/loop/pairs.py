@@ -43,7 +43,9 @@ def read_seeds(source: str, config: LoopConfig) -> PairSet:
     if not config.instruction_field:  # response_field alone is that of `unlabelled`
         fields = Fields(id=config.id_field)
     opened = open_source(source, split=config.split)
-    found = PairSet([_checked(pair) for pair in pairs_of(opened, fields)], opened.survey(), source)
+    found = PairSet(
+        [_checked(pair, "instruction", "response") for pair in pairs_of(opened, fields)], opened.survey(), source
+    )
     return _usable(found, "an instruction and a response")
 
 
@@ -52,7 +54,7 @@ def read_unlabelled(source: str, config: LoopConfig) -> PairSet:
     opened = open_source(source, split=config.split)
     name = config.response_field or _response_field(opened.rows(), source)
     pairs = pairs_of(opened, Fields(name, name, config.id_field))
-    found = PairSet([replace(_checked(pair), instruction="") for pair in pairs], opened.survey(), source)
+    found = PairSet([replace(_checked(pair, "response"), instruction="") for pair in pairs], opened.survey(), source)
     return _usable(found, f"a response in the field {name!r}")
 
 
@@ -67,8 +69,8 @@ def _response_field(rows: Iterator[Any], source: str) -> str:
     raise UserError(f"{source}: none of the fields {', '.join(RESPONSES)} ({found}); name one with response_field")
 
 
-def _checked(pair: Pair) -> Pair:
-    for side in ("instruction", "response"):
+def _checked(pair: Pair, *sides: str) -> Pair:
+    for side in sides:
         if pair.status == "ok" and not getattr(pair, side).strip():
             return replace(pair, status=f"empty_{side}", reason=f"line {pair.line}: the {side} holds no text")
     return pair

@@ -69,15 +69,15 @@ def collect(
     batches: Sequence[Sequence[Prompt]],
     writer: Direction,
     folder: Path,
-) -> Counter[str]:
-    """Write pairs.jsonl from the journals of all processes. Returns the statuses."""
+) -> tuple[Counter[str], int]:
+    """Write pairs.jsonl from the journals of all processes. Returns the statuses and the tokens of all rows."""
     found = dict(refused)
     for written in _in_journals(folder, batches).values():
         found |= written
     with replacing(folder / PAIRS) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for row, pair in enumerate(pairs):
             file.write(to_json(written_row(pair, writer, found[row])) + "\n")
-    return Counter(found[row].status for row in range(len(pairs)))
+    return Counter(item.status for item in found.values()), sum(item.tokens for item in found.values())
 
 
 def _journals(folder: Path) -> list[Path]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UserError
 from .generation import Prompt, Sampling, read_off, stop_tokens
 from .pairs import Written
 
@@ -36,11 +35,9 @@ class VllmWriter:
         adapter: tuple[Path, int] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        try:
-            from vllm import LLM
-            from vllm.lora.request import LoRARequest
-        except ImportError as error:
-            raise UserError(f"generator vllm: {error}. pip install vllm, or use generator transformers") from None
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
+
         self.tokenizer, self.sampling, self.empty = tokenizer, sampling, empty
         self.stops = stop_tokens(tokenizer)
         self.engine = LLM(
