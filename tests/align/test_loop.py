@@ -265,7 +265,7 @@ def test_two_processes_share_the_work(ground: Path, finished: Path, tmp_path: Pa
     config = tmp_path / "loop.json"
     settings = json.loads((finished / "run.json").read_text())["config"]
     config.write_text(json.dumps(settings | {"output_dir": str(tmp_path / "run"), "use_cpu": True}))
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]  # what accelerate runs
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # what accelerate runs
     command = [sys.executable, *launch, "-m", "main_align.cli", "train", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
