@@ -108,20 +108,41 @@ class Directional:
         rest = list(ids)
         if rest[:1] and rest[0] in (self.bos[0], self.tokenizer.bos_token_id) and rest[:1] != self._x_first[:1]:
             del rest[0]
-        for ending in (self._y_next, self._ids(self.markers.y_header), self._x_end):
+        for ending in (self._y_next, self._y_first):
             if ending and rest[-len(ending) :] == ending:
                 del rest[-len(ending) :]
+                break
         start = _last(rest, self._x_first)
-        return (rest[:start], rest[start + len(self._x_first) :]) if start is not None else ([], rest)
+        if start is None:
+            return [], rest
+        context, x = rest[:start], rest[start + len(self._x_first) :]
+        x = x[slice(*self._inner(x))]
+        if self._x_end and x[-len(self._x_end) :] == self._x_end:
+            x = x[: -len(self._x_end)]
+            x = x[slice(*self._inner(x))]
+        return context, x
 
-    def unframe_response(self, ids: Sequence[int]) -> list[int]:
-        """y of a response that was tokenised elsewhere: without its end-of-turn, or the EOS in its stead."""
-        rest = list(ids)
+    def unframe_response(self, ids: Sequence[int]) -> tuple[int, int]:
+        """Where y begins and stops in a response that was tokenised elsewhere: after the header that some templates
+        leave to it, and before its end-of-turn, or the EOS in its stead."""
+        rest, begin = list(ids), 0
+        if self._y_first and rest[: len(self._y_first)] == self._y_first:
+            begin = len(self._y_first)
         for ending in (self._y_end, [self.tokenizer.eos_token_id]):
             stop = _last(rest, ending)
-            if stop is not None and not str(self.tokenizer.decode(rest[stop + len(ending) :])).strip():
-                return rest[:stop]
-        return rest
+            if stop is not None and self._inner(rest[stop + len(ending) :])[0] == len(rest) - stop - len(ending):
+                rest = rest[:stop]
+                break
+        if not self._y_first:
+            return begin, len(rest)
+        first, last = self._inner(rest[begin:])
+        return begin + first, begin + last
+
+    def _inner(self, ids: Sequence[int]) -> tuple[int, int]:
+        """Where `ids` begin and stop without the tokens of nothing but white space at both ends, which templates put
+        beside their markers; all blank: both are the length."""
+        solid = [place for place, token in enumerate(ids) if str(self.tokenizer.decode([token])).strip()]
+        return (solid[0], solid[-1] + 1) if solid else (len(ids), len(ids))
 
     def _context(self, turns: Sequence[Turn]) -> list[int]:
         """The turns before the pair, each closed so that any first header may follow."""

@@ -1,5 +1,5 @@
-"""One optimiser step's gradients, written to a file: the program behind test_training_scale.py, run in one process or in
-several by torchrun. Everything is in float64, so that what remains of a difference is a mistake and no rounding.
+"""One optimiser step's gradients, written to a file: the program behind test_training_scale.py, run in one process or
+in several by torchrun. Everything is in float64, so that what remains of a difference is a mistake and no rounding.
 
     python update_gradients.py OUT.safetensors SETTINGS.json
 """
@@ -25,7 +25,7 @@ PAIRS = [
     {"prompt": "Count to three, slowly, please.", "completion": "One, two, three.", "synthetic": True},
     {
         "prompt": "Is water wet?",
-        "completion": "It makes other things wet; whether it is wet itself is a matter of words.",
+        "completion": "It makes other things wet; itself, that is a matter of words.",
     },
     {"prompt": "Why?", "completion": "Because.", "synthetic": True},
     {"prompt": "Translate 'cat' into German.", "completion": "Katze", "synthetic": False},
@@ -58,19 +58,10 @@ def trainer_of(output: str, *, rows: int = 8, double: bool = True, lora: bool = 
         torch.manual_seed(0)
         targets = ["q_proj", "v_proj", "down_proj"]
         options["peft_config"] = LoraConfig(r=4, lora_dropout=0.2, target_modules=targets, init_lora_weights=False)
-    args = MutualAlignmentConfig(
-        output_dir=output,
-        max_steps=1,
-        max_grad_norm=0.0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        bf16=False,
-        use_cpu=True,
-        projection_dim=16,
-        disable_tqdm=True,
-        **{"semantic": 0.3, "intentional": 0.2, "structural": 0.5, **settings},
-    )
+    defaults = {"semantic": 0.3, "intentional": 0.2, "structural": 0.5, "projection_dim": 16, "disable_tqdm": True}
+    defaults |= {"max_steps": 1, "max_grad_norm": 0.0, "logging_steps": 1, "save_strategy": "no", "report_to": []}
+    defaults |= {"bf16": False, "use_cpu": True}
+    args = MutualAlignmentConfig(output_dir=output, **(defaults | settings))
     gradients = Gradients()
     trainer = MutualAlignmentTrainer(
         model=model.double() if double else model,

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
 
 NAME = "alignment_head"
-FILE = f"{NAME}.safetensors"
 
 
 class AlignmentHead(nn.Module):
@@ -20,7 +16,7 @@ class AlignmentHead(nn.Module):
     compared from the first step on.
 
     It is a submodule of the model that is trained (optimiser and sharding see it) but no part of the model that is
-    saved: its weights go into a file of their own, ``alignment_head.safetensors``, beside the model's.
+    saved: its weights go into a file of their own beside the model's (checkpoint.py).
     """
 
     def __init__(self, width: int, dim: int) -> None:
@@ -45,22 +41,6 @@ def attach(model: nn.Module, head: AlignmentHead) -> None:
     ours = {f"{NAME}.{name}" for name in head.state_dict()}
     saved: Any = model  # a PreTrainedModel; its own list may be None
     saved._keys_to_ignore_on_save = {*(saved._keys_to_ignore_on_save or ()), *ours}
-
-
-def write(folder: str | os.PathLike[str], weights: dict[str, Tensor]) -> None:
-    """`weights` of a head, by their names inside it, into its file."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, Path(folder) / FILE)
-
-
-def read(folder: str | os.PathLike[str], head: AlignmentHead) -> None:
-    """Loads the head's file of a checkpoint. UserError where there is none or it does not fit."""
-    path = Path(folder) / FILE
-    if not path.is_file():
-        raise UserError(f"{path} is missing: this checkpoint was not written by a trainer with a projection head")
-    try:
-        head.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit: {error}. Give the projection_dim it was trained with.") from None
 
 
 def part_of(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

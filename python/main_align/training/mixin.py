@@ -6,7 +6,6 @@ all its micro-batches and processes beforehand, so gradients do not depend on ho
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from ..errors import UserError
+from . import checkpoint
 from . import head as heads
 from .across import gather_rows, world_size
 from .alpha import Alpha
@@ -67,8 +67,7 @@ class AlignmentMixin(_Trainer):
         alignment: AlignmentArguments | None = None,
         **options: Any,
     ) -> None:
-        refused = {"data_collator": data_collator, **{name: options.get(name) for name in _REFUSED}}
-        for name, given in refused.items():
+        for name, given in ({name: options.get(name) for name in _REFUSED} | {"data_collator": data_collator}).items():
             if given is not None:
                 raise UserError(f"{name} is not supported with mutual alignment: {_REFUSED[name]}")
         self.alignment = alignment or (args if isinstance(args, AlignmentArguments) else AlignmentArguments())
@@ -335,22 +334,20 @@ class AlignmentMixin(_Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 
-    # ---- checkpoints: the head lies beside the model, which stays one that anything can load ----
+    # ---- checkpoints ----
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = output_dir or self.args.output_dir or "."
-        if self._head is None:
-            super()._save(output_dir, state_dict)
-            return
-        weights = self._head.state_dict() if state_dict is None else heads.part_of(state_dict)
+        weights: dict[str, Tensor] = {}
+        if self._head is not None:
+            weights = self._head.state_dict() if state_dict is None else heads.part_of(state_dict)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            heads.write(folder, weights)
+            checkpoint.write(output_dir or self.args.output_dir or ".", weights, self._alpha)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._head is not None and os.path.isdir(resume_from_checkpoint) and not self.is_fsdp_enabled:
-            heads.read(resume_from_checkpoint, self._head)
+        if not self.is_fsdp_enabled:  # there the head is part of the sharded state
+            checkpoint.read(resume_from_checkpoint, self._head, self._alpha)
 
     # ---- small matters ----
 

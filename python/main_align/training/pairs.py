@@ -203,8 +203,9 @@ def _split_tokenised(record: Mapping[str, Any], directional: Directional) -> tup
         raise _Unusable("no token of it is scored: the masks or labels leave out everything")
     start = scored.index(1)
     context, x = directional.unframe_prompt(ids[:start])
-    y = directional.unframe_response(ids[start:])
-    return Encoded(context, x, y), scored[start : start + len(y)]
+    begin, stop = directional.unframe_response(ids[start:])
+    span = slice(start + begin, start + stop)
+    return Encoded(context, x, ids[span]), scored[span]
 
 
 def connected(*keys: Sequence[int]) -> list[int]:

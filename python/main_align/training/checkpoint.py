@@ -1,0 +1,43 @@
+"""What mutual alignment adds to a checkpoint: one file beside the model's, which anything can still load."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import UserError
+from .alpha import Alpha
+from .head import AlignmentHead
+
+FILE = "alignment.safetensors"
+_HEAD, _MEANS = "head.", "alpha.means"
+
+
+def write(folder: str | os.PathLike[str], head: dict[str, Tensor], alpha: Alpha) -> None:
+    """The weights of the projection heads (empty where there are none), and the running means behind alpha."""
+    tensors = {_HEAD + name: weight for name, weight in head.items()}
+    if alpha.means is not None:
+        tensors[_MEANS] = alpha.means
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, Path(folder) / FILE)
+
+
+def read(folder: str | os.PathLike[str], head: AlignmentHead | None, alpha: Alpha) -> None:
+    """Restores both. UserError where the file is missing or does not fit the heads."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise UserError(f"{path} is missing: this checkpoint was not written by a trainer with mutual alignment")
+    tensors = load_file(path)
+    alpha.means = tensors.pop(_MEANS, None)
+    weights = {name.removeprefix(_HEAD): weight for name, weight in tensors.items()}
+    if head is None:
+        return
+    found, wanted = ({name: list(w.shape) for name, w in side.items()} for side in (weights, head.state_dict()))
+    if found != wanted:
+        raise UserError(
+            f"{path} holds projection heads of other shapes ({found or 'none'}) than this run's ({wanted}): give the "
+            "projection_dim it was trained with"
+        )
+    head.load_state_dict(weights)
