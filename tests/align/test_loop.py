@@ -15,7 +15,7 @@ import pytest
 import torch
 from main_align.cli import app
 from main_align.errors import UserError
-from main_align.loop import LoopConfig, MutualAlignmentLoop
+from main_align.loop import LoopConfig, MutualAlignmentLoop, read_config
 from main_align.loop.pairs import read_written
 from safetensors.torch import load_file
 from tiny import byte_tokenizer, tiny_model, tiny_model_folder
@@ -157,7 +157,7 @@ def test_killed_in_every_kind_of_stage_it_ends_as_if_nothing_had_been(ground: Pa
     settings = json.loads((finished / "run.json").read_text())["config"]
     config.write_text(json.dumps(settings | {"output_dir": str(out)}))
     command = [sys.executable, str(HERE / "killed_loops.py"), str(config)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     runs = [line.rpartition(": ") for line in done.stdout.splitlines() if line.startswith("RUN")]
     assert [end for *_, end in runs] == ["killed"] * (len(runs) - 1) + ["exit 0"], done.stderr[-3000:]
     assert len(runs) == 10
@@ -243,6 +243,11 @@ def test_a_model_that_writes_nothing_usable_stops_the_run(ground: Path, tmp_path
         MutualAlignmentLoop(config_of(ground, tmp_path / "run", max_new_tokens=1, temperature=0)).run()
 
 
+def test_the_example_config_is_one() -> None:
+    config = read_config(HERE.parent.parent / "examples" / "loop.yaml")
+    assert config.training["learning_rate"] == 1e-4
+
+
 def test_the_command(ground: Path, tmp_path: Path) -> None:
     config = tmp_path / "loop.yaml"
     config.write_text(f"seeds: {ground / 'seeds.jsonl'}\nmodel: {ground / 'model'}\nrounds: 1\nmax_new_tokens: 60\n")
@@ -267,7 +272,9 @@ def test_two_processes_share_the_work(ground: Path, finished: Path, tmp_path: Pa
     config.write_text(json.dumps(settings | {"output_dir": str(tmp_path / "run"), "use_cpu": True}))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # what accelerate runs
     command = [sys.executable, *launch, "-m", "main_align.cli", "train", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     assert json.loads((run / "run.json").read_text())["processes"] == 2

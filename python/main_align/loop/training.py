@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -108,7 +108,8 @@ def train(
                 "start it with `accelerate launch --multi_gpu`, or train one direction with MutualAlignmentTrainer"
             )
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_Watch(stage.name, len(trainer.train_dataset), say))
+        pairs = len(cast("Dataset[Any]", trainer.train_dataset))  # those that fit into max_length
+        trainer.add_callback(_Watch(stage.name, pairs, say))
         trainer.train()
     seconds = time.monotonic() - began
     history = [_timeless(entry) for entry in trainer.state.log_history]
@@ -117,8 +118,8 @@ def train(
             temporary.write_text("".join(to_json(entry) + "\n" for entry in history), encoding="utf-8")
     tokens = max((entry.get("num_tokens", 0) for entry in history), default=0)
     return {
-        "pairs": len(trainer.train_dataset),
-        "left_out_too_long": len(rows) - len(trainer.train_dataset),
+        "pairs": pairs,
+        "left_out_too_long": len(rows) - pairs,
         "steps": trainer.state.global_step,
         "loss": history[-1].get("train_loss"),
         "alpha": float(trainer.alpha) if any(row.get("synthetic") for row in rows) else None,
