@@ -268,6 +268,8 @@ def test_inverse_transform_draws_from_the_softmax() -> None:
     ends = torch.tensor([[0.0], [1 - 2**-24]])  # the lowest and the highest that is drawn
     low, high = InverseTransform(ends, 3)(torch.zeros(2, 3, dtype=torch.long), scores.expand(2, 4)).argmax(-1)
     assert (int(low), int(high)) == (0, 3)
+    barred = torch.tensor([[-torch.inf, 0.0]])  # 0 draws no token of probability zero
+    assert int(InverseTransform(torch.zeros(1, 1), 3)(torch.zeros(1, 3, dtype=torch.long), barred).argmax()) == 1
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +291,7 @@ def test_a_row_is_drawn_the_same_whatever_it_shares_a_batch_with(writing: tuple[
     assert together == write(writing, [0, 1, 2])
     assert [*write(writing, [2]), *write(writing, [1, 0])] == [together[2], together[1], together[0]]
     assert together != write(writing, [0, 1, 2], seed=4)
+    assert not torch.equal(Sampling(4, 1.0, 1.0, 0).uniforms(0), Sampling(4, 1.0, 1.0, 0).uniforms(1))
     assert len({item.text for item in together}) == 3
 
 

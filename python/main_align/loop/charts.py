@@ -89,6 +89,8 @@ def _steps(loss: Any, alpha: Any, plan: list[Stage], folder: RunFolder) -> None:
             before += folder.manifest(stage.name)["steps"]
             loss.axvline(before, color=colour, linewidth=0.6, linestyle=":")
     alpha.set_ylim(0, 1)
+    for axis in (loss, alpha):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     loss.legend(frameon=False, fontsize=9)
 
 
@@ -114,5 +116,6 @@ def _kept(axis: Any, plan: list[Stage], folder: RunFolder) -> None:
     values = values[np.isfinite(values)]
     _title(axis, f"augmented pairs: {made['kept']:,} of {len(values):,} kept", made["by"], "pairs")
     axis.hist(values, bins=min(40, max(10, len(values) // 4)), color=BLUE)
+    axis.yaxis.get_major_locator().set_params(integer=True)
     axis.axvline(made["limit"], color=GREY, linestyle="--", linewidth=1.2, label="limit of what was kept")
     axis.legend(frameon=False, fontsize=9)
