@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backends import ScoreMap, get
 from ..backends.interface import Mask
-from .plan import Plan, make_plan
+from .plan import GradientMode, Plan, gradient_mode, make_plan
 from .walk import Announced, Problem
 
 Changed = Tensor  # an argument that the op writes to
@@ -101,7 +101,17 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def plan_of(inputs: Inputs | GradientInputs) -> Plan:
     query, key = inputs.query, inputs.key
-    return make_plan(query.shape[0], key.shape[0], query.shape[1], query.dtype)
+    return make_plan(query.shape[0], key.shape[0], query.shape[1], query.dtype, query.device.type)
+
+
+def mode_of(inputs: Inputs) -> GradientMode:
+    """Where the gradients of this sweep are made."""
+    if not (inputs.grad_query or inputs.grad_key or inputs.grad_other):
+        return "none"
+    # the gradients of scale and bias are sums over everything, not one factor a row
+    announced = inputs.announced and not inputs.columns and not inputs.grad_other
+    rows, columns = inputs.query.shape[0], inputs.key.shape[0]
+    return gradient_mode(plan_of(inputs), rows, columns, announced=announced, workspace=inputs.workspace)
 
 
 def mask_of(inputs: Inputs | GradientInputs) -> Mask | None:
@@ -137,14 +147,20 @@ def make_problem(inputs: Inputs | GradientInputs, selected: Tensor | None) -> Pr
     bias = inputs.bias
     if bias is not None:
         bias = bias.to(accumulator_dtype(query.dtype)).contiguous()
+    backend = get(inputs.backend)
+    fused = backend.fused if backend.fused is not None and backend.fused.serves(query.dtype) else None
+    mode = mode_of(inputs) if isinstance(inputs, Inputs) else inputs.gradient
+    operand = plan.compute if fused is None else query.dtype
     return Problem(
-        query=query.to(plan.compute).contiguous(),
-        key=inputs.key.to(plan.compute).contiguous(),
-        score_map=ScoreMap(float(inputs.scale), inputs.softcap, bias),
+        query=query.to(operand).contiguous(),
+        key=inputs.key.to(operand).contiguous(),
+        score_map=ScoreMap(inputs.scale.detach(), inputs.softcap, bias),
         targets=None if targets is None else targets.contiguous(),
         mask=mask,
         plan=plan,
-        backend=get(inputs.backend),
+        backend=backend,
+        fused=fused,
+        stored=plan.compute if mode in ("kept", "forward") else None,
     )
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from ..backends.interface import Lse, Wants
 from ..backends.memory import borrow
 from .gradient import Gradient
-from .inputs import Inputs, accumulator_dtype, announced_of, make_problem, plan_of, schema, selected_rows
-from .plan import GradientMode, gradient_mode
+from .inputs import Inputs, accumulator_dtype, announced_of, make_problem, mode_of, plan_of, schema, selected_rows
 from .walk import Reductions, forward_walk
 
 VECTORS = [f.name for f in fields(Reductions)]
@@ -21,13 +20,8 @@ VECTORS = [f.name for f in fields(Reductions)]
 
 def _held(inputs: Inputs) -> list[Tensor]:
     """Empty buffers of the right shapes: kept, d_query.high, d_query.low, d_key.high, d_key.low."""
-    query, key, plan = inputs.query, inputs.key, plan_of(inputs)
+    query, key, plan, mode = inputs.query, inputs.key, plan_of(inputs), mode_of(inputs)
     rows, columns = query.shape[0], key.shape[0]
-    mode: GradientMode = "none"
-    if inputs.grad_query or inputs.grad_key or inputs.grad_other:
-        # the gradients of scale and bias are sums over everything, not one factor a row
-        announced = inputs.announced and not inputs.columns and not inputs.grad_other
-        mode = gradient_mode(plan, rows, columns, announced=announced, workspace=inputs.workspace)
     d_query = Gradient.empty(query, None if mode == "forward" and inputs.grad_query else 0)
     d_key = Gradient.empty(key, None if mode == "forward" and inputs.grad_key else 0)
     kept = borrow((rows if mode == "kept" else 0, columns), plan.compute, query.device)

@@ -53,13 +53,15 @@ def sigmoid_of(s):
 
 @triton.jit
 def score(raw, bias, scale, cap):
-    """Scores of raw products; ``bias`` has their shape or broadcasts to it."""
+    """Scores of raw products; ``bias`` has their shape or broadcasts to it. An infinite one comes out as NaN, so that
+    no sum passes it for a number."""
     s = raw.to(tl.float32)
     if bias is not None:
         s = s + bias
     if cap is not None:
         s = tanh(s / cap) * cap
-    return s * scale
+    s = s * scale
+    return tl.fma(s, 0.0, s)
 
 
 @triton.jit
@@ -89,14 +91,22 @@ def taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET: tl.c
 
 
 @triton.jit
+def only(s, part, row_ids):
+    """s where an entry takes part, else -inf. What is no number stays none, whoever leaves it out."""
+    if row_ids is not None:
+        part = part | (s != s)
+    return tl.where(part, s, NOTHING)
+
+
+@triton.jit
 def clamped(x, limit):
-    return tl.minimum(tl.maximum(x, -limit), limit)
+    low = tl.maximum(x, -limit, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(low, limit, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def put_parts(
     s,
-    poison,
     above,
     at,
     there,
@@ -112,27 +122,26 @@ def put_parts(
 ):
     """Stores the sums of a tile along AXIS, at offsets ``at`` where ``there``.
 
-    s [BM, BN], -inf where an entry takes no part; poison [n], NaN where an entry along AXIS is not finite, else 0;
-    above [BM, BN], what counts for the rank."""
+    s [BM, BN], -inf where an entry takes no part; above [BM, BN], what counts for the rank."""
     if total is not None:
         top = tl.max(s, AXIS)
         zero = tl.where(top > NOTHING, top, 0.0)  # e^-inf is 0, not NaN
         below = s - tl.expand_dims(zero, AXIS)
         weight = tl.exp(below)
         tl.store(maximum + at, top, there)
-        tl.store(total + at, tl.sum(weight, AXIS) + poison, there)
+        tl.store(total + at, tl.sum(weight, AXIS), there)
         if weighted is not None:
-            tl.store(weighted + at, tl.sum(tl.where(s > NOTHING, weight * below, 0.0), AXIS), there)
+            tl.store(weighted + at, tl.sum(tl.where(s == NOTHING, 0.0, weight * below), AXIS), there)
         if clipped is not None:
             start = tl.expand_dims(clamped(zero, clip), AXIS)
-            part = tl.where(s > NOTHING, tl.exp(clamped(s, clip) - start), 0.0)
-            tl.store(clipped + at, tl.sum(part, AXIS) + poison, there)
+            part = tl.where(s == NOTHING, 0.0, tl.exp(clamped(s, clip) - start))
+            tl.store(clipped + at, tl.sum(part, AXIS), there)
     if rank is not None:
         tl.store(rank + at, tl.sum(above.to(tl.float32), AXIS), there)
     if logits is not None:
-        tl.store(logits + at, tl.sum(tl.where(s > NOTHING, s, 0.0), AXIS) + poison, there)
+        tl.store(logits + at, tl.sum(tl.where(s == NOTHING, 0.0, s), AXIS), there)
     if softplus is not None:
-        tl.store(softplus + at, tl.sum(softplus_of(s), AXIS) + poison, there)
+        tl.store(softplus + at, tl.sum(softplus_of(s), AXIS), there)
 
 
 @triton.jit

@@ -1,0 +1,113 @@
+"""The fused forward walk: tiles of scores reduced, in registers, along rows and columns at once, never written unless
+they are to be kept. Each tile leaves partial sums that combine.py adds up in a fixed order."""
+
+import triton
+import triton.language as tl
+
+from .product import place, product, rounded
+from .tiles import only, own_entries, put_parts, score, taking_part
+
+
+@triton.jit
+def target_scores(
+    query,
+    key,
+    rows,
+    width,
+    scale,
+    cap,
+    bias,
+    targets,
+    at_target,
+    ROUNDED: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """at_target[rows]: the scores of rows with their targets, the diagonal of a tile of their own: the product that
+    makes them is the one that makes every other score, so equal scores compare as equal."""
+    i = tl.program_id(0) * BM + tl.arange(0, BM)
+    d = tl.arange(0, BD)
+    t = tl.load(targets + i, i < rows, 0)
+    q_at = query + (i % rows).to(tl.int64)[:, None] * width + d[None, :]
+    k_at = key + t[None, :] * width + d[:, None]
+    acc = tl.zeros((BM, BM), tl.float32)
+    for begin in range(0, width, BD):
+        q = tl.load(q_at, d[None, :] < width - begin, 0.0)
+        k = tl.load(k_at, d[:, None] < width - begin, 0.0)
+        acc = tl.dot(q, k, acc, input_precision="ieee")
+        q_at += BD
+        k_at += BD
+    here = tl.arange(0, BM)
+    raw = tl.sum(tl.where(here[:, None] == here[None, :], rounded(acc, ROUNDED), 0.0), 1)
+    along = None
+    if bias is not None:
+        along = tl.load(bias + t)
+    tl.store(at_target + i, score(raw, along, tl.load(scale), cap), i < rows)
+
+
+@triton.jit
+def forward(
+    query,
+    key,
+    rows,
+    columns,
+    width,
+    scale,
+    cap,
+    bias,
+    targets,
+    row_ids,
+    column_ids,
+    at_target,
+    paired,
+    raw,
+    pitch,
+    clip,
+    r_maximum,
+    r_total,
+    r_weighted,
+    r_rank,
+    r_logits,
+    r_softplus,
+    r_clipped,
+    c_maximum,
+    c_total,
+    c_rank,
+    c_logits,
+    ROUNDED: tl.constexpr,
+    KEEP_TARGET: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Partial row sums r_* [tiles across, rows] and column sums c_* [tiles down, columns] of the scores of
+    query[rows, width] and key[columns, width]; raw[rows, pitch] receives the raw scores. The scores at_target[rows] and
+    paired[columns] are what ranks count from."""
+    down, across = tl.cdiv(rows, BM), tl.cdiv(columns, BN)
+    factor = tl.load(scale)
+    for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
+        y, x = place(tile, down, across, GROUP)
+        i, j = y * BM + tl.arange(0, BM), x * BN + tl.arange(0, BN)
+        acc = rounded(product(query, key, y * BM, x * BN, rows, columns, width, DESCRIBED, BM, BN, BD), ROUNDED)
+        if raw is not None:
+            inside = (i[:, None] < rows) & (j[None, :] < columns)
+            tl.store(raw + i.to(tl.int64)[:, None] * pitch + j[None, :], acc.to(raw.dtype.element_ty), inside)
+        along = None
+        if bias is not None:
+            along = tl.load(bias + j, j < columns, 0.0)[None, :]
+        s = score(acc, along, factor, cap)
+        own = own_entries(targets, i, j, rows, columns)
+        s = only(s, taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET), row_ids)
+        above = None
+        if r_rank is not None:
+            above = (s > tl.load(at_target + i, i < rows, 0.0)[:, None]) & (own == 0)
+        at = x * rows + i
+        put_parts(
+            s, above, at, i < rows, clip, r_maximum, r_total, r_weighted, r_rank, r_logits, r_softplus, r_clipped, 1
+        )
+        if c_rank is not None:  # the pair itself never beats itself
+            above = (s > tl.load(paired + j, j < columns, 0.0)[None, :]) & (own == 0)
+        at = y * columns + j
+        put_parts(s, above, at, j < columns, clip, c_maximum, c_total, None, c_rank, c_logits, None, None, 0)
