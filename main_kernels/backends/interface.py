@@ -224,12 +224,16 @@ class BoundedKernels(Protocol):
 class FusedKernels(Protocol):
     """Both walks with the product inside: scores are made and used up in registers.
 
-    ``query`` [c, D] and ``key`` [M, D] are contiguous and of one dtype. ``stored``: the dtype in which raw scores are,
-    or once were, stored between the walks (None: not at all): they are rounded to it, so that every walk sees the same.
+    ``query`` [c, D] and ``key`` [M, D] are of one dtype, and what ``aligned`` made of them. ``stored``: the dtype in
+    which raw scores are, or once were, stored between the walks (None: not at all): they are rounded to it, so that
+    every walk sees the same.
     """
 
     def serves(self, dtype: torch.dtype) -> bool:
         """Whether operands of this dtype are better walked here than multiplied beforehand."""
+
+    def aligned(self, operand: Tensor) -> Tensor:
+        """operand[n, D] as the walks need it to lie; columns of zeros may be added."""
 
     def target_scores(
         self,

@@ -7,6 +7,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..backends.interface import Lse, Wants
 from ..backends.memory import borrow
 from .gradient import Gradient
@@ -32,20 +33,20 @@ def _check_targets(inputs: Inputs) -> None:
     targets, columns = inputs.targets, inputs.key.shape[0]
     if targets is None:
         return
-    wrong = (targets >= columns) | (targets < -1)
-    if bool(wrong.any()):
+    wrong = (targets >= columns) | (targets < (0 if inputs.complete else -1))
+    wanted = f"want an id from 0 to {columns - 1} or the ignored one"
+    if not checks.on_device(~wrong.any(), f"targets: {wanted}") and bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
-        raise ValueError(
-            f"targets: row {row} has {int(targets[row])}, want an id from 0 to {columns - 1} or the ignored one"
-        )
+        raise ValueError(f"targets: row {row} has {int(targets[row])}, {wanted}")
     if inputs.statistics and inputs.columns:
         order = targets.argsort(stable=True)
         twice = (targets[order].diff() == 0) & (targets[order][1:] >= 0)
-        if bool(twice.any()):
+        wanted = "want a column of its own for each row"
+        if not checks.on_device(~twice.any(), f"targets: {wanted}") and bool(twice.any()):
             first, second = (int(order[int(twice.nonzero()[0, 0]) + i]) for i in (0, 1))
             raise ValueError(
-                f"targets: rows {first} and {second} both have {int(targets[first])}, want a column of its own for "
-                "each row: pass key[targets] as the keys instead"
+                f"targets: rows {first} and {second} both have {int(targets[first])}, {wanted}: "
+                "pass key[targets] as the keys instead"
             )
 
 
@@ -59,14 +60,14 @@ def sweep_op(*arguments) -> list[Tensor]:  # type: ignore[no-untyped-def]
         _check_targets(inputs)
         accumulator = accumulator_dtype(query.dtype)
         held = _held(inputs)
-        selected = selected_rows(inputs.targets)
+        selected = selected_rows(inputs)
         problem, announced = make_problem(inputs, selected), announced_of(inputs)
         d_query = Gradient(held[1], held[2])
         if selected is not None:
             announced = announced.of_rows(selected)
             held[0][selected.shape[0] :].zero_()  # the scores of the selected rows come first, and there are no others
             if d_query.wanted:
-                d_query = Gradient.empty(problem.query.to(query.dtype))
+                d_query = Gradient.empty(query, selected.shape[0])
         out = forward_walk(
             problem,
             Wants(**{f.name: getattr(inputs, f.name) for f in fields(Wants)}),

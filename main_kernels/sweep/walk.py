@@ -19,7 +19,7 @@ from .plan import Plan
 # product took a quarter longer.
 _TILE_ROWS, _TILE_COLUMNS = 2048, 4096
 
-_PITCH = 8  # rows of 16-bit weights start at addresses that cuBLAS likes
+_PITCH = 16  # rows of 16-bit weights start at addresses that cuBLAS likes
 
 _SMALL_SCORES = 4096  # entries; with fewer there is no time to win, and a lone score is its own log-sum-exp exactly
 
@@ -28,8 +28,9 @@ _SMALL_SCORES = 4096  # entries; with fewer there is no time to win, and a lone 
 class Problem:
     """S[N, M] = map(Q Kᵀ), its targets, and how it is to be walked."""
 
-    query: Tensor  # [N, D] contiguous, in the dtype that scores are made from
-    key: Tensor  # [M, D] contiguous, the same
+    query: Tensor  # [N, D] contiguous, as scores are made from it; a fused walk may want more columns, of zeros
+    key: Tensor  # [M, D] the same
+    given: tuple[Tensor, Tensor]  # query and key as they came
     score_map: ScoreMap
     targets: Tensor | None  # [N] int64, all in range
     mask: Mask | None
@@ -40,8 +41,11 @@ class Problem:
 
     @cached_property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """query and key in the compute dtype: what weights are multiplied by."""
-        return self.query.to(self.plan.compute), self.key.to(self.plan.compute)
+        """query and key in the compute dtype, what weights are multiplied by."""
+        if self.fused is None:
+            return self.query, self.key
+        query, key = (t.to(self.plan.compute) for t in self.given)
+        return query, key
 
     def workspace(self) -> Tensor:
         """Room for the raw scores of one chunk."""

@@ -18,7 +18,7 @@ collect_ignore = ["test_aot.py"] if INTERPRETED else ["test_library.py", "test_f
 if INTERPRETED:
     from main_kernels.backends.triton import chunks, combine, planes, product
 
-    walked = [tile for table in (product.FORWARD, product.WEIGH) for tile in table.values()]
+    walked = [tile for table in (product.FORWARD, product.WEIGH) for tiles in table.values() for tile in tiles.values()]
     repair()
     # a tile takes the interpreter some milliseconds whatever its size; test_aot.py compiles the real ones
     for config, size in (
@@ -27,12 +27,8 @@ if INTERPRETED:
         (chunks.WEIGH, {"BM": 128, "BN": 512}),
         (combine.COMBINE, {"BN": 512}),
         (planes.PLANES, {"BLOCK": 1 << 16}),
-        *(
-            (tile, {"BM": 128, "BN": 256, "BD": 128})
-            for table in (product.FORWARD, product.WEIGH)
-            for tile in table.values()
-        ),
-        *((tile, {"BM": 128, "BD": 128}) for tile in product.TARGETS.values()),
+        *((tile, {"BM": 128, "BN": 256, "BD": 128}) for tile in walked),
+        *((tile, {"BM": 128, "BD": 128}) for tile in product.TARGETS[80].values()),
     ):
         config.update(size)
     settings.register_profile("interpreted", settings.get_profile("quick"), max_examples=6)

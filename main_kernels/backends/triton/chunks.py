@@ -21,9 +21,10 @@ def _place(columns, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def _bias_of(bias, j, columns):
-    if bias is None:
-        return None
-    return tl.load(bias + j, (j >= 0) & (j < columns), 0.0)
+    along = None
+    if bias is not None:
+        along = tl.load(bias + j, (j >= 0) & (j < columns), 0.0)
+    return along
 
 
 @triton.jit
@@ -173,7 +174,9 @@ def weigh(
     factor = tl.load(scale)
     s, at = _scores(raw, pitch, i, j, rows, columns, factor, cap, bias)
     own = own_entries(targets, i, j, rows, columns)
-    part = taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET)
+    part = None  # what lies outside is not stored, but it would be summed
+    if row_ids is not None or share is not None:
+        part = taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET)
     g = weight_of(s, own, part, i, j, rows, columns, a, r_high, r_low, b, c_high, c_low, d, e, u, v)
     if share is not None:
         tl.store(share + right * rows + i, tl.sum(g * s, 1), i < rows)

@@ -4,7 +4,7 @@ they are to be kept. Each tile leaves partial sums that combine.py adds up in a 
 import triton
 import triton.language as tl
 
-from .product import place, product, rounded
+from .product import piece, place, product, rounded
 from .tiles import only, own_entries, put_parts, score, taking_part
 
 
@@ -46,6 +46,61 @@ def target_scores(
 
 
 @triton.jit
+def _reduce(
+    acc,
+    y,
+    x,
+    rows,
+    columns,
+    scale,
+    cap,
+    bias,
+    targets,
+    row_ids,
+    column_ids,
+    at_target,
+    paired,
+    raw,
+    pitch,
+    clip,
+    r_maximum,
+    r_total,
+    r_weighted,
+    r_rank,
+    r_logits,
+    r_softplus,
+    r_clipped,
+    c_maximum,
+    c_total,
+    c_rank,
+    c_logits,
+    KEEP_TARGET: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """The partial sums of raw scores acc[BM, BN], the tile y down and x across."""
+    i, j = y * BM + tl.arange(0, BM), x * BN + tl.arange(0, BN)
+    if raw is not None:
+        inside = (i[:, None] < rows) & (j[None, :] < columns)
+        tl.store(raw + i.to(tl.int64)[:, None] * pitch + j[None, :], acc.to(raw.dtype.element_ty), inside)
+    along = None
+    if bias is not None:
+        along = tl.load(bias + j, j < columns, 0.0)[None, :]
+    s = score(acc, along, scale, cap)
+    own = own_entries(targets, i, j, rows, columns)
+    s = only(s, taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET), row_ids)
+    above = None
+    if r_rank is not None:
+        above = (s > tl.load(at_target + i, i < rows, 0.0)[:, None]) & (own == 0)
+    at = x * rows + i
+    put_parts(s, above, at, i < rows, clip, r_maximum, r_total, r_weighted, r_rank, r_logits, r_softplus, r_clipped, 1)
+    if c_rank is not None:  # the pair itself never beats itself
+        above = (s > tl.load(paired + j, j < columns, 0.0)[None, :]) & (own == 0)
+    at = y * columns + j
+    put_parts(s, above, at, j < columns, clip, c_maximum, c_total, None, c_rank, c_logits, None, None, 0)
+
+
+@triton.jit
 def forward(
     query,
     key,
@@ -81,33 +136,46 @@ def forward(
     BN: tl.constexpr,
     BD: tl.constexpr,
     GROUP: tl.constexpr,
+    CUTS: tl.constexpr,
 ):
-    """Partial row sums r_* [tiles across, rows] and column sums c_* [tiles down, columns] of the scores of
+    """Partial row sums r_* [pieces across, rows] and column sums c_* [tiles down, columns] of the scores of
     query[rows, width] and key[columns, width]; raw[rows, pitch] receives the raw scores. The scores at_target[rows] and
     paired[columns] are what ranks count from."""
     down, across = tl.cdiv(rows, BM), tl.cdiv(columns, BN)
     factor = tl.load(scale)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = place(tile, down, across, GROUP)
-        i, j = y * BM + tl.arange(0, BM), x * BN + tl.arange(0, BN)
         acc = rounded(product(query, key, y * BM, x * BN, rows, columns, width, DESCRIBED, BM, BN, BD), ROUNDED)
-        if raw is not None:
-            inside = (i[:, None] < rows) & (j[None, :] < columns)
-            tl.store(raw + i.to(tl.int64)[:, None] * pitch + j[None, :], acc.to(raw.dtype.element_ty), inside)
-        along = None
-        if bias is not None:
-            along = tl.load(bias + j, j < columns, 0.0)[None, :]
-        s = score(acc, along, factor, cap)
-        own = own_entries(targets, i, j, rows, columns)
-        s = only(s, taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET), row_ids)
-        above = None
-        if r_rank is not None:
-            above = (s > tl.load(at_target + i, i < rows, 0.0)[:, None]) & (own == 0)
-        at = x * rows + i
-        put_parts(
-            s, above, at, i < rows, clip, r_maximum, r_total, r_weighted, r_rank, r_logits, r_softplus, r_clipped, 1
-        )
-        if c_rank is not None:  # the pair itself never beats itself
-            above = (s > tl.load(paired + j, j < columns, 0.0)[None, :]) & (own == 0)
-        at = y * columns + j
-        put_parts(s, above, at, j < columns, clip, c_maximum, c_total, None, c_rank, c_logits, None, None, 0)
+        for number in tl.static_range(1 << CUTS):
+            _reduce(
+                piece(acc, number, CUTS, BM, BN),
+                y,
+                (x << CUTS) + number,
+                rows,
+                columns,
+                factor,
+                cap,
+                bias,
+                targets,
+                row_ids,
+                column_ids,
+                at_target,
+                paired,
+                raw,
+                pitch,
+                clip,
+                r_maximum,
+                r_total,
+                r_weighted,
+                r_rank,
+                r_logits,
+                r_softplus,
+                r_clipped,
+                c_maximum,
+                c_total,
+                c_rank,
+                c_logits,
+                KEEP_TARGET,
+                BM,
+                BN >> CUTS,
+            )

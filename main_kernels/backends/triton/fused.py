@@ -10,11 +10,24 @@ from torch import Tensor
 from ..interface import ColumnSums, Mask, RowSums, ScoreMap, Upstream
 from .forward import forward, target_scores
 from .launch import COLUMN_PARTS, ROW_PARTS, combine_, map_of, mask_of, parts_of, upstream_of
-from .product import FORWARD, TARGETS, WEIGH, grid, operands, tile_for
+from .product import FORWARD, TARGETS, WEIGH, aligned, grid, operands, tile_for
 from .tiles import EXACT
 from .weights import weights
 
 _ROUNDED = {None: None, torch.float32: None, torch.bfloat16: tl.bfloat16}
+
+
+def _forward_burden(rows: RowSums, columns: ColumnSums | None) -> int:
+    """How many sums a tile leaves."""
+    return sum(getattr(sums, name, None) is not None for sums in (rows, columns) for name in ROW_PARTS)
+
+
+def _weigh_burden(
+    terms: tuple[Tensor | None, ...], score_map: ScoreMap, mask: Mask | None, share: Tensor | None
+) -> int:
+    """How many things make a weight: a, b, d, e, u, v and what else there is."""
+    a, _, _, b, _, _, d, e, u, v = terms
+    return sum(x is not None for x in (a, b, d, e, u, v, score_map.softcap or None, score_map.bias, mask, share))
 
 
 class TritonFused:
@@ -23,6 +36,9 @@ class TritonFused:
 
     def serves(self, dtype: torch.dtype) -> bool:
         return dtype in (torch.bfloat16, torch.float16)
+
+    def aligned(self, operand: Tensor) -> Tensor:
+        return aligned(operand)
 
     def target_scores(
         self,
@@ -58,8 +74,8 @@ class TritonFused:
         if not count:
             return
         with torch.cuda.device_of(query):
-            tile = tile_for(FORWARD, query.device)
-            down, across = -(-count // tile["BM"]), -(-key.shape[0] // tile["BN"])
+            tile = tile_for(FORWARD, query.device, _forward_burden(rows, columns))
+            down, across = -(-count // tile["BM"]), -(-key.shape[0] // tile["BN"]) << tile["CUTS"]
             row_parts = parts_of(rows, ROW_PARTS, across, targets=targets is not None)
             column_parts = parts_of(columns, COLUMN_PARTS, down, targets=targets is not None)
             q, k, described = operands(query, key, tile)
@@ -105,8 +121,9 @@ class TritonFused:
         if not count:
             return
         with torch.cuda.device_of(query):
-            tile = tile_for(WEIGH, query.device)
-            across = -(-key.shape[0] // tile["BN"])
+            terms = upstream_of(upstream, targets=targets is not None)
+            tile = tile_for(WEIGH, query.device, _weigh_burden(terms, score_map, mask, d_scale))
+            across = -(-key.shape[0] // tile["BN"]) << tile["CUTS"]
             share = None if d_scale is None else query.new_empty((across, count), dtype=torch.float32)
             q, k, described = operands(query, key, tile)
             weights[grid(count, key.shape[0], tile, query.device)](
@@ -118,7 +135,7 @@ class TritonFused:
                 *map_of(score_map),
                 targets,
                 *mask_of(mask),
-                *upstream_of(upstream, targets=targets is not None),
+                *terms,
                 out,
                 out.stride(0),
                 share,

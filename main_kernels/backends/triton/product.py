@@ -12,19 +12,25 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# By the compute capability from which on they hold. Two programs share a multiprocessor from 9.0 on: while one reduces
-# its tile the other's products run. GROUP rows of tiles walk the columns together, so that operands meet in the L2.
-FORWARD = {
-    80: {"BM": 128, "BN": 128, "BD": 32, "GROUP": 16, "num_warps": 8, "num_stages": 4},
-    90: {"BM": 128, "BN": 128, "BD": 64, "GROUP": 16, "num_warps": 4, "num_stages": 3},
-    100: {"BM": 128, "BN": 128, "BD": 64, "GROUP": 16, "num_warps": 4, "num_stages": 3},
+# Tiles by the compute capability from which on they hold, and by how much is made of one at most (the burdens of
+# fused.py). From 9.0 on two programs share a multiprocessor: while one reduces its tile the other's products run. GROUP
+# rows of tiles walk the columns together, so that operands meet in the L2. CUTS: see piece(). Without maxnreg ptxas
+# spills a little to make room for programs that do not fit for other reasons. bench/aot.py looks at every one of them.
+_SM80 = {"BM": 128, "BN": 128, "BD": 32, "GROUP": 16, "CUTS": 1, "num_warps": 8, "num_stages": 4, "maxnreg": 255}
+_SM90 = {"BM": 128, "BN": 128, "BD": 64, "GROUP": 16, "CUTS": 1, "num_warps": 4, "num_stages": 3, "maxnreg": 255}
+
+Tile = dict[str, int]
+Table = dict[int, dict[int, Tile]]
+
+FORWARD: Table = {
+    80: {6: _SM80, 11: {**_SM80, "CUTS": 3}},
+    90: {2: _SM90, 6: {**_SM90, "CUTS": 2}, 11: {**_SM90, "CUTS": 3, "num_warps": 8}},
 }
-WEIGH = {
-    80: {"BM": 128, "BN": 128, "BD": 32, "GROUP": 16, "num_warps": 8, "num_stages": 4},
-    90: {"BM": 128, "BN": 128, "BD": 64, "GROUP": 16, "num_warps": 4, "num_stages": 3},
-    100: {"BM": 128, "BN": 128, "BD": 64, "GROUP": 16, "num_warps": 4, "num_stages": 3},
+WEIGH: Table = {
+    80: {4: _SM80, 11: {**_SM80, "CUTS": 2}},
+    90: {2: _SM90, 4: {**_SM90, "CUTS": 2}, 11: {**_SM90, "CUTS": 2, "num_warps": 8}},
 }
-TARGETS = {80: {"BM": 64, "BD": 64, "num_warps": 4, "num_stages": 3}}
+TARGETS: Table = {80: {0: {"BM": 64, "BD": 64, "num_warps": 4, "num_stages": 3}}}
 PROGRAMS = 2  # a multiprocessor
 
 DESCRIPTORS_FROM = 90
@@ -44,24 +50,32 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def tile_for(table: dict[int, dict[str, int]], device: torch.device) -> dict[str, int]:
-    """The table's tile for a device: that of the newest architecture which is not newer."""
+def tile_for(table: Table, device: torch.device, burden: int = 0) -> Tile:
+    """The table's tile for a device and a burden: that of the newest architecture which is not newer, and the first
+    that carries it."""
     mine = architecture(device)
-    return table[max(since for since in table if since <= mine)]
+    tiles = table[max(since for since in table if since <= mine)]
+    return tiles[min(limit for limit in tiles if burden <= limit)]
 
 
-def operands(query: Tensor, key: Tensor, tile: dict[str, int]) -> tuple[Any, Any, bool]:
-    """query[c, D] and key[M, D], contiguous, as a kernel takes them, and whether as tensor descriptors: the copy engine
-    wants rows of a multiple of 16 bytes, at addresses that are one too."""
-    aligned = all(t.stride(0) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0 for t in (query, key))
-    if architecture(query.device) < DESCRIPTORS_FROM or not aligned:
+def aligned(operand: Tensor) -> Tensor:
+    """operand[n, D] contiguous, or a copy with zero columns added: rows are fetched 16 bytes at a time."""
+    operand = operand.contiguous()
+    if operand.shape[1] % 16 or operand.data_ptr() % 16:
+        operand = torch.nn.functional.pad(operand, (0, -operand.shape[1] % 16)).clone()
+    return operand
+
+
+def operands(query: Tensor, key: Tensor, tile: Tile) -> tuple[Any, Any, bool]:
+    """query[c, D] and key[M, D], aligned, as a kernel takes them, and whether as tensor descriptors."""
+    if architecture(query.device) < DESCRIPTORS_FROM:
         return query, key, False
     blocks = [tile["BM"], tile["BD"]], [tile["BN"], tile["BD"]]
     described = [TensorDescriptor.from_tensor(t, block) for t, block in zip((query, key), blocks, strict=True)]
     return *described, True
 
 
-def grid(rows: int, columns: int, tile: dict[str, int], device: torch.device) -> tuple[int]:
+def grid(rows: int, columns: int, tile: Tile, device: torch.device) -> tuple[int]:
     """Programs, each of which walks over tiles."""
     tiles = -(-rows // tile["BM"]) * -(-columns // tile["BN"])
     return (min(tiles, PROGRAMS * multiprocessors(device)),)
@@ -114,6 +128,16 @@ def product(
 @triton.jit
 def rounded(acc, DTYPE: tl.constexpr):
     """What is left of raw scores that were, or will be, stored in DTYPE; None: they never are."""
-    if DTYPE is None:
-        return acc
-    return acc.to(DTYPE).to(tl.float32)
+    if DTYPE is not None:
+        acc = acc.to(DTYPE).to(tl.float32)
+    return acc
+
+
+@triton.jit
+def piece(acc, number: tl.constexpr, CUTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """[BM, BN >> CUTS] of a tile that is cut in two across, CUTS times. What is done to one piece after the other needs
+    as many times fewer registers."""
+    for cut in tl.static_range(CUTS):
+        left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN >> (cut + 1))), (0, 2, 1)))
+        acc = right if (number >> (CUTS - 1 - cut)) & 1 else left
+    return acc
