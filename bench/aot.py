@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,80 +157,102 @@ def _given(extra: str, n: int, m: int) -> tuple[ScoreMap, Mask | None]:
     return score_map, ids
 
 
-def fused_cases(
-    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16),
-) -> Iterator[tuple[str, Callable[[], None]]]:
+def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     """(name, launch) of the fused walks: every reduction and every weight alone, each extra with the plainest of them,
-    all at once, and all of that for sizes that are a multiple of everything and of nothing."""
-    fused, width = _BACKEND.fused, 1024
-    assert fused is not None
+    all at once, and all of that for sizes that are a multiple of everything and of nothing. float16 operands make the
+    same code but for the products: there the plain ones do, and all at once."""
     reduced = [(w, "") for w in WANTS] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
     weighed = [(u, "") for u in UPSTREAM] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
-    for dtype in dtypes:
-        for n, m in ((8192, 32768), (4099, 50257)):
-            query, key = empty(n, width, dtype=dtype), empty(m, width, dtype=dtype)
-            compute = torch.float32 if dtype == torch.float16 else dtype
-            targets = empty(n, dtype=torch.int64)
-            about = f"{str(dtype)[6:]} {n}x{m}"
+    plain = ("rows", ""), ("both", ""), ("everything", "everything")
+    for dtype, n, m in (
+        (torch.bfloat16, 8192, 32768),
+        (torch.bfloat16, 4099, 50257),
+        (torch.float16, 8192, 32768),
+    ):
+        case = _Fused(dtype, n, m)
+        for what, extra in reduced if dtype == torch.bfloat16 else plain:
+            yield f"reduce {what} {extra} {case.about}", partial(case.reduce, WANTS[what], extra)
+        for what, extra in weighed if dtype == torch.bfloat16 else plain:
+            yield f"weigh {what} {extra} {case.about}", partial(case.weigh, UPSTREAM[what], extra)
 
-            def reduce(wants: Wants, extra: str, q=query, k=key, t=targets, n=n, m=m, stored=compute) -> None:  # type: ignore[no-untyped-def]
-                score_map, mask = _given(extra, n, m)
-                rows = RowSums.empty(n, torch.float32, q.device, wants)
-                columns = ColumnSums.empty(m, torch.float32, q.device, wants) if wants.columns else None
-                if columns is not None and wants.statistics:
-                    columns.target = empty(m)
-                kept = stored if extra in ("stored", "everything") else None
-                raw = None if kept is None else empty(n, m, dtype=kept)  # held by the op: as wide as it is
-                fused.target_scores(q, k, score_map, t, kept, rows.target)
-                fused.reduce(q, k, score_map, t, mask, kept, rows, columns, raw)
 
-            def weigh(upstream: str, extra: str, q=query, k=key, t=targets, n=n, m=m, stored=compute) -> None:  # type: ignore[no-untyped-def]
-                score_map, mask = _given(extra, n, m)
-                kept = stored if extra in ("stored", "everything") else None
-                d_scale = empty(n, dtype=torch.float64) if upstream == "everything" else None
-                out = empty(n, -(-m // 16) * 16, dtype=stored)[:, :m]
-                fused.weigh(q, k, score_map, t, mask, kept, UPSTREAM[upstream](n, m), out, d_scale)
+class _Fused:
+    """The fused walks over operands of one dtype and size."""
 
-            for what, extra in reduced:
-                yield f"reduce {what} {extra} {about}", lambda w=WANTS[what], x=extra, f=reduce: f(w, x)
-            for what, extra in weighed:
-                yield f"weigh {what} {extra} {about}", lambda u=what, x=extra, f=weigh: f(u, x)
+    def __init__(self, dtype: torch.dtype, n: int, m: int) -> None:
+        self.n, self.m = n, m
+        self.query, self.key = (empty(rows, 1024, dtype=dtype) for rows in (n, m))
+        self.targets = empty(n, dtype=torch.int64)
+        self.compute = torch.float32 if dtype == torch.float16 else dtype
+        self.about = f"{str(dtype)[6:]} {n}x{m}"
+
+    def reduce(self, wants: Wants, extra: str) -> None:
+        n, m, fused = self.n, self.m, _BACKEND.fused
+        score_map, mask = _given(extra, n, m)
+        rows = RowSums.empty(n, torch.float32, self.query.device, wants)
+        columns = ColumnSums.empty(m, torch.float32, self.query.device, wants) if wants.columns else None
+        if columns is not None and wants.statistics:
+            columns.target = empty(m)
+        stored = self.compute if extra in ("stored", "everything") else None
+        raw = None if stored is None else empty(n, m, dtype=stored)
+        fused.target_scores(self.query, self.key, score_map, self.targets, stored, rows.target)
+        fused.reduce(self.query, self.key, score_map, self.targets, mask, stored, rows, columns, raw)
+
+    def weigh(self, upstream: Callable[[int, int], Upstream], extra: str) -> None:
+        n, m, fused = self.n, self.m, _BACKEND.fused
+        score_map, mask = _given(extra, n, m)
+        stored = self.compute if extra in ("stored", "everything") else None
+        d_scale = empty(n, dtype=torch.float64) if extra == "everything" else None
+        out = empty(n, -(-m // 16) * 16, dtype=self.compute)[:, :m]
+        given = self.query, self.key, score_map, self.targets, mask, stored
+        fused.weigh(*given, upstream(n, m), out, d_scale)
 
 
 def chunk_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     """(name, launch) of the kernels over chunks of raw scores, and of what else the backend launches."""
-    n, m = 4096, 32768
-    targets, values = empty(n, dtype=torch.int64), empty(n)
+    extras = [("both", extra) for extra in EXTRAS[1:5]] + [("everything", "everything")]
     for dtype in (torch.float32, torch.bfloat16):
-        raw = empty(n, m, dtype=dtype)
-        for what, extra in [(w, "") for w in WANTS] + [("both", x) for x in EXTRAS[1:5]] + [("everything",) * 2]:
-
-            def reduce(wants: Wants = WANTS[what], extra: str = extra, raw: torch.Tensor = raw) -> None:
-                score_map, mask = _given(extra, n, m)
-                rows = RowSums.empty(n, torch.float32, raw.device, wants)
-                _BACKEND.reduce_rows(raw, score_map, targets, mask, rows)
-                if wants.columns:
-                    columns = ColumnSums.empty(m, torch.float32, raw.device, wants)
-                    columns.target = empty(m) if wants.statistics else None
-                    _BACKEND.reduce_columns(raw, score_map, targets, mask, columns)
-
-            yield f"chunk reduce {what} {extra} {str(dtype)[6:]}", reduce
-        for what, extra in [(u, "") for u in UPSTREAM] + [("both", x) for x in EXTRAS[1:5]] + [("everything",) * 2]:
-
-            def weigh(upstream: str = what, extra: str = extra, raw: torch.Tensor = raw) -> None:
-                score_map, mask = _given(extra, n, m)
-                d_scale = empty(n, dtype=torch.float64) if upstream == "everything" else None
-                _BACKEND.weigh_(raw, score_map, targets, mask, UPSTREAM[upstream](n, m), d_scale)
-
-            yield f"chunk weigh {what} {extra} {str(dtype)[6:]}", weigh
+        raw, about = empty(4096, 32768, dtype=dtype), str(dtype)[6:]
+        for what, extra in [(w, "") for w in WANTS] + extras:
+            yield f"chunk reduce {what} {extra} {about}", partial(_reduce_chunk, raw, WANTS[what], extra)
+        for what, extra in [(u, "") for u in UPSTREAM] + extras:
+            yield f"chunk weigh {what} {extra} {about}", partial(_weigh_chunk, raw, UPSTREAM[what], extra)
         for other in (torch.float32, torch.bfloat16):
             for beta in (None, 0.5):
+                name = f"divergence {'KL' if beta is None else 'JS'} {about} {str(other)[6:]}"
+                yield name, partial(_diverge, raw, empty(4096, 32768, dtype=other), beta)
+    yield "gradient planes", _planes
 
-                def divergence(p=raw, other=other, beta=beta) -> None:  # type: ignore[no-untyped-def]
-                    _BACKEND.divergence_(p, empty(n, m, dtype=other), 1.0, beta, values, values, True, True)
 
-                about = "KL" if beta is None else "JS"
-                yield f"divergence {about} {str(dtype)[6:]} {str(other)[6:]}", divergence
+def _reduce_chunk(raw: torch.Tensor, wants: Wants, extra: str) -> None:
+    n, m = raw.shape
+    score_map, mask = _given(extra, n, m)
+    targets = empty(n, dtype=torch.int64)
+    _BACKEND.reduce_rows(raw, score_map, targets, mask, RowSums.empty(n, torch.float32, raw.device, wants))
+    if wants.columns:
+        columns = ColumnSums.empty(m, torch.float32, raw.device, wants)
+        columns.target = empty(m) if wants.statistics else None
+        _BACKEND.reduce_columns(raw, score_map, targets, mask, columns)
+
+
+def _weigh_chunk(raw: torch.Tensor, upstream: Callable[[int, int], Upstream], extra: str) -> None:
+    n, m = raw.shape
+    score_map, mask = _given(extra, n, m)
+    d_scale = empty(n, dtype=torch.float64) if extra == "everything" else None
+    _BACKEND.weigh_(raw, score_map, empty(n, dtype=torch.int64), mask, upstream(n, m), d_scale)
+
+
+def _diverge(p: torch.Tensor, q: torch.Tensor, beta: float | None) -> None:
+    values = empty(p.shape[0])
+    _BACKEND.divergence_(p, q, 1.0, beta, values, values, True, True)
+
+
+def _planes() -> None:
+    high, low = empty(4096, 1024, dtype=torch.bfloat16), empty(4096, 1024, dtype=torch.int16)
+    for part in (high, empty(4096, 1024)):
+        _BACKEND.accumulate_(high, low, part)
+    for scale in (empty(1), empty(4096)):
+        _BACKEND.round_scaled_(high, low, scale)
 
 
 def measured(cases: Iterator[tuple[str, Callable[[], None]]], architecture: int) -> Iterator[dict[str, Any]]:

@@ -55,7 +55,7 @@ def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype, device: s
     if device == "cuda":
         fitting = CUDA_CHUNK_BYTES // (columns * compute.itemsize)
         most = min(max(fitting // _CUDA_TILE * _CUDA_TILE, CUDA_ROWS[0]), CUDA_ROWS[1])
-        chunks = max(-(-rows // most), 1)
+        chunks = max(min(-(-rows // most), rows // CUDA_ROWS[0]), 1)
         return Plan(compute, -(-rows // (chunks * _CUDA_TILE)) * _CUDA_TILE or most)  # of one size: none is thin
     fitting = CHUNK_BYTES // (columns * compute.itemsize)
     return Plan(compute, max(fitting // 64 * 64, MIN_CHUNK_ROWS))
