@@ -1,6 +1,6 @@
 """The fused walks under the interpreter against the float64 oracle: float32 operands, which show the arithmetic of the
-kernels undisturbed, and bfloat16, which the backend serves; plain loads and tensor descriptors. Large enough for several
-chunks of several ragged tiles."""
+kernels undisturbed, and bfloat16, which the backend serves; plain loads and tensor descriptors. Large enough for
+several chunks of several ragged tiles."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_token_logprobs(fused, dtype, upstream):
     """A width that needs padding, masked rows, bias and softcap; the announced gradient, and another."""
     drawn = Matrices(600, 1500, 41, dtype, 0.6, False, 5)
     likelihood.check(drawn, bias_spread=0.5, softcap=3.0, masked="some", upstream=upstream)
-    assert fused["reduce"] == 1 and fused["target_scores"] == 1
+    assert fused["reduce"] == fused["target_scores"] == 1
 
 
 @DTYPES
@@ -141,7 +141,7 @@ def test_bad_numbers_come_out_as_nan(fused, bad, softcap):
     if softcap is None:
         for name in ("row_lse", "target", "row_logits", "softplus", "clipped"):
             wrong = getattr(got, name).isnan()
-            assert wrong[7] and wrong.sum() == 1, name
+            assert wrong.nonzero().tolist() == [[7]], name
         assert got.column_lse.isnan().all()
         assert got.column_logits.isnan().all()
     if not math.isinf(bad):
@@ -179,17 +179,19 @@ def test_operands_are_padded_only_where_they_must_be(width):
     operand = torch.randn(5, width).bfloat16()
     padded = product.aligned(operand)
     assert (padded is operand) == (width == 16)
-    assert padded.shape[1] % 16 == 0 and padded.data_ptr() % 16 == 0
-    assert torch.equal(padded[:, :width], operand) and not padded[:, width:].any()
+    assert padded.shape[1] % 16 == padded.data_ptr() % 16 == 0
+    assert torch.equal(padded, torch.nn.functional.pad(operand, (0, padded.shape[1] - width)))
 
 
 @pytest.mark.parametrize("rows", [1, 4096, 8193, 32768, 100000])
 @pytest.mark.parametrize("columns", [1000, 32768, 128256])
 def test_chunks_on_a_device_are_neither_thin_nor_uneven(rows, columns):
     step = plan.make_plan(rows, columns, 4096, torch.bfloat16, "cuda").rows
-    assert min(rows, 4096) <= step <= 8192 and step % 128 == 0
-    last = rows % step or min(rows, step)
-    assert last == rows or last > step * 0.9 or rows > 50000
+    assert step % 128 == 0
+    assert min(rows, 4096) <= step <= 8192
+    chunks = -(-rows // step)
+    assert rows > (chunks - 1) * step  # the last one is not empty,
+    assert chunks * step - rows < 128 * chunks  # and as large as the others but for rounding
 
 
 def test_sums_that_cublas_adds_to(monkeypatch):
@@ -203,7 +205,8 @@ def test_sums_that_cublas_adds_to(monkeypatch):
     )
     left, right = torch.randn(3, 40, 30).bfloat16(), torch.randn(3, 30, 20).bfloat16()
     buffer = gradient.Gradient.empty(torch.empty(40, 20, dtype=torch.bfloat16))
-    assert buffer.high.dtype == torch.float32 and not buffer.split
+    assert buffer.high.dtype == torch.float32
+    assert not buffer.split
     for i in range(3):
         buffer.add_product(TritonBackend(), left[i], right[i], first=i == 0)
     total = (left.double() @ right.double()).sum(0)

@@ -111,7 +111,7 @@ class TritonBackend(PlainBackend):
             return
         with torch.cuda.device_of(x):
             accumulate[(-(-x.numel() // PLANES["BLOCK"]),)](
-                high.view(torch.int16), low, x.contiguous(), x.numel(), **PLANES
+                high.view(torch.int16), low, x.contiguous(), x.numel(), **PLANES, **EXACT
             )
 
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
@@ -127,6 +127,7 @@ class TritonBackend(PlainBackend):
                 high.shape[1],
                 0 if scale.numel() == 1 else 1,
                 **PLANES,
+                **EXACT,
             )
 
     def divergence_(

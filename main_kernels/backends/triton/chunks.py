@@ -4,7 +4,7 @@ a tile. ``scale`` is an address: the host need not know it."""
 import triton
 import triton.language as tl
 
-from .tiles import only, own_entries, put_parts, score, slope, taking_part, weight_of
+from .tiles import only, own_entries, put_sums, score, slope, sums_of, taking_part, weight_of
 
 REDUCE_ROWS = {"BM": 8, "BN": 1024, "num_warps": 8}
 REDUCE_COLUMNS = {"BM": 128, "BN": 64, "num_warps": 8}
@@ -71,28 +71,16 @@ def reduce_rows(
     s = only(s, taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET), row_ids)
     above = None
     if targets is not None:
-        t = tl.load(targets + i, i < rows, -1)
-        inside = (t >= 0) & (t < columns)
-        product = tl.load(raw + i.to(tl.int64) * pitch + t, inside, 0.0)
-        at_target = score(product, _bias_of(bias, t, columns), factor, cap)
+        mine = tl.load(targets + i, i < rows, -1)
+        inside = (mine >= 0) & (mine < columns)
+        product = tl.load(raw + i.to(tl.int64) * pitch + mine, inside, 0.0)
+        at_target = score(product, _bias_of(bias, mine, columns), factor, cap)
         if right == 0:
             tl.store(target + i, at_target, inside)
         above = s > at_target[:, None]
-    put_parts(
-        s,
-        above,
-        right * rows + i,
-        i < rows,
-        clip,
-        maximum,
-        total,
-        weighted,
-        rank,
-        logits,
-        softplus,
-        clipped,
-        1,
-    )
+    top, t, w, r, g, p, c = sums_of(s, above, clip, total, weighted, rank, logits, softplus, clipped, 1)
+    at = right * rows + i
+    put_sums(at, i < rows, maximum, total, weighted, rank, logits, softplus, clipped, top, t, w, r, g, p, c)
 
 
 @triton.jit
@@ -125,21 +113,9 @@ def reduce_columns(
     above = None
     if rank is not None:  # the pair itself never beats itself
         above = (s > tl.load(paired + j, j < columns, 0.0)[None, :]) & (own == 0)
-    put_parts(
-        s,
-        above,
-        down * columns + j,
-        j < columns,
-        0.0,
-        maximum,
-        total,
-        None,
-        rank,
-        logits,
-        None,
-        None,
-        0,
-    )
+    top, t, w, r, g, p, c = sums_of(s, above, 0.0, total, None, rank, logits, None, None, 0)
+    at = down * columns + j
+    put_sums(at, j < columns, maximum, total, None, rank, logits, None, None, top, t, w, r, g, p, c)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .tiles import NOTHING, exp
 
-DIVERGENCE = {"BLOCK": 2048, "num_warps": 8}
+DIVERGENCE = {"BLOCK": 2048, "num_warps": 8, "maxnreg": 255}
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .product import piece, place, product, rounded
-from .tiles import only, own_entries, put_parts, score, taking_part
+from .tiles import joined, only, own_entries, put_sums, score, sums_of, taking_part
 
 
 @triton.jit
@@ -63,7 +63,6 @@ def _reduce(
     raw,
     pitch,
     clip,
-    r_maximum,
     r_total,
     r_weighted,
     r_rank,
@@ -78,7 +77,8 @@ def _reduce(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """The partial sums of raw scores acc[BM, BN], the tile y down and x across."""
+    """Stores the sums of the columns of raw scores acc[BM, BN], the tile y down and x across; returns those of its
+    rows."""
     i, j = y * BM + tl.arange(0, BM), x * BN + tl.arange(0, BN)
     if raw is not None:
         inside = (i[:, None] < rows) & (j[None, :] < columns)
@@ -92,12 +92,14 @@ def _reduce(
     above = None
     if r_rank is not None:
         above = (s > tl.load(at_target + i, i < rows, 0.0)[:, None]) & (own == 0)
-    at = x * rows + i
-    put_parts(s, above, at, i < rows, clip, r_maximum, r_total, r_weighted, r_rank, r_logits, r_softplus, r_clipped, 1)
+    row = sums_of(s, above, clip, r_total, r_weighted, r_rank, r_logits, r_softplus, r_clipped, 1)
     if c_rank is not None:  # the pair itself never beats itself
         above = (s > tl.load(paired + j, j < columns, 0.0)[None, :]) & (own == 0)
-    at = y * columns + j
-    put_parts(s, above, at, j < columns, clip, c_maximum, c_total, None, c_rank, c_logits, None, None, 0)
+    if c_total is not None:
+        top, t, w, r, g, p, c = sums_of(s, above, clip, c_total, None, c_rank, c_logits, None, None, 0)
+        at = y * columns + j
+        put_sums(at, j < columns, c_maximum, c_total, None, c_rank, c_logits, None, None, top, t, w, r, g, p, c)
+    return row
 
 
 @triton.jit
@@ -138,7 +140,7 @@ def forward(
     GROUP: tl.constexpr,
     CUTS: tl.constexpr,
 ):
-    """Partial row sums r_* [pieces across, rows] and column sums c_* [tiles down, columns] of the scores of
+    """Partial row sums r_* [tiles across, rows] and column sums c_* [tiles down, columns] of the scores of
     query[rows, width] and key[columns, width]; raw[rows, pitch] receives the raw scores. The scores at_target[rows] and
     paired[columns] are what ranks count from."""
     down, across = tl.cdiv(rows, BM), tl.cdiv(columns, BN)
@@ -147,7 +149,7 @@ def forward(
         y, x = place(tile, down, across, GROUP)
         acc = rounded(product(query, key, y * BM, x * BN, rows, columns, width, DESCRIBED, BM, BN, BD), ROUNDED)
         for number in tl.static_range(1 << CUTS):
-            _reduce(
+            top_, t_, w_, r_, g_, p_, c_ = _reduce(
                 piece(acc, number, CUTS, BM, BN),
                 y,
                 (x << CUTS) + number,
@@ -164,7 +166,6 @@ def forward(
                 raw,
                 pitch,
                 clip,
-                r_maximum,
                 r_total,
                 r_weighted,
                 r_rank,
@@ -179,3 +180,27 @@ def forward(
                 BM,
                 BN >> CUTS,
             )
+            if number == 0:
+                top, t, w, r, g, p, c = top_, t_, w_, r_, g_, p_, c_
+            else:
+                top, t, w, r, g, p, c = joined(top, t, w, r, g, p, c, top_, t_, w_, r_, g_, p_, c_, clip)
+        i = y * BM + tl.arange(0, BM)
+        at = x * rows + i
+        put_sums(
+            at,
+            i < rows,
+            r_maximum,
+            r_total,
+            r_weighted,
+            r_rank,
+            r_logits,
+            r_softplus,
+            r_clipped,
+            top,
+            t,
+            w,
+            r,
+            g,
+            p,
+            c,
+        )

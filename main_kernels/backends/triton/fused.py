@@ -10,24 +10,31 @@ from torch import Tensor
 from ..interface import ColumnSums, Mask, RowSums, ScoreMap, Upstream
 from .forward import forward, target_scores
 from .launch import COLUMN_PARTS, ROW_PARTS, combine_, map_of, mask_of, parts_of, upstream_of
-from .product import FORWARD, TARGETS, WEIGH, aligned, grid, operands, tile_for
+from .product import FORWARD, MOST, TARGETS, WEIGH, aligned, grid, operands, tile_for
 from .tiles import EXACT
 from .weights import weights
 
 _ROUNDED = {None: None, torch.float32: None, torch.bfloat16: tl.bfloat16}
 
 
-def _forward_burden(rows: RowSums, columns: ColumnSums | None) -> int:
-    """How many sums a tile leaves."""
-    return sum(getattr(sums, name, None) is not None for sums in (rows, columns) for name in ROW_PARTS)
+# What takes many registers besides its sum or its term counts as so many.
+_POINTWISE, _SOFTCAP, _STORED = 5, 3, 3
+
+
+def _forward_burden(rows: RowSums, columns: ColumnSums | None, raw: Tensor | None) -> int:
+    """How much is made of a tile: how many sums, and more for those that are not exponentials, and for storing it."""
+    sums = sum(getattr(each, name, None) is not None for each in (rows, columns) for name in ROW_PARTS)
+    pointwise = sum(sums is not None for sums in (rows.softplus, rows.clipped))
+    return min(sums + _POINTWISE * pointwise + _STORED * (raw is not None), MOST)
 
 
 def _weigh_burden(
     terms: tuple[Tensor | None, ...], score_map: ScoreMap, mask: Mask | None, share: Tensor | None
 ) -> int:
-    """How many things make a weight: a, b, d, e, u, v and what else there is."""
+    """How much makes a weight: a, b, d, e, u, v and what else there is."""
     a, _, _, b, _, _, d, e, u, v = terms
-    return sum(x is not None for x in (a, b, d, e, u, v, score_map.softcap or None, score_map.bias, mask, share))
+    count = sum(x is not None for x in (a, b, d, e, u, v, score_map.bias, mask, share))
+    return min(count + _SOFTCAP * bool(score_map.softcap), MOST)
 
 
 class TritonFused:
@@ -74,8 +81,8 @@ class TritonFused:
         if not count:
             return
         with torch.cuda.device_of(query):
-            tile = tile_for(FORWARD, query.device, _forward_burden(rows, columns))
-            down, across = -(-count // tile["BM"]), -(-key.shape[0] // tile["BN"]) << tile["CUTS"]
+            tile = tile_for(FORWARD, query.device, _forward_burden(rows, columns, raw))
+            down, across = -(-count // tile["BM"]), -(-key.shape[0] // tile["BN"])
             row_parts = parts_of(rows, ROW_PARTS, across, targets=targets is not None)
             column_parts = parts_of(columns, COLUMN_PARTS, down, targets=targets is not None)
             q, k, described = operands(query, key, tile)
@@ -123,7 +130,7 @@ class TritonFused:
         with torch.cuda.device_of(query):
             terms = upstream_of(upstream, targets=targets is not None)
             tile = tile_for(WEIGH, query.device, _weigh_burden(terms, score_map, mask, d_scale))
-            across = -(-key.shape[0] // tile["BN"]) << tile["CUTS"]
+            across = -(-key.shape[0] // tile["BN"])
             share = None if d_scale is None else query.new_empty((across, count), dtype=torch.float32)
             q, k, described = operands(query, key, tile)
             weights[grid(count, key.shape[0], tile, query.device)](

@@ -22,13 +22,15 @@ _SM90 = {"BM": 128, "BN": 128, "BD": 64, "GROUP": 16, "CUTS": 1, "num_warps": 4,
 Tile = dict[str, int]
 Table = dict[int, dict[int, Tile]]
 
+MOST = 11  # what carries this carries everything
+
 FORWARD: Table = {
-    80: {6: _SM80, 11: {**_SM80, "CUTS": 3}},
-    90: {2: _SM90, 6: {**_SM90, "CUTS": 2}, 11: {**_SM90, "CUTS": 3, "num_warps": 8}},
+    80: {6: _SM80, MOST: {**_SM80, "CUTS": 3}},
+    90: {3: {**_SM90, "CUTS": 2}, 5: {**_SM90, "CUTS": 3}, MOST: {**_SM90, "BN": 64, "CUTS": 2, "num_warps": 8}},
 }
 WEIGH: Table = {
-    80: {4: _SM80, 11: {**_SM80, "CUTS": 2}},
-    90: {2: _SM90, 4: {**_SM90, "CUTS": 2}, 11: {**_SM90, "CUTS": 2, "num_warps": 8}},
+    80: {4: _SM80, MOST: {**_SM80, "CUTS": 2}},
+    90: {4: {**_SM90, "CUTS": 3}, MOST: {**_SM90, "CUTS": 3, "num_warps": 8}},
 }
 TARGETS: Table = {80: {0: {"BM": 64, "BD": 64, "num_warps": 4, "num_stages": 3}}}
 PROGRAMS = 2  # a multiprocessor

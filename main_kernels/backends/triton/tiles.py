@@ -121,12 +121,80 @@ def clamped(x, limit):
 
 
 @triton.jit
-def put_parts(
-    s,
-    above,
+def sums_of(s, above, clip, total, weighted, rank, logits, softplus, clipped, AXIS: tl.constexpr):
+    """The sums of a tile along AXIS, as put_sums takes them; zero where they have nowhere to go (an argument is None).
+
+    s [BM, BN], -inf where an entry takes no part; above [BM, BN], what counts for the rank."""
+    top = tl.max(s, AXIS)
+    zero = tl.where(top > NOTHING, top, 0.0)  # e^-inf is 0, not NaN
+    none = tl.zeros_like(top)
+    total_of, weighted_of, rank_of, logits_of, softplus_sum, clipped_of = none, none, none, none, none, none
+    if total is not None:
+        below = s - tl.expand_dims(zero, AXIS)
+        weight = exp(below)
+        total_of = tl.sum(weight, AXIS)
+        if weighted is not None:
+            weighted_of = tl.sum(tl.where(s == NOTHING, 0.0, weight * below), AXIS)
+        if clipped is not None:
+            start = tl.expand_dims(clamped(zero, clip), AXIS)
+            clipped_of = tl.sum(tl.where(s == NOTHING, 0.0, exp(clamped(s, clip) - start)), AXIS)
+    if rank is not None:
+        rank_of = tl.sum(above.to(tl.float32), AXIS)
+    if logits is not None:
+        logits_of = tl.sum(tl.where(s == NOTHING, 0.0, s), AXIS)
+    if softplus is not None:
+        softplus_sum = tl.sum(softplus_of(s), AXIS)
+    return top, total_of, weighted_of, rank_of, logits_of, softplus_sum, clipped_of
+
+
+@triton.jit
+def _fallen(top, zero, total, weighted, clipped, clip):
+    """Sums that are relative to their own largest score, relative to ``zero``."""
+    seen = top > NOTHING
+    fall = tl.where(seen, top - zero, 0.0)
+    share = exp(fall)
+    moved = tl.where(seen, clamped(top, clip) - clamped(zero, clip), 0.0)
+    return total * share, share * (weighted + fall * total), clipped * exp(moved)
+
+
+@triton.jit
+def joined(
+    a_top,
+    a_total,
+    a_weighted,
+    a_rank,
+    a_logits,
+    a_softplus,
+    a_clipped,
+    b_top,
+    b_total,
+    b_weighted,
+    b_rank,
+    b_logits,
+    b_softplus,
+    b_clipped,
+    clip,
+):
+    """The sums of two pieces together."""
+    top = tl.maximum(a_top, b_top)
+    zero = tl.where(top > NOTHING, top, 0.0)
+    a_total, a_weighted, a_clipped = _fallen(a_top, zero, a_total, a_weighted, a_clipped, clip)
+    b_total, b_weighted, b_clipped = _fallen(b_top, zero, b_total, b_weighted, b_clipped, clip)
+    return (
+        top,
+        a_total + b_total,
+        a_weighted + b_weighted,
+        a_rank + b_rank,
+        a_logits + b_logits,
+        a_softplus + b_softplus,
+        a_clipped + b_clipped,
+    )
+
+
+@triton.jit
+def put_sums(
     at,
     there,
-    clip,
     maximum,
     total,
     weighted,
@@ -134,30 +202,28 @@ def put_parts(
     logits,
     softplus,
     clipped,
-    AXIS: tl.constexpr,
+    top,
+    total_of,
+    weighted_of,
+    rank_of,
+    logits_of,
+    softplus_sum,
+    clipped_of,
 ):
-    """Stores the sums of a tile along AXIS, at offsets ``at`` where ``there``.
-
-    s [BM, BN], -inf where an entry takes no part; above [BM, BN], what counts for the rank."""
+    """Stores those sums that have somewhere to go, at offsets ``at`` where ``there``."""
     if total is not None:
-        top = tl.max(s, AXIS)
-        zero = tl.where(top > NOTHING, top, 0.0)  # e^-inf is 0, not NaN
-        below = s - tl.expand_dims(zero, AXIS)
-        weight = exp(below)
         tl.store(maximum + at, top, there)
-        tl.store(total + at, tl.sum(weight, AXIS), there)
+        tl.store(total + at, total_of, there)
         if weighted is not None:
-            tl.store(weighted + at, tl.sum(tl.where(s == NOTHING, 0.0, weight * below), AXIS), there)
+            tl.store(weighted + at, weighted_of, there)
         if clipped is not None:
-            start = tl.expand_dims(clamped(zero, clip), AXIS)
-            part = tl.where(s == NOTHING, 0.0, exp(clamped(s, clip) - start))
-            tl.store(clipped + at, tl.sum(part, AXIS), there)
+            tl.store(clipped + at, clipped_of, there)
     if rank is not None:
-        tl.store(rank + at, tl.sum(above.to(tl.float32), AXIS), there)
+        tl.store(rank + at, rank_of, there)
     if logits is not None:
-        tl.store(logits + at, tl.sum(tl.where(s == NOTHING, 0.0, s), AXIS), there)
+        tl.store(logits + at, logits_of, there)
     if softplus is not None:
-        tl.store(softplus + at, tl.sum(softplus_of(s), AXIS), there)
+        tl.store(softplus + at, softplus_sum, there)
 
 
 @triton.jit

@@ -37,7 +37,8 @@ def _weigh(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """The weights of raw scores acc[BM, BN], the tile y down and x across."""
+    """Stores the weights of raw scores acc[BM, BN], the tile y down and x across; returns the sums of dL/ds s along its
+    rows, 0 where they are not wanted."""
     i, j = y * BM + tl.arange(0, BM), x * BN + tl.arange(0, BN)
     along = None
     if bias is not None:
@@ -48,11 +49,13 @@ def _weigh(
     if row_ids is not None or share is not None:
         part = taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET)
     g = weight_of(s, own, part, i, j, rows, columns, a, r_high, r_low, b, c_high, c_low, d, e, u, v)
+    along_rows = tl.zeros((BM,), tl.float32)
     if share is not None:
-        tl.store(share + x * rows + i, tl.sum(g * s, 1), i < rows)
+        along_rows = tl.sum(g * s, 1)
     g = (g * slope(s, scale, cap)).to(out.dtype.element_ty)
     inside = (i[:, None] < rows) & (j[None, :] < columns)
     tl.store(out + i.to(tl.int64)[:, None] * pitch + j[None, :], g, inside)
+    return along_rows
 
 
 @triton.jit
@@ -91,14 +94,15 @@ def weights(
     CUTS: tl.constexpr,
 ):
     """out[rows, pitch] becomes dL/draw of the scores of query[rows, width] and key[columns, width];
-    share[pieces across, rows] receives the partial sums of dL/ds s."""
+    share[tiles across, rows] receives the partial sums of dL/ds s."""
     down, across = tl.cdiv(rows, BM), tl.cdiv(columns, BN)
     factor = tl.load(scale)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = place(tile, down, across, GROUP)
         acc = rounded(product(query, key, y * BM, x * BN, rows, columns, width, DESCRIBED, BM, BN, BD), ROUNDED)
+        slopes = tl.zeros((BM,), tl.float32)
         for number in tl.static_range(1 << CUTS):
-            _weigh(
+            slopes += _weigh(
                 piece(acc, number, CUTS, BM, BN),
                 y,
                 (x << CUTS) + number,
@@ -127,3 +131,6 @@ def weights(
                 BM,
                 BN >> CUTS,
             )
+        if share is not None:
+            i = y * BM + tl.arange(0, BM)
+            tl.store(share + x * rows + i, slopes, i < rows)
