@@ -26,7 +26,7 @@ MOST = 11  # what carries this carries everything
 
 FORWARD: Table = {
     80: {6: _SM80, MOST: {**_SM80, "CUTS": 3}},
-    90: {3: {**_SM90, "CUTS": 2}, 5: {**_SM90, "CUTS": 3}, MOST: {**_SM90, "BN": 64, "CUTS": 2, "num_warps": 8}},
+    90: {3: {**_SM90, "CUTS": 2}, 5: {**_SM90, "CUTS": 3}, MOST: {**_SM90, "BN": 64, "CUTS": 3, "num_warps": 8}},
 }
 WEIGH: Table = {
     80: {4: _SM80, MOST: {**_SM80, "CUTS": 2}},
