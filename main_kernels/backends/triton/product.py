@@ -29,7 +29,7 @@ FORWARD: Table = {
     90: {3: {**_SM90, "CUTS": 2}, 5: {**_SM90, "CUTS": 3}, MOST: {**_SM90, "BN": 64, "CUTS": 3, "num_warps": 8}},
 }
 WEIGH: Table = {
-    80: {4: _SM80, MOST: {**_SM80, "CUTS": 2}},
+    80: {4: _SM80, MOST: {**_SM80, "CUTS": 3}},
     90: {4: {**_SM90, "CUTS": 3}, MOST: {**_SM90, "CUTS": 3, "num_warps": 8}},
 }
 TARGETS: Table = {80: {0: {"BM": 64, "BD": 64, "num_warps": 4, "num_stages": 3}}}
