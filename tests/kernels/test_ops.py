@@ -23,6 +23,7 @@ from main_kernels.sweep.inputs import Inputs
 from .contract import BACKENDS, DEVICE, error
 
 UNASKED = {
+    "complete": False,
     "row_ids": None,
     "column_ids": None,
     "keep_target": True,
