@@ -374,6 +374,7 @@ def test_a_bad_number_shows_through_a_weight_of_zero(backend):
     assert not pooled[1].isnan().any()
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a device it is an assertion there, after which nothing runs")
 @pytest.mark.parametrize("offsets", [[0, 3, 2], [-1, 2], [0, 9]])
 def test_bad_offsets_are_refused(backend, offsets):
     with pytest.raises(ValueError, match="cu_seqlens"):
