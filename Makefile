@@ -12,7 +12,7 @@ OUT    := out
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"

@@ -35,7 +35,7 @@ def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int, seconds: 
 
 def summary(samples: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     return {
-        name: {"median_s": statistics.median(s), "min_s": min(s), "samples_s": [round(x, 5) for x in s]}
+        name: {"median_s": statistics.median(s), "min_s": min(s), "samples_s": [float(f"{x:.4g}") for x in s]}
         for name, s in samples.items()
     }
 

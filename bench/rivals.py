@@ -1,9 +1,11 @@
-"""The peers that run on a CPU. Each is imported when it is first called, and where it cannot be it says ``Absent`` and
-why. None is a dependency. To have them for the benchmarks alone:
+"""The peers. Each is imported when it is first called, and where it cannot be it says ``Absent`` and why. None is a
+dependency. To have those that run on a CPU for the benchmarks alone:
 
     pip install --no-deps --target RIVALS sentence-transformers open-clip-torch cut-cross-entropy
     pip install --no-deps --target RIVALS scipy scikit-learn joblib threadpoolctl cloudpickle narwhals
     PYTHONPATH=RIVALS python bench/kernels.py
+
+docs/gpu.md says how those that need a GPU come along.
 """
 
 from __future__ import annotations
@@ -20,18 +22,19 @@ import torch
 from cases.case import Absent
 from torch import Tensor
 
+ON_A_GPU = ("liger-kernel", "cut-cross-entropy", "memeff", "inf-cl")
 PACKAGES = ("sentence-transformers", "open-clip-torch", "cut-cross-entropy")
 MINI_BATCH = 512  # rows of scores at a time of the cached loss, as many as a chunk of the floors has
 
 
-def versions() -> dict[str, str | None]:
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
     def version(package: str) -> str | None:
         try:
             return metadata.version(package)
         except metadata.PackageNotFoundError:
             return None
 
-    return {package: version(package) for package in PACKAGES}
+    return {package: version(package) for package in packages}
 
 
 def preload() -> None:
@@ -69,10 +72,45 @@ def cached_ranking_step(query: Tensor, key: Tensor, temperature: float) -> Tenso
 
 
 @functools.cache
-def cut_cross_entropy() -> Callable[..., Tensor]:
-    """linear_cross_entropy of Cut Cross-Entropy, of which the implementation for torch.compile runs on a CPU."""
-    loss = _import("cut_cross_entropy").linear_cross_entropy
-    return functools.partial(loss, impl="torch_compile")
+def cut_cross_entropy(impl: str = "torch_compile") -> Callable[..., Tensor]:
+    """linear_cross_entropy of Cut Cross-Entropy, of which the implementation for torch.compile runs on a CPU; "cce" is
+    the one for GPUs."""
+    return functools.partial(_import("cut_cross_entropy").linear_cross_entropy, impl=impl)
+
+
+def torch_linear_cross_entropy() -> Callable[..., Tensor]:
+    """torch's own, since 2.13."""
+    loss = getattr(torch.nn.functional, "linear_cross_entropy", None)
+    if loss is None:
+        raise Absent(f"torch {torch.__version__} has no linear_cross_entropy")
+    return loss
+
+
+@functools.cache
+def liger(**options: Any) -> Callable[..., Tensor]:
+    """Liger's fused linear cross-entropy, loss(hidden, weight, targets)."""
+    loss = _import("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
+    return functools.partial(loss, **options)
+
+
+@functools.cache
+def liger_sm90() -> Callable[..., Tensor]:
+    """Its head for Hopper, which needs CuTe's Python DSL."""
+    where = "liger_kernel.ops.cutedsl.ops.fused_linear_cross_entropy_sm90"
+    return _import(where).liger_fused_linear_cross_entropy_sm90
+
+
+def memeff_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """memeff's symmetric loss on unit embeddings; ``stable`` would scale the gradient."""
+    loss = _import("memeff").MemoryEfficientCLIPLoss(temperature, normalized_inputs=True, stable=False)
+    return loss(query, key)
+
+
+def inf_cl_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """Inf-CL on one device, both directions; it computes in float32."""
+    loss = _import("inf_cl").cal_flash_loss
+    heads = {"scale": 1 / temperature, "head_dim": min(256, query.shape[1])}
+    return (loss(query, key, **heads).mean() + loss(key, query, **heads).mean()) / 2
 
 
 def _ranking(temperature: float) -> tuple[Any, dict[str, Any]]:

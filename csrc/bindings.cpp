@@ -1,24 +1,24 @@
-// main_kernels._C: pybind11 over plain addresses and sizes. It links neither torch nor CUDA, so one build serves
-// every torch version; the Python side (main_kernels/backends/cpu.py) checks dtypes, shapes and contiguity.
+// main_kernels._C: pybind11 over plain addresses and sizes. It does not link torch, so one build serves every torch
+// version; the Python side (main_kernels/backends/) sees to dtypes, shapes and contiguity.
 #include <pybind11/pybind11.h>
 
 #include <string>
 
+#include "address.h"
 #include "cpu/accumulate.h"
 #include "cpu/divergence.h"
 #include "cpu/pool.h"
 #include "cpu/sweep.h"
+#ifdef MK_CUDA
+#include "cuda/bindings.h"
+#endif
 
 namespace py = pybind11;
 
 namespace {
 
-using Address = uintptr_t;  // tensor.data_ptr(); 0 where an optional tensor is absent
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
+using mk::Address;
+using mk::at;
 
 mk::Mask mask(Address rows, Address columns, bool keep_target) {
   return {at<const int32_t>(rows), at<const int32_t>(columns), keep_target};
@@ -138,7 +138,7 @@ void bind_divergence(py::module_& m, const std::string& dtypes) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "CPU kernels of main_kernels over raw addresses; call them through main_kernels, never directly.";
+  m.doc() = "Kernels of main_kernels over raw addresses; call them through main_kernels, never directly.";
   bind<float>(m, "float32");
   bind<uint16_t>(m, "bfloat16");
   bind_divergence<float, float>(m, "float32_float32");
@@ -152,4 +152,7 @@ PYBIND11_MODULE(_C, m) {
         },
         py::call_guard<py::gil_scoped_release>());
   m.def("instruction_set", &instruction_set);
+#ifdef MK_CUDA
+  mk::cuda::bind(m);
+#endif
 }

@@ -81,6 +81,7 @@ def info_nce(
         key if shared is None else torch.cat([key, shared]),
         scale=scale,
         targets=torch.arange(count, device=query.device),
+        complete=True,
         row_ids=pair_ids,
         column_ids=pair_ids,
         columns=direction == "both",
@@ -152,6 +153,7 @@ def sigmoid_loss(
         scale=scale,
         bias=(logit_bias.to(scale) / scale).expand(count),  # the sweep adds it before it scales
         targets=torch.arange(count, device=query.device),
+        complete=True,
         row_ids=pair_ids,
         column_ids=pair_ids,
         keep_target=False,
@@ -228,6 +230,7 @@ def pair_scores(
         key,
         scale=1 / temperature,
         targets=targets,
+        complete=True,
         row_ids=pair_ids,
         column_ids=key_ids,
         columns=True,

@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, settings
 
 from main_kernels import backends
 
+from .kernels.contract import BACKENDS
+
 settings.register_profile(
     "quick",
     max_examples=40,
@@ -17,8 +19,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("quick")
-
-BACKENDS = [name for name in ("cpu", "plain") if name in backends._BACKENDS]
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """Backends: what is done to one chunk of raw scores. No objective knows which one ran.
 
-``cpu`` is the compiled module ``main_kernels._C``; ``triton`` serves CUDA devices and is imported when it is first
-asked for; ``plain`` is ordinary torch, on any device and also in float64.
+``cpu`` is the compiled module ``main_kernels._C``; ``triton`` serves CUDA devices, with the CUDA kernels of ``_C``
+where it has them, and is imported when it is first asked for; ``plain`` is ordinary torch, on any device and also in
+float64.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from . import cpu, plain
+from . import cpu, cuda, plain
 from .interface import Backend, ScoreMap
 
 __all__ = ["Backend", "ScoreMap", "backend_report", "choose", "get", "use"]
@@ -25,6 +26,7 @@ _forced: str | None = None
 
 MIN_CAPABILITY = (8, 0)
 _TRITON = "Triton kernels beside cuBLAS: float32, bfloat16, float16 (interpreted only, never run on a GPU)"
+_POOLING = "segment pooling in CUDA C++ for the devices that triton serves (emulated only, never run on a GPU)"
 
 
 def _load_triton() -> str:
@@ -39,7 +41,11 @@ def _load_triton() -> str:
         from .triton import TritonBackend
     except ImportError as error:
         return f"triton did not load: {error}"
-    _BACKENDS["triton"] = TritonBackend()
+
+    class Served(cuda.CudaPooling, TritonBackend):
+        """The chunks by Triton, segment pooling by CUDA C++."""
+
+    _BACKENDS["triton"] = TritonBackend() if cuda.why_not() else Served()
     return ""
 
 
@@ -94,8 +100,12 @@ def backend_report() -> dict[str, str]:
     else:
         report["cpu"] = f"not available ({cpu.WHY_NOT}); the plain backend serves the CPU instead"
     report["plain"] = "torch operations in chunks: float64, and every device without kernels of its own"
+    report["cuda"] = f"not available ({cuda.WHY_NOT})" if cuda.WHY_NOT else _POOLING
+    pooling = f"plain ({cuda.why_not()})" if torch.cuda.device_count() and cuda.why_not() else "by CUDA C++"
     for device in range(torch.cuda.device_count()):
         why_not = _why_not_triton(device)
-        served = f"not served by triton ({why_not}); the plain backend serves it" if why_not else _TRITON
+        served = f"{_TRITON}; pooling {pooling}"
+        if why_not:
+            served = f"not served by triton ({why_not}); the plain backend serves it"
         report[f"cuda:{device}"] = f"{torch.cuda.get_device_name(device)}: {served}"
     return report

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .interface import BoundedKernels, ColumnSums, Lse, Mask, Pooling, RowSums, ScoreMap, Upstream
+from .interface import BoundedKernels, ColumnSums, FusedKernels, Lse, Mask, Pooling, RowSums, ScoreMap, Upstream
 
 MODULE: ModuleType | None = None
 WHY_NOT = ""
@@ -35,7 +35,7 @@ def _lse(lse: Lse | None) -> tuple[int, int]:
 
 
 def _map(score_map: ScoreMap) -> tuple[float, float, int]:
-    return score_map.scale, score_map.softcap, _address(score_map.bias)
+    return float(score_map.scale), score_map.softcap, _address(score_map.bias)
 
 
 class CpuBounded:
@@ -84,6 +84,7 @@ class CpuBounded:
 
 class CpuBackend:
     bounded: BoundedKernels | None = CpuBounded()
+    fused: FusedKernels | None = None
 
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums

@@ -16,7 +16,7 @@ MAX_REFERENCE = 40.0
 class ScoreMap:
     """How a raw product becomes a score: ``s = scale * softcap * tanh((raw + bias) / softcap)``."""
 
-    scale: float
+    scale: Tensor  # 0-dimensional, accumulator dtype: a device need not tell the host its value
     softcap: float = 0.0  # 0: none, s = scale * (raw + bias)
     bias: Tensor | None = None  # [M], accumulator dtype
 
@@ -221,9 +221,66 @@ class BoundedKernels(Protocol):
         """Backend.weigh_ for ``dL/ds_ij = (alpha_i + beta_j) exp(s_ij - reference) + d_i [j = t_i]``."""
 
 
+class FusedKernels(Protocol):
+    """Both walks with the product inside: scores are made and used up in registers.
+
+    ``query`` [c, D] and ``key`` [M, D] are of one dtype, and what ``aligned`` made of them. ``stored``: the dtype in
+    which raw scores are, or once were, stored between the walks (None: not at all): they are rounded to it, so that
+    every walk sees the same.
+    """
+
+    def serves(self, dtype: torch.dtype) -> bool:
+        """Whether operands of this dtype are better walked here than multiplied beforehand."""
+
+    def aligned(self, operand: Tensor) -> Tensor:
+        """operand[n, D] as the walks need it to lie; columns of zeros may be added."""
+
+    def target_scores(
+        self,
+        query: Tensor,
+        key: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor,
+        stored: torch.dtype | None,
+        out: Tensor,
+    ) -> None:
+        """out[c] receives the scores of rows with their targets[c], none of which is negative."""
+
+    def reduce(
+        self,
+        query: Tensor,
+        key: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        stored: torch.dtype | None,
+        rows: RowSums,
+        columns: ColumnSums | None,
+        raw: Tensor | None,
+    ) -> None:
+        """Adds all scores to the sums, of which the target scores are already there; raw[c, M] receives the raw ones,
+        its rows may lie apart."""
+
+    def weigh(
+        self,
+        query: Tensor,
+        key: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        stored: torch.dtype | None,
+        upstream: Upstream,
+        out: Tensor,
+        d_scale: Tensor | None,
+    ) -> None:
+        """out[c, M] receives dL/draw; d_scale as in Backend.weigh_."""
+
+
 class Backend(Protocol):
     bounded: BoundedKernels | None
     """faster ones for scores known to be moderate, where the backend has them"""
+    fused: FusedKernels | None
+    """both walks with the product inside, where the backend has them"""
 
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .interface import BoundedKernels, ColumnSums, Mask, Pooling, RowSums, ScoreMap, Upstream
+from .interface import BoundedKernels, ColumnSums, FusedKernels, Mask, Pooling, RowSums, ScoreMap, Upstream
 
 
 def _poison(s: Tensor, dim: int) -> Tensor:
@@ -26,6 +26,7 @@ def _left_out(columns: int, targets: Tensor | None, mask: Mask) -> Tensor:
 
 class PlainBackend:
     bounded: BoundedKernels | None = None
+    fused: FusedKernels | None = None
 
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums

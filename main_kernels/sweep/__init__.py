@@ -77,6 +77,7 @@ def sweep(
     bias: Tensor | None = None,
     softcap: float | None = None,
     targets: Tensor | None = None,
+    complete: bool = False,
     row_ids: Tensor | None = None,
     column_ids: Tensor | None = None,
     keep_target: bool = True,
@@ -96,6 +97,7 @@ def sweep(
         scale: a number, or a 0-dimensional tensor that may require a gradient.
         bias: [M]. softcap: a positive number; None for none.
         targets: int64 [N]; a row whose target is -1 takes no part, its outputs and gradients are 0.
+        complete: no target is -1. A promise that saves looking, and on a CUDA device waiting for it.
         row_ids, column_ids: int64 [N] and at most [M]: entries with equal ids take no part. Columns beyond the last id
             share one with nobody.
         keep_target: the target's own entry takes part whatever its ids; False: it never does (``target`` still is its
@@ -107,7 +109,7 @@ def sweep(
         workspace: bytes of scores that may be kept for the backward, which then costs two products, not three.
 
     The caller has checked shapes and dtypes. Raises ValueError for a target that is neither below M nor -1, and with
-    statistics of columns for one that two rows share.
+    statistics of columns for one that two rows share; a CUDA device raises its own error later, as nobody waits for it.
     """
     query, key = autocast(query), autocast(key)
     accumulator = accumulator_dtype(query.dtype)
@@ -125,6 +127,7 @@ def sweep(
             bias=bias,
             softcap=softcap or 0.0,
             targets=targets,
+            complete=complete,
             row_ids=row_ids,
             column_ids=column_ids,
             keep_target=keep_target,

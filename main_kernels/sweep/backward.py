@@ -26,7 +26,7 @@ def sweep_gradient_op(*arguments) -> None:  # type: ignore[no-untyped-def]
     """Fills the gradient buffers (those of length 0 are not wanted) from the upstream gradients of the vectors."""
     inputs = GradientInputs(*arguments)
     with torch.autocast(inputs.query.device.type, enabled=False):
-        selected = selected_rows(inputs.targets)
+        selected = selected_rows(inputs)
         problem, upstream, announced = make_problem(inputs, selected), _upstream(inputs), announced_of(inputs)
         whole = Gradient(inputs.d_query, inputs.d_query_low)
         dq, dk = whole, Gradient(inputs.d_key, inputs.d_key_low)
@@ -34,8 +34,7 @@ def sweep_gradient_op(*arguments) -> None:  # type: ignore[no-untyped-def]
             upstream, announced = upstream.of_rows(selected), announced.of_rows(selected)
             if dq.wanted:
                 dq = Gradient(dq.high[selected], dq.low[selected[: dq.low.shape[0]]])
-        one = problem.query.new_ones(1, dtype=accumulator_dtype(inputs.query.dtype))
-        row_factor = key_factor = one
+        row_factor = key_factor = None
         if inputs.gradient == "forward":
             row_factor, key_factor = _forward_mode(problem, upstream, announced, inputs.ready, dq, dk)
         else:
@@ -78,26 +77,28 @@ def _upstream(inputs: GradientInputs) -> Upstream:
 
 def _forward_mode(
     problem: Problem, upstream: Upstream, announced: Announced, ready: bool, dq: Gradient, dk: Gradient
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Brings dq and dk to gradients that are exact up to one factor a row, and one for all of dk; returns the factors.
 
     The forward walk made them for the announced loss. That serves d_query whenever what arrives is a multiple of it in
     every row, and d_key when all rows have the same factor besides; whatever it does not serve is walked for again."""
     assert upstream.r is not None
     expected = announced.upstream(upstream.r, problem.key.shape[0], targets=problem.targets is not None)
-    one = upstream.r.high.new_ones(1)
-    factor = _row_factor(upstream, expected)
-    if factor is None:
-        _walk_again(problem, upstream, dq, dk)
-        return one, one
-    if not ready:
-        _walk_again(problem, expected, dq, dk)
-    counted = factor[expected.a != 0] if expected.a is not None else factor
-    common = counted[:1] if counted.numel() else one
-    if bool(_close(counted, common).all()):
-        return factor, common
-    _walk_again(problem, upstream, dq.rows(slice(0)), dk)
-    return factor, one
+    found = _row_factor(upstream, expected) if upstream.r.high.numel() else None
+    if found is not None and expected.a is not None:
+        factor, fits = found
+        counted = expected.a != 0
+        common = factor[counted.to(torch.int8).argmax(0, keepdim=True)]  # that of the first row which counts
+        uniform = (_close(factor, common) | ~counted).all()
+        row_fits, all_fit = torch.stack([fits, fits & uniform]).tolist()  # the only wait for the device
+        if row_fits:
+            if not ready:
+                _walk_again(problem, expected, dq, dk)
+            if not all_fit:
+                _walk_again(problem, upstream, dq.rows(slice(0)), dk)
+            return factor, common if all_fit else None
+    _walk_again(problem, upstream, dq, dk)
+    return None, None
 
 
 def _close(got: Tensor, want: Tensor) -> Tensor:
@@ -105,8 +106,9 @@ def _close(got: Tensor, want: Tensor) -> Tensor:
     return (got - want).abs() <= 4 * torch.finfo(want.dtype).eps * want.abs()
 
 
-def _row_factor(upstream: Upstream, expected: Upstream) -> Tensor | None:
-    """[N], by what each row's weights exceed the expected ones; None unless it is the same for all of a row's."""
+def _row_factor(upstream: Upstream, expected: Upstream) -> tuple[Tensor, Tensor] | None:
+    """[N], by what each row's weights exceed the expected ones, and whether that is the same for all of a row's; None
+    where it cannot be."""
     pairs = [(upstream.a, expected.a), (upstream.d, expected.d), (upstream.u, expected.u)]
     if upstream.e is not None or any((got is None) != (want is None) for got, want in pairs):
         return None
@@ -116,7 +118,7 @@ def _row_factor(upstream: Upstream, expected: Upstream) -> Tensor | None:
     largest = wants.abs().argmax(0, keepdim=True)
     top = wants.gather(0, largest)[0]
     factor = torch.where(top != 0, gots.gather(0, largest)[0] / top, 0)
-    return factor if bool(_close(gots, wants * factor).all()) else None
+    return factor, _close(gots, wants * factor).all()
 
 
 def _walk_again(problem: Problem, upstream: Upstream, dq: Gradient, dk: Gradient) -> None:
@@ -137,7 +139,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
         given.weights,
         *(out[name] for name in ("row_lse", "row_low", "column_lse", "column_low")),
     )
-    ctx.softcap, ctx.keep_target = given.softcap, given.keep_target
+    ctx.softcap, ctx.complete, ctx.keep_target = given.softcap, given.complete, given.keep_target
     ctx.label_smoothing, ctx.z_loss = given.label_smoothing, given.z_loss
     ctx.donate, ctx.backend = given.donate, given.backend
     ctx.held = output[len(out) :]
@@ -163,6 +165,7 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     else:
         d_query = Gradient.empty(query, None if wants_query else 0)
         d_key = Gradient.empty(key, None if wants_key else 0)
+    d_key = d_key.with_room(key.dtype)
     accumulator = accumulator_dtype(query.dtype)
     d_bias = query.new_zeros(key.shape[0] if wants_bias else 0, dtype=accumulator)
     d_scale = query.new_zeros(1 if wants_scale else 0, dtype=accumulator)
@@ -175,6 +178,7 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
         bias=bias,
         softcap=ctx.softcap,
         targets=targets,
+        complete=ctx.complete,
         row_ids=row_ids,
         column_ids=column_ids,
         keep_target=ctx.keep_target,
@@ -206,8 +210,8 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     if ready and ctx.donate and not traced:
         give_back(kept)
     return (
-        d_query.high.to(query.dtype) if wants_query else None,
-        d_key.high.to(key.dtype) if wants_key else None,
+        d_query.finished(query.dtype) if wants_query else None,
+        d_key.finished(key.dtype) if wants_key else None,
         d_scale[0].to(scale.dtype) if wants_scale else None,
         d_bias.to(bias.dtype) if wants_bias else None,
         *(None,) * (len(Inputs._fields) - 4),

@@ -88,7 +88,7 @@ def _walk_selected(
     for hidden, weight, d_hidden, d_weight in zip(
         operands[::2], operands[1::2], gradients[::2], gradients[1::2], strict=True
     ):
-        compute = plan.make_plan(count, weight.shape[0], weight.shape[1], weight.dtype).compute
+        compute = plan.make_plan(count, weight.shape[0], weight.shape[1], weight.dtype, weight.device.type).compute
         if selected is not None:
             hidden = hidden[selected]
             if d_hidden.wanted:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backends import ScoreMap, get
 from ..backends.interface import Mask
-from .plan import Plan, make_plan
+from .plan import GradientMode, Plan, gradient_mode, make_plan
 from .walk import Announced, Problem
 
 Changed = Tensor  # an argument that the op writes to
@@ -24,6 +24,7 @@ class Inputs(NamedTuple):
     bias: Tensor | None  # [M]
     softcap: float
     targets: Tensor | None  # [N] int64; a row whose target is -1 takes no part
+    complete: bool  # the caller knows that no target is -1, and nobody need look
     row_ids: Tensor | None  # [N] int64
     column_ids: Tensor | None  # int64, at most M; the columns beyond have an id of their own
     keep_target: bool
@@ -54,6 +55,7 @@ class GradientInputs(NamedTuple):
     bias: Tensor | None
     softcap: float
     targets: Tensor | None
+    complete: bool
     row_ids: Tensor | None
     column_ids: Tensor | None
     keep_target: bool
@@ -101,7 +103,17 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def plan_of(inputs: Inputs | GradientInputs) -> Plan:
     query, key = inputs.query, inputs.key
-    return make_plan(query.shape[0], key.shape[0], query.shape[1], query.dtype)
+    return make_plan(query.shape[0], key.shape[0], query.shape[1], query.dtype, query.device.type)
+
+
+def mode_of(inputs: Inputs) -> GradientMode:
+    """Where the gradients of this sweep are made."""
+    if not (inputs.grad_query or inputs.grad_key or inputs.grad_other):
+        return "none"
+    # the gradients of scale and bias are sums over everything, not one factor a row
+    announced = inputs.announced and not inputs.columns and not inputs.grad_other
+    rows, columns = inputs.query.shape[0], inputs.key.shape[0]
+    return gradient_mode(plan_of(inputs), rows, columns, announced=announced, workspace=inputs.workspace)
 
 
 def mask_of(inputs: Inputs | GradientInputs) -> Mask | None:
@@ -120,6 +132,8 @@ def mask_of(inputs: Inputs | GradientInputs) -> Mask | None:
 
 def _narrow(ids: Tensor) -> tuple[Tensor, int]:
     """int64 ids in 32 bits, equal where they were equal, and a number that none of them has."""
+    if ids.device.type == "cuda":  # each its first place in order: the host learns nothing
+        return torch.searchsorted(ids.sort()[0], ids).to(torch.int32), -1
     limits = torch.iinfo(torch.int32)
     low, high = ids.aminmax()
     if int(low) > limits.min and int(high) <= limits.max:
@@ -137,14 +151,22 @@ def make_problem(inputs: Inputs | GradientInputs, selected: Tensor | None) -> Pr
     bias = inputs.bias
     if bias is not None:
         bias = bias.to(accumulator_dtype(query.dtype)).contiguous()
+    backend = get(inputs.backend)
+    fused = backend.fused if backend.fused is not None and backend.fused.serves(query.dtype) else None
+    mode = mode_of(inputs) if isinstance(inputs, Inputs) else inputs.gradient
+    given = query, inputs.key
+    query, key = (t.to(plan.compute).contiguous() if fused is None else fused.aligned(t) for t in given)
     return Problem(
-        query=query.to(plan.compute).contiguous(),
-        key=inputs.key.to(plan.compute).contiguous(),
-        score_map=ScoreMap(float(inputs.scale), inputs.softcap, bias),
+        query=query,
+        key=key,
+        given=given,
+        score_map=ScoreMap(inputs.scale.detach(), inputs.softcap, bias),
         targets=None if targets is None else targets.contiguous(),
         mask=mask,
         plan=plan,
-        backend=get(inputs.backend),
+        backend=backend,
+        fused=fused,
+        stored=plan.compute if mode in ("kept", "forward") else None,
     )
 
 
@@ -152,9 +174,14 @@ def announced_of(inputs: Inputs | GradientInputs) -> Announced:
     return Announced(inputs.weights, inputs.label_smoothing, inputs.z_loss)
 
 
-def selected_rows(targets: Tensor | None) -> Tensor | None:
-    """Indices of the rows that take part, or None when all do."""
-    if targets is None:
+def selected_rows(inputs: Inputs | GradientInputs) -> Tensor | None:
+    """Indices of the rows that take part, or None when all do. The host waits for a device here, where targets may be
+    -1: rows that are not multiplied are worth more than that."""
+    targets = inputs.targets
+    if targets is None or inputs.complete:
         return None
+    if targets.device.type == "cuda":
+        taking_part = (targets >= 0).nonzero()[:, 0]
+        return taking_part if taking_part.shape[0] < targets.shape[0] else None
     masked = targets < 0
     return (~masked).nonzero()[:, 0] if bool(masked.any()) else None

@@ -7,11 +7,11 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..backends.interface import Lse, Wants
 from ..backends.memory import borrow
 from .gradient import Gradient
-from .inputs import Inputs, accumulator_dtype, announced_of, make_problem, plan_of, schema, selected_rows
-from .plan import GradientMode, gradient_mode
+from .inputs import Inputs, accumulator_dtype, announced_of, make_problem, mode_of, plan_of, schema, selected_rows
 from .walk import Reductions, forward_walk
 
 VECTORS = [f.name for f in fields(Reductions)]
@@ -21,13 +21,8 @@ VECTORS = [f.name for f in fields(Reductions)]
 
 def _held(inputs: Inputs) -> list[Tensor]:
     """Empty buffers of the right shapes: kept, d_query.high, d_query.low, d_key.high, d_key.low."""
-    query, key, plan = inputs.query, inputs.key, plan_of(inputs)
+    query, key, plan, mode = inputs.query, inputs.key, plan_of(inputs), mode_of(inputs)
     rows, columns = query.shape[0], key.shape[0]
-    mode: GradientMode = "none"
-    if inputs.grad_query or inputs.grad_key or inputs.grad_other:
-        # the gradients of scale and bias are sums over everything, not one factor a row
-        announced = inputs.announced and not inputs.columns and not inputs.grad_other
-        mode = gradient_mode(plan, rows, columns, announced=announced, workspace=inputs.workspace)
     d_query = Gradient.empty(query, None if mode == "forward" and inputs.grad_query else 0)
     d_key = Gradient.empty(key, None if mode == "forward" and inputs.grad_key else 0)
     kept = borrow((rows if mode == "kept" else 0, columns), plan.compute, query.device)
@@ -38,20 +33,20 @@ def _check_targets(inputs: Inputs) -> None:
     targets, columns = inputs.targets, inputs.key.shape[0]
     if targets is None:
         return
-    wrong = (targets >= columns) | (targets < -1)
-    if bool(wrong.any()):
+    wrong = (targets >= columns) | (targets < (0 if inputs.complete else -1))
+    wanted = f"want an id from 0 to {columns - 1} or the ignored one"
+    if not checks.on_device(~wrong.any(), f"targets: {wanted}") and bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
-        raise ValueError(
-            f"targets: row {row} has {int(targets[row])}, want an id from 0 to {columns - 1} or the ignored one"
-        )
+        raise ValueError(f"targets: row {row} has {int(targets[row])}, {wanted}")
     if inputs.statistics and inputs.columns:
         order = targets.argsort(stable=True)
         twice = (targets[order].diff() == 0) & (targets[order][1:] >= 0)
-        if bool(twice.any()):
+        wanted = "want a column of its own for each row"
+        if not checks.on_device(~twice.any(), f"targets: {wanted}") and bool(twice.any()):
             first, second = (int(order[int(twice.nonzero()[0, 0]) + i]) for i in (0, 1))
             raise ValueError(
-                f"targets: rows {first} and {second} both have {int(targets[first])}, want a column of its own for "
-                "each row: pass key[targets] as the keys instead"
+                f"targets: rows {first} and {second} both have {int(targets[first])}, {wanted}: "
+                "pass key[targets] as the keys instead"
             )
 
 
@@ -65,14 +60,14 @@ def sweep_op(*arguments) -> list[Tensor]:  # type: ignore[no-untyped-def]
         _check_targets(inputs)
         accumulator = accumulator_dtype(query.dtype)
         held = _held(inputs)
-        selected = selected_rows(inputs.targets)
+        selected = selected_rows(inputs)
         problem, announced = make_problem(inputs, selected), announced_of(inputs)
         d_query = Gradient(held[1], held[2])
         if selected is not None:
             announced = announced.of_rows(selected)
             held[0][selected.shape[0] :].zero_()  # the scores of the selected rows come first, and there are no others
             if d_query.wanted:
-                d_query = Gradient.empty(problem.query.to(query.dtype))
+                d_query = Gradient.empty(query, selected.shape[0])
         out = forward_walk(
             problem,
             Wants(**{f.name: getattr(inputs, f.name) for f in fields(Wants)}),

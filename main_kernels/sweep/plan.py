@@ -24,6 +24,11 @@ DEFAULT_WORKSPACE = 256 << 20
 
 CHUNK_BYTES = 32 << 20
 MIN_CHUNK_ROWS = 512  # thinner products pack their operands more often than they use them
+
+CUDA_CHUNK_BYTES = 1 << 30
+CUDA_ROWS = 4096, 8192  # a chunk's: fewer do not fill the device, more do not fill it better
+_CUDA_TILE = 128
+
 SMALL_PROBLEM = 1 << 24  # multiply-adds; below this, bfloat16 products are not faster than float32 ones
 
 
@@ -38,7 +43,7 @@ class Plan:
     """rows of scores alive at a time"""
 
 
-def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype) -> Plan:
+def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype, device: str = "cpu") -> Plan:
     """Plans S[rows, columns] = Q[rows, width] K[columns, width]ᵀ for inputs of ``dtype``.
 
     float16 is computed in float32 (its products are slow on a CPU and overflow at 65504), and so are small bfloat16
@@ -47,6 +52,11 @@ def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype) -> Plan:
     small = rows * columns * width < SMALL_PROBLEM
     narrow = dtype == torch.float16 or (dtype == torch.bfloat16 and small)
     compute = torch.float32 if narrow else dtype
+    if device == "cuda":
+        fitting = CUDA_CHUNK_BYTES // (columns * compute.itemsize)
+        most = min(max(fitting // _CUDA_TILE * _CUDA_TILE, CUDA_ROWS[0]), CUDA_ROWS[1])
+        chunks = max(min(-(-rows // most), rows // CUDA_ROWS[0]), 1)
+        return Plan(compute, -(-rows // (chunks * _CUDA_TILE)) * _CUDA_TILE or most)  # of one size: none is thin
     fitting = CHUNK_BYTES // (columns * compute.itemsize)
     return Plan(compute, max(fitting // 64 * 64, MIN_CHUNK_ROWS))
 

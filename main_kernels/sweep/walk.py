@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..backends import Backend, ScoreMap
-from ..backends.interface import MAX_REFERENCE, ColumnSums, Lse, Mask, RowSums, Upstream, Wants
+from ..backends.interface import MAX_REFERENCE, ColumnSums, FusedKernels, Lse, Mask, RowSums, Upstream, Wants
 from ..backends.memory import borrow, give_back
 from .gradient import Gradient
 from .plan import Plan
@@ -18,6 +19,8 @@ from .plan import Plan
 # product took a quarter longer.
 _TILE_ROWS, _TILE_COLUMNS = 2048, 4096
 
+_PITCH = 16  # rows of 16-bit weights start at addresses that cuBLAS likes
+
 _SMALL_SCORES = 4096  # entries; with fewer there is no time to win, and a lone score is its own log-sum-exp exactly
 
 
@@ -25,26 +28,40 @@ _SMALL_SCORES = 4096  # entries; with fewer there is no time to win, and a lone 
 class Problem:
     """S[N, M] = map(Q Kᵀ), its targets, and how it is to be walked."""
 
-    query: Tensor  # [N, D] compute dtype, contiguous
-    key: Tensor  # [M, D] compute dtype, contiguous
+    query: Tensor  # [N, D] contiguous, as scores are made from it; a fused walk may want more columns, of zeros
+    key: Tensor  # [M, D] the same
+    given: tuple[Tensor, Tensor]  # query and key as they came
     score_map: ScoreMap
     targets: Tensor | None  # [N] int64, all in range
     mask: Mask | None
     plan: Plan
     backend: Backend
+    fused: FusedKernels | None  # of the backend, where they serve this problem
+    stored: torch.dtype | None  # in which raw scores go from walk to walk; None where they do not
+
+    @cached_property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """query and key in the compute dtype, what weights are multiplied by."""
+        if self.fused is None:
+            return self.query, self.key
+        query, key = (t.to(self.plan.compute) for t in self.given)
+        return query, key
 
     def workspace(self) -> Tensor:
         """Room for the raw scores of one chunk."""
-        rows = min(self.plan.rows, self.query.shape[0])
-        return borrow((rows, self.key.shape[0]), self.query.dtype, self.query.device)
+        rows, columns = min(self.plan.rows, self.query.shape[0]), self.key.shape[0]
+        pitch = columns if self.fused is None else -(-columns // _PITCH) * _PITCH
+        room = borrow((rows, pitch), self.plan.compute, self.query.device)
+        room[:, columns:] = 0  # some products read what lies between the rows, and multiply it by zero
+        return room[:, :columns]
 
     def chunks(self) -> Iterator[slice]:
         for begin in range(0, self.query.shape[0], self.plan.rows):
             yield slice(begin, min(begin + self.plan.rows, self.query.shape[0]))
 
     def product(self, rows: slice, out: Tensor) -> Tensor:
-        """The raw scores of some rows, [c, M], in the first rows of ``out``."""
-        return torch.mm(self.query[rows], self.key.T, out=out[: rows.stop - rows.start])
+        """The raw scores of some rows, in out[c, M]."""
+        return torch.mm(self.query[rows], self.key.T, out=out)
 
     def targets_of(self, rows: slice) -> Tensor | None:
         return None if self.targets is None else self.targets[rows]
@@ -60,7 +77,7 @@ class Problem:
         if self.backend.bounded is None or not plain_map or not kept_targets or small:
             return None
         lengths = [float(torch.linalg.vector_norm(t, dim=1, dtype=torch.float32).max()) for t in (self.query, self.key)]
-        bound = 1.01 * self.score_map.scale * lengths[0] * lengths[1]  # 1.01: the products are rounded
+        bound = 1.01 * float(self.score_map.scale) * lengths[0] * lengths[1]  # 1.01: the products are rounded
         return bound if bound <= MAX_REFERENCE else None
 
 
@@ -124,10 +141,13 @@ def forward_walk(
     columns = None
     if wants.columns:
         columns = ColumnSums.empty(problem.key.shape[0], accumulator, device, wants, maximum=start)
-        if wants.statistics:
-            columns.target = _paired_scores(problem, accumulator)
+    if problem.fused is not None and problem.targets is not None:
+        given = problem.query, problem.key, problem.score_map, problem.targets
+        problem.fused.target_scores(*given, problem.stored, rows.target)
+    if columns is not None and wants.statistics:
+        columns.target = _paired_scores(problem, rows.target)
     needs_whole_rows = wants.columns or wants.statistics or kept.numel() or d_query.wanted or d_key.wanted
-    if needs_whole_rows:
+    if needs_whole_rows or problem.fused is not None:
         _walk_rows(problem, rows, columns, reference, announced, kept, d_query, d_key)
     else:
         _walk_tiles(problem, rows)
@@ -167,18 +187,27 @@ def _walk_rows(
     backend, score_map = problem.backend, problem.score_map
     if not problem.query.shape[0]:
         d_key.zero_()
-    raw = None if kept.numel() else problem.workspace()
+    fused, bounded = problem.fused, backend.bounded
+    gradients = d_query.wanted or d_key.wanted
+    raw = problem.workspace() if not kept.numel() and (fused is None or gradients) else None
     for chunk in problem.chunks():
-        scores = problem.product(chunk, kept[chunk] if raw is None else raw)
         targets, mask, sums = problem.targets_of(chunk), problem.mask_of(chunk), rows[chunk]
-        if reference is not None and backend.bounded and columns is not None and targets is not None:
-            backend.bounded.reduce(scores, score_map.scale, targets, mask, sums, columns)
+        scores = kept[chunk] if raw is None else raw[: chunk.stop - chunk.start]
+        if fused is not None:
+            operands, out = (problem.query[chunk], problem.key), scores if scores.numel() else None
+            fused.reduce(*operands, score_map, targets, mask, problem.stored, sums, columns, out)
+        elif reference is not None and bounded is not None and columns is not None and targets is not None:
+            problem.product(chunk, scores)
+            bounded.reduce(scores, float(score_map.scale), targets, mask, sums, columns)
+        else:
+            problem.product(chunk, scores)
+            backend.reduce_rows(scores, score_map, targets, mask, sums)
+            if columns is not None:
+                backend.reduce_columns(scores, score_map, targets, mask, columns)
+        if not gradients or announced is None:
             continue
-        backend.reduce_rows(scores, score_map, targets, mask, sums)
-        if columns is not None:
-            backend.reduce_columns(scores, score_map, targets, mask, columns)
         lse = sums.lse()
-        if (d_query.wanted or d_key.wanted) and announced is not None and lse is not None:
+        if lse is not None:
             upstream = announced.of_rows(chunk).upstream(lse, scores.shape[1], targets=targets is not None)
             backend.weigh_(scores, score_map, targets, mask, upstream, None)
             _add_products(problem, scores, chunk, d_query, d_key)
@@ -232,12 +261,18 @@ def backward_walk(
             alpha = _above(reference, r).mul_(a).float()
             beta = _above(reference, c).mul_(b).float()
     share = problem.query.new_empty(problem.plan.rows, dtype=torch.float64) if d_scale.numel() else None
+    fused = problem.fused if raw is not None else None
     for chunk in problem.chunks():
-        scores = kept[chunk] if raw is None else problem.product(chunk, raw)
+        scores = kept[chunk] if raw is None else raw[: chunk.stop - chunk.start]
         targets, mask, part = problem.targets_of(chunk), problem.mask_of(chunk), upstream.of_rows(chunk)
         mine = None if share is None else share[: scores.shape[0]]
-        if reference is not None and bounded is not None and targets is not None:
-            scale = problem.score_map.scale
+        if raw is not None and fused is None:
+            problem.product(chunk, scores)
+        if fused is not None:
+            operands = problem.query[chunk], problem.key
+            fused.weigh(*operands, problem.score_map, targets, mask, problem.stored, part, scores, mine)
+        elif reference is not None and bounded is not None and targets is not None:
+            scale = float(problem.score_map.scale)
             bounded.weigh_(scores, scale, reference, targets, mask, alpha[chunk], beta, part.d, mine)
         else:
             problem.backend.weigh_(scores, problem.score_map, targets, mask, part, mine)
@@ -257,20 +292,24 @@ def _above(reference: float, lse: Lse) -> Tensor:
 
 def _add_products(problem: Problem, weights: Tensor, chunk: slice, d_query: Gradient, d_key: Gradient) -> None:
     """weights[c, M] of a chunk of rows: dQ[chunk] = G K and dK += Gᵀ Q[chunk], the first chunk setting it."""
+    query, key = problem.factors
     if d_query.wanted:
-        d_query.rows(chunk).add_product(problem.backend, weights, problem.key, first=True)
+        d_query.rows(chunk).add_product(problem.backend, weights, key, first=True)
     if d_key.wanted:
-        d_key.add_product(problem.backend, weights.T, problem.query[chunk], first=chunk.start == 0)
+        d_key.add_product(problem.backend, weights.T, query[chunk], first=chunk.start == 0)
 
 
-def _paired_scores(problem: Problem, accumulator: torch.dtype) -> Tensor:
+def _paired_scores(problem: Problem, at_target: Tensor) -> Tensor:
     """[M] score of each column with the row whose target it is, -inf where there is none: known before the walk, so
-    that ranks along columns need no second one. Rounded to the compute dtype as the walk's own scores are."""
+    that ranks along columns need no second one. Rounded to the compute dtype as the walk's own scores are.
+    at_target [N]: what a fused walk already knows."""
     query, key, targets = problem.query, problem.key, problem.targets
+    if problem.fused is not None and targets is not None:
+        return at_target.new_full((key.shape[0],), -torch.inf).index_copy_(0, targets, at_target)
     dot = query.new_full((key.shape[0],), -torch.inf)
     if targets is not None:
         for chunk in problem.chunks():
             mine = targets[chunk]
-            products = query[chunk].to(accumulator) * key[mine].to(accumulator)
+            products = query[chunk].to(at_target.dtype) * key[mine].to(at_target.dtype)
             dot[mine] = products.sum(1).to(dot.dtype)
-    return problem.score_map.apply(dot, accumulator)
+    return problem.score_map.apply(dot, at_target.dtype)

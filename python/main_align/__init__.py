@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .filtering import Filtered, filter_scores
     from .forms import Fields
     from .job import Progress, score_file
+    from .loop import LoopConfig, MutualAlignmentLoop
     from .reading import read_pairs
     from .records import Pair, Turn
     from .scorer import Scorer
@@ -25,6 +26,8 @@ __all__ = [
     "COLUMNS",
     "Fields",
     "Filtered",
+    "LoopConfig",
+    "MutualAlignmentLoop",
     "Pair",
     "Progress",
     "Scorer",
@@ -39,6 +42,8 @@ _HOMES = {
     "COLUMNS": "scores",
     "Fields": "forms",
     "Filtered": "filtering",
+    "LoopConfig": "loop",
+    "MutualAlignmentLoop": "loop",
     "Pair": "records",
     "Progress": "job",
     "Scorer": "scorer",

@@ -1,4 +1,4 @@
-"""The command line: `main-align score`, `filter` and `doctor`.
+"""The command line: `main-align score`, `filter`, `train` and `doctor`.
 
 Heavy libraries are imported inside the commands, so that --help answers at once.
 """
@@ -21,7 +21,7 @@ from .errors import UserError
 
 app = typer.Typer(
     name="main-align",
-    help="Score instruction-response pairs by mutual alignment, and keep the best.",
+    help="Score instruction-response pairs by mutual alignment, keep the best, and train on both directions.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,
@@ -52,7 +52,8 @@ def _plain_errors() -> Iterator[None]:
     except UserError as error:
         _stop(str(error), 1)
     except ModuleNotFoundError as error:
-        _stop(f"{error}. Install what is missing: pip install 'main-kernels[hf]'", 1)
+        extra = "train" if error.name in ("trl", "peft") else "hf"
+        _stop(f"{error}. Install what is missing: pip install 'main-kernels[{extra}]'", 1)
     except OSError as error:
         _stop(f"{error}. Check the path, its permissions and the free space.", 1)
     except KeyboardInterrupt:
@@ -194,6 +195,79 @@ def filter_command(
 
         limits: dict[str, Any] = {"keep": keep, "top": top, "min": minimum, "max": maximum}
         run_filter(scores, out, by, limits, source=source, scores_only=scores_only, plot=plot)
+
+
+@app.command(no_args_is_help=True)
+def train(
+    config: Annotated[
+        Optional[Path],
+        typer.Argument(metavar="[CONFIG]", help="Settings: .yaml, .json or .toml. Options below override it."),
+    ] = None,
+    seeds: Annotated[Optional[str], typer.Option(help="Seed pairs, in any form main-align score reads.")] = None,
+    out: Annotated[Optional[Path], typer.Option("-o", "--output", help="Folder of the run.")] = None,
+    unlabelled: Annotated[
+        Optional[str], typer.Option(help="Responses without instructions, to be given some at the end.")
+    ] = None,
+    heldout: Annotated[
+        Optional[str], typer.Option(help="Pairs that are not trained on; the report's likelihoods are theirs.")
+    ] = None,
+    model: Annotated[Optional[str], typer.Option(help="Hub id, local folder, or smollm2. Default: smollm2.")] = None,
+    reverse_model: Annotated[
+        Optional[str], typer.Option(help="Start the reverse direction from this one; with --full.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train two full models instead of two LoRA adapters on one.")
+    ] = False,
+    dtype: Annotated[Optional[Dtype], typer.Option(help="auto: float32 on CPU, bfloat16 on CUDA.")] = None,
+    rounds: Annotated[Optional[int], typer.Option(help="Rounds of synthesising and training. Default: 2.")] = None,
+    warmup_epochs: Annotated[
+        Optional[float], typer.Option(help="Epochs on the seeds before round 1, both directions. Default: 1.")
+    ] = None,
+    max_length: Annotated[Optional[int], typer.Option(help="Longest training sequence, tokens. Default: 1024.")] = None,
+    max_new_tokens: Annotated[Optional[int], typer.Option(help="Longest written text, tokens. Default: 256.")] = None,
+    criterion: Annotated[
+        Optional[str], typer.Option(help="forward_nll (the paper's) or mutual. Default: forward_nll.")
+    ] = None,
+    keep: Annotated[Optional[float], typer.Option(help="Share of the augmented pairs kept. Default: 0.5.")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Fixes the result. Default: 0.")] = None,
+    assignments: Annotated[
+        Optional[list[str]],
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting; training.NAME for one of the trainer's."),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start over, throwing away the run that the folder holds.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+) -> None:
+    """Run MAIN's loop: two directions that train each other, then the pairs on which both agree.
+
+    Both directions warm up on the seeds. In each round the reverse model writes instructions for the
+    seed responses and the forward model trains on seeds and written pairs, then the other way round.
+    At the end the reverse model writes instructions for --unlabelled responses, and the best are kept.
+
+    Every stage leaves a folder in the output folder; the same command resumes where it was killed.
+    report.json and report.png show losses and alpha, nats per token after each round, and the scores.
+
+    **Examples**
+
+    `main-align train --seeds pairs.jsonl -o run --unlabelled responses.jsonl`
+
+    `main-align train loop.yaml --rounds 3 --set training.learning_rate=5e-5`
+
+    `accelerate launch --multi_gpu -m main_align.cli train loop.yaml --model ./my-llama`
+    """
+    with _plain_errors():
+        from .commands import run_train
+
+        given: dict[str, Any] = {"seeds": seeds, "unlabelled": unlabelled, "heldout": heldout, "model": model}
+        given |= {"output_dir": None if out is None else str(out), "reverse_model": reverse_model}
+        given |= {"dtype": dtype and dtype.value, "rounds": rounds, "warmup_epochs": warmup_epochs, "seed": seed}
+        given |= {"max_length": max_length, "max_new_tokens": max_new_tokens, "criterion": criterion, "keep": keep}
+        given |= {"use_peft": False if full else None, "trust_remote_code": trust_remote_code or None}
+        given = {name: value for name, value in given.items() if value is not None}
+        run_train(config, given, assignments or [], restart=restart)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from .labels import read_aligned
 from .partial import partial_folder
 from .plotting import check_plot, plot_scores
 from .reading import check_fields, open_source
-from .report import filter_summary, score_summary, status_table
+from .report import filter_summary, rounds_table, score_summary, status_table
 from .scorefile import read_columns
 from .writing import check_ending
 
@@ -124,6 +124,33 @@ def run_filter(
         title = f"{scores.name}, {int(done.kept.sum()):,} rows kept by {done.by}"
         plot_scores(plot, done.table.columns, title=title, threshold=threshold, aligned=done.aligned)
         console.print(f"histograms: {plot}", highlight=False, markup=False)
+
+
+def run_train(config: Path | None, given: dict[str, Any], assignments: list[str], *, restart: bool) -> None:
+    """`main-align train`. Raises UserError before anything is trained where it can."""
+    from .loop.configfile import read_config
+
+    settings = read_config(config, given, assignments)
+    with Display() as display:
+        _hush()
+        from datasets import disable_progress_bars
+
+        disable_progress_bars()
+        from .loop import MutualAlignmentLoop
+
+        loop = MutualAlignmentLoop(settings, restart=restart, say=display, tell=display.say)
+        try:
+            report = loop.run()
+        except KeyboardInterrupt:
+            display.say(f"Finished stages are safe in {settings.output_dir}; run again to resume.")
+            raise
+    if loop.processes.first:
+        console = Console()
+        console.print(rounds_table(report["rounds"]), "")
+        models = "\n".join(f"{direction} model: {path}" for direction, path in report["models"].items())
+        kept = f"\nkept pairs: {report['kept']}" if "kept" in report else ""
+        report_path = Path(settings.output_dir) / "report.json"
+        console.print(f"{models}{kept}\nreport: {report_path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def run_doctor() -> int:

@@ -41,9 +41,12 @@ class Directional:
     """Turns pairs into token ids for one tokenizer.
 
     `markers` are the template's texts (see `templates.Markers`), `bos` the token before all else.
+
+    With `close`, EOS ends a sequence whose last turn the template does not end (a user turn of Mistral's, any turn
+    without a template): for training and generation, where a model must learn to stop.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, close: bool = False) -> None:
         self.tokenizer = tokenizer
         self.markers: Markers = read_markers(tokenizer)
         self.bos: list[int] = [_beginning(tokenizer, self.markers)]
@@ -52,13 +55,15 @@ class Directional:
         self._x_next = self._ids(m.joint + m.x_header)
         self._y_next = self._ids(m.joint + m.y_header)
         self._x_end, self._y_end = self._ids(m.x_end), self._ids(m.y_end)
+        closing = [tokenizer.eos_token_id] if close and tokenizer.eos_token_id is not None else []
+        self._x_last, self._y_last = self._x_end or closing, self._y_end or closing
 
     @property
     def overhead(self) -> int:
         """Tokens of a sequence that are neither context nor content (the longer direction)."""
-        forward = len(self._x_first) + len(self._y_next)
-        reverse = len(self._y_first) + len(self._x_next)
-        return len(self.bos) + max(forward, reverse) + len(self._x_end) + len(self._y_end)
+        forward = (self._x_first, self._x_end, self._y_next, self._y_last)
+        reverse = (self._y_first, self._y_end, self._x_next, self._x_last)
+        return len(self.bos) + max(sum(map(len, parts)) for parts in (forward, reverse))
 
     def encode(self, texts: Sequence[tuple[str, str]], contexts: Sequence[tuple[Turn, ...]]) -> list[Encoded]:
         """Tokenise (x, y) texts with their contexts, in one call of the tokenizer for each side.
@@ -90,10 +95,11 @@ class Directional:
 
     def layouts(self, pair: Encoded) -> tuple[Layout, Layout]:
         """The forward and the reverse sequence."""
-        x, y = (pair.x, self._x_end), (pair.y, self._y_end)
+        x, y = pair.x, pair.y
+        before = self.bos + pair.context
         return (
-            _layout(self.bos + pair.context + self._x_first, x, self._y_next, y),
-            _layout(self.bos + pair.context + self._y_first, y, self._x_next, x),
+            _layout(before + self._x_first, (x, self._x_end), self._y_next, (y, self._y_last)),
+            _layout(before + self._y_first, (y, self._y_end), self._x_next, (x, self._x_last)),
         )
 
     def unframe_prompt(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -60,6 +60,7 @@ class Display:
         self._bar.update(
             self._task,
             description=progress.stage,
+            total=progress.total,
             completed=progress.pairs,
             speed=_speed(progress),
             left=_left(progress),
@@ -83,7 +84,7 @@ def _speed(progress: Progress) -> str:
 
 def _left(progress: Progress) -> str:
     fresh = progress.pairs - progress.earlier
-    if progress.stage != "scoring" or fresh <= 0 or progress.pairs == progress.total:
+    if progress.stage == "bank" or fresh <= 0 or progress.pairs == progress.total:
         return ""
     return clock(progress.seconds * (progress.total - progress.pairs) / fresh) + " left"
 

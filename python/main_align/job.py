@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .finishing import finished_rows, pack_record, window_record
@@ -42,7 +42,7 @@ class Progress:
     `tokens` went through the model in this run, both directions counted, in `seconds`.
     """
 
-    stage: Literal["scoring", "bank"]
+    stage: str  # "scoring" or "bank", or a stage of the loop
     pairs: int
     total: int
     earlier: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,19 @@ def score_summary(columns: Mapping[str, Floats]) -> RenderableType:
     if len(mutual := _finite(columns.get("mutual"))):
         parts += [Text(), histogram(mutual, "mutual, nats per sqrt(token)")]
     return Group(*parts)
+
+
+def rounds_table(rounds: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> RenderableType:
+    """How both directions of MAIN's loop did after each round (0: warm-up)."""
+    table = Table(title="rounds", title_justify="left", box=None, pad_edge=False)
+    for name in ("round", "direction", "synthetic", "alpha", "loss", "nats/token", "of"):
+        table.add_column(name, justify="left" if name in ("direction", "of") else "right")
+    for number, directions in rounds.items():
+        for direction, made in directions.items():
+            numbers = (made["alpha"], made["loss"], made["nll"])
+            cells = ("-" if value is None else f"{value:.3f}" for value in numbers)
+            table.add_row(number, direction, f"{made['synthetic']:,}", *cells, made["nll_of"])
+    return table
 
 
 def histogram(values: Floats, title: str, bins: int = 12) -> RenderableType:

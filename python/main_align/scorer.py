@@ -21,7 +21,7 @@ from .directional import Directional, Layout
 from .errors import UserError
 from .forms import Fields, pair_from_record
 from .forward import Forward, is_out_of_memory
-from .models import SMOLLM2, load
+from .models import SMOLLM2, LoadedModel, load
 from .packing import Pack, Window, make_window
 from .records import Pair
 from .results import PackResult, empty_result, join_results
@@ -37,7 +37,8 @@ class Scorer:
     """Scores instruction-response pairs with one model; see `scores.COLUMNS` for what comes out.
 
     Args:
-        model: `smollm2`, a local folder or a hub id; LLaMA and Mistral families are tested.
+        model: `smollm2`, a local folder or a hub id; LLaMA and Mistral families are tested. Or what `models.load`
+            returned, which brings its own revision, dtype and device.
         revision: of a hub id.
         dtype: float32, bfloat16 or float16.
         device: "auto" (CUDA where there is one), or a torch device.
@@ -54,7 +55,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] = SMOLLM2,
+        model: str | os.PathLike[str] | LoadedModel = SMOLLM2,
         *,
         revision: str | None = None,
         dtype: str = "float32",
@@ -74,15 +75,18 @@ class Scorer:
                 raise UserError(f"{name} must be at least 1, got {value}")
         if not temperature > 0:
             raise UserError(f"temperature must be above 0, got {temperature}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = load(
-            model,
-            revision=revision,
-            dtype=DTYPES[dtype],
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
+        if isinstance(model, LoadedModel):
+            loaded = model
+        else:
+            if device == "auto":
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            loaded = load(
+                model,
+                revision=revision,
+                dtype=DTYPES[dtype],
+                device=device,
+                trust_remote_code=trust_remote_code,
+            )
         self.directional = Directional(loaded.tokenizer)
         self.forward = Forward(loaded.model)
         self.max_length = max_length or _longest(loaded.model.config)
@@ -96,8 +100,8 @@ class Scorer:
             "digest": loaded.digest,
             "markers": {k: list(v) if isinstance(v, tuple) else v for k, v in markers.items()},
             "bos": self.directional.bos,
-            "dtype": dtype,
-            "device": torch.device(device).type,
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "device": loaded.model.device.type,
             "attention": self.forward.attention,
             "pack_tokens": pack_tokens,
             "max_length": self.max_length,

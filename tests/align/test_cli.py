@@ -47,7 +47,7 @@ def invoke(*args: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("command", ["score", "filter", "doctor"])
+@pytest.mark.parametrize("command", ["score", "filter", "train", "doctor"])
 def test_help_teaches_with_an_example(command: str) -> None:
     code, text, _ = invoke(command, "--help")
     assert code == 0

@@ -111,6 +111,21 @@ def test_an_adapter_on_the_head_is_refused(tmp_path):
         trainer_with(tmp_path, peft_config=lora)
 
 
+@pytest.mark.parametrize(("mark", "remedy"), [("zero3", "use ZeRO-2, or FSDP2"), ("DTensor", "outermost FSDP unit")])
+def test_a_head_that_is_in_parts_is_refused(tmp_path, monkeypatch, mark, remedy):
+    """As DeepSpeed ZeRO-3 and an FSDP unit of its own leave it where the loss is made; their marks alone, here."""
+    trainer = trainer_with(tmp_path)
+    (batch, *_) = trainer.get_train_dataloader()
+    weight = trainer.model.lm_head.weight
+    if mark == "zero3":
+        weight.ds_id = 1
+    else:
+        part = type("DTensor", (torch.nn.Parameter,), {})
+        trainer.model.lm_head.weight = part(weight.data)
+    with pytest.raises(UserError, match=remedy):
+        trainer.compute_loss(trainer.model.train(), batch)
+
+
 def test_what_is_saved_is_an_ordinary_model_and_the_head_beside_it(tmp_path):
     trainer = trainer_with(tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
     trainer.train()

@@ -16,6 +16,9 @@ from update_gradients import trainer_of
 SCRIPT = Path(__file__).with_name("update_gradients.py")
 ALL = {"duality": 0.4}
 COUNTED = (
+    "semantic",
+    "intentional",
+    "structural",
     "nll_y_given_x",
     "nll_x_given_y",
     "mi",
@@ -62,7 +65,9 @@ def whole(tmp_path_factory):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("steps", [2, 4])
 def test_gradient_accumulation(tmp_path, whole, steps):
     settings = {"per_device_train_batch_size": 8 // steps, "gradient_accumulation_steps": steps}
-    assert_same(in_this_process(tmp_path, **settings, **ALL), whole)
+    got = in_this_process(tmp_path, **settings, **ALL)
+    assert_same(got, whole)
+    assert got[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-6)
 
 
 def test_accumulated_contrast_drops_out_the_same_twice(tmp_path):
@@ -105,7 +110,9 @@ def test_contrast_within_micro_batches_is_weighted_by_pairs(tmp_path):
 @pytest.mark.parametrize(("processes", "steps"), [(2, 1), (2, 2), (4, 1)])
 def test_processes(tmp_path, whole, processes, steps):
     settings = {"per_device_train_batch_size": 8 // processes // steps, "gradient_accumulation_steps": steps}
-    assert_same(in_processes(tmp_path, processes, **settings, **ALL), whole)
+    got = in_processes(tmp_path, processes, **settings, **ALL)
+    assert_same(got, whole)
+    assert got[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -75,6 +75,28 @@ def test_loss_and_gradients_are_those_of_the_definitions(tmp_path, name):
         torch.testing.assert_close(gradient, dense_gradients[parameter], rtol=0, atol=1e-6 * scale, msg=parameter)
 
 
+def test_an_update_of_seeds_alone_is_not_scaled_by_alpha(tmp_path):
+    settings = only(forward=1.0, reverse=1.0) | {"alpha_schedule": "constant", "alpha": 0.2}
+    trainer, _ = trainer_of(str(tmp_path), rows=1, **settings)
+    loss, _ = one_step(trainer)
+    wanted = dense.loss(trainer.model, None, trainer.processing_class, TEXTS[:1], trainer.alignment, alpha=0.2)
+    torch.testing.assert_close(loss, wanted.detach(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_likelihoods_that_are_logged_do_not_depend_on_the_weights_of_the_loss(tmp_path, exact):
+    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **only(forward=1.0))
+    (batch,) = trainer.get_train_dataloader()
+    weights = torch.rand(8, 4) + 0.1
+    with torch.no_grad():
+        output, _ = trainer._wrapped.forward(trainer.model, batch, weights=weights, exact=exact)
+        logits = trainer.model.lm_head(trainer._wrapped.forward(trainer.model, batch, weights=None)[1])[0]
+    pairs = batch["pairs"]
+    each = logits[pairs["rows"]].log_softmax(-1).gather(1, pairs["targets"][:, None])[:, 0]
+    wanted = each.new_zeros(32).index_add(0, pairs["segments"], each).view(8, 4)
+    torch.testing.assert_close(output.logp.double(), wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_the_embedding_of_y_has_not_seen_x(tmp_path):
     """Another instruction in front leaves the embedding of the same response as it was."""
     trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8)

@@ -16,8 +16,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore = ["test_aot.py"] if INTERPRETED else ["test_library.py", "test_fused.py"]
 
 if INTERPRETED:
-    from main_kernels.backends.triton import chunks, combine, planes
+    from main_kernels.backends.triton import chunks, combine, planes, product
 
+    walked = [tile for table in (product.FORWARD, product.WEIGH) for tiles in table.values() for tile in tiles.values()]
     repair()
     # a tile takes the interpreter some milliseconds whatever its size; test_aot.py compiles the real ones
     for config, size in (
@@ -26,6 +27,8 @@ if INTERPRETED:
         (chunks.WEIGH, {"BM": 128, "BN": 512}),
         (combine.COMBINE, {"BN": 512}),
         (planes.PLANES, {"BLOCK": 1 << 16}),
+        *((tile, {"BM": 128, "BN": 256, "BD": 128}) for tile in walked),
+        *((tile, {"BM": 128, "BD": 128}) for tile in product.TARGETS[80].values()),
     ):
         config.update(size)
     settings.register_profile("interpreted", settings.get_profile("quick"), max_examples=6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +11,30 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from main_kernels import backends
+
+
+def _has(backend: str) -> bool:
+    try:
+        backends.get(backend)
+    except ValueError:
+        return False
+    return True
+
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels then run on the CPU
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"  # where the tests make their tensors
+BACKENDS = [name for name in ("triton" if DEVICE == "cuda" else "cpu", "plain") if _has(name)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def exact(*tensors: Tensor) -> list[Tensor]:
     """float64 leaves with the same values, for the oracle: its gradients must not be rounded to a narrow dtype."""
     return [t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator(DEVICE).manual_seed(seed)
 
 
 def ulps(magnitude: float) -> float:
@@ -56,7 +75,7 @@ class Matrices:
     seed: int
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = seeded(self.seed)
 
         def make(rows: int) -> Tensor:
             wide = torch.randn(rows, self.width * 2, generator=generator) * self.spread

@@ -167,7 +167,7 @@ MUTATIONS = [
 ]
 
 
-def survives(mutation: Mutation) -> bool:
+def survives(mutation: Mutation, tests: list[str]) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "repository"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "out", "build", "results"))
@@ -180,16 +180,16 @@ def survives(mutation: Mutation) -> bool:
         if mutation.file.startswith("csrc/"):
             build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
             subprocess.run(build, cwd=copy, env=environment, check=True, capture_output=True)
-        command = [sys.executable, "-m", "pytest", "-xq", "-m", "not slow", "-p", "no:cacheprovider", *TESTS]
+        command = [sys.executable, "-m", "pytest", "-xq", "-m", "not slow", "-p", "no:cacheprovider", *tests]
         return subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode == 0
 
 
-def main() -> int:
+def run(mutations: list[Mutation], tests: list[str]) -> int:
     words = sys.argv[1:]
-    chosen = [m for m in MUTATIONS if not words or any(w in m.file or w in m.old for w in words)]
+    chosen = [m for m in mutations if not words or any(w in m.file or w in m.old for w in words)]
     survivors = 0
     for number, mutation in enumerate(chosen, 1):
-        alive = survives(mutation)
+        alive = survives(mutation, tests)
         survivors += alive
         verdict = "SURVIVES" if alive else "noticed "
         print(f"[{number}/{len(chosen)}] {verdict} {mutation.file}: {mutation.old!r} -> {mutation.new!r}", flush=True)
@@ -198,4 +198,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(MUTATIONS, TESTS))

@@ -17,8 +17,13 @@ from main_kernels import (
 )
 from main_kernels.backends import get
 
-HIDDEN, WEIGHT, TARGETS = torch.randn(4, 3), torch.randn(7, 3), torch.arange(4)
-PAIRS = torch.randn(5, 3), torch.randn(5, 3)
+from .contract import DEVICE
+
+OF_VALUES = ("targets: row", "segment_ids: row", "cu_seqlens: segment", "cu_seqlens: got offsets")
+
+with torch.device(DEVICE):
+    HIDDEN, WEIGHT, TARGETS = torch.randn(4, 3), torch.randn(7, 3), torch.arange(4)
+    PAIRS = torch.randn(5, 3), torch.randn(5, 3)
 
 
 @pytest.mark.parametrize(
@@ -80,5 +85,7 @@ PAIRS = torch.randn(5, 3), torch.randn(5, 3)
     ],
 )
 def test_is_refused(call, words):
+    if DEVICE != "cpu" and words.startswith(OF_VALUES):
+        pytest.skip("on a device it is an assertion there, after which nothing runs")
     with pytest.raises(ValueError, match=words):
         call()

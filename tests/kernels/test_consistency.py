@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 
 from main_kernels import consistency, cyclic_consistency, oracle, relational_scores
 
-from .contract import Matrices, assert_contract, error, exact, matrices
+from .contract import DEVICE, Matrices, assert_contract, error, exact, matrices, seeded
 from .test_ops import multiply_adds
 
 CALLS = {
@@ -47,7 +47,7 @@ def test_matches_the_oracle(drawn: Matrices, cross: float, within: float):
     rows, true_rows = relational_scores(query, key), oracle.relational_scores(*leaves)
     gaps = wide[0] @ wide[0].T - wide[1] @ wide[1].T
     assert_contract("rows", rows, -gaps.square().mean(1), true_rows, 8 * drawn.width * size**2)
-    up = torch.randn(drawn.rows, generator=torch.Generator().manual_seed(drawn.seed))
+    up = torch.randn(drawn.rows, generator=seeded(drawn.seed))
     mine = torch.autograd.grad(rows, (query, key), up.to(rows.dtype))
     theirs = torch.autograd.grad(-gaps.square().mean(1), wide, up.to(wide[0].dtype))
     true = torch.autograd.grad(true_rows, leaves, up.double())
@@ -171,7 +171,7 @@ def test_autocast_changes_nothing_and_compiles(name):
     results = []
     compiled = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")
     for call, autocast in ((CALLS[name], False), (CALLS[name], True), (compiled, False)):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=autocast):
             out = call(query, key)
             results.append((out, *torch.autograd.grad(out.sum(), (query, key))))
     for want, cast, graph in zip(*results, strict=True):

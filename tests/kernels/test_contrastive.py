@@ -12,26 +12,26 @@ from hypothesis import strategies as st
 from main_kernels import info_nce, oracle, pair_scores, row_logsumexp, sigmoid_loss
 from main_kernels.sweep import plan
 
-from .contract import Matrices, assert_contract, error, exact, largest_logit, matrices
+from .contract import Matrices, assert_contract, error, exact, largest_logit, matrices, seeded
 
 
 def served(backend: str, drawn: Matrices) -> Matrices:
     """The drawn problem in a dtype that the backend serves."""
-    if backend == "cpu" and drawn.dtype == torch.float64:
+    if backend != "plain" and drawn.dtype == torch.float64:
         return Matrices(**{**drawn.__dict__, "dtype": torch.float32})
     return drawn
 
 
 def some_ids(drawn: Matrices, count: int) -> torch.Tensor:
     """Ids of which most occur several times: small, or spread over the whole of int64 with equal lower halves."""
-    few = torch.randint(0, max(count // 2, 1), (count,), generator=torch.Generator().manual_seed(drawn.seed))
+    few = torch.randint(0, max(count // 2, 1), (count,), generator=seeded(drawn.seed))
     return few - 1 if drawn.seed % 2 else few * 2**40 - 2**61
 
 
 def check_gradients(drawn: Matrices, names, got, rough, want, leaves, bounds) -> None:
     """got, rough and want: the same vector or scalar from us, from torch's dense code, from the oracle on exact leaves;
     bounds: the largest term summed in each gradient for an upstream of one."""
-    up = torch.randn(got.shape, generator=torch.Generator().manual_seed(drawn.seed))
+    up = torch.randn(got.shape, generator=seeded(drawn.seed))
     size = float(up.abs().max())
     mine, theirs = (torch.autograd.grad(o, leaves[0], up.to(o.dtype)) for o in (got, rough))
     true = torch.autograd.grad(want, leaves[1], up.double())
@@ -41,7 +41,7 @@ def check_gradients(drawn: Matrices, names, got, rough, want, leaves, bounds) ->
 
 def check(drawn: Matrices, *, temperature=0.07, learnable=False, weighted=False, extra=None, ids=False, **options):
     query, key = drawn.draw()
-    generator = torch.Generator().manual_seed(drawn.seed + 1)
+    generator = seeded(drawn.seed + 1)
     leaves = {"query": query, "key": key}
     scale = 1 / temperature
     if learnable:
@@ -233,7 +233,7 @@ def test_pair_scores_match_the_oracle(backend, drawn, temperature, bank, ids):
     query, key = Matrices(**{**drawn.__dict__, "columns": drawn.rows + bank}).draw()
     options = {"temperature": temperature}
     if bank:
-        generator = torch.Generator().manual_seed(drawn.seed)
+        generator = seeded(drawn.seed)
         options["targets"] = torch.randperm(drawn.rows + bank, generator=generator)[: drawn.rows]
     if ids:
         options |= {"pair_ids": some_ids(drawn, drawn.rows), "key_ids": some_ids(drawn, drawn.rows + bank)}

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from main_kernels import linear_cross_entropy, oracle, sequence_logprobs, token_logprobs
 from main_kernels.sweep import plan
 
-from .contract import Matrices, assert_contract, error, exact, largest_logit, matrices
+from .contract import Matrices, assert_contract, error, exact, largest_logit, matrices, seeded
 from .test_contrastive import check_gradients, served
 
 
 def draw_targets(drawn: Matrices, masked: str) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(drawn.seed + 1)
+    generator = seeded(drawn.seed + 1)
     targets = torch.randint(0, drawn.columns, (drawn.rows,), generator=generator)
     if masked == "some":
         targets[torch.rand(drawn.rows, generator=generator) < 0.3] = -100
@@ -28,7 +28,7 @@ def draw_targets(drawn: Matrices, masked: str) -> torch.Tensor:
 
 def check(drawn: Matrices, *, weights=None, masked="some", biased=False, **options):
     hidden, weight = drawn.draw()
-    generator = torch.Generator().manual_seed(drawn.seed + 2)
+    generator = seeded(drawn.seed + 2)
     leaves = {"hidden": hidden, "weight": weight}
     if biased:
         leaves["bias"] = torch.randn(drawn.columns, generator=generator).requires_grad_()
@@ -130,7 +130,7 @@ def test_sequence_logprobs_match_the_oracle(backend, drawn, masked, packed, soft
     drawn = served(backend, drawn)
     hidden, weight = drawn.draw()
     targets = draw_targets(drawn, masked)
-    generator = torch.Generator().manual_seed(drawn.seed)
+    generator = seeded(drawn.seed)
     if packed:
         cuts = torch.randint(0, drawn.rows + 1, (5,), generator=generator).sort().values
         segments = {"cu_seqlens": cuts.to(torch.int32 if drawn.seed % 2 else torch.int64)}

@@ -16,7 +16,7 @@ from bench.gaussians import Gaussians
 from main_kernels import mutual_information, mutual_information_bounds, oracle
 from main_kernels.information import ESTIMATORS
 
-from .contract import Matrices, assert_contract, error, exact, matrices
+from .contract import DEVICE, Matrices, assert_contract, error, exact, matrices, seeded
 from .test_ops import multiply_adds
 
 
@@ -65,14 +65,14 @@ def largest_terms(query, key, temperature, estimator, baseline=None):
     base=st.sampled_from([None, "scalar", "rows"]),
 )
 def test_matches_the_oracle(backend, drawn: Matrices, estimator, temperature, clip, base):
-    if backend == "cpu" and drawn.dtype == torch.float64:
+    if backend != "plain" and drawn.dtype == torch.float64:
         drawn = Matrices(**{**drawn.__dict__, "dtype": torch.float32})
     assume(drawn.rows > 1 or estimator == "infonce")
     query, key = drawn.draw()
     leaves = [query, key]
     options = {"temperature": temperature, "estimator": estimator, "clip": clip}
     if estimator == "tuba" and base is not None:
-        generator = torch.Generator().manual_seed(drawn.seed)
+        generator = seeded(drawn.seed)
         shape = () if base == "scalar" else (drawn.rows,)
         leaves.append(torch.randn(shape, generator=generator).requires_grad_())
     true_leaves = exact(*leaves)
@@ -212,7 +212,7 @@ def test_same_bits_run_after_run(backend, estimator, dtype):
 def test_autocast_casts_the_operands_and_nothing_else(backend, estimator):
     query, key = operands(16, 8)
     narrow = [t.detach().bfloat16().requires_grad_() for t in (query, key)]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         out = mutual_information(query, key, estimator=estimator)
     want = mutual_information(*narrow, estimator=estimator)
     assert out.dtype == torch.float32
@@ -224,7 +224,7 @@ def test_autocast_casts_the_operands_and_nothing_else(backend, estimator):
 def test_autocast_leaves_club_alone():
     query, key = operands(16, 8)
     want = mutual_information(query, key, estimator="club")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         assert torch.equal(mutual_information(query, key, estimator="club"), want)
 
 
@@ -305,7 +305,7 @@ def test_one_pair_says_nothing(backend):
     assert not query.grad.any()
 
 
-PAIRS = torch.randn(5, 3), torch.randn(5, 3)
+PAIRS = torch.randn(5, 3, device=DEVICE), torch.randn(5, 3, device=DEVICE)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def controlled(values, joint_means, information):
 
 def estimates(gaussians, pairs, batches, estimator, **options):
     """Values of an estimator in repeated batches, and mean f_ii of each batch."""
-    generator = torch.Generator().manual_seed(pairs + int(10 * gaussians.information))
+    generator = seeded(pairs + int(10 * gaussians.information))
     values, joint = [], []
     for _ in range(batches):
         query, key = gaussians.pairs(pairs, generator)
@@ -375,10 +375,10 @@ def estimates(gaussians, pairs, batches, estimator, **options):
 
 def test_the_critic_is_the_density_ratio():
     gaussians = Gaussians(3.0, 5)
-    x, y = gaussians.draw(40, torch.Generator().manual_seed(1))
+    x, y = gaussians.draw(40, seeded(1))
     query, key = gaussians.critic(x, y)
     assert query.shape == key.shape == (40, 7)
-    assert np.abs((query @ key.T).numpy() - density_ratio(x.numpy(), y.numpy(), 3.0)).max() < 1e-12
+    assert np.abs((query @ key.T).cpu().numpy() - density_ratio(x.cpu().numpy(), y.cpu().numpy(), 3.0)).max() < 1e-12
     many = density_ratio(*sample(3.0, 5, 1500, np.random.default_rng(0)), 3.0)
     assert np.diag(many).mean() == pytest.approx(3.0, abs=0.2)
 
@@ -408,7 +408,7 @@ def test_infonce_saturates_as_it_must(information, pairs, batches):
 @pytest.mark.parametrize("information", [0.5, 2.0, 4.0])
 def test_nwj_and_dv_are_unbiased(information):
     gaussians = Gaussians(information)
-    generator = torch.Generator().manual_seed(3)
+    generator = seeded(3)
     values = {"nwj": [], "dv": []}
     for _ in range(40):
         query, key = gaussians.pairs(512, generator)
@@ -448,7 +448,7 @@ def test_club_is_above_the_truth(information):
 def test_ordering_as_published(information):
     """What holds for every batch: InfoNCE <= log N; NWJ and TUBA linearise the log of DV, so they are below it; JS is
     at most 0 and at least its value for a critic that says nothing. In the mean, lower bounds are below I."""
-    generator = torch.Generator().manual_seed(9)
+    generator = seeded(9)
     drawn = [Gaussians(information).pairs(64, generator) for _ in range(60)]
     joint = [float((query * key).sum(1).mean()) for query, key in drawn]
     bounds = [mutual_information_bounds(*pair) for pair in drawn]
@@ -466,7 +466,7 @@ def test_ordering_as_published(information):
 
 def test_the_best_baseline_of_tuba_makes_it_tight(backend):
     """The bound is highest at b_i = log mean_{j≠i} exp f_ij (Poole et al., 2019), with 1 + mean(...) - 1 left."""
-    query, key = Gaussians(2.0).pairs(64, torch.Generator().manual_seed(5))
+    query, key = Gaussians(2.0).pairs(64, seeded(5))
     f = (query @ key.T).fill_diagonal_(-torch.inf)
     best = (f.logsumexp(1) - math.log(63)).requires_grad_()
     value = mutual_information(query, key, estimator="tuba", baseline=best)

@@ -1,10 +1,11 @@
 """The Triton backend: CUDA devices of compute capability 8.0 and newer. Importing it imports triton.
 
-``tiles.py`` is what becomes of a tile of scores in registers, ``chunks.py`` applies it to raw scores that cuBLAS made.
+``tiles.py`` is what becomes of a tile of scores in registers. ``forward.py`` and ``weights.py`` apply it to tiles that
+``product.py`` makes, ``chunks.py`` to raw scores that cuBLAS made.
 ``combine.py`` is the second stage of every reduction: tiles leave partial sums, which are added in one fixed order, so
 the bits do not depend on who finished first.
 
-All of it has been run under Triton's interpreter only, and never on a GPU.
+All of it has been compiled, and run under Triton's interpreter, but never on a GPU.
 """
 
 from .backend import TritonBackend

@@ -7,64 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from ..interface import BoundedKernels, ColumnSums, Mask, RowSums, ScoreMap, Upstream
+from ..interface import BoundedKernels, ColumnSums, FusedKernels, Mask, RowSums, ScoreMap, Upstream
 from ..plain import PlainBackend
 from .chunks import REDUCE_COLUMNS, REDUCE_ROWS, WEIGH, reduce_columns, reduce_rows, weigh
-from .combine import COMBINE, combine
 from .divergence import DIVERGENCE, divergence
+from .fused import TritonFused
+from .launch import COLUMN_PARTS, ROW_PARTS, combine_, map_of, mask_of, parts_of, upstream_of
 from .planes import PLANES, accumulate, round_scaled
 from .tiles import EXACT
-
-ROW_PARTS = ("maximum", "total", "weighted", "rank", "logits", "softplus", "clipped")
-COLUMN_PARTS = ("maximum", "total", "rank", "logits")
-
-Parts = dict[str, Tensor | None]
-
-
-def parts_of(sums: RowSums | ColumnSums, names: tuple[str, ...], count: int, *, targets: bool) -> Parts:
-    """Buffers [count, n] for the partial sums of those that are wanted; a rank needs a target."""
-    wanted = {name: getattr(sums, name, None) for name in names}
-    if wanted["total"] is None:
-        wanted["maximum"] = None
-    if not targets:
-        wanted["rank"] = None
-    return {
-        name: None if v is None else v.new_empty((count, v.shape[0]), dtype=torch.float32) for name, v in wanted.items()
-    }
-
-
-def combine_(parts: Parts, sums: RowSums | ColumnSums) -> None:
-    """Adds the partial sums to the running ones."""
-    present = next((part for part in parts.values() if part is not None), None)
-    if present is None:
-        return
-    count, n = present.shape
-    running = {name: getattr(sums, name) if parts.get(name) is not None else None for name in ROW_PARTS}
-    combine[(-(-n // COMBINE["BN"]),)](
-        count,
-        n,
-        getattr(sums, "clip", 0.0),
-        *(parts.get(name) for name in ROW_PARTS),
-        *running.values(),
-        **COMBINE,
-        **EXACT,
-    )
-
-
-def map_of(score_map: ScoreMap) -> tuple[float, float | None, Tensor | None]:
-    return score_map.scale, score_map.softcap or None, score_map.bias
-
-
-def mask_of(mask: Mask | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if mask is None else (mask.rows, mask.columns)
-
-
-def upstream_of(upstream: Upstream, *, targets: bool) -> tuple[Tensor | None, ...]:
-    """a, r, b, c, d, e, u, v as the kernels take them: each None where it adds nothing."""
-    up = upstream
-    row = (None, None, None) if up.a is None or up.r is None else (up.a, up.r.high, up.r.low)
-    column = (None, None, None) if up.b is None or up.c is None else (up.b, up.c.high, up.c.low)
-    return *row, *column, up.d if targets else None, up.e, up.u, up.v
 
 
 def tiles(raw: Tensor, config: dict[str, int]) -> tuple[int, int]:
@@ -76,6 +26,7 @@ class TritonBackend(PlainBackend):
     """Pooling is that of the plain backend."""
 
     bounded: BoundedKernels | None = None
+    fused: FusedKernels | None = TritonFused()
 
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums
@@ -87,6 +38,7 @@ class TritonBackend(PlainBackend):
             parts = parts_of(sums, ROW_PARTS, across, targets=targets is not None)
             reduce_rows[(down * across,)](
                 raw,
+                raw.stride(0),
                 *raw.shape,
                 *map_of(score_map),
                 targets,
@@ -111,6 +63,7 @@ class TritonBackend(PlainBackend):
             parts = parts_of(sums, COLUMN_PARTS, down, targets=ranked)
             reduce_columns[(down * across,)](
                 raw,
+                raw.stride(0),
                 *raw.shape,
                 *map_of(score_map),
                 targets,
@@ -139,6 +92,7 @@ class TritonBackend(PlainBackend):
             share = None if d_scale is None else raw.new_empty((across, raw.shape[0]), dtype=torch.float32)
             weigh[(down * across,)](
                 raw,
+                raw.stride(0),
                 *raw.shape,
                 *map_of(score_map),
                 targets,
@@ -157,7 +111,7 @@ class TritonBackend(PlainBackend):
             return
         with torch.cuda.device_of(x):
             accumulate[(-(-x.numel() // PLANES["BLOCK"]),)](
-                high.view(torch.int16), low, x.contiguous(), x.numel(), **PLANES
+                high.view(torch.int16), low, x.contiguous(), x.numel(), **PLANES, **EXACT
             )
 
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
@@ -173,6 +127,7 @@ class TritonBackend(PlainBackend):
                 high.shape[1],
                 0 if scale.numel() == 1 else 1,
                 **PLANES,
+                **EXACT,
             )
 
     def divergence_(

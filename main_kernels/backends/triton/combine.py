@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from .tiles import NOTHING, clamped
+from .tiles import NOTHING, clamped, exp
 
-COMBINE = {"BP": 32, "BN": 64, "num_warps": 4}
+COMBINE = {"BP": 32, "BN": 64, "num_warps": 4, "maxnreg": 255}
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def combine(
             top = tl.maximum(top, tl.max(tl.load(p_maximum + at, there, NOTHING), 0))
         zero = tl.where(top > NOTHING, top, 0.0)
         shift = tl.where(before > NOTHING, before - zero, 0.0)
-        factor = tl.exp(shift).to(tl.float64)
+        factor = exp(shift).to(tl.float64)
         running = tl.load(total + x, ok, 0.0)
         sums = running * factor
         if weighted is not None:
@@ -56,22 +56,22 @@ def combine(
         if clipped is not None:
             start = clamped(zero, clip)
             moved = tl.where(before > NOTHING, clamped(before, clip) - start, 0.0)
-            clips = tl.load(clipped + x, ok, 0.0) * tl.exp(moved).to(tl.float64)
+            clips = tl.load(clipped + x, ok, 0.0) * exp(moved).to(tl.float64)
         for begin in range(0, count, BP):
             there = (begin + y < count)[:, None] & ok[None, :]
             at = (begin + y).to(tl.int64)[:, None] * n + x[None, :]
             highest = tl.load(p_maximum + at, there, NOTHING)
-            shift = tl.where(highest > NOTHING, highest - zero[None, :], 0.0)
-            factor = tl.exp(shift).to(tl.float64)
+            fall = tl.where(highest > NOTHING, highest - zero[None, :], 0.0)
+            share = exp(fall).to(tl.float64)
             part = tl.load(p_total + at, there, 0.0).to(tl.float64)
-            sums += tl.sum(part * factor, 0)
+            sums += tl.sum(part * share, 0)
             if weighted is not None:
-                moment = tl.load(p_weighted + at, there, 0.0).to(tl.float64) + shift.to(tl.float64) * part
-                moments += tl.sum(moment * factor, 0)
+                moment = tl.load(p_weighted + at, there, 0.0).to(tl.float64) + fall.to(tl.float64) * part
+                moments += tl.sum(moment * share, 0)
             if clipped is not None:
-                moved = tl.where(highest > NOTHING, clamped(highest, clip) - start[None, :], 0.0)
+                clipped_fall = tl.where(highest > NOTHING, clamped(highest, clip) - start[None, :], 0.0)
                 part = tl.load(p_clipped + at, there, 0.0).to(tl.float64)
-                clips += tl.sum(part * tl.exp(moved).to(tl.float64), 0)
+                clips += tl.sum(part * exp(clipped_fall).to(tl.float64), 0)
         tl.store(maximum + x, top, ok)
         tl.store(total + x, sums, ok)
         if weighted is not None:

@@ -4,9 +4,9 @@ products the exponentials that are computed anew do not show."""
 import triton
 import triton.language as tl
 
-from .tiles import NOTHING
+from .tiles import NOTHING, exp
 
-DIVERGENCE = {"BLOCK": 2048, "num_warps": 8}
+DIVERGENCE = {"BLOCK": 2048, "num_warps": 8, "maxnreg": 255}
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def _to_mixture(ratio, beta, rest, level):
     mostly_p = ratio > level
     minor, major = tl.where(mostly_p, rest, beta), tl.where(mostly_p, beta, rest)
     x = tl.where(mostly_p, -ratio, ratio)
-    e = tl.exp(x)
+    e = exp(x)
     near = tl.abs(x) < 0.5
     w = minor * tl.where(near, x + _excess(tl.where(near, x, 0.0)), e - 1.0)
     whole = major + minor * e
@@ -57,7 +57,7 @@ def _norm(raw, columns, scale, BLOCK: tl.constexpr):
     for begin in range(0, columns, BLOCK):
         j = begin + tl.arange(0, BLOCK)
         s = tl.load(raw + j, j < columns, 0.0).to(tl.float32) * scale
-        total += tl.sum(tl.where(j < columns, tl.exp(s - top), 0.0)).to(tl.float64)
+        total += tl.sum(tl.where(j < columns, exp(s - top), 0.0)).to(tl.float64)
     return top, tl.log(total) + poison.to(tl.float64)
 
 
@@ -97,7 +97,7 @@ def divergence(
         j = begin + tl.arange(0, BLOCK)
         ok = j < columns
         log_p, log_q, ratio = _logs(p_raw, q_raw, j, ok, scale, p_top, q_top, p_sum, q_sum)
-        p, q = tl.exp(log_p), tl.exp(log_q)
+        p, q = exp(log_p), exp(log_q)
         if beta is None:
             p_total += tl.sum(tl.where(ok, _share(p, q, ratio), 0.0)).to(tl.float64)
         else:
@@ -116,7 +116,7 @@ def divergence(
             j = begin + tl.arange(0, BLOCK)
             ok = j < columns
             log_p, log_q, ratio = _logs(p_raw, q_raw, j, ok, scale, p_top, q_top, p_sum, q_sum)
-            p, q = tl.exp(log_p), tl.exp(log_q)
+            p, q = exp(log_p), exp(log_q)
             if beta is None:
                 d_p, d_q = p * (ratio - p_kl), q - p
             else:

@@ -192,10 +192,11 @@ class AlignmentMixin(_Trainer):
                 # a product whose gradient is the cached one, moved to the value of this micro-batch's share
                 pull = (wide(output.embed_x) * dx).sum() + (wide(output.embed_y) * dy).sum()
                 parts[name] = pull - pull.detach() + cached.terms[name] / update.micro_batches
-            return parts, cached.metrics if update.position == 0 else {}
+            return parts, cached.terms | cached.metrics if update.position == 0 else {}
         x, y = gather_rows(output.embed_x), gather_rows(output.embed_y)
         values, metrics = self._loss.of_embeddings(x, y, gather_rows(pairs["group"]))
         share = len(x) / update.pairs  # of the update's pairs, where micro-batches are contrasted each by itself
+        metrics |= {name: value.detach() for name, value in values.items()}
         return parts | {name: value * share for name, value in values.items()}, metrics
 
     # ---- contrast over all micro-batches of an update ----

@@ -53,7 +53,7 @@ def set_up(
     if not (limit or wanted):
         raise UserError("the model's config has no max_position_embeddings: give max_length")
     longest = min(n for n in (limit, wanted) if n)
-    return Setup(model, tokenizer, Directional(tokenizer), longest)
+    return Setup(model, tokenizer, Directional(tokenizer, close=True), longest)
 
 
 def bare(model: nn.Module) -> PreTrainedModel:

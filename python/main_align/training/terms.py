@@ -23,7 +23,7 @@ class AlignmentTerms:
         default=0.1, metadata={"help": "Weight of symmetric InfoNCE between the pooled states of x and y, nats."}
     )
     intentional: float = field(
-        default=0.1, metadata={"help": "Weight of minus a bound on the mutual information of x and y, nats."}
+        default=0.01, metadata={"help": "Weight of minus a bound on the mutual information of x and y, nats."}
     )
     duality: float = field(
         default=0.0,

@@ -43,14 +43,13 @@ class Update:
     @classmethod
     def of(cls, batches: Sequence[dict[str, Any]], device: torch.device) -> Update:
         """One collective for everything; `batches` as the collator makes them."""
-        tokens = torch.zeros(2, 4, dtype=torch.int64)
+        tokens = torch.zeros(2, 4, dtype=torch.int64, device=device)
         count = length = 0
         for batch in batches:
-            pairs = batch["pairs"]
-            synthetic, each = pairs["synthetic"].cpu(), pairs["tokens"].cpu()
-            tokens += torch.stack([each[~synthetic].sum(0), each[synthetic].sum(0)])
+            each, synthetic = (batch["pairs"][name].to(device) for name in ("tokens", "synthetic"))
+            tokens.index_add_(0, synthetic.long(), each)
             count, length = count + len(each), length + batch["input_ids"].numel()
-        numbers = torch.cat([tokens.flatten(), torch.tensor([count, length])]).to(device)
+        numbers = torch.cat([tokens.flatten(), torch.tensor([count, length], device=device)])
         numbers = sum_over_processes(numbers)
         return cls(len(batches), numbers[:8].view(2, 4), numbers[8], numbers[9], batches=batches)
 

@@ -1,0 +1,314 @@
+"""Every Triton kernel in every configuration that the backend launches, compiled ahead of time for three architectures:
+registers, spills, shared memory and matrix instructions, read from the machine code. Needs no GPU.
+
+    python bench/aot.py -o bench/results/aot.json
+
+The backend's own launchers are run, on tensors without memory and under a driver that pretends to be the device, with
+launching replaced by compiling: what is compiled is what would be launched, specialised as it would be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from main_kernels.backends.interface import ColumnSums, Lse, Mask, RowSums, ScoreMap, Upstream, Wants
+from main_kernels.backends.triton import TritonBackend, product
+
+ARCHITECTURES = (80, 90, 100)
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+"""Bytes of shared memory one program can have, by architecture."""
+MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCMMA"}
+"""The instruction that matrix products must be made of."""
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_COUNTED = {
+    "HMMA": r"\bHMMA",
+    "HGMMA": r"\bHGMMA",
+    "UTCMMA": r"\bUTC\w*MMA",
+    "UTMALDG": r"\bUTMALDG",
+    "LDGSTS": r"\bLDGSTS",
+    "MUFU": r"\bMUFU",
+    "local": r"\b(?:LDL|STL)\b",
+    "instructions": r"^\s+/\*[0-9a-f]{4,}\*/",
+}
+_BACKEND = TritonBackend()
+
+
+def machine_code(kernel: Any) -> dict[str, int]:
+    """What the cubin of a compiled kernel holds."""
+    environment = {**os.environ, "PATH": f"{_TOOLS}{os.pathsep}{os.environ['PATH']}"}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([_TOOLS / tool, *flags, file.name], capture_output=True, text=True, env=environment)
+            for tool, flags in (("cuobjdump", ["-res-usage"]), ("nvdisasm", ["-c"]))
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr)
+    if found is None or code.returncode:
+        raise RuntimeError(usage.stderr + code.stderr)
+    counts = {name: len(re.findall(pattern, code.stdout, re.MULTILINE)) for name, pattern in _COUNTED.items()}
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]),
+        "shared": kernel.metadata.shared,
+        "num_warps": kernel.metadata.num_warps,
+        **counts,
+    }
+
+
+class _Pretended:
+    """A driver for devices that are not here; device 90 is one of compute capability 9.0."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_device(self) -> int:
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+
+@contextmanager
+def compiling(architecture: int) -> Iterator[list[tuple[str, Any]]]:
+    """Inside, kernels are compiled for an architecture instead of being launched, and listed with their names."""
+    compiled: list[tuple[str, Any]] = []
+    before, run = driver._active, JITFunction.run
+    chosen, counted = product.architecture, product.multiprocessors
+
+    def compile_only(self, *args, grid, warmup, **kwargs):  # type: ignore[no-untyped-def]
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        compiled.append((self.__name__, kernel))
+        return kernel
+
+    try:
+        driver.set_active(_Pretended(architecture))
+        JITFunction.run = compile_only
+        product.architecture, product.multiprocessors = lambda _: architecture, lambda _: 132
+        yield compiled
+    finally:
+        JITFunction.run, product.architecture, product.multiprocessors = run, chosen, counted
+        driver._active = before
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _lse(n: int) -> Lse:
+    return Lse(empty(n), empty(n))
+
+
+WANTS = {
+    "rows": Wants(),
+    "both": Wants(columns=True),
+    "sums": Wants(columns=True, logit_sums=True),
+    "softplus": Wants(row_lse=False, softplus=True),
+    "bounds": Wants(softplus=True, clip=5.0),
+    "statistics": Wants(statistics=True),
+    "ranks": Wants(columns=True, statistics=True),
+    "everything": Wants(columns=True, statistics=True, logit_sums=True, softplus=True, clip=5.0),
+}
+"""What is reduced."""
+
+UPSTREAM: dict[str, Callable[[int, int], Upstream]] = {
+    "rows": lambda n, m: Upstream(a=empty(n), r=_lse(n), d=empty(n)),
+    "both": lambda n, m: Upstream(a=empty(n), r=_lse(n), d=empty(n), b=empty(m), c=_lse(m)),
+    "softplus": lambda n, m: Upstream(e=empty(n), d=empty(n)),
+    "everything": lambda n, m: Upstream(
+        a=empty(n), r=_lse(n), d=empty(n), b=empty(m), c=_lse(m), e=empty(n), u=empty(n), v=empty(m)
+    ),
+}
+"""What is differentiated."""
+
+EXTRAS = ("", "ids", "left out", "bias", "softcap", "stored")
+"""What else a call may bring; "left out": ids, and the targets take no part."""
+
+
+def _given(extra: str, n: int, m: int) -> tuple[ScoreMap, Mask | None]:
+    """The score map and the mask of a case."""
+    everything = extra == "everything"
+    score_map = ScoreMap(
+        empty(), 30.0 if extra == "softcap" or everything else 0.0, empty(m) if extra == "bias" or everything else None
+    )
+    masked = everything or extra in ("ids", "left out")
+    ids = Mask(empty(n, dtype=torch.int32), empty(m, dtype=torch.int32), extra != "left out") if masked else None
+    return score_map, ids
+
+
+def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
+    """(name, launch) of the fused walks: every reduction and every weight alone, each extra with the plainest of them,
+    all at once, and all of that for sizes that are a multiple of everything and of nothing. float16 operands make the
+    same code but for the products: there the plain ones do, and all at once."""
+    reduced = [(w, "") for w in WANTS] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
+    weighed = [(u, "") for u in UPSTREAM] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
+    plain = ("rows", ""), ("both", ""), ("everything", "everything")
+    for dtype, n, m in (
+        (torch.bfloat16, 8192, 32768),
+        (torch.bfloat16, 4099, 50257),
+        (torch.float16, 8192, 32768),
+    ):
+        case = _Fused(dtype, n, m)
+        for what, extra in reduced if dtype == torch.bfloat16 else plain:
+            yield f"reduce {what} {extra} {case.about}", partial(case.reduce, WANTS[what], extra)
+        for what, extra in weighed if dtype == torch.bfloat16 else plain:
+            yield f"weigh {what} {extra} {case.about}", partial(case.weigh, UPSTREAM[what], extra)
+
+
+class _Fused:
+    """The fused walks over operands of one dtype and size."""
+
+    def __init__(self, dtype: torch.dtype, n: int, m: int) -> None:
+        self.n, self.m = n, m
+        self.query, self.key = (empty(rows, 1024, dtype=dtype) for rows in (n, m))
+        self.targets = empty(n, dtype=torch.int64)
+        self.compute = torch.float32 if dtype == torch.float16 else dtype
+        self.about = f"{str(dtype)[6:]} {n}x{m}"
+
+    def reduce(self, wants: Wants, extra: str) -> None:
+        n, m, fused = self.n, self.m, _BACKEND.fused
+        score_map, mask = _given(extra, n, m)
+        rows = RowSums.empty(n, torch.float32, self.query.device, wants)
+        columns = ColumnSums.empty(m, torch.float32, self.query.device, wants) if wants.columns else None
+        if columns is not None and wants.statistics:
+            columns.target = empty(m)
+        stored = self.compute if extra in ("stored", "everything") else None
+        raw = None if stored is None else empty(n, m, dtype=stored)
+        fused.target_scores(self.query, self.key, score_map, self.targets, stored, rows.target)
+        fused.reduce(self.query, self.key, score_map, self.targets, mask, stored, rows, columns, raw)
+
+    def weigh(self, upstream: Callable[[int, int], Upstream], extra: str) -> None:
+        n, m, fused = self.n, self.m, _BACKEND.fused
+        score_map, mask = _given(extra, n, m)
+        stored = self.compute if extra in ("stored", "everything") else None
+        d_scale = empty(n, dtype=torch.float64) if extra == "everything" else None
+        out = empty(n, -(-m // 16) * 16, dtype=self.compute)[:, :m]
+        given = self.query, self.key, score_map, self.targets, mask, stored
+        fused.weigh(*given, upstream(n, m), out, d_scale)
+
+
+def chunk_cases() -> Iterator[tuple[str, Callable[[], None]]]:
+    """(name, launch) of the kernels over chunks of raw scores, and of what else the backend launches."""
+    extras = [("both", extra) for extra in EXTRAS[1:5]] + [("everything", "everything")]
+    for dtype in (torch.float32, torch.bfloat16):
+        raw, about = empty(4096, 32768, dtype=dtype), str(dtype)[6:]
+        for what, extra in [(w, "") for w in WANTS] + extras:
+            yield f"chunk reduce {what} {extra} {about}", partial(_reduce_chunk, raw, WANTS[what], extra)
+        for what, extra in [(u, "") for u in UPSTREAM] + extras:
+            yield f"chunk weigh {what} {extra} {about}", partial(_weigh_chunk, raw, UPSTREAM[what], extra)
+        for other in (torch.float32, torch.bfloat16):
+            for beta in (None, 0.5):
+                name = f"divergence {'KL' if beta is None else 'JS'} {about} {str(other)[6:]}"
+                yield name, partial(_diverge, raw, empty(4096, 32768, dtype=other), beta)
+    yield "gradient planes", _planes
+
+
+def _reduce_chunk(raw: torch.Tensor, wants: Wants, extra: str) -> None:
+    n, m = raw.shape
+    score_map, mask = _given(extra, n, m)
+    targets = empty(n, dtype=torch.int64)
+    _BACKEND.reduce_rows(raw, score_map, targets, mask, RowSums.empty(n, torch.float32, raw.device, wants))
+    if wants.columns:
+        columns = ColumnSums.empty(m, torch.float32, raw.device, wants)
+        columns.target = empty(m) if wants.statistics else None
+        _BACKEND.reduce_columns(raw, score_map, targets, mask, columns)
+
+
+def _weigh_chunk(raw: torch.Tensor, upstream: Callable[[int, int], Upstream], extra: str) -> None:
+    n, m = raw.shape
+    score_map, mask = _given(extra, n, m)
+    d_scale = empty(n, dtype=torch.float64) if extra == "everything" else None
+    _BACKEND.weigh_(raw, score_map, empty(n, dtype=torch.int64), mask, upstream(n, m), d_scale)
+
+
+def _diverge(p: torch.Tensor, q: torch.Tensor, beta: float | None) -> None:
+    values = empty(p.shape[0])
+    _BACKEND.divergence_(p, q, 1.0, beta, values, values, True, True)
+
+
+def _planes() -> None:
+    high, low = empty(4096, 1024, dtype=torch.bfloat16), empty(4096, 1024, dtype=torch.int16)
+    for part in (high, empty(4096, 1024)):
+        _BACKEND.accumulate_(high, low, part)
+    for scale in (empty(1), empty(4096)):
+        _BACKEND.round_scaled_(high, low, scale)
+
+
+def measured(cases: Iterator[tuple[str, Callable[[], None]]], architecture: int) -> Iterator[dict[str, Any]]:
+    """One row for each kernel that the cases launch, once for each binary."""
+    seen = set()
+    for name, launch in cases:
+        with compiling(architecture) as compiled:
+            launch()
+        for kernel, binary in compiled:
+            if binary.hash in seen:
+                continue
+            seen.add(binary.hash)
+            yield {"architecture": architecture, "kernel": kernel, "case": name, **machine_code(binary)}
+
+
+def faults(row: dict[str, Any]) -> list[str]:
+    """What must not be: spills, more shared memory than there is, a product without the architecture's own matrix
+    instructions, a described operand that the copy engine does not fetch."""
+    arch, name = row["architecture"], row["kernel"]
+    wrong = []
+    if row["local"] or row["stack"]:
+        wrong.append(f"{row['local']} accesses of local memory, {row['stack']} bytes of stack")
+    if row["shared"] > SHARED_LIMIT[arch]:
+        wrong.append(f"{row['shared']} bytes of shared memory")
+    if name in ("forward", "weights", "target_scores") and not row[MATRIX[arch]]:
+        wrong.append(f"no {MATRIX[arch]}")
+    if name in ("forward", "weights") and arch >= 90 and not row["UTMALDG"]:
+        wrong.append("no UTMALDG")
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, help="a JSON file for the rows")
+    parser.add_argument("-k", "--only", default="", help="cases whose name contains this")
+    parser.add_argument("-a", "--architecture", type=int, choices=ARCHITECTURES, action="append")
+    arguments = parser.parse_args()
+    rows, started = [], time.time()
+    for architecture in arguments.architecture or ARCHITECTURES:
+        cases = (c for some in (fused_cases(), chunk_cases()) for c in some if arguments.only in c[0])
+        for row in measured(cases, architecture):
+            row["faults"] = faults(row)
+            rows.append(row)
+            print(
+                f"sm_{architecture:<4}{row['kernel']:<16}{row['case']:<46}{row['registers']:>4} registers"
+                f"{row['shared']:>8} B shared {row[MATRIX[architecture]]:>4} {MATRIX[architecture]:<6}"
+                f"{row['UTMALDG']:>3} UTMALDG {row['instructions']:>6} instructions  {'; '.join(row['faults'])}",
+                flush=True,
+            )
+    failed = sum(bool(row["faults"]) for row in rows)
+    print(f"{len(rows)} binaries, {failed} with faults, {time.time() - started:.0f} s")
+    if arguments.output:
+        about = {"triton": triton.__version__, "torch": torch.__version__, "faulty": failed}
+        arguments.output.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    raise SystemExit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What bench/device.py times on a GPU, and what an H100 is to reach in bfloat16: times over bare products of the same
+shape, of the same run. ``must`` is a promise, ``goal`` a hope."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import rivals
+import torch
+import torch.nn.functional as F
+
+from . import consistency, pooling
+from .case import Row, head, op, unit
+from .contrastive import TEMPERATURE, symmetric
+
+ENOUGH = 1 << 34  # workspace in which the scores fit
+
+
+@dataclass(frozen=True)
+class Target:
+    contender: str
+    against: str
+    must: float
+    goal: float
+
+
+@dataclass(frozen=True)
+class DeviceCase:
+    name: str
+    build: Callable[..., Row]  # build(dtype, **shape), on torch's default device
+    shapes: tuple[Mapping[str, int], ...]
+    tiny: Mapping[str, int]
+    targets: tuple[Target, ...] = ()
+    leave_out: Mapping[int, tuple[str, ...]] | None = None  # by place in shapes: who would not fit
+
+
+def info_nce(dtype: torch.dtype, n: int, d: int) -> Row:
+    query, key = unit(n, d, dtype), unit(n, d, dtype)
+    row = Row([query, key])
+    row.products(query, key, 1, 3, 4)
+    loss = op("info_nce")
+    row.forward("ours_forward", lambda: loss(query, key, temperature=TEMPERATURE))
+    row.train("ours_stored", lambda: loss(query, key, temperature=TEMPERATURE, workspace=ENOUGH))
+    row.train("ours_recomputed", lambda: loss(query, key, temperature=TEMPERATURE, workspace=0))
+    row.dense(lambda: symmetric((query @ key.T).float() / TEMPERATURE))
+    row.train("memeff", lambda: rivals.memeff_loss(query, key, TEMPERATURE))
+    row.train("inf_cl", lambda: rivals.inf_cl_loss(query, key, TEMPERATURE))
+    row.train("open_clip", lambda: rivals.clip_loss()(query, key, 1 / TEMPERATURE))
+    return row
+
+
+def token_logprobs(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
+    hidden, weight = head(t, d, v, dtype)
+    targets = torch.randint(0, v, (t,))
+    row = Row([hidden, weight])
+    row.products(hidden, weight, 1, 3)
+    logprobs, loss = op("token_logprobs"), op("linear_cross_entropy")
+    row.forward("ours_forward", lambda: -logprobs(hidden, weight, targets).mean())
+    row.train("ours", lambda: -logprobs(hidden, weight, targets).mean())
+    row.train("ours_linear_cross_entropy", lambda: loss(hidden, weight, targets))
+    row.dense(lambda: F.cross_entropy((hidden @ weight.T).float(), targets))
+    row.train("torch_linear_cross_entropy", lambda: rivals.torch_linear_cross_entropy()(hidden, weight, targets))
+    row.train("cut_cross_entropy", lambda: rivals.cut_cross_entropy("cce")(hidden, weight, targets))
+    row.train("liger", lambda: rivals.liger()(hidden, weight, targets))
+    row.train("liger_float32", lambda: rivals.liger(accum_dtype=torch.float32)(hidden, weight, targets))
+    row.train("liger_sm90", lambda: rivals.liger_sm90()(hidden, weight, targets))
+    return row
+
+
+def linear_kl(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
+    return consistency.linear_kl("forward", dtype, t, d, d, v)
+
+
+DENSE = ("eager", "torch_compile", "torch_linear_cross_entropy")
+CASES = (
+    DeviceCase(
+        "info_nce",
+        info_nce,
+        ({"n": 32768, "d": 1024},),
+        {"n": 64, "d": 32},
+        (
+            Target("ours_forward", "products_1", 1.33, 1.15),
+            Target("ours_stored", "products_3", 1.60, 1.33),
+            Target("ours_recomputed", "products_4", 1.50, 1.30),
+        ),
+    ),
+    DeviceCase(
+        "token_logprobs",
+        token_logprobs,
+        ({"t": 8192, "d": 4096, "v": 128256}, {"t": 65536, "d": 4096, "v": 128256}),
+        {"t": 48, "d": 32, "v": 200},
+        (Target("ours_forward", "products_1", 1.12, 1.06), Target("ours", "products_3", 1.15, 1.08)),
+        {1: DENSE},
+    ),
+    DeviceCase(
+        "linear_kl",
+        linear_kl,
+        ({"t": 8192, "d": 4096, "v": 128256},),
+        {"t": 48, "d": 32, "v": 200},
+        (Target("ours", "products_4", 1.33, 1.15),),
+    ),
+    *(
+        DeviceCase(
+            f"segment_pool_{build.__name__}", build, ({"t": 65536, "d": 4096, "b": 512},), {"t": 60, "d": 32, "b": 5}
+        )
+        for build in (pooling.mean, pooling.attention)
+    ),
+)

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Everything a GPU is needed for, in under nine minutes: builds the extension for this machine's Python, runs the
+# library's tests on the GPU, has compute-sanitizer watch every kernel, and times us beside bare products and the peers.
+#
+#     bench/device.sh [folder for logs]          # default: $OUT where it is set, else out/device
+#
+# The results go to bench/results/<device>.json, a copy to the folder. Nothing is fetched: peers that lie as wheels in
+# .whl/ are installed beside the machine's own packages, others are recorded as missing. docs/gpu.md says more.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+logs=${1:-${OUT:-out/device}}
+mkdir -p "$logs"
+python=${PYTHON:-python3}
+export PYTHONPATH="$root:$root/python" PYTHONUNBUFFERED=1
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True # large rows follow one another; no fragments between them
+
+if compgen -G ".whl/*.whl" >/dev/null; then
+  peers=$(mktemp -d)
+  "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$peers" .whl/*.whl &&
+    PYTHONPATH="$PYTHONPATH:$peers"
+fi
+
+step() { # name, seconds, command: its output to a log, its exit status and time to steps.tsv
+  local name=$1 seconds=$2 begin=$SECONDS status
+  shift 2
+  timeout -k 10 "$seconds" "$@" >"$logs/$name.log" 2>&1
+  status=$?
+  printf '%s\t%s\t%s\n' "$name" "$status" $((SECONDS - begin)) >>"$logs/steps.tsv"
+  echo "$name: exit $status after $((SECONDS - begin)) s"
+  tail -n 4 "$logs/$name.log"
+}
+
+: >"$logs/steps.tsv"
+step build 120 "$python" setup.py build_ext --inplace
+parallel=()
+"$python" -c "import xdist" 2>/dev/null && parallel=(-n 8)
+step tests 150 "$python" -m pytest -q -p no:cacheprovider "${parallel[@]}" --junitxml "$logs/tests.xml" \
+  -m "not slow" tests/kernels tests/cuda
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck; do
+    # without torch's allocator between, every tensor has bounds of its own
+    step "$tool" 50 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      --target-processes all "$python" bench/sanitize.py
+  done
+else
+  printf 'memcheck\tmissing\t0\nracecheck\tmissing\t0\n' >>"$logs/steps.tsv"
+fi
+left=$((520 - SECONDS)) # of nine minutes, some kept for writing
+step timings "$left" "$python" bench/device.py --logs "$logs" \
+  --minutes "$(awk "BEGIN { print $left * 0.7 / 60 }")"
+cat "$logs/timings.log"
+find bench/results -name '*.json' -newer "$logs/build.log" -exec cp {} "$logs/" \;

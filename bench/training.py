@@ -1,0 +1,174 @@
+"""Training speed: a step of ours beside TRL's SFTTrainer, the same tokens, in one run.
+
+    python bench/training.py seed_tasks.jsonl -o bench/results/training.json
+
+Contenders take turns, round after round, each a forward and a backward of one micro-batch with its own copy of the
+model (bfloat16 autocast, no gradient checkpointing, all weights trained). `backbone` is the packed forward and backward
+of the model without its head on the tokens of <x><y>: the floor of `sft`. `trl` is SFTTrainer on exactly those tokens,
+in padded batches (its padding-free ones need flash attention, and so a GPU); `sft` is ours with directions="forward"
+and no alignment term, whose loss must equal TRL's; `sft_aligned` adds the embedding terms; `both` trains both
+directions as well. Peak memory is that of a process that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from main_align.attention import packed_forward, packing_arguments
+from main_align.directional import Directional, Encoded
+from main_align.models import SMOLLM2, load
+from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
+from measure import interleaved, machine, peak_over, ratio, summary
+from scoring import read_seed_tasks
+from trl import SFTConfig, SFTTrainer
+
+NO_TERMS = {"semantic": 0.0, "intentional": 0.0, "structural": 0.0}
+OURS: dict[str, dict[str, Any]] = {
+    "sft": {"directions": "forward", **NO_TERMS},
+    "sft_aligned": {"directions": "forward"},
+    "both": {"directions": "both"},
+}
+CONTENDERS = ("backbone", "trl", *OURS)
+
+
+class Contest:
+    """The contenders on one micro-batch of pairs."""
+
+    def __init__(self, model: str, tasks: Path, *, pairs: int, longest: int) -> None:
+        self.model = model
+        tokenizer = load(model).tokenizer
+        self.directional = Directional(tokenizer)
+        self.tokenizer = tokenizer
+        rows = []
+        for pair in read_seed_tasks(tasks):
+            if not pair.instruction.strip() or not pair.response.strip():
+                continue
+            (encoded,) = self.directional.encode([(pair.instruction, pair.response)], [()])
+            if self.directional.length(encoded) <= longest:
+                rows.append({"prompt": pair.instruction, "completion": pair.response})
+            if len(rows) == pairs:
+                break
+        self.rows = rows
+        self.tokens: dict[str, int] = {}
+        self.losses: dict[str, float] = {}
+
+    def make(self, name: str) -> Callable[[], None]:
+        return {"backbone": self._backbone, "trl": self._trl}.get(name, lambda: self._ours(name))()
+
+    def _settings(self) -> dict[str, Any]:
+        folder = tempfile.mkdtemp()
+        batch = {"per_device_train_batch_size": len(self.rows), "report_to": [], "save_strategy": "no"}
+        return {"output_dir": folder, "bf16": True, "use_cpu": not torch.cuda.is_available(), **batch} | {
+            "gradient_checkpointing": False,
+            "logging_steps": 10**6,
+        }
+
+    def _ours(self, name: str) -> Callable[[], None]:
+        args = MutualAlignmentConfig(**self._settings(), **OURS[name])
+        loaded = load(self.model)
+        dataset = Dataset.from_list(self.rows)
+        trainer = MutualAlignmentTrainer(loaded.model, args, train_dataset=dataset, processing_class=loaded.tokenizer)
+        return self._step(name, trainer, trainer.data_collator(list(trainer.train_dataset)))
+
+    def _trl(self) -> Callable[[], None]:
+        """On the very tokens of our forward sequences."""
+        tokenised = []
+        for row in self.rows:
+            (pair,) = self.directional.encode([(row["prompt"], row["completion"])], [()])
+            forward, _ = self.directional.layouts(pair)
+            mask = [int(forward.second[0] <= place < forward.second[1]) for place in range(len(forward.ids))]
+            tokenised.append({"input_ids": forward.ids, "completion_mask": mask})
+        loaded = load(self.model)
+        args = SFTConfig(**self._settings(), completion_only_loss=True)
+        dataset = Dataset.from_list(tokenised)
+        trainer = SFTTrainer(loaded.model, args, train_dataset=dataset, processing_class=loaded.tokenizer)
+        return self._step("trl", trainer, trainer.data_collator(list(trainer.train_dataset)))
+
+    def _step(self, name: str, trainer: Any, batch: dict[str, Any]) -> Callable[[], None]:
+        model = trainer.accelerator.prepare(trainer.model)  # autocast round the forward
+        model.train()
+        self.tokens[name] = batch["input_ids"].numel()
+
+        def step() -> None:
+            model.zero_grad()
+            loss = trainer.compute_loss(model, dict(batch))
+            loss.backward()
+            self.losses[name] = float(loss.detach())
+
+        return step
+
+    def _backbone(self) -> Callable[[], None]:
+        from main_align.forward import Forward
+
+        model: Any = load(self.model).model.train()
+        Forward(model)
+        pairs = self.directional.encode([(r["prompt"], r["completion"]) for r in self.rows], [()] * len(self.rows))
+        sequences = [self.directional.layouts(Encoded(p.context, p.x, p.y))[0].ids for p in pairs]
+        ids = torch.tensor([i for sequence in sequences for i in sequence])[None]
+        packing = packing_arguments([len(s) for s in sequences], "cpu")
+        self.tokens["backbone"] = ids.numel()
+
+        def step() -> None:
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16), packed_forward():
+                model.base_model(input_ids=ids, **packing).last_hidden_state.float().square().mean().backward()
+
+        return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", type=Path, help="seed_tasks.jsonl of yizhongw/self-instruct")
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--model", default=SMOLLM2)
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of the micro-batch")
+    parser.add_argument("--longest", type=int, default=512, help="tokens of the longest sequence that takes part")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peak", choices=CONTENDERS, help="print the peak megabytes of one contender and stop")
+    asked = parser.parse_args()
+    contest = Contest(asked.model, asked.tasks, pairs=asked.pairs, longest=asked.longest)
+    if asked.peak:
+        step = contest.make(asked.peak)
+        print("peak", peak_over(step, lambda: 0))
+        return
+    steps = {name: contest.make(name) for name in CONTENDERS}
+    for name, step in steps.items():
+        step()
+        print(f"{name}: warm, {contest.tokens[name]} tokens", flush=True)
+    assert abs(contest.losses["sft"] - contest.losses["trl"]) < 0.02, contest.losses
+    samples = interleaved(steps, asked.rounds)
+    peaks = {}
+    for name in CONTENDERS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--peak", name]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[name] = float(run.stdout.split("peak")[-1])
+    result = {
+        "machine": machine(),
+        "settings": {"model": asked.model, "pairs": len(contest.rows), "longest": asked.longest},
+        "tokens": contest.tokens,
+        "losses": contest.losses,
+        "seconds": summary(samples),
+        "peak_mb": peaks,
+        "ratios": {
+            "sft_to_backbone": ratio(samples, "sft", "backbone"),
+            "sft_to_trl": ratio(samples, "sft", "trl"),
+            "sft_aligned_to_trl": ratio(samples, "sft_aligned", "trl"),
+            "both_to_trl": ratio(samples, "both", "trl"),
+        },
+    }
+    print(json.dumps({key: result[key] for key in ("tokens", "losses", "peak_mb", "ratios")}, indent=1))
+    if asked.output:
+        asked.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Fine-tune all weights with transformers' own Trainer: the mixin before the class, and nothing of TRL.
+
+python examples/train_trainer.py --model ./my-llama --data examples/pairs.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from datasets import load_dataset
+from main_align.models import load
+from main_align.training import AlignmentArguments, AlignmentMixin
+from transformers import Trainer, TrainingArguments
+
+
+class AlignedTrainer(AlignmentMixin, Trainer):
+    """A Trainer that aligns; one with methods of your own works the same way."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2", help="hub id, local folder, or smollm2")
+    parser.add_argument("--data", default="examples/pairs.jsonl", help="prompt/completion, instruction/response, ...")
+    parser.add_argument("--out", default="out/train-trainer", help="folder of the model")
+    parser.add_argument("--max-steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=8, help="pairs of one micro-batch")
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step, contrasted too")
+    asked = parser.parse_args()
+
+    loaded = load(asked.model)
+    pairs = load_dataset("json", data_files=asked.data, split="train")
+    args = TrainingArguments(
+        output_dir=asked.out,
+        max_steps=asked.max_steps,
+        per_device_train_batch_size=asked.batch,
+        gradient_accumulation_steps=asked.accumulate,
+        learning_rate=2e-5,
+        logging_steps=5,
+        bf16=True,
+        gradient_checkpointing=True,
+        report_to=[],
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+    )
+    trainer = AlignedTrainer(
+        loaded.model.train(),
+        args,
+        train_dataset=pairs,
+        processing_class=loaded.tokenizer,
+        alignment=AlignmentArguments(directions="forward", semantic=0.1, intentional=0.0, structural=0.1),
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The fused walks as the engine asks for them: what is launched, with which buffers. Nothing here reads a value from
+the device."""
+
+from __future__ import annotations
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ..interface import ColumnSums, Mask, RowSums, ScoreMap, Upstream
+from .forward import forward, target_scores
+from .launch import COLUMN_PARTS, ROW_PARTS, combine_, map_of, mask_of, parts_of, upstream_of
+from .product import FORWARD, MOST, TARGETS, WEIGH, aligned, grid, operands, tile_for
+from .tiles import EXACT
+from .weights import weights
+
+_ROUNDED = {None: None, torch.float32: None, torch.bfloat16: tl.bfloat16}
+
+
+# What takes many registers besides its sum or its term counts as so many.
+_POINTWISE, _SOFTCAP, _STORED = 5, 3, 3
+
+
+def _forward_burden(rows: RowSums, columns: ColumnSums | None, raw: Tensor | None) -> int:
+    """How much is made of a tile: how many sums, and more for those that are not exponentials, and for storing it."""
+    sums = sum(getattr(each, name, None) is not None for each in (rows, columns) for name in ROW_PARTS)
+    pointwise = sum(sums is not None for sums in (rows.softplus, rows.clipped))
+    return min(sums + _POINTWISE * pointwise + _STORED * (raw is not None), MOST)
+
+
+def _weigh_burden(
+    terms: tuple[Tensor | None, ...], score_map: ScoreMap, mask: Mask | None, share: Tensor | None
+) -> int:
+    """How much makes a weight: a, b, d, e, u, v and what else there is."""
+    a, _, _, b, _, _, d, e, u, v = terms
+    count = sum(x is not None for x in (a, b, d, e, u, v, score_map.bias, mask, share))
+    return min(count + _SOFTCAP * bool(score_map.softcap), MOST)
+
+
+class TritonFused:
+    """Scores of bfloat16 or float16 operands. Those of float32 are left to cuBLAS: exact float32 products do not run on
+    tensor cores, and its kernels for them are better than what Triton makes."""
+
+    def serves(self, dtype: torch.dtype) -> bool:
+        return dtype in (torch.bfloat16, torch.float16)
+
+    def aligned(self, operand: Tensor) -> Tensor:
+        return aligned(operand)
+
+    def target_scores(
+        self,
+        query: Tensor,
+        key: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor,
+        stored: torch.dtype | None,
+        out: Tensor,
+    ) -> None:
+        rows, width = query.shape
+        if not rows:
+            return
+        with torch.cuda.device_of(query):
+            tile = tile_for(TARGETS, query.device)
+            target_scores[(-(-rows // tile["BM"]),)](
+                query, key, rows, width, *map_of(score_map), targets, out, ROUNDED=_ROUNDED[stored], **tile, **EXACT
+            )
+
+    def reduce(
+        self,
+        query: Tensor,
+        key: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        stored: torch.dtype | None,
+        rows: RowSums,
+        columns: ColumnSums | None,
+        raw: Tensor | None,
+    ) -> None:
+        count, width = query.shape
+        if not count:
+            return
+        with torch.cuda.device_of(query):
+            tile = tile_for(FORWARD, query.device, _forward_burden(rows, columns, raw))
+            down, across = -(-count // tile["BM"]), -(-key.shape[0] // tile["BN"])
+            row_parts = parts_of(rows, ROW_PARTS, across, targets=targets is not None)
+            column_parts = parts_of(columns, COLUMN_PARTS, down, targets=targets is not None)
+            q, k, described = operands(query, key, tile)
+            forward[grid(count, key.shape[0], tile, query.device)](
+                q,
+                k,
+                count,
+                key.shape[0],
+                width,
+                *map_of(score_map),
+                targets,
+                *mask_of(mask),
+                rows.target,
+                None if columns is None else columns.target,
+                raw,
+                None if raw is None else raw.stride(0),
+                rows.clip,
+                *row_parts.values(),
+                *column_parts.values(),
+                ROUNDED=_ROUNDED[stored],
+                KEEP_TARGET=mask is None or mask.keep_target,
+                DESCRIBED=described,
+                **tile,
+                **EXACT,
+            )
+            combine_(row_parts, rows)
+            if columns is not None:
+                combine_(column_parts, columns)
+
+    def weigh(
+        self,
+        query: Tensor,
+        key: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        stored: torch.dtype | None,
+        upstream: Upstream,
+        out: Tensor,
+        d_scale: Tensor | None,
+    ) -> None:
+        count, width = query.shape
+        if not count:
+            return
+        with torch.cuda.device_of(query):
+            terms = upstream_of(upstream, targets=targets is not None)
+            tile = tile_for(WEIGH, query.device, _weigh_burden(terms, score_map, mask, d_scale))
+            across = -(-key.shape[0] // tile["BN"])
+            share = None if d_scale is None else query.new_empty((across, count), dtype=torch.float32)
+            q, k, described = operands(query, key, tile)
+            weights[grid(count, key.shape[0], tile, query.device)](
+                q,
+                k,
+                count,
+                key.shape[0],
+                width,
+                *map_of(score_map),
+                targets,
+                *mask_of(mask),
+                *terms,
+                out,
+                out.stride(0),
+                share,
+                ROUNDED=_ROUNDED[stored],
+                KEEP_TARGET=mask is None or mask.keep_target,
+                DESCRIBED=described,
+                **tile,
+                **EXACT,
+            )
+            if d_scale is not None and share is not None:
+                d_scale.copy_(share.sum(0, dtype=torch.float64) / score_map.scale)

@@ -1,0 +1,62 @@
+"""Breaks the training code in one place after the other and sees whether its tests notice:
+
+    python tests/align/mutations.py [word ...]
+
+What tests/kernels/mutations.py does for the kernels, whose machinery this is.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+
+from mutations import Mutation, run
+
+TESTS = [f"tests/align/test_training_{name}.py" for name in ("step", "scale", "loss", "pairs", "models")]
+HOME = "python/main_align/training/"
+MIXIN, UPDATE, ACROSS, WRAPPED = (HOME + name + ".py" for name in ("mixin", "update", "across", "wrapped"))
+COLLATOR, LOSS, PAIRS, ALPHA = (HOME + name + ".py" for name in ("collator", "loss", "pairs", "alpha"))
+
+MUTATIONS = [
+    Mutation(MIXIN, "gaps.sum() / update.pairs * world_size()", "gaps.mean()"),
+    Mutation(MIXIN, "cached.terms[name] / update.micro_batches", "cached.terms[name]"),
+    Mutation(MIXIN, "share = len(x) / update.pairs", "share = 1 / update.micro_batches"),
+    Mutation(MIXIN, "restore_generators(update.cached.generators[update.position], self.args.device)", "pass"),
+    Mutation(MIXIN, "heads.attach(base, self._head)", "pass"),
+    Mutation(MIXIN, "update.position += 1", "update.position += 0"),
+    Mutation(MIXIN, "checkpoint.read(resume_from_checkpoint, self._head, self._alpha)", "pass"),
+    Mutation(MIXIN, "sequences * self._reader.max_length", "self._reader.max_length"),
+    Mutation(UPDATE, "share = torch.stack([1 - alpha, alpha])", "share = torch.stack([alpha, 1 - alpha])"),
+    Mutation(UPDATE, "share = torch.where(present.all(0), share, present.to(share.dtype))", "pass"),
+    Mutation(UPDATE, "each = share / self.tokens.clamp(min=1)", "each = share / self.tokens.sum(0).clamp(min=1)"),
+    Mutation(
+        UPDATE, "scale[X_GIVEN_Y] = terms.forward, terms.reverse", "scale[X_GIVEN_Y] = terms.reverse, terms.forward"
+    ),
+    Mutation(UPDATE, "torch.where(tokens.sum(1) > 0, (sums", "torch.where(tokens.sum(1) < 0, (sums"),
+    Mutation(WRAPPED, "normalize=False)[0::2]", "normalize=False)[1::2]"),
+    Mutation(WRAPPED, "x, y = pooled[0::2], pooled[1::2]", "y, x = pooled[0::2], pooled[1::2]"),
+    Mutation(WRAPPED, "logits_to_keep=1", "logits_to_keep=0"),
+    Mutation(WRAPPED, "return -(logp * factors.to(logp.dtype)).sum(), logp", "return -logp.mean(), logp"),
+    Mutation(WRAPPED, "each = torch.where(by_token > 0, loss.detach() / by_token, 0)", "each = loss.detach()"),
+    Mutation(COLLATOR, '"rows": where - 1', '"rows": where'),
+    Mutation(COLLATOR, "columns = ((Y_GIVEN_X, X), (X_GIVEN_Y, Y))", "columns = ((Y_GIVEN_X, Y), (X_GIVEN_Y, X))"),
+    Mutation(COLLATOR, "stop = layout.pooled[1]", "stop = layout.pooled[1] - 1"),
+    Mutation(COLLATOR, 'ending = [1 in pair["y_mask"]]', "ending = [1]"),
+    Mutation(LOSS, "temperature=tau, pair_ids=pair_ids)\n        if", "temperature=tau)\n        if"),
+    Mutation(LOSS, 'terms["intentional"] = -mutual', 'terms["intentional"] = mutual'),
+    Mutation(LOSS, "-logp.sum() / tokens.sum().clamp(min=1)", "-(logp / tokens).mean()"),
+    Mutation(LOSS, "(tokens_x + tokens_y).clamp(min=1)", "tokens_y.clamp(min=1)"),
+    Mutation(PAIRS, "first.setdefault(key, row)", "row"),
+    Mutation(PAIRS, 'problem = "" if fitted is not None else OVERLONG', 'problem = ""'),
+    Mutation(PAIRS, "(mask or [1] * len(pair.y))[: len(pair.y)]", "[1] * len(pair.y)"),
+    Mutation(ALPHA, "ratio = seed / (seed + synthetic)", "ratio = synthetic / (seed + synthetic)"),
+    Mutation(ALPHA, "moved = torch.where(self.means.isnan(), losses, moved)", "pass"),
+    # these two are noticed by the tests of several processes alone, which are slow: run them by hand with `-m slow`
+    # across.py: `upstream[ctx.mine] * world_size()` -> `upstream[ctx.mine]`
+    # mixin.py: `output.lm_loss * world_size()` -> `output.lm_loss`
+]
+
+if __name__ == "__main__":
+    sys.exit(run(MUTATIONS, TESTS))

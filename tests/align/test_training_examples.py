@@ -1,0 +1,66 @@
+"""The example scripts run as they stand, on a tiny model; and so do the lines of the README and of docs/training.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from main_align.training.checkpoint import FILE
+from tiny import tiny_model_folder
+from update_gradients import PAIRS
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(monkeypatch, script: str, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+
+
+@pytest.fixture
+def model(tmp_path):  # type: ignore[no-untyped-def]
+    """Long enough for the example pairs in a byte-level tokenizer."""
+    return str(tiny_model_folder(tmp_path, max_position_embeddings=2048))
+
+
+def test_train_sft(monkeypatch, tmp_path, model):
+    out = tmp_path / "out"
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair | {"aligned": True}) + "\n" for pair in PAIRS))
+    sizes = ("--max-steps", "2", "--batch", "4")
+    run(monkeypatch, "train_sft.py", "--model", model, "--data", str(data), "--out", str(out), *sizes)
+    assert {"adapter_model.safetensors", FILE} <= {path.name for path in out.iterdir()}
+
+
+def test_train_trainer(monkeypatch, tmp_path, model):
+    out = tmp_path / "out"
+    arguments = ("--model", model, "--out", str(out), "--max-steps", "1", "--batch", "2", "--accumulate", "2")
+    run(monkeypatch, "train_trainer.py", *arguments)
+    assert {"model.safetensors", FILE} <= {path.name for path in out.iterdir()}
+
+
+def test_train_bare_loop(monkeypatch, capsys):
+    run(monkeypatch, "train_bare_loop.py", "--steps", "100", "--batch", "64")
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    accuracy = float(re.search(r"accuracy_x_to_y ([\d.]+)", last).group(1))  # type: ignore[union-attr]
+    assert accuracy > 0.9
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_the_lines_of_the_documents(monkeypatch, tmp_path, model, page):
+    """Every python block that trains, with the tiny model in place of a large one, and one step."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    training = [block for block in blocks if ".train()" in block]
+    assert training
+    monkeypatch.chdir(tmp_path)
+    for block in training:
+        code = block.replace('"meta-llama/Llama-3.2-1B"', repr(model)).replace(
+            '"out"', '"out", max_steps=1, use_cpu=True'
+        )
+        exec(compile(code, page, "exec"), {"ds": Dataset.from_list(PAIRS)})

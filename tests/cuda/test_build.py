@@ -1,0 +1,83 @@
+"""What can be known of the compiled CUDA code without a device: no spills, and no need of a driver."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import setuptools
+import torch
+
+from main_kernels import backends
+from main_kernels.backends import cuda
+
+ROOT = Path(__file__).parents[2]
+ARCHITECTURES = {"sm_80", "sm_90a", "sm_100a"}
+KERNELS = 15  # two of the states, in three dtypes, in words of 16 bytes and by element, and three without
+
+
+@pytest.mark.slow
+def test_no_kernel_spills(tmp_path, monkeypatch):
+    """With the flags that setup.py compiles with."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    flags = runpy.run_path("setup.py")["NVCC"]
+    told = ""
+    for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
+        command = ["nvcc", *flags, "-Xptxas=-v", "-c", str(source), "-o", str(tmp_path / "kernels.o")]
+        told += subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    pattern = (
+        r"entry function '(\w+)' for '(\w+)'.*?(\d+) bytes stack.*?(\d+) bytes spill stores.*?Used (\d+) registers"
+    )
+    kernels = re.findall(pattern, told, re.DOTALL)
+    print(*(f"{arch} {name}: {registers} registers" for name, arch, *_, registers in kernels), sep="\n")
+    assert {arch for _, arch, *_ in kernels} == ARCHITECTURES
+    assert len(kernels) == KERNELS * len(ARCHITECTURES)
+    assert [name for name, _, stack, spills, _ in kernels if int(stack) or int(spills)] == []
+    assert max(int(registers) for *_, registers in kernels) <= 128  # two blocks of 256 threads on a processor
+
+
+def test_the_module_needs_no_driver():
+    """Neither to be loaded nor to be asked for what it has; a launch says what is missing."""
+    if cuda.MODULE is None:
+        assert cuda.WHY_NOT
+        pytest.skip(cuda.WHY_NOT)
+    code = """
+import importlib
+module = importlib.import_module("main_kernels._C")
+assert module.cuda_pool_pieces(64, 2) == 5 and module.cuda_pool_pitch(5) == 8
+assert not any("libcuda.so" in line or "libcudart" in line for line in open("/proc/self/maps"))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_launch_without_a_device_is_an_error():
+    if cuda.MODULE is None or torch.cuda.is_available():
+        pytest.skip(cuda.WHY_NOT or "there is a device")
+    assert cuda.why_not()
+    with pytest.raises(RuntimeError, match="main_kernels: cudaSetDevice: "):
+        cuda.MODULE.cuda_pool_forward_float32(*(0, 1, 1, 0, 1, False, False), *(0,) * 9)
+
+
+def test_doctor_says_which_pooling_a_device_gets(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a device")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(backends, "_load_triton", lambda: "")
+    for why_not, words in (("", "pooling by CUDA C++"), ("an old driver", "pooling plain (an old driver)")):
+        monkeypatch.setattr(cuda, "why_not", lambda why_not=why_not: why_not)
+        assert words in backends.backend_report()["cuda:0"]
+
+
+def test_doctor_says_whether_they_are_compiled_in(monkeypatch):
+    monkeypatch.setattr(cuda, "WHY_NOT", "")
+    assert "segment pooling" in backends.backend_report()["cuda"]
+    monkeypatch.setattr(cuda, "WHY_NOT", "main_kernels._C was built without CUDA")
+    assert backends.backend_report()["cuda"] == "not available (main_kernels._C was built without CUDA)"
