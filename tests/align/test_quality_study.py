@@ -14,6 +14,7 @@ from main_align.records import Pair
 from tiny import tiny_model_folder
 
 pytest.importorskip("trl")
+pytest.importorskip("peft")
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "bench" / "quality"))
 
