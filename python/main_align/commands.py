@@ -151,6 +151,7 @@ def run_train(config: Path | None, given: dict[str, Any], assignments: list[str]
         kept = f"\nkept pairs: {report['kept']}" if "kept" in report else ""
         report_path = Path(settings.output_dir) / "report.json"
         console.print(f"{models}{kept}\nreport: {report_path}", highlight=False, markup=False, soft_wrap=True)
+    loop.processes.leave()
 
 
 def run_doctor() -> int:

@@ -40,7 +40,8 @@ def in_this_process(folder: Path, **settings):  # type: ignore[no-untyped-def]
 def in_processes(folder: Path, count: int, **settings):  # type: ignore[no-untyped-def]
     out = folder / f"processes-{count}.safetensors"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    run = subprocess.run([*launcher, str(SCRIPT), str(out), json.dumps(settings)], capture_output=True, text=True)
+    command = [*launcher, str(SCRIPT), str(out), json.dumps(settings)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     return load_file(out), json.loads(out.with_suffix(".json").read_text())
 

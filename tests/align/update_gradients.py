@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from main_align.loop.processes import Processes
 from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
 from safetensors.torch import save_file
 from tiny import byte_tokenizer, tiny_model
@@ -106,6 +107,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         save_file({name: tensor.contiguous() for name, tensor in gradients.found.items()}, out)
         out.with_suffix(".json").write_text(json.dumps(logged | {"sharded": gradients.sharded}))
+    Processes(use_cpu=True).leave()
 
 
 if __name__ == "__main__":

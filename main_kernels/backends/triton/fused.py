@@ -21,11 +21,12 @@ _ROUNDED = {None: None, torch.float32: None, torch.bfloat16: tl.bfloat16}
 _POINTWISE, _SOFTCAP, _STORED = 5, 3, 3
 
 
-def _forward_burden(rows: RowSums, columns: ColumnSums | None, raw: Tensor | None) -> int:
+def _forward_burden(rows: RowSums, columns: ColumnSums | None, score_map: ScoreMap, raw: Tensor | None) -> int:
     """How much is made of a tile: how many sums, and more for those that are not exponentials, and for storing it."""
     sums = sum(getattr(each, name, None) is not None for each in (rows, columns) for name in ROW_PARTS)
     pointwise = sum(sums is not None for sums in (rows.softplus, rows.clipped))
-    return min(sums + _POINTWISE * pointwise + _STORED * (raw is not None), MOST)
+    others = sum(x is not None for x in (rows.rank, score_map.bias))
+    return min(sums + others + _POINTWISE * pointwise + _STORED * (raw is not None), MOST)
 
 
 def _weigh_burden(
@@ -81,7 +82,7 @@ class TritonFused:
         if not count:
             return
         with torch.cuda.device_of(query):
-            tile = tile_for(FORWARD, query.device, _forward_burden(rows, columns, raw))
+            tile = tile_for(FORWARD, query.device, _forward_burden(rows, columns, score_map, raw))
             down, across = -(-count // tile["BM"]), -(-key.shape[0] // tile["BN"])
             row_parts = parts_of(rows, ROW_PARTS, across, targets=targets is not None)
             column_parts = parts_of(columns, COLUMN_PARTS, down, targets=targets is not None)

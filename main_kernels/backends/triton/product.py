@@ -22,11 +22,12 @@ _SM90 = {"BM": 128, "BN": 128, "BD": 64, "GROUP": 16, "CUTS": 1, "num_warps": 4,
 Tile = dict[str, int]
 Table = dict[int, dict[int, Tile]]
 
-MOST = 11  # what carries this carries everything
+MOST = 20  # what carries this carries everything
+_NARROW = {**_SM90, "BN": 64, "CUTS": 3, "num_warps": 8}
 
 FORWARD: Table = {
     80: {6: _SM80, MOST: {**_SM80, "CUTS": 3}},
-    90: {3: {**_SM90, "CUTS": 2}, 5: {**_SM90, "CUTS": 3}, MOST: {**_SM90, "BN": 64, "CUTS": 3, "num_warps": 8}},
+    90: {3: {**_SM90, "CUTS": 2}, 4: {**_SM90, "CUTS": 3}, 19: _NARROW, MOST: {**_NARROW, "BN": 32, "CUTS": 2}},
 }
 WEIGH: Table = {
     80: {4: _SM80, MOST: {**_SM80, "CUTS": 3}},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +31,15 @@ class Processes:
     def wait(self) -> None:
         """Until every process is here."""
         PartialState().wait_for_everyone()
+
+    def leave(self) -> None:
+        """The last thing a program does. Threads of gloo that outlive the interpreter abort it, and a group destroyed
+        at once may take back what another process still waits for: so such a program waits a moment, and just ends."""
+        if self.count > 1 and torch.distributed.get_backend() == "gloo":
+            self.wait()
+            sys.stdout.flush()
+            time.sleep(1.0)
+            os._exit(0)
 
     def agree(self, value: Any) -> Any:
         """The first process's value, in all of them."""
