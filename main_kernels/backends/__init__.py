@@ -25,7 +25,7 @@ if cpu.MODULE is not None:
 _forced: str | None = None
 
 MIN_CAPABILITY = (8, 0)
-_TRITON = "Triton kernels beside cuBLAS: float32, bfloat16, float16 (interpreted only, never run on a GPU)"
+_TRITON = "Triton kernels and cuBLAS: float32, bfloat16, float16 (interpreted and compiled, never run on a GPU)"
 _POOLING = "segment pooling in CUDA C++ for the devices that triton serves (emulated only, never run on a GPU)"
 
 
