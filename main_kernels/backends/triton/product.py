@@ -31,7 +31,7 @@ FORWARD: Table = {
 }
 WEIGH: Table = {
     80: {4: _SM80, MOST: {**_SM80, "CUTS": 3}},
-    90: {4: {**_SM90, "CUTS": 3}, MOST: {**_SM90, "CUTS": 3, "num_warps": 8}},
+    90: {4: {**_SM90, "CUTS": 3}, 8: {**_SM90, "CUTS": 3, "num_warps": 8}, MOST: _NARROW},
 }
 TARGETS: Table = {80: {0: {"BM": 64, "BD": 64, "num_warps": 4, "num_stages": 3}}}
 PROGRAMS = 2  # a multiprocessor
