@@ -38,8 +38,9 @@ def test_a_model_by_name_and_its_tokenizer(tmp_path):
     trainer = MutualAlignmentTrainer(str(folder), config(tmp_path / "out"), train_dataset=ROWS)
     assert trainer.model.dtype == torch.float32
     trainer.train()
-    with pytest.raises(UserError, match="the model 'nowhere/at-all' cannot be loaded"):
-        MutualAlignmentTrainer("nowhere/at-all", config(tmp_path), train_dataset=ROWS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="the model '.*empty' cannot be loaded"):
+        MutualAlignmentTrainer(str(tmp_path / "empty"), config(tmp_path), train_dataset=ROWS)
 
 
 def test_mistral_with_its_window(tmp_path):
