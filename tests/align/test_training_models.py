@@ -39,7 +39,7 @@ def test_a_model_by_name_and_its_tokenizer(tmp_path):
     assert trainer.model.dtype == torch.float32
     trainer.train()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="the model '.*empty' cannot be loaded"):
+    with pytest.raises(UserError, match=r"the model '.*empty' cannot be loaded"):
         MutualAlignmentTrainer(str(tmp_path / "empty"), config(tmp_path), train_dataset=ROWS)
 
 
