@@ -45,6 +45,5 @@ def attach(model: nn.Module, head: AlignmentHead) -> None:
 
 def part_of(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Takes the head's weights out of a model's state dict, whatever wraps the model."""
-    marker = f"{NAME}."
-    names = [name for name in state_dict if f".{name}".find(f".{marker}") >= 0]
-    return {name.rpartition(marker)[2]: state_dict.pop(name) for name in names}
+    names = [name for name in state_dict if f".{NAME}." in f".{name}"]
+    return {name.rpartition(f"{NAME}.")[2]: state_dict.pop(name) for name in names}

@@ -284,12 +284,10 @@ class AlignmentMixin(_Trainer):
                 meter.add(name, norm)
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
-        for mode, prefix in (("train", ""), ("eval", "eval_")):
-            if mode == ("eval" if any(name.startswith("eval_") for name in logs) else "train"):
-                found = self._meters[mode].read()
-                if mode == "train" and found:
-                    found |= self._throughput()
-                logs.update({prefix + name: value for name, value in found.items()})
+        if any(name.startswith("eval_") for name in logs):
+            logs.update({f"eval_{name}": value for name, value in self._meters["eval"].read().items()})
+        elif found := self._meters["train"].read():
+            logs.update(found | self._throughput())
         super().log(logs, *args, **options)
 
     def _throughput(self) -> dict[str, float]:

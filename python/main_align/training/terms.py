@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from ..errors import UserError
 
 EMBEDDING_TERMS = ("semantic", "intentional", "structural")
 LIKELIHOOD_TERMS = ("forward", "reverse", "duality")
+ESTIMATORS = ("infonce", "nwj", "dv", "js", "smile")
 
 
 @dataclass
@@ -40,7 +41,7 @@ class AlignmentTerms:
         default="js",
         metadata={
             "help": "Bound of the intentional term: infonce, nwj, dv, js or smile (main_kernels.mutual_information).",
-            "choices": ["infonce", "nwj", "dv", "js", "smile"],
+            "choices": list(ESTIMATORS),
         },
     )
     temperature: float = field(default=0.07, metadata={"help": "Cosines are divided by it in all embedding terms."})
@@ -62,6 +63,5 @@ class AlignmentTerms:
             raise UserError("all terms have weight 0, so there is nothing to train: give at least one a weight")
         if not self.temperature > 0:
             raise UserError(f"temperature must be above 0, got {self.temperature}")
-        known = next(f for f in fields(AlignmentTerms) if f.name == "estimator").metadata["choices"]
-        if self.estimator not in known:
-            raise UserError(f"estimator must be one of {', '.join(known)}, got {self.estimator!r}")
+        if self.estimator not in ESTIMATORS:
+            raise UserError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {self.estimator!r}")

@@ -51,16 +51,13 @@ class _Reading:
 
 
 class WrappedForward:
-    """Hooks on a causal language model; `forward` runs them through whatever wraps it.
-
-    Raises UserError where the head's weight cannot be used as a matrix inside the forward.
-    """
+    """Hooks on a causal language model; `forward` runs them through whatever wraps it, and raises UserError where the
+    head's weight cannot be used as a matrix there."""
 
     def __init__(self, model: PreTrainedModel, head: AlignmentHead | None) -> None:
         self.head = head
         self.options = logit_options(model.config)
         self._reading: _Reading | None = None
-        head_weight(model)
         model.base_model.register_forward_hook(self._keep)
         model.register_forward_hook(self._read)
 
