@@ -219,8 +219,10 @@ def chunk_cases() -> Iterator[tuple[str, Callable[[], None]]]:
             yield f"chunk weigh {what} {extra} {about}", partial(_weigh_chunk, raw, UPSTREAM[what], extra)
         for other in (torch.float32, torch.bfloat16):
             for beta in (None, 0.5):
-                name = f"divergence {'KL' if beta is None else 'JS'} {about} {str(other)[6:]}"
-                yield name, partial(_diverge, raw, empty(4096, 32768, dtype=other), beta)
+                for trained in ((True, True), (True, False), (False, True)):
+                    sides = "both" if all(trained) else "p" if trained[0] else "q"
+                    name = f"divergence {'KL' if beta is None else 'JS'} {sides} {about} {str(other)[6:]}"
+                    yield name, partial(_diverge, raw, empty(4096, 32768, dtype=other), beta, trained)
     yield "gradient planes", _planes
 
 
@@ -242,9 +244,9 @@ def _weigh_chunk(raw: torch.Tensor, upstream: Callable[[int, int], Upstream], ex
     _BACKEND.weigh_(raw, score_map, empty(n, dtype=torch.int64), mask, upstream(n, m), d_scale)
 
 
-def _diverge(p: torch.Tensor, q: torch.Tensor, beta: float | None) -> None:
+def _diverge(p: torch.Tensor, q: torch.Tensor, beta: float | None, trained: tuple[bool, bool]) -> None:
     values = empty(p.shape[0])
-    _BACKEND.divergence_(p, q, 1.0, beta, values, values, True, True)
+    _BACKEND.divergence_(p, q, 1.0, beta, values, values, *trained)
 
 
 def _planes() -> None:

@@ -144,7 +144,7 @@ def linear_kl(
         return values
     if reduction == "sum":
         return values.sum()
-    return values.mean() if mask is None else values.sum() / mask.sum().clamp(min=1)
+    return values.sum() / (values.shape[0] if mask is None else mask.sum().clamp(min=1))
 
 
 @torch.library.custom_op("main_kernels::cyclic_consistency", mutates_args=())

@@ -76,6 +76,7 @@ def info_nce(
         shared, own = _check_negatives(negatives, query)
     if direction == "key":
         query, key = key, query
+    by_rows = direction != "both" and own is None and not label_smoothing
     swept = sweep(
         query,
         key if shared is None else torch.cat([key, shared]),
@@ -86,9 +87,11 @@ def info_nce(
         column_ids=pair_ids,
         columns=direction == "both",
         logit_sums=label_smoothing > 0,
-        loss=CrossEntropy(weight) if direction != "both" and own is None and not label_smoothing else None,
+        loss=CrossEntropy(weight) if by_rows else None,
         workspace=workspace,
     )
+    if by_rows:
+        return _reduce(swept.loss, weight, reduction)
     rows, row_sum = swept.row_lse, swept.row_logits
     if own is not None:
         extra = _own_scores(query, own) * scale
@@ -108,7 +111,7 @@ def info_nce(
     loss = cross_entropy(rows, row_sum, in_row)
     if direction == "both":
         loss = 0.5 * (loss + cross_entropy(swept.column_lse[:count], swept.column_logits[:count], in_column))
-    return _reduce(loss, weight, reduction)
+    return _reduce(loss if weight is None else loss * weight.to(loss.dtype), weight, reduction)
 
 
 def sigmoid_loss(
@@ -303,14 +306,12 @@ def _occurrences(ids: Tensor, among: Tensor) -> Tensor:
 
 
 def _reduce(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    """loss[N], weight[N]: the (weighted) mean, the sum, or each."""
-    if weight is not None:
-        loss = loss * weight.to(loss.dtype)
+    """loss[N], already multiplied by weight[N]: the (weighted) mean, the sum, or each."""
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
     if weight is None:
-        return loss.mean()
+        return loss.sum() / loss.shape[0]
     total = weight.to(loss.dtype).sum()
     return loss.sum() / torch.where(total == 0, 1, total)

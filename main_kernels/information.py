@@ -84,9 +84,9 @@ def mutual_information(
         loss=CrossEntropy() if estimator == "infonce" else None,
         workspace=workspace,
     )
-    joint = swept.target
     if estimator == "infonce":
-        return _infonce(joint, swept.row_lse)
+        return math.log(rows) - swept.loss.sum() / rows  # a sum, not a mean: see CrossEntropy
+    joint = swept.target
     if estimator == "nwj":
         return _nwj(joint, swept.row_lse)
     if estimator == "tuba":

@@ -33,7 +33,7 @@ def token_logprobs(
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     return_stats: Literal[False] = False,
 ) -> Tensor: ...
 
@@ -47,7 +47,7 @@ def token_logprobs(
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     return_stats: Literal[True],
 ) -> TokenStats: ...
 
@@ -60,20 +60,22 @@ def token_logprobs(
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     return_stats: bool = False,
 ) -> Tensor | TokenStats:
     """log p(target) of each row under softmax(softcap * tanh((hidden weightᵀ + bias) / softcap) / temperature).
 
-    T x V is never stored. Ignored rows cost nothing, in the forward and in the backward. Where the gradient that
-    arrives is the same for all rows (a sum or a mean), forward and backward cost three matrix products and the
-    gradients are ready when the forward is; with other weights the weight's gradient is recomputed (two more).
+    T x V is never stored. Ignored rows cost nothing, in the forward and in the backward; the host waits for the device
+    to learn how many they are, unless ``ignore_index`` is None. Where the gradient that arrives is the same for all
+    rows (a sum or a mean), both cost three matrix products and the gradients are ready when the forward is; with other
+    weights the weight's gradient is recomputed (two more).
 
     Args:
         hidden: [T, D] states, already shifted: row t predicts targets[t].
         weight: [V, D] of the head, the dtype of hidden.
         targets: int64 [T], in [0, V) or ignore_index.
         bias: [V], floating. softcap: as in Gemma 2 (final_logit_softcapping). temperature: positive.
+        ignore_index: marks the targets that do not count; None: all count, and nobody looks for others.
         return_stats: also entropy, rank of the target and whether it is the arg-max.
 
     Returns:
@@ -84,22 +86,24 @@ def token_logprobs(
     """
     _check_head(hidden, weight, targets, bias, softcap)
     checks.positive("temperature", temperature)
-    ignored = targets == ignore_index
+    ignored = None if ignore_index is None else targets == ignore_index
     swept = sweep(
         hidden,
         weight,
         scale=1 / temperature,
         bias=bias,
         softcap=softcap,
-        targets=targets.masked_fill(ignored, -1),
+        targets=targets if ignored is None else targets.masked_fill(ignored, -1),
+        complete=ignored is None,
         statistics=return_stats,
         loss=CrossEntropy(),
     )
-    logprobs = swept.target - swept.row_lse
+    logprobs = -swept.loss
     if not return_stats:
         return logprobs
     rank = swept.row_rank.nan_to_num(nan=weight.shape[0]).to(torch.int64)  # a row of NaN beats nothing
-    return TokenStats(logprobs, swept.row_lse - swept.mean, rank, (rank == 0) & ~ignored)
+    best = rank == 0
+    return TokenStats(logprobs, swept.row_lse - swept.mean, rank, best if ignored is None else best & ~ignored)
 
 
 def linear_cross_entropy(
@@ -112,7 +116,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> Tensor:
     """Cross-entropy of a language-model head, without logits, for training: three matrix products forward and backward.
@@ -130,6 +134,7 @@ def linear_cross_entropy(
             told beforehand, they cost no further products.
         label_smoothing: from 0 to below 1. z_loss: not negative, 1e-4 is usual.
         bias: [V], floating. softcap: as in Gemma 2 (final_logit_softcapping).
+        ignore_index: as in token_logprobs; with None tokens of weight 0 cost what the others do.
         reduction: mean over the tokens that are not ignored (0 where there are none), sum, or none ([T], 0 at ignored
             tokens). For a loss per global batch take the sum and divide by its number of tokens.
 
@@ -144,33 +149,27 @@ def linear_cross_entropy(
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
     if not 0 <= z_loss < float("inf"):
         raise ValueError(f"z_loss: got {z_loss}, want a number that is not negative")
-    ignored = targets == ignore_index
+    ignored = None if ignore_index is None else targets == ignore_index
     if weights is not None:
         checks.vector("weights", weights, hidden.shape[0], integer=False, like=hidden)
-        if not weights.requires_grad:
+        if ignored is not None and not weights.requires_grad:
             ignored = ignored | (weights == 0)
-    swept = sweep(
+    loss = sweep(
         hidden,
         weight,
         bias=bias,
         softcap=softcap,
-        targets=targets.masked_fill(ignored, -1),
-        logit_sums=label_smoothing > 0,
+        targets=targets if ignored is None else targets.masked_fill(ignored, -1),
+        complete=ignored is None,
         loss=CrossEntropy(weights, label_smoothing, z_loss),
-    )
-    loss = swept.row_lse - (1 - label_smoothing) * swept.target
-    if label_smoothing:
-        loss = loss - (label_smoothing / weight.shape[0]) * swept.row_logits
-    if z_loss:
-        loss = loss + z_loss * swept.row_lse.square()
-    if weights is not None:
-        loss = loss * weights.to(loss.dtype)
+    ).loss
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
-    counted = torch.where(ignored, 0, 1 if weights is None else weights).to(loss.dtype).sum()
-    return loss.sum() / torch.where(counted == 0, 1, counted)
+    counted = torch.ones_like(loss) if weights is None else weights.to(loss.dtype)
+    total = (counted if ignored is None else counted.masked_fill(ignored, 0)).sum()
+    return loss.sum() / torch.where(total == 0, 1, total)
 
 
 def sequence_logprobs(
@@ -184,7 +183,7 @@ def sequence_logprobs(
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     workspace: int = DEFAULT_WORKSPACE,
 ) -> Tensor:
     """The log-probability of every sequence of a packed batch: token_logprobs summed over each segment, as DPO and its
@@ -192,7 +191,9 @@ def sequence_logprobs(
     whatever the segments' gradients are.
 
     Args:
-        hidden, weight, targets, bias, softcap, temperature, ignore_index: as in token_logprobs.
+        hidden, weight, targets, bias, softcap, temperature: as in token_logprobs.
+        ignore_index: marks the targets that do not count; None: all count and lie in a segment, and nobody looks for
+            others.
         cu_seqlens: int32 or int64 [B + 1], non-decreasing, within [0, T]: segment b is the rows
             cu_seqlens[b] .. cu_seqlens[b + 1] - 1. Rows outside every segment cost nothing.
         segment_ids: instead, int64 [T], the segment of each row in any order, -1 for none.
@@ -226,14 +227,16 @@ def sequence_logprobs(
             segments = max(int(segment_ids.max()) + 1, 1)
         if not torch.compiler.is_compiling():
             checks.in_range("segment_ids", segment_ids, -1, segments)
-    outside = (segment_ids < 0) | (targets == ignore_index)
+    if ignore_index is not None:
+        targets = targets.masked_fill((segment_ids < 0) | (targets == ignore_index), -1)
     swept = sweep(
         hidden,
         weight,
         scale=1 / temperature,
         bias=bias,
         softcap=softcap,
-        targets=targets.masked_fill(outside, -1),
+        targets=targets,
+        complete=ignore_index is None,
         workspace=workspace,
     )
     return _segment_sums(swept.target - swept.row_lse, segment_ids, segments)

@@ -46,6 +46,8 @@ class Sweep(NamedTuple):
     """[M] sum_i S_ij"""
     softplus: Tensor
     """[N] sum_j log(1 + exp S_ij)"""
+    loss: Tensor
+    """[N] of the CrossEntropy that was asked for"""
     clipped: Tensor
     """[N] log sum_j exp(clamp(S_ij, -clip, clip)); not differentiable"""
     mean: Tensor
@@ -57,14 +59,16 @@ class Sweep(NamedTuple):
 
 
 class CrossEntropy(NamedTuple):
-    """What a caller means to differentiate, up to a factor: with r_i = row_lse,
-    ``sum_i weight_i (r_i - (1 - label_smoothing) S_i,target - label_smoothing / M sum_j S_ij + z_loss r_i²)``.
+    """A loss of each row, with r_i = row_lse:
+    ``weight_i (r_i - (1 - label_smoothing) S_i,target - label_smoothing / M sum_j S_ij + z_loss r_i²)``.
 
-    A promise that only saves work: the forward walk then makes the gradients while it holds the scores. Whatever
-    arrives in the backward, the gradients are exact."""
+    The forward walk makes its gradients while it holds the scores, up to the factor of each row, which the backward
+    brings. It serves the key's gradient only where that factor is the same for all rows, so weights belong here, not on
+    the result; and where it arrives as one number, as from ``loss.sum()``, nobody has to look. Whatever arrives, and
+    whatever else is differentiated, the gradients are exact."""
 
     weight: Tensor | None = None
-    """[N], None for ones"""
+    """[N], None for ones; may require a gradient"""
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
@@ -105,7 +109,8 @@ def sweep(
         row_lse: False where only sums without it are wanted, statistics and clip need it.
         columns: also column_lse, from the same walk, and what else is asked for of columns.
         statistics: also mean and the ranks. logit_sums, softplus: also these. clip: positive: also ``clipped``.
-        loss: what will be differentiated, where that is known and about rows only.
+        loss: the one to be returned; makes the backward cheaper than one from the other outputs, where rows are all
+            that is differentiated.
         workspace: bytes of scores that may be kept for the backward, which then costs two products, not three.
 
     The caller has checked shapes and dtypes. Raises ValueError for a target that is neither below M nor -1, and with
@@ -134,11 +139,11 @@ def sweep(
             row_lse=row_lse,
             columns=columns,
             statistics=statistics,
-            logit_sums=logit_sums,
+            logit_sums=logit_sums or told.label_smoothing > 0,
             softplus=softplus,
             clip=clip,
             announced=loss is not None,
-            weights=None if told.weight is None else told.weight.detach(),
+            weights=told.weight,
             label_smoothing=told.label_smoothing,
             z_loss=told.z_loss,
             grad_query=grad and query.requires_grad,

@@ -4,17 +4,29 @@ the sweep is here; the objectives are ordinary torch on its vectors.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..backends.interface import Lse, Upstream
 from ..backends.memory import give_back
 from .gradient import Gradient
-from .inputs import GradientInputs, Inputs, accumulator_dtype, announced_of, make_problem, schema, selected_rows
+from .inputs import (
+    GradientInputs,
+    Inputs,
+    accumulating,
+    accumulator_dtype,
+    announced_of,
+    make_problem,
+    schema,
+    selected_rows,
+)
 from .op import VECTORS, sweep_op
-from .walk import Announced, Problem, backward_walk
+from .walk import Problem, backward_walk
 
-_DIFFERENTIABLE = 6  # the first outputs of the sweep
+_DIFFERENTIABLE = 7  # the first outputs of the sweep
+_WEIGHTS = Inputs._fields.index("weights")
 
 
 @torch.library.custom_op(
@@ -27,16 +39,16 @@ def sweep_gradient_op(*arguments) -> None:  # type: ignore[no-untyped-def]
     inputs = GradientInputs(*arguments)
     with torch.autocast(inputs.query.device.type, enabled=False):
         selected = selected_rows(inputs)
-        problem, upstream, announced = make_problem(inputs, selected), _upstream(inputs), announced_of(inputs)
+        problem, upstream = make_problem(inputs, selected), _upstream(inputs)
         whole = Gradient(inputs.d_query, inputs.d_query_low)
         dq, dk = whole, Gradient(inputs.d_key, inputs.d_key_low)
         if selected is not None:
-            upstream, announced = upstream.of_rows(selected), announced.of_rows(selected)
+            upstream = upstream.of_rows(selected)
             if dq.wanted:
                 dq = Gradient(dq.high[selected], dq.low[selected[: dq.low.shape[0]]])
         row_factor = key_factor = None
         if inputs.gradient == "forward":
-            row_factor, key_factor = _forward_mode(problem, upstream, announced, inputs.ready, dq, dk)
+            row_factor, key_factor = _forward_mode(inputs, problem, selected, upstream, dq, dk)
         else:
             backward_walk(
                 problem,
@@ -57,68 +69,66 @@ def sweep_gradient_op(*arguments) -> None:  # type: ignore[no-untyped-def]
 
 
 def _upstream(inputs: GradientInputs) -> Upstream:
-    accumulator = accumulator_dtype(inputs.query.dtype)
-
-    def vector(given: Tensor | None) -> Tensor | None:
-        return None if given is None else given.to(accumulator).contiguous()
-
-    a, b = vector(inputs.d_row), vector(inputs.d_column)
-    return Upstream(
-        a=a,
-        r=Lse(inputs.row_lse, inputs.row_low) if inputs.row_lse.numel() else None,
+    """What arrives for the scores, whichever output it arrives at."""
+    dtype, targets = inputs.query.dtype, inputs.targets is not None
+    r = Lse(inputs.row_lse, inputs.row_low) if inputs.row_lse.numel() else None
+    b = accumulating(inputs.d_column, dtype)
+    upstream = Upstream(
+        a=accumulating(inputs.d_row, dtype),
+        r=r,
         b=b,
         c=None if b is None else Lse(inputs.column_lse, inputs.column_low),
-        d=None if inputs.targets is None else vector(inputs.d_target),
-        e=vector(inputs.d_softplus),
-        u=vector(inputs.d_row_logits),
-        v=vector(inputs.d_column_logits),
+        d=accumulating(inputs.d_target, dtype) if targets else None,
+        e=accumulating(inputs.d_softplus, dtype),
+        u=accumulating(inputs.d_row_logits, dtype),
+        v=accumulating(inputs.d_column_logits, dtype),
+    )
+    d_loss = accumulating(inputs.d_loss, dtype)
+    if d_loss is None or r is None:
+        return upstream
+    by_loss = announced_of(inputs).upstream(r, inputs.key.shape[0], targets=targets, factor=d_loss)
+    return replace(
+        upstream, a=_sum(upstream.a, by_loss.a), d=_sum(upstream.d, by_loss.d), u=_sum(upstream.u, by_loss.u)
     )
 
 
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
+
+
 def _forward_mode(
-    problem: Problem, upstream: Upstream, announced: Announced, ready: bool, dq: Gradient, dk: Gradient
+    inputs: GradientInputs,
+    problem: Problem,
+    selected: Tensor | None,
+    upstream: Upstream,
+    dq: Gradient,
+    dk: Gradient,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Brings dq and dk to gradients that are exact up to one factor a row, and one for all of dk; returns the factors.
 
-    The forward walk made them for the announced loss. That serves d_query whenever what arrives is a multiple of it in
-    every row, and d_key when all rows have the same factor besides; whatever it does not serve is walked for again."""
-    assert upstream.r is not None
-    expected = announced.upstream(upstream.r, problem.key.shape[0], targets=problem.targets is not None)
-    found = _row_factor(upstream, expected) if upstream.r.high.numel() else None
-    if found is not None and expected.a is not None:
-        factor, fits = found
-        counted = expected.a != 0
-        common = factor[counted.to(torch.int8).argmax(0, keepdim=True)]  # that of the first row which counts
-        uniform = (_close(factor, common) | ~counted).all()
-        row_fits, all_fit = torch.stack([fits, fits & uniform]).tolist()  # the only wait for the device
-        if row_fits:
-            if not ready:
-                _walk_again(problem, expected, dq, dk)
-            if not all_fit:
-                _walk_again(problem, upstream, dq.rows(slice(0)), dk)
-            return factor, common if all_fit else None
-    _walk_again(problem, upstream, dq, dk)
-    return None, None
-
-
-def _close(got: Tensor, want: Tensor) -> Tensor:
-    """Equal to a few roundings: how autograd happened to multiply the same factors is not a different gradient."""
-    return (got - want).abs() <= 4 * torch.finfo(want.dtype).eps * want.abs()
-
-
-def _row_factor(upstream: Upstream, expected: Upstream) -> tuple[Tensor, Tensor] | None:
-    """[N], by what each row's weights exceed the expected ones, and whether that is the same for all of a row's; None
-    where it cannot be."""
-    pairs = [(upstream.a, expected.a), (upstream.d, expected.d), (upstream.u, expected.u)]
-    if upstream.e is not None or any((got is None) != (want is None) for got, want in pairs):
-        return None
-    present = [(got, want) for got, want in pairs if got is not None and want is not None]
-    # where an expected row weighs nothing, only nothing is a multiple of it
-    gots, wants = (torch.stack([pair[i] for pair in present]) for i in (0, 1))
-    largest = wants.abs().argmax(0, keepdim=True)
-    top = wants.gather(0, largest)[0]
-    factor = torch.where(top != 0, gots.gather(0, largest)[0] / top, 0)
-    return factor, _close(gots, wants * factor).all()
+    The forward walk made those of the announced losses' sum. If these are all that is differentiated, they serve
+    d_query, and d_key where all losses have the same factor; what they do not serve is walked for again."""
+    others = (inputs.d_row, inputs.d_target, inputs.d_row_logits, inputs.d_softplus)
+    factor = accumulating(inputs.d_loss, inputs.query.dtype)
+    if factor is not None and selected is not None:
+        factor = factor[selected]
+    if factor is None or not factor.numel() or any(d is not None for d in others):
+        _walk_again(problem, upstream, dq, dk)
+        return None, None
+    # the only wait for the device, where nobody knows
+    uniform = not dk.wanted or inputs.uniform or bool((factor == factor[:1]).all())
+    no_dk = dk.rows(slice(0))
+    if not inputs.ready:
+        announced = announced_of(inputs)
+        announced = announced if selected is None else announced.of_rows(selected)
+        assert upstream.r is not None
+        unit = announced.upstream(upstream.r, problem.key.shape[0], targets=problem.targets is not None)
+        _walk_again(problem, unit, dq, dk if uniform else no_dk)
+    if not uniform:
+        _walk_again(problem, upstream, dq.rows(slice(0)), dk)
+    return factor, factor[:1] if uniform else None
 
 
 def _walk_again(problem: Problem, upstream: Upstream, dq: Gradient, dk: Gradient) -> None:
@@ -137,7 +147,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
         given.row_ids,
         given.column_ids,
         given.weights,
-        *(out[name] for name in ("row_lse", "row_low", "column_lse", "column_low")),
+        *(out[name] for name in ("row_lse", "row_low", "column_lse", "column_low", "target", "row_logits")),
     )
     ctx.softcap, ctx.complete, ctx.keep_target = given.softcap, given.complete, given.keep_target
     ctx.label_smoothing, ctx.z_loss = given.label_smoothing, given.z_loss
@@ -151,7 +161,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grads):  # type: ignore[no-untyped-def]
-    query, key, scale, bias, targets, row_ids, column_ids, weights, *lse = ctx.saved_tensors
+    query, key, scale, bias, targets, row_ids, column_ids, weights, *vectors = ctx.saved_tensors
     wants_query, wants_key, wants_scale, wants_bias = ctx.needs_input_grad[:4]
     # What the forward left is used up in place, once; a second backward through the same graph does the work again.
     held, ctx.held = ctx.held, None
@@ -170,7 +180,8 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     d_bias = query.new_zeros(key.shape[0] if wants_bias else 0, dtype=accumulator)
     d_scale = query.new_zeros(1 if wants_scale else 0, dtype=accumulator)
     upstream = [None if g is None or not g.numel() else g for g in grads[:_DIFFERENTIABLE]]
-    row_lse, row_low, column_lse, column_low = lse
+    row_lse, row_low, column_lse, column_low, target, row_logits = vectors
+    d_loss = upstream[6]
     inputs = GradientInputs(
         query=query,
         key=key,
@@ -195,6 +206,8 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
         d_row_logits=upstream[3],
         d_column_logits=upstream[4],
         d_softplus=upstream[5],
+        d_loss=d_loss,
+        uniform=d_loss is not None and (d_loss.stride(0) == 0 or d_loss.shape[0] == 1),
         kept=kept,
         d_query=d_query.high,
         d_query_low=d_query.low,
@@ -209,13 +222,19 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     sweep_gradient_op(*inputs)
     if ready and ctx.donate and not traced:
         give_back(kept)
-    return (
-        d_query.finished(query.dtype) if wants_query else None,
-        d_key.finished(key.dtype) if wants_key else None,
-        d_scale[0].to(scale.dtype) if wants_scale else None,
-        d_bias.to(bias.dtype) if wants_bias else None,
-        *(None,) * (len(Inputs._fields) - 4),
-    )
+    gradients: list[Tensor | None] = [None] * len(Inputs._fields)
+    if wants_query:
+        gradients[0] = d_query.finished(query.dtype)
+    if wants_key:
+        gradients[1] = d_key.finished(key.dtype)
+    if wants_scale:
+        gradients[2] = d_scale[0].to(scale.dtype)
+    if wants_bias:
+        gradients[3] = d_bias.to(bias.dtype)
+    if ctx.needs_input_grad[_WEIGHTS] and d_loss is not None:
+        values = announced_of(inputs).values(row_lse, target if targets is not None else None, row_logits, key.shape[0])
+        gradients[_WEIGHTS] = (d_loss * values).to(weights.dtype)
+    return tuple(gradients)
 
 
 sweep_op.register_autograd(_backward, setup_context=_setup_context)

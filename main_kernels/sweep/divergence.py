@@ -17,6 +17,7 @@ from ..backends import Backend, get
 from ..backends.memory import borrow, give_back
 from . import plan
 from .gradient import Gradient
+from .inputs import taking_part
 
 # A pair of chunks is no smaller than this a column: 256 rows of float32, 512 of bfloat16. With half as many, products
 # for the weight's gradient took up to twice the time.
@@ -37,8 +38,10 @@ class _Side:
         return self.d_hidden.wanted or self.d_weight.wanted
 
 
-def _chunk_rows(rows: int, columns: int, itemsize: int) -> int:
+def _chunk_rows(rows: int, columns: int, itemsize: int, device: str = "cpu") -> int:
     """Rows at a time: as many as fit, in chunks of one size so that none is thin. itemsize: of both scores together."""
+    if device == "cuda":
+        return plan.cuda_chunk_rows(rows, columns, itemsize)
     most = max(plan.CHUNK_BYTES // (columns * itemsize) // 64 * 64, _COLUMN_BYTES // itemsize)
     return -(-rows // -(-rows // most))
 
@@ -52,7 +55,8 @@ def _walk(
         p.d_weight.zero_()
         q.d_weight.zero_()
         return
-    step = _chunk_rows(rows, columns, p.hidden.element_size() + q.hidden.element_size())
+    itemsize = p.hidden.element_size() + q.hidden.element_size()
+    step = _chunk_rows(rows, columns, itemsize, p.hidden.device.type)
     room = [borrow((step, columns), side.hidden.dtype, side.hidden.device) for side in (p, q)]
     for begin in range(0, rows, step):
         chunk = slice(begin, min(begin + step, rows))
@@ -82,7 +86,7 @@ def _walk_selected(
     """_walk over the rows that ``mask`` selects; operands and gradients: p's hidden and weight, then q's. Returns the
     divergences [T], 0 where a row takes no part; its gradient is 0 too."""
     count, values = weights.shape[0], torch.zeros_like(weights)
-    selected = None if mask is None or bool(mask.all()) else mask.nonzero()[:, 0]
+    selected = None if mask is None else taking_part(mask)
     part = values if selected is None else values[selected]
     sides, hiddens = [], []
     for hidden, weight, d_hidden, d_weight in zip(
@@ -203,13 +207,14 @@ def divergence_gradient_op(
     d_q_hidden_low: Tensor,
     d_q_weight: Tensor,
     d_q_weight_low: Tensor,
+    uniform: bool,
     ready: bool,
     backend: str,
 ) -> None:
     """Fills the gradient buffers (those of length 0 are not wanted) from the upstream gradient [T] of the divergences.
 
-    ready: they hold the forward's unit gradients. Otherwise these are made again, in the same order, to the same bits.
-    """
+    uniform: upstream is known to be one number. ready: they hold the forward's unit gradients; otherwise these are made
+    again, in the same order, to the same bits."""
     operands = [p_hidden, p_weight, q_hidden, q_weight]
     with torch.autocast(p_hidden.device.type, enabled=False):
         gradients = _joined(
@@ -226,11 +231,14 @@ def divergence_gradient_op(
         )
         hiddens, weights = gradients[::2], gradients[1::2]
         no_hidden, no_weight = ([g.rows(slice(0)) for g in some] for some in (hiddens, weights))
-        a = upstream.to(_accumulator(operands)).contiguous()  # that of a sum is one number, expanded
-        taking_part = a
-        if mask is not None:
-            a, taking_part = a.where(mask, 0), a[mask]
-        uniform = bool((taking_part == taking_part[:1]).all())
+        a = upstream.to(_accumulator(operands)).contiguous()
+        common = a[:1]  # of those that take part
+        if mask is not None and a.numel():
+            common = a[mask.to(torch.int8).argmax(0, keepdim=True)]
+            a = a.where(mask, 0)
+        if not uniform and any(g.wanted for g in weights):  # the only wait for the device, where nobody knows
+            same = a == common
+            uniform = bool((same if mask is None else same | ~mask).all())
 
         def walk(row_weights: Tensor, hiddens: list[Gradient], weights: list[Gradient]) -> None:
             wanted = [hiddens[0], weights[0], hiddens[1], weights[1]]
@@ -241,13 +249,12 @@ def divergence_gradient_op(
             walk(torch.ones_like(a), hiddens, weights if uniform else no_weight)
         if not uniform:
             walk(a, no_hidden, weights)
-        one = a.new_ones(1)
         for hidden in hiddens:
             if hidden.wanted:
                 hidden.finish_(get(backend), a)
         for weight in weights:
             if weight.wanted:
-                weight.finish_(get(backend), taking_part[:1] if uniform and taking_part.numel() else one)
+                weight.finish_(get(backend), common if uniform and common.numel() else None)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -266,8 +273,12 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     if ready and (type(held[0]) is not Tensor or not ctx.donate):  # in a graph they are outputs, not ours to change
         held = [t.clone() for t in held]
     gradients = _joined(held) if ready else _buffers(operands, wanted)
-    divergence_gradient_op(grads[0], *operands, ctx.scale, ctx.beta, mask, *_planes(gradients), ready, ctx.backend)
-    finished = [g.high.to(t.dtype) if w else None for g, t, w in zip(gradients, operands, wanted, strict=True)]
+    gradients = [g.with_room(t.dtype) for g, t in zip(gradients, operands, strict=True)]
+    uniform = grads[0].shape[0] > 0 and grads[0].stride(0) == 0
+    divergence_gradient_op(
+        grads[0], *operands, ctx.scale, ctx.beta, mask, *_planes(gradients), uniform, ready, ctx.backend
+    )
+    finished = [g.finished(t.dtype) if w else None for g, t, w in zip(gradients, operands, wanted, strict=True)]
     return *finished, *(None,) * 9
 
 

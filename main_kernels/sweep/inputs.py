@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
     logit_sums: bool
     softplus: bool
     clip: float
-    announced: bool  # whether the loss of the next three is what will be differentiated
+    announced: bool  # whether the loss of the next three is wanted
     weights: Tensor | None  # [N]
     label_smoothing: float
     z_loss: float
@@ -72,6 +72,8 @@ class GradientInputs(NamedTuple):
     d_row_logits: Tensor | None
     d_column_logits: Tensor | None
     d_softplus: Tensor | None
+    d_loss: Tensor | None
+    uniform: bool  # d_loss is known to be one number
     kept: Changed  # raw scores, used up; empty where not kept
     d_query: Changed  # the gradient buffers, empty where not wanted
     d_query_low: Changed
@@ -174,14 +176,27 @@ def announced_of(inputs: Inputs | GradientInputs) -> Announced:
     return Announced(inputs.weights, inputs.label_smoothing, inputs.z_loss)
 
 
+def accumulating(vector: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A vector beside operands of a dtype, as the walks read it."""
+    return None if vector is None else vector.detach().to(accumulator_dtype(dtype)).contiguous()
+
+
 def selected_rows(inputs: Inputs | GradientInputs) -> Tensor | None:
-    """Indices of the rows that take part, or None when all do. The host waits for a device here, where targets may be
-    -1: rows that are not multiplied are worth more than that."""
-    targets = inputs.targets
-    if targets is None or inputs.complete:
+    """Indices of the rows that take part, or None when all do."""
+    if inputs.targets is None or inputs.complete:
         return None
-    if targets.device.type == "cuda":
-        taking_part = (targets >= 0).nonzero()[:, 0]
-        return taking_part if taking_part.shape[0] < targets.shape[0] else None
-    masked = targets < 0
-    return (~masked).nonzero()[:, 0] if bool(masked.any()) else None
+    return taking_part(inputs.targets >= 0)
+
+
+def taking_part(mask: Tensor) -> Tensor | None:
+    """Where mask[N] is True; None: everywhere. The host waits for the device here: rows that are not multiplied are
+    worth more than that."""
+    if mask.device.type != "cuda":
+        return None if bool(mask.all()) else mask.nonzero()[:, 0]
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "rows may be left out here, and how many is not known while a CUDA graph is captured: select the rows that "
+            "count beforehand, then pass ignore_index=None or no mask"
+        )
+    selected = mask.nonzero()[:, 0]
+    return None if selected.shape[0] == mask.shape[0] else selected

@@ -61,10 +61,10 @@ def sweep_op(*arguments) -> list[Tensor]:  # type: ignore[no-untyped-def]
         accumulator = accumulator_dtype(query.dtype)
         held = _held(inputs)
         selected = selected_rows(inputs)
-        problem, announced = make_problem(inputs, selected), announced_of(inputs)
+        problem, announced = make_problem(inputs, selected), announced_of(inputs) if inputs.announced else None
         d_query = Gradient(held[1], held[2])
         if selected is not None:
-            announced = announced.of_rows(selected)
+            announced = None if announced is None else announced.of_rows(selected)
             held[0][selected.shape[0] :].zero_()  # the scores of the selected rows come first, and there are no others
             if d_query.wanted:
                 d_query = Gradient.empty(query, selected.shape[0])
@@ -115,6 +115,7 @@ def _sweep_fake(*arguments):  # type: ignore[no-untyped-def]
         "row_logits": inputs.logit_sums,
         "column_logits": inputs.logit_sums and inputs.columns,
         "softplus": inputs.softplus,
+        "loss": inputs.announced,
         "clipped": inputs.clip > 0,
         "mean": statistics,
         "row_rank": statistics and targets,

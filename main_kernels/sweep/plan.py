@@ -53,12 +53,17 @@ def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype, device: s
     narrow = dtype == torch.float16 or (dtype == torch.bfloat16 and small)
     compute = torch.float32 if narrow else dtype
     if device == "cuda":
-        fitting = CUDA_CHUNK_BYTES // (columns * compute.itemsize)
-        most = min(max(fitting // _CUDA_TILE * _CUDA_TILE, CUDA_ROWS[0]), CUDA_ROWS[1])
-        chunks = max(min(-(-rows // most), rows // CUDA_ROWS[0]), 1)
-        return Plan(compute, -(-rows // (chunks * _CUDA_TILE)) * _CUDA_TILE or most)  # of one size: none is thin
+        return Plan(compute, cuda_chunk_rows(rows, columns, compute.itemsize))
     fitting = CHUNK_BYTES // (columns * compute.itemsize)
     return Plan(compute, max(fitting // 64 * 64, MIN_CHUNK_ROWS))
+
+
+def cuda_chunk_rows(rows: int, columns: int, itemsize: int) -> int:
+    """Rows of scores alive at a time on a CUDA device, in chunks of one size so that none is thin."""
+    fitting = CUDA_CHUNK_BYTES // (columns * itemsize)
+    most = min(max(fitting // _CUDA_TILE * _CUDA_TILE, CUDA_ROWS[0]), CUDA_ROWS[1])
+    chunks = max(min(-(-rows // most), rows // CUDA_ROWS[0]), 1)
+    return -(-rows // (chunks * _CUDA_TILE)) * _CUDA_TILE or most
 
 
 def gradient_mode(plan: Plan, rows: int, columns: int, *, announced: bool, workspace: int) -> GradientMode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -83,19 +83,29 @@ class Problem:
 
 @dataclass(frozen=True)
 class Announced:
-    """The loss that the caller said it takes, sum_i w_i (r_i - (1 - eps) S_i,target - eps / M sum_j S_ij + z r_i²): its
-    gradient can be made in the forward walk."""
+    """The loss of each row, w_i (r_i - (1 - eps) S_i,target - eps / M sum_j S_ij + z r_i²), whose gradient can be made
+    in the forward walk, up to the factor that arrives later."""
 
     weights: Tensor | None  # [N], None for ones
     label_smoothing: float
     z_loss: float
 
     def of_rows(self, rows: slice | Tensor) -> Announced:
-        return self if self.weights is None else Announced(self.weights[rows], self.label_smoothing, self.z_loss)
+        return self if self.weights is None else replace(self, weights=self.weights[rows])
 
-    def upstream(self, r: Lse, columns: int, *, targets: bool) -> Upstream:
-        """The weights of its gradient, given the log-sum-exps of its rows."""
-        w = torch.ones_like(r.high) if self.weights is None else self.weights.to(r.high.dtype)
+    def values(self, r: Tensor, target: Tensor | None, logits: Tensor | None, columns: int) -> Tensor:
+        """The losses [N] without their weights, given row_lse, the target scores and the rows' sums of scores."""
+        loss = r.clone() if target is None else r - (1 - self.label_smoothing) * target
+        if self.label_smoothing and logits is not None:
+            loss = loss - (self.label_smoothing / columns) * logits
+        return loss + self.z_loss * r.square() if self.z_loss else loss
+
+    def weighted(self, values: Tensor) -> Tensor:
+        return values if self.weights is None else values * self.weights.to(values.dtype)
+
+    def upstream(self, r: Lse, columns: int, *, targets: bool, factor: Tensor | None = None) -> Upstream:
+        """The weights of the gradient, given the log-sum-exps of the rows and the factor [N] of each row's loss."""
+        w = self.weighted(torch.ones_like(r.high) if factor is None else factor)
         eps = self.label_smoothing
         return Upstream(
             a=w * (1 + 2 * self.z_loss * r.high) if self.z_loss else w,
@@ -115,6 +125,7 @@ class Reductions:
     row_logits: Tensor | None
     column_logits: Tensor | None
     softplus: Tensor | None
+    loss: Tensor | None  # of what was announced
     clipped: Tensor | None
     mean: Tensor | None
     row_rank: Tensor | None
@@ -132,7 +143,7 @@ def forward_walk(
     d_key: Gradient,
 ) -> Reductions:
     """One product. ``kept`` [N, M] (or empty) receives the raw scores; the gradients, where wanted, receive those of
-    the announced loss."""
+    the sum of the announced losses."""
     device = problem.query.device
     pointwise = wants.statistics or wants.logit_sums or wants.softplus or wants.clip
     reference = problem.reference() if wants.columns and wants.row_lse and not pointwise else None
@@ -160,13 +171,17 @@ def forward_walk(
     def narrow(sums: Tensor | None) -> Tensor | None:
         return None if sums is None else sums.to(accumulator)
 
+    target, row_logits, loss = None if problem.targets is None else rows.target, narrow(rows.logits), None
+    if announced is not None and row_lse is not None:
+        loss = announced.weighted(announced.values(row_lse.high, target, row_logits, problem.key.shape[0]))
     return Reductions(
         row_lse=row_lse,
         column_lse=column_lse,
-        target=None if problem.targets is None else rows.target,
-        row_logits=narrow(rows.logits),
+        target=target,
+        row_logits=row_logits,
         column_logits=None if columns is None else narrow(columns.logits),
         softplus=narrow(rows.softplus),
+        loss=loss,
         clipped=rows.clipped_lse(),
         mean=rows.mean(),
         row_rank=rank(rows.rank, row_lse),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,11 @@ sys.path.append(str(ROOT / "bench"))
 
 import aot  # noqa: E402
 
-from main_kernels import backends  # noqa: E402
-from main_kernels.backends.interface import Wants  # noqa: E402
+from main_kernels import backends, checks  # noqa: E402
+from main_kernels.sweep.backward import sweep_gradient_op  # noqa: E402
 from main_kernels.sweep.gradient import Gradient  # noqa: E402
-from main_kernels.sweep.inputs import Inputs, announced_of, make_problem  # noqa: E402
-from main_kernels.sweep.walk import backward_walk, forward_walk  # noqa: E402
+from main_kernels.sweep.inputs import GradientInputs, Inputs  # noqa: E402
+from main_kernels.sweep.op import VECTORS, sweep_op  # noqa: E402
 
 SHAPE = "bfloat16 8192x32768"
 CASES = (
@@ -31,7 +32,7 @@ CASES = (
     f"weigh both  {SHAPE}",
     f"weigh everything everything {SHAPE}",
     "chunk weigh both  bfloat16",
-    "divergence JS bfloat16 bfloat16",
+    "divergence JS both bfloat16 bfloat16",
 )
 
 
@@ -47,8 +48,8 @@ def test_nothing_spills_and_products_run_on_tensor_cores(architecture):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("columns", [True, False])
-def test_the_walks_read_nothing_from_the_device(columns):
+@pytest.mark.parametrize("columns", [True, False], ids=["recomputed", "announced"])
+def test_the_ops_read_nothing_from_the_device(columns, monkeypatch):
     """Tensors of the meta device have no values to read: whoever waits for one fails."""
     n, m = 8192, 32768
     query, key = (aot.empty(rows, 1024, dtype=torch.bfloat16) for rows in (n, m))
@@ -80,24 +81,31 @@ def test_the_walks_read_nothing_from_the_device(columns):
         donate=True,
         backend="triton",
     )
-    with aot.compiling(90) as compiled, pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backends._BACKENDS, "triton", aot.TritonBackend())
-        problem = make_problem(inputs, None)
-        gradients = [Gradient.empty(t, 0 if columns else None) for t in (query, key)]
-        out = forward_walk(
-            problem,
-            Wants(columns=columns),
-            accumulator=torch.float32,
-            announced=announced_of(inputs),
-            kept=aot.empty(0, m),
-            d_query=gradients[0],
-            d_key=gradients[1],
-        )
-        upstream = announced_of(inputs).upstream(out.row_lse, m, targets=True)
+    monkeypatch.setitem(backends._BACKENDS, "triton", aot.TritonBackend())
+    monkeypatch.setattr(checks, "on_device", lambda ok, message: True)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # does not know the meta device
+    with aot.compiling(90) as compiled:
+        outputs = sweep_op._init_fn(*inputs)
+        out = dict(zip([*VECTORS, "row_low", "column_low"], outputs, strict=False))
+        buffers = [Gradient.empty(t) for t in (query, key)] if columns else None
+        held = [plane for g in buffers for plane in (g.high, g.low)] if buffers else outputs[-4:]
+        common = inputs._asdict()
+        arguments = {name: common[name] for name in GradientInputs._fields if name in common}
+        arguments |= {name: out[name] for name in GradientInputs._fields if name in out}
+        arguments |= dict(zip(("d_query", "d_query_low", "d_key", "d_key_low"), held, strict=True))
+        arguments |= {f"d_{name}": None for name in ("row", "column", "target", "row_logits", "column_logits")}
+        arguments |= {"d_softplus": None, "d_loss": None, "uniform": not columns, "ready": not columns}
+        if columns:
+            arguments |= {"d_row": aot.empty(n), "d_column": aot.empty(m), "d_target": aot.empty(n)}
+        else:
+            arguments |= {"d_loss": aot.empty(1).expand(n)}
         none = aot.empty(0)
-        gradients = [Gradient.empty(t) for t in (query, key)]
-        backward_walk(problem, upstream, kept=none, d_query=gradients[0], d_key=gradients[1], d_bias=none, d_scale=none)
-    assert {name for name, _ in compiled} >= {"target_scores", "forward", "combine", "weights"}
+        arguments |= {"kept": none, "d_bias": none, "d_scale": none, "gradient": "recomputed" if columns else "forward"}
+        sweep_gradient_op._init_fn(*GradientInputs(**arguments))
+    launched = {name for name, _ in compiled}
+    assert launched >= {"target_scores", "forward", "combine"}
+    assert ("weights" in launched) == columns
+    assert ("weigh" in launched) != columns
 
 
 def test_the_table_that_is_kept_has_no_faults():

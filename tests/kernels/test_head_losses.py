@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from main_kernels import linear_cross_entropy, oracle, sequence_logprobs, token_logprobs
-from main_kernels.sweep import plan
+from main_kernels.sweep import CrossEntropy, plan, sweep
 
-from .contract import Matrices, assert_contract, error, exact, largest_logit, matrices, seeded
+from .contract import DEVICE, Matrices, assert_contract, error, exact, largest_logit, matrices, seeded
 from .test_contrastive import check_gradients, served
 
 
@@ -161,8 +161,8 @@ def test_segments_of_either_form_agree(backend):
     assert packed[1] == 0
 
 
-def test_exactness_does_not_depend_on_the_announcement(backend):
-    """Gradients that arrive for another loss than the announced one are made anew."""
+def test_exactness_does_not_depend_on_what_is_differentiated(backend):
+    """Gradients with other factors than those that were foreseen are made anew."""
     hidden, weight = (torch.randn(n, 8, requires_grad=True) for n in (20, 40))
     targets = torch.arange(20)
     for factors in (torch.ones(20) * 3, torch.rand(20), torch.eye(20)[3]):
@@ -173,6 +173,53 @@ def test_exactness_does_not_depend_on_the_announcement(backend):
         true = torch.autograd.grad(want, leaves, factors.double())
         for got, wanted in zip(mine, true, strict=True):
             assert error(got, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("workspace", [0, 1 << 20])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_loss_beside_the_other_outputs(backend, workspace, ignored):
+    """The sweep's own loss and whatever else is differentiated with it; weights that are trained."""
+    hidden, weight = (torch.randn(n, 8, requires_grad=True) for n in (20, 40))
+    weights = torch.rand(20, requires_grad=True)
+    targets = torch.arange(20)
+    if ignored:
+        targets[::3] = -1
+    told = CrossEntropy(weights, label_smoothing=0.1, z_loss=0.02)
+    got = sweep(hidden, weight, targets=targets, loss=told, workspace=workspace)
+    leaves = exact(hidden, weight, weights)
+    options = {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.1, "z_loss": 0.02}
+    want = oracle.linear_cross_entropy(*leaves[:2], targets, weights=leaves[2], **options)
+    assert error(got.loss, want) < 1e-5
+    lse = torch.where(targets < 0, 0, torch.logsumexp(leaves[0] @ leaves[1].T, 1))
+    for mine, true in (
+        (got.loss.sum(), want.sum()),
+        (got.loss.sum() + got.row_lse.square().sum(), want.sum() + lse.square().sum()),
+        ((got.loss * targets).sum(), (want * targets).sum()),
+    ):
+        pairs = zip(
+            torch.autograd.grad(mine, (hidden, weight, weights), retain_graph=True),
+            torch.autograd.grad(true, leaves, retain_graph=True),
+            strict=True,
+        )
+        assert all(error(a, b) < 1e-4 for a, b in pairs)
+
+
+def test_nothing_is_looked_for_where_nothing_is_ignored(backend):
+    """ignore_index=None: the same numbers, and -100 is no target like another."""
+    hidden, weight, targets = torch.randn(20, 8), torch.randn(40, 8), torch.arange(20)
+    weights = torch.arange(20.0)
+    for call in (
+        lambda **o: token_logprobs(hidden, weight, targets, **o),
+        lambda **o: token_logprobs(hidden, weight, targets, return_stats=True, **o).is_argmax,
+        lambda **o: linear_cross_entropy(hidden, weight, targets, **o),
+        lambda **o: linear_cross_entropy(hidden, weight, targets, weights=weights, reduction="none", **o),
+        lambda **o: sequence_logprobs(hidden, weight, targets, torch.tensor([0, 7, 20]), **o),
+    ):
+        assert error(call(ignore_index=None), call()) < 1e-6
+    if DEVICE != "cpu":
+        pytest.skip("out of range is an assertion on the device")
+    with pytest.raises(ValueError, match="targets: row 3 has -100"):
+        linear_cross_entropy(hidden, weight, targets.where(targets != 3, -100), ignore_index=None)
 
 
 def test_z_loss_by_hand(backend):

@@ -100,6 +100,7 @@ def check(operands, mask, *, upstream="equal", frozen=(), **options):
     masked=st.sampled_from(["none", "some", "all"]),
     reduction=st.sampled_from(["mean", "sum", "none"]),
     upstream=st.sampled_from(["equal", "random"]),
+    frozen=st.sampled_from([(), NAMES[2:]]),
 )
 def test_matches_the_oracle(backend, drawn, teacher_dtype, teacher_width, masked, **options):
     if backend != "plain" and drawn.dtype == torch.float64:

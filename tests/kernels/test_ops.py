@@ -136,12 +136,15 @@ TOLD = {"announced": True, "label_smoothing": 0.1, "z_loss": 0.01, "logit_sums":
         (SOME_ROWS, False, 0, {"keep_target": False, "clip": 2.0, **IDS}),
         (SOME_ROWS, False, 0, TOLD),
         (EVERY_ROW, False, 0, {"announced": True, "weights": [1.0, 0.0, 2.0, 1.0, 1.0, 3.0]}),
+        (SOME_ROWS, False, 1 << 20, {**TOLD, "weights": [1.0, 0.0, 2.0, 1.0, 1.0, 3.0]}),
     ],
     ids=str,
 )
 def test_opcheck_of_the_sweep(backend, targets, other, workspace, wants):
     query, key = operands()
     options = {name: torch.tensor(v) if isinstance(v, list) else v for name, v in wants.items()}
+    if "weights" in options:
+        options["weights"].requires_grad_()
     inputs = Inputs(
         query=query,
         key=key,
@@ -248,6 +251,7 @@ def multiply_adds(run) -> int:
         ("cross_entropy", (True, True), 3),
         ("cross_entropy", (True, False), 2),
         ("one_way_weighted", (True, True), 3),
+        ("weights_trained", (True, True), 3),
         ("sequences", (True, True), 3),
         ("sequences", (True, False), 2),
         ("sequences_recomputed", (True, True), 4),
@@ -271,6 +275,9 @@ def test_number_of_products(backend, call, grad, products):
         "one_way": lambda: info_nce(query, key, workspace=0, direction="query"),
         "cross_entropy": lambda: linear_cross_entropy(
             query, key, torch.arange(64), weights=weights + 0.1, label_smoothing=0.1, z_loss=0.01
+        ),
+        "weights_trained": lambda: linear_cross_entropy(
+            query, key, torch.arange(64), weights=weights.clone().requires_grad_(), reduction="sum"
         ),
         "one_way_weighted": lambda: info_nce(query, key, workspace=0, direction="query", weight=weights),
         "sequences": lambda: (sequence_logprobs(query, key, torch.arange(64), halves) * unequal).sum(),

@@ -1,5 +1,5 @@
-"""The divergence of two chunks of raw scores, row by row: one program a row, which walks it three times. Beside four
-products the exponentials that are computed anew do not show."""
+"""The divergence of two chunks of raw scores, row by row: one program a row, which walks it twice, or three times where
+a gradient needs the row's value. Beside four products the exponentials that are computed anew do not show."""
 
 import triton
 import triton.language as tl
@@ -44,21 +44,32 @@ def _to_mixture(ratio, beta, rest, level):
 
 
 @triton.jit
-def _norm(raw, columns, scale, BLOCK: tl.constexpr):
-    """The largest score of a row, and float64 the log of sum_j e^(s_j - top); NaN where one is not finite."""
-    top = tl.full((), NOTHING, tl.float32)
-    poison = tl.full((), 0.0, tl.float32)
+def _grown(top, total, poison, s, ok):
+    """A row's largest score so far and float64 the sum of e^(s - top), with one block more; poison turns NaN where a
+    score is not finite."""
+    here = tl.max(tl.where(ok, s, NOTHING))
+    if here > top:  # in float64: p and q must sum to 1 alike, or what is left of a small divergence is their difference
+        total *= tl.exp(top.to(tl.float64) - here.to(tl.float64))
+        top = here
+    total += tl.sum(tl.where(ok, exp(s - top), 0.0)).to(tl.float64)
+    return top, total, poison + tl.sum(tl.where(ok, s * 0.0, 0.0))
+
+
+@triton.jit
+def _norms(p_raw, q_raw, columns, scale, BLOCK: tl.constexpr):
+    """Of both rows the largest score and float64 the log of sum_j e^(s_j - top); NaN where a score is not finite."""
+    p_top = tl.full((), NOTHING, tl.float32)
+    p_poison = tl.full((), 0.0, tl.float32)
+    p_total = tl.full((), 0.0, tl.float64)
+    q_top, q_poison, q_total = p_top, p_poison, p_total
     for begin in range(0, columns, BLOCK):
         j = begin + tl.arange(0, BLOCK)
-        s = tl.load(raw + j, j < columns, 0.0).to(tl.float32) * scale
-        poison += tl.sum(s * 0.0)
-        top = tl.maximum(top, tl.max(tl.where(j < columns, s, NOTHING)))
-    total = tl.full((), 0.0, tl.float64)
-    for begin in range(0, columns, BLOCK):
-        j = begin + tl.arange(0, BLOCK)
-        s = tl.load(raw + j, j < columns, 0.0).to(tl.float32) * scale
-        total += tl.sum(tl.where(j < columns, exp(s - top), 0.0)).to(tl.float64)
-    return top, tl.log(total) + poison.to(tl.float64)
+        ok = j < columns
+        p = tl.load(p_raw + j, ok, 0.0).to(tl.float32) * scale
+        q = tl.load(q_raw + j, ok, 0.0).to(tl.float32) * scale
+        p_top, p_total, p_poison = _grown(p_top, p_total, p_poison, p, ok)
+        q_top, q_total, q_poison = _grown(q_top, q_total, q_poison, q, ok)
+    return p_top, tl.log(p_total) + p_poison.to(tl.float64), q_top, tl.log(q_total) + q_poison.to(tl.float64)
 
 
 @triton.jit
@@ -89,8 +100,12 @@ def divergence(
     row = tl.program_id(0)
     p_raw += row.to(tl.int64) * columns
     q_raw += row.to(tl.int64) * columns
-    p_top, p_sum = _norm(p_raw, columns, scale, BLOCK)
-    q_top, q_sum = _norm(q_raw, columns, scale, BLOCK)
+    p_top, p_sum, q_top, q_sum = _norms(p_raw, q_raw, columns, scale, BLOCK)
+    # q's gradient of a Kullback-Leibler divergence does not wait for its value, unless p's still needs the scores
+    at_once: tl.constexpr = beta is None and GRAD_Q and not GRAD_P
+    factor = 0.0
+    if GRAD_P or GRAD_Q:
+        factor = tl.load(weights + row) * scale
     p_total = tl.full((), 0.0, tl.float64)
     q_total = tl.full((), 0.0, tl.float64)
     for begin in range(0, columns, BLOCK):
@@ -100,6 +115,8 @@ def divergence(
         p, q = exp(log_p), exp(log_q)
         if beta is None:
             p_total += tl.sum(tl.where(ok, _share(p, q, ratio), 0.0)).to(tl.float64)
+            if at_once:
+                tl.store(q_raw + j, (factor * (q - p)).to(q_raw.dtype.element_ty), ok)
         else:
             m = beta * p + (1.0 - beta) * q
             p_ratio, q_ratio = _to_mixture(ratio, beta, 1.0 - beta, level)
@@ -110,8 +127,7 @@ def divergence(
         tl.store(values + row, p_kl)
     else:
         tl.store(values + row, beta * p_kl + (1.0 - beta) * q_kl)
-    if GRAD_P or GRAD_Q:
-        factor = tl.load(weights + row) * scale
+    if (GRAD_P or GRAD_Q) and not at_once:
         for begin in range(0, columns, BLOCK):
             j = begin + tl.arange(0, BLOCK)
             ok = j < columns
