@@ -16,9 +16,11 @@ export PYTHONPATH="$root:$root/python" PYTHONUNBUFFERED=1
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True # large rows follow one another; no fragments between them
 
 if compgen -G ".whl/*.whl" >/dev/null; then
-  peers=$(mktemp -d)
+  peers=$(mktemp -d)/site-packages # by this name quack knows what is installed
   "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$peers" .whl/*.whl &&
     PYTHONPATH="$PYTHONPATH:$peers"
+  # CuTe's DSL lies where a .pth says, and these are read in the folders of sites only
+  compgen -G "$peers/*.pth" >/dev/null && echo "import site; site.addsitedir('$peers')" >"$peers/sitecustomize.py"
 fi
 
 step() { # name, seconds, command: its output to a log, its exit status and time to steps.tsv
