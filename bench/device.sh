@@ -23,10 +23,10 @@ if compgen -G ".whl/*.whl" >/dev/null; then
   compgen -G "$peers/*.pth" >/dev/null && echo "import site; site.addsitedir('$peers')" >"$peers/sitecustomize.py"
 fi
 
-step() { # name, seconds, command: its output to a log, its exit status and time to steps.tsv
+step() { # name, seconds, command: its output to a log, its exit status and time to steps.tsv; interrupted, tests report
   local name=$1 seconds=$2 begin=$SECONDS status
   shift 2
-  timeout -k 10 "$seconds" "$@" >"$logs/$name.log" 2>&1
+  timeout -s INT -k 10 "$seconds" "$@" >"$logs/$name.log" 2>&1
   status=$?
   printf '%s\t%s\t%s\n' "$name" "$status" $((SECONDS - begin)) >>"$logs/steps.tsv"
   echo "$name: exit $status after $((SECONDS - begin)) s"
