@@ -74,9 +74,11 @@ def machine() -> dict[str, Any]:
 
     cpuinfo = Path("/proc/cpuinfo")
     models = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")] if cpuinfo.exists() else []
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    describe = ["git", "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    except OSError:  # no git there
+        commit = ""
     return {
         "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -84,5 +86,5 @@ def machine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
-        "commit": git.stdout.strip() or None,
+        "commit": commit or None,
     }

@@ -22,7 +22,7 @@ import torch
 from cases.case import Absent
 from torch import Tensor
 
-ON_A_GPU = ("liger-kernel", "cut-cross-entropy", "memeff", "inf-cl")
+ON_A_GPU = ("liger-kernel", "cut-cross-entropy", "memeff", "inf-cl", "quack-kernels", "nvidia-cutlass-dsl")
 PACKAGES = ("sentence-transformers", "open-clip-torch", "cut-cross-entropy")
 MINI_BATCH = 512  # rows of scores at a time of the cached loss, as many as a chunk of the floors has
 
@@ -98,6 +98,14 @@ def liger_sm90() -> Callable[..., Tensor]:
     """Its head for Hopper, which needs CuTe's Python DSL."""
     where = "liger_kernel.ops.cutedsl.ops.fused_linear_cross_entropy_sm90"
     return _import(where).liger_fused_linear_cross_entropy_sm90
+
+
+@functools.cache
+def quack(**options: Any) -> Callable[..., Tensor]:
+    """Quack's chunked linear cross-entropy, loss(hidden, weight, targets), of which it has two: by default it takes the
+    one that keeps exponentials instead of logits where that serves (Hopper, bfloat16, V a multiple of 128)."""
+    loss = _import("quack.linear_cross_entropy").chunked_linear_cross_entropy
+    return functools.partial(loss, **options)
 
 
 def memeff_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:

@@ -68,7 +68,9 @@ def info_nce(
         checks.vector("weight", weight, count, integer=False, like=query)
     if pair_ids is not None:
         checks.vector("pair_ids", pair_ids, count, integer=True, like=query)
-    scale = _scale(temperature, logit_scale, query.dtype)
+    if logit_scale is None:
+        checks.positive("temperature", temperature)
+    scale = 1 / temperature if logit_scale is None else _learned_scale(logit_scale, query)
     shared = own = None
     if negatives is not None:
         if direction == "key":
@@ -149,7 +151,7 @@ def sigmoid_loss(
     count = query.shape[0]
     if pair_ids is not None:
         checks.vector("pair_ids", pair_ids, count, integer=True, like=query)
-    scale = _scale(1.0, logit_scale, query.dtype)
+    scale = _learned_scale(logit_scale, query)
     swept = sweep(
         query,
         key,
@@ -270,13 +272,11 @@ def row_logsumexp(
     return sweep(query, key, scale=1 / temperature, workspace=workspace).row_lse
 
 
-def _scale(temperature: float, logit_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    wide = torch.promote_types(dtype, torch.float32)
-    if logit_scale is None:
-        checks.positive("temperature", temperature)
-        return torch.tensor(1 / temperature, dtype=wide)
+def _learned_scale(logit_scale: Tensor, query: Tensor) -> Tensor:
+    """exp(clamp(logit_scale)), beside the query and in its accumulator's dtype."""
     checks.number("logit_scale", logit_scale)
-    return logit_scale.to(wide).clamp(0.0, MAX_LOGIT_SCALE).exp()
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return logit_scale.to(query.device, wide).clamp(0.0, MAX_LOGIT_SCALE).exp()
 
 
 def _check_negatives(negatives: Tensor, query: Tensor) -> tuple[Tensor | None, Tensor | None]:

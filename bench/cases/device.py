@@ -65,6 +65,9 @@ def token_logprobs(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
     row.train("liger", lambda: rivals.liger()(hidden, weight, targets))
     row.train("liger_float32", lambda: rivals.liger(accum_dtype=torch.float32)(hidden, weight, targets))
     row.train("liger_sm90", lambda: rivals.liger_sm90()(hidden, weight, targets))
+    row.train("quack", lambda: rivals.quack()(hidden, weight, targets))
+    # tuned, it would try every one of its configurations first
+    row.train("quack_logits", lambda: rivals.quack(use_scaled_exp=False, tuned=False)(hidden, weight, targets))
     return row
 
 

@@ -8,8 +8,10 @@ boundaries (generation, an evaluation of somebody else's) it is transformers' ow
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -59,9 +61,15 @@ def packed_attention(
                 f"{type(module).__name__} asks for attention with {name}, which packed sequences "
                 "do not support: use a model without it (LLaMA and Mistral have none)."
             )
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        out = _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window)
-        return out, None
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary embeddings have made float32 of some
+        query, key, value = (t.to(torch.get_autocast_dtype("cuda")) for t in (query, key, value))
+    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    varlen = _varlen_attention() if half else None
+    if varlen is not None:
+        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, H, d]
+        bounds, longest = (cu_seq_lens_q,) * 2, (max_length_q,) * 2
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        return varlen(q, k, v, *bounds, *longest, scale=scaling, window_size=window)[None], None
     segments = []
     for start, stop in itertools.pairwise(cu_seq_lens_q.tolist()):
         q, k, v = (t[:, :, start:stop] for t in (query, key, value))
@@ -94,32 +102,18 @@ def _segment(query: Tensor, key: Tensor, value: Tensor, scale: float | None, win
     return torch.cat(blocks, 2)
 
 
-def _varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bounds: Tensor,
-    longest: int,
-    scale: float | None,
-    window: int | None,
-) -> Tensor:
-    """All segments in one call of torch's variable-length flash attention (CUDA, 16-bit)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, H, d]
-    out: Any = varlen_attn(
-        q,
-        k,
-        v,
-        bounds,
-        bounds,
-        longest,
-        longest,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=True,
-    )
-    return out[None]
+@functools.cache
+def _varlen_attention() -> Callable[..., Any] | None:
+    """All segments in one call: torch's variable-length flash attention (CUDA, 16-bit), from torch 2.11 on. Heads that
+    share a key must be announced to later ones; before, they were taken as they come."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    options = inspect.signature(varlen_attn).parameters
+    if "window_size" not in options:
+        return None
+    return functools.partial(varlen_attn, enable_gqa=True) if "enable_gqa" in options else varlen_attn
 
 
 _bounded: ContextVar[bool] = ContextVar("_bounded", default=False)

@@ -12,14 +12,15 @@ from main_kernels import oracle
 
 def logprobs(model, ids: list[int], span: tuple[int, int]) -> torch.Tensor:  # type: ignore[no-untyped-def]
     """log p of the tokens in `span`, each given all before it."""
-    logits = model(torch.tensor([ids]), use_cache=False).logits[0]
-    targets = torch.tensor(ids[span[0] : span[1]])
+    logits = model(torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+    targets = torch.tensor(ids[span[0] : span[1]], device=logits.device)
     return logits[span[0] - 1 : span[1] - 1].log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
 def pooled(model, ids: list[int], span: tuple[int, int]) -> torch.Tensor:  # type: ignore[no-untyped-def]
     """The mean state over `span` where nothing after it was read."""
-    return model.base_model(torch.tensor([ids[: span[1]]]), use_cache=False).last_hidden_state[0, span[0] :].mean(0)
+    read = torch.tensor([ids[: span[1]]], device=model.device)
+    return model.base_model(read, use_cache=False).last_hidden_state[0, span[0] :].mean(0)
 
 
 def loss(model, head, tokenizer, texts, terms, *, directions="both", alpha=0.5, groups=None):  # type: ignore[no-untyped-def]
@@ -55,6 +56,7 @@ def loss(model, head, tokenizer, texts, terms, *, directions="both", alpha=0.5, 
             torch.stack([part.sum() for part in columns[n]]) for n in ("x", "y|x", "y", "x|y")
         )
         tokens = torch.tensor([len(a) + len(b) for a, b in zip(columns["x"], columns["y"], strict=True)])
+        tokens = tokens.to(x.device)
         total = total + terms.duality * ((x + y_given_x - y - x_given_y).abs() / tokens).mean()
     query, key = (
         torch.stack([pooled(model, pair[which].ids, pair[which].pooled) for pair in layouts]) for which in (0, 1)

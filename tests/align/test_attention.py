@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from main_align.attention import PACKED, packed_attention, packed_forward, packing_arguments, use_packed_attention
+from main_align.attention import (
+    PACKED,
+    _varlen_attention,
+    packed_attention,
+    packed_forward,
+    packing_arguments,
+    use_packed_attention,
+)
 from main_align.errors import UserError
-from tiny import tiny_model
+from tiny import DEVICE, tiny_model
 
+pytestmark = pytest.mark.usefixtures("on_the_device")
 LENGTHS = [1, 7, 40, 16, 17]  # the tiny Mistral's window is 16
 
 
@@ -18,7 +26,7 @@ def alone(model, sequences):
 
 def packed_states(model, ids, lengths):
     with packed_forward():
-        return model.model(ids[None], **packing_arguments(lengths, "cpu")).last_hidden_state[0]
+        return model.model(ids[None], **packing_arguments(lengths, DEVICE)).last_hidden_state[0]
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
@@ -31,6 +39,33 @@ def test_packed_states_equal_each_sequence_alone(kind, heads):
     assert use_packed_attention(model) == PACKED
     packed = packed_states(model, torch.cat(sequences), LENGTHS)
     torch.testing.assert_close(packed, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="flash attention of 16-bit states needs a CUDA device")
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@torch.inference_mode()
+def test_packed_states_in_sixteen_bits(kind, autocast):
+    sequences = list(torch.randint(3, 259, (sum(LENGTHS),)).split(LENGTHS))
+    model = tiny_model(kind)
+    wanted = alone(model, sequences)
+    use_packed_attention(model if autocast else model.bfloat16())
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        packed = packed_states(model, torch.cat(sequences), LENGTHS)
+    torch.testing.assert_close(packed.float(), wanted, rtol=0, atol=0.1)
+
+
+def test_shared_keys_are_announced_where_the_kernel_asks(monkeypatch):
+    """Torch 2.11 knows no enable_gqa, later ones want it; 2.10 has no windows."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    for kernel, told in (
+        (lambda *, is_causal=False: {}, None),
+        (lambda *, window_size: {}, {}),
+        (lambda *, window_size, enable_gqa=False: {"enable_gqa": enable_gqa}, {"enable_gqa": True}),
+    ):
+        monkeypatch.setattr(varlen, "varlen_attn", kernel)
+        found = _varlen_attention.__wrapped__()
+        assert (found and found(window_size=(-1, 0))) == told
 
 
 @torch.inference_mode()
@@ -94,6 +129,6 @@ def test_packed_positions_without_boundaries_are_kept_apart_all_the_same():
     ids = torch.randint(3, 259, (9,))
     wanted = alone(model, [ids[:4], ids[4:]])
     use_packed_attention(model)
-    positions = packing_arguments([4, 5], "cpu")["position_ids"]
+    positions = packing_arguments([4, 5], DEVICE)["position_ids"]
     states = model.model(ids[None], position_ids=positions, use_cache=False).last_hidden_state[0]
     torch.testing.assert_close(states, wanted, rtol=0, atol=1e-5)

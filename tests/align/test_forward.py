@@ -20,6 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+pytestmark = pytest.mark.usefixtures("on_the_device")
 SMALL = {
     "vocab_size": 64,
     "hidden_size": 32,

@@ -16,6 +16,7 @@ from main_align.job import Progress, score_file
 from main_align.manifest import manifest_path
 from main_align.partial import partial_folder
 from main_align.scores import COLUMNS
+from tiny import cpu_only, tiny_model_folder
 
 
 def write_pairs(path: Path, count: int = 23) -> Path:
@@ -172,9 +173,8 @@ def test_a_file_of_blank_lines_is_refused(tmp_path: Path) -> None:
         score_file(FakeScorer(), tmp_path / "in.jsonl", tmp_path / "out.jsonl")
 
 
+@cpu_only("processes that are forked cannot share a device")
 def test_sigkill_at_any_point_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    from tiny import tiny_model_folder
-
     source = write_pairs(tmp_path / "in.jsonl", 60)
     model = tiny_model_folder(tmp_path)
     script = Path(__file__).with_name("killed_runs.py")

@@ -12,17 +12,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+
 import torch
 from main_align.cli import app
 from main_align.errors import UserError
 from main_align.loop import LoopConfig, MutualAlignmentLoop, read_config
 from main_align.loop.pairs import read_written
 from safetensors.torch import load_file
-from tiny import byte_tokenizer, tiny_model, tiny_model_folder
+from tiny import byte_tokenizer, cpu_only, tiny_model, tiny_model_folder
 from typer.testing import CliRunner
-
-pytest.importorskip("trl")
-pytest.importorskip("peft")
 
 HERE = Path(__file__).parent
 TIMES = ("seconds", "stage_seconds", "tokens_per_second")
@@ -152,6 +154,7 @@ def test_checkpoints_are_ordinary_adapters(ground: Path, finished: Path) -> None
     assert model.active_peft_config.base_model_name_or_path == str(ground / "model")
 
 
+@cpu_only("processes that are forked cannot share a device")
 def test_killed_in_every_kind_of_stage_it_ends_as_if_nothing_had_been(ground: Path, finished: Path) -> None:
     out, config = ground / "killed", ground / "killed.json"
     settings = json.loads((finished / "run.json").read_text())["config"]
@@ -266,6 +269,7 @@ def test_the_command(ground: Path, tmp_path: Path) -> None:
     assert "output_dir is missing" in done.stderr
 
 
+@cpu_only("two processes want a device each")
 def test_two_processes_share_the_work(ground: Path, finished: Path, tmp_path: Path) -> None:
     config = tmp_path / "loop.json"
     settings = json.loads((finished / "run.json").read_text())["config"]

@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+
 import torch
 from main_align.directional import Directional, Encoded
 from main_align.errors import UserError
@@ -37,7 +41,7 @@ from main_align.loop.synthesis import collect, write_missing_sides
 from main_align.models import LoadedModel
 from main_align.records import Pair, Turn
 from main_align.scorer import Scorer
-from tiny import byte_tokenizer, tiny_model
+from tiny import DEVICE, byte_tokenizer, tiny_model
 
 NEEDED: dict[str, Any] = {"seeds": "s.jsonl", "output_dir": "run"}
 
@@ -302,7 +306,7 @@ def test_temperature_zero_takes_the_likeliest_tokens_behind_left_padding(writing
         ids = list(range(3, 9 + 4 * row))
         made: list[int] = []
         while len(made) < 24 and not (made and made[-1] in stop_tokens(tokenizer)):
-            made.append(int(model(torch.tensor([ids + made])).logits[0, -1].argmax()))
+            made.append(int(model(torch.tensor([ids + made], device=DEVICE)).logits[0, -1].argmax()))
         assert written == read_off(made, tokenizer, set(stop_tokens(tokenizer)), "empty_response")
 
 

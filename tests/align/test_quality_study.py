@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from main_align.bank import Bank
 from main_align.records import Pair
-from tiny import tiny_model_folder
+from tiny import cpu_only, tiny_model_folder
 
 pytest.importorskip("trl")
 pytest.importorskip("peft")
@@ -36,6 +36,7 @@ def study(folder: Path, *options: str) -> str:
     return done.stderr
 
 
+@cpu_only("a study of small models, long, and nothing in it is about a device")
 def test_the_study_runs_and_resumes(tmp_path: Path) -> None:
     tiny_model_folder(tmp_path)
     tasks = [

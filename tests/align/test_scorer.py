@@ -14,7 +14,7 @@ from main_align.models import load
 from main_align.records import Pair, Turn
 from main_align.scorer import Scorer
 from main_align.scores import COLUMNS
-from tiny import tiny_model_folder
+from tiny import DEVICE, tiny_model_folder
 
 WORDS = [
     "the",
@@ -55,12 +55,12 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scorer(folder):
-    return Scorer(folder, device="cpu", pack_tokens=700)
+    return Scorer(folder, device=DEVICE, pack_tokens=700)
 
 
 def naive(folder, scorer, pairs):
     """-log p per token, by four passes of the plain model, one sequence at a time."""
-    model = load(folder, device="cpu").model
+    model = load(folder, device=DEVICE).model
     d, out = scorer.directional, []
     for pair in pairs:
         (encoded,) = d.encode([(pair.instruction, pair.response)], [pair.context])
@@ -71,7 +71,7 @@ def naive(folder, scorer, pairs):
                 (layout.ids[: layout.first[1]], layout.first),
             ):
                 with torch.inference_mode():
-                    logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+                    logp = model(torch.tensor([ids], device=DEVICE)).logits[0].double().log_softmax(-1).cpu()
                 at = torch.arange(a, b)
                 sums.append(float(logp[at - 1, torch.tensor(ids)[at]].sum()))
         y_given_x, x, x_given_y, y = sums
@@ -98,7 +98,7 @@ def test_a_score_does_not_depend_on_its_batch(folder, scorer):
     together = numbers(scorer.score(pairs))
     alone = np.vstack([numbers(scorer.score([pair])) for pair in pairs])
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
-    other = numbers(Scorer(folder, device="cpu", pack_tokens=10**6).score(pairs))
+    other = numbers(Scorer(folder, device=DEVICE, pack_tokens=10**6).score(pairs))
     np.testing.assert_allclose(together, other, rtol=0, atol=1e-5)
 
 
@@ -121,9 +121,9 @@ def test_pooled_states_are_the_mean_over_the_content(folder, scorer):
     (pair,) = some_pairs(1)[:1]
     (encoded,) = scorer.directional.encode([(pair.instruction, pair.response)], [()])
     forward, _ = scorer.directional.layouts(encoded)
-    ids = torch.tensor([forward.ids])
+    ids = torch.tensor([forward.ids], device=DEVICE)
     with torch.inference_mode():
-        states = load(folder, device="cpu").model.model(ids).last_hidden_state[0]
+        states = load(folder, device=DEVICE).model.model(ids).last_hidden_state[0].cpu()
     start = forward.first[0]
     mean = states[start : start + len(encoded.x)].mean(0)
     window = scorer.prepare([pair])
@@ -205,9 +205,9 @@ def test_non_finite_states_have_no_score(scorer, monkeypatch):
 
 def test_truncated_pairs_are_scored_and_said_so(folder):
     pairs = [Pair("a", 1, "cat " * 100, "dog " * 100), Pair("b", 2, "cat", "dog")]
-    refused = Scorer(folder, device="cpu", max_length=100).score(pairs)
+    refused = Scorer(folder, device=DEVICE, max_length=100).score(pairs)
     assert [row["status"] for row in refused] == ["too_long", "ok"]
-    cut = Scorer(folder, device="cpu", max_length=100, truncate=True).score(pairs)
+    cut = Scorer(folder, device=DEVICE, max_length=100, truncate=True).score(pairs)
     assert [row["status"] for row in cut] == ["truncated", "ok"]
     assert cut[0]["nll_y"] > 0
     assert "line 1" in cut[0]["reason"]
@@ -220,30 +220,30 @@ def test_the_default_length_is_the_model_own(scorer):
 
 def test_a_bank_smaller_than_the_data(folder):
     pairs = some_pairs()
-    rows = Scorer(folder, device="cpu", bank=8).score(pairs)
-    again = Scorer(folder, device="cpu", bank=8).score(pairs)
+    rows = Scorer(folder, device=DEVICE, bank=8).score(pairs)
+    again = Scorer(folder, device=DEVICE, bank=8).score(pairs)
     assert rows == again
     assert all(math.isfinite(row["semantic"]) and row["structural"] <= 0 for row in rows)
     assert max(row["semantic"] for row in rows) <= math.log(9)
-    assert rows != Scorer(folder, device="cpu", bank=8, seed=1).score(pairs)
+    assert rows != Scorer(folder, device=DEVICE, bank=8, seed=1).score(pairs)
 
 
 def test_bfloat16_stays_near_float32(folder, scorer):
     pairs = some_pairs()
-    in_half = Scorer(folder, device="cpu", dtype="bfloat16")
+    in_half = Scorer(folder, device=DEVICE, dtype="bfloat16")
     exact, half = (numbers(s.score(pairs)) for s in (scorer, in_half))
     assert 0 < np.abs(exact - half).max() < 0.2
 
 
 def test_the_fingerprint_follows_what_changes_a_score(folder, scorer):
-    same = Scorer(folder, device="cpu", pack_tokens=700).fingerprint
+    same = Scorer(folder, device=DEVICE, pack_tokens=700).fingerprint
     assert same == scorer.fingerprint == json.loads(json.dumps(same))
     for change in (
         {"dtype": "bfloat16"}, {"pack_tokens": 701}, {"max_length": 99}, {"truncate": True},
         {"bank": 7}, {"seed": 1}, {"temperature": 0.1},
     ):  # fmt: skip
         settings = {"pack_tokens": 700} | change
-        assert Scorer(folder, device="cpu", **settings).fingerprint != same, change
+        assert Scorer(folder, device=DEVICE, **settings).fingerprint != same, change
 
 
 def test_progress_is_told_of_every_pair(scorer):
@@ -262,7 +262,7 @@ def test_wrong_settings_are_named(folder, wrong):
 
 @pytest.mark.slow
 def test_smollm2_against_four_naive_passes_and_alone():
-    scorer = Scorer(device="cpu")
+    scorer = Scorer(device=DEVICE)
     pairs = [
         Pair("a", 1, "What is the capital of France?", "The capital of France is Paris."),
         Pair("b", 2, "Add 2 and 3.", "5"),

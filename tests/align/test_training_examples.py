@@ -9,9 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+
 from datasets import Dataset
 from main_align.training.checkpoint import FILE
-from tiny import tiny_model_folder
+from tiny import DEVICE, tiny_model_folder
 from update_gradients import PAIRS
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +66,6 @@ def test_the_lines_of_the_documents(monkeypatch, tmp_path, model, page):
     monkeypatch.chdir(tmp_path)
     for block in training:
         code = block.replace('"meta-llama/Llama-3.2-1B"', repr(model)).replace(
-            '"out"', '"out", max_steps=1, use_cpu=True'
+            '"out"', '"out", max_steps=1, use_cpu=' + str(DEVICE == "cpu")
         )
         exec(compile(code, page, "exec"), {"ds": Dataset.from_list(PAIRS)})

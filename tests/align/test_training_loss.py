@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+
+pytest.importorskip("trl")
+
 import torch
 from main_align.errors import UserError
 from main_align.training import AlignmentTerms, Likelihoods, MutualAlignmentLoss
@@ -13,6 +16,8 @@ from main_align.training.terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS
 from torch.nn.functional import normalize
 
 from main_kernels import oracle
+
+pytestmark = pytest.mark.usefixtures("on_the_device")
 
 
 def sides(count=6, width=5, dtype=torch.float32):  # type: ignore[no-untyped-def]

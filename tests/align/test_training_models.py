@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+
 import torch
 from datasets import Dataset, IterableDataset
 from main_align.errors import UserError
@@ -11,7 +16,7 @@ from main_align.training.checkpoint import FILE
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_training_step import gradients_of, one_step
-from tiny import byte_tokenizer, tiny_model, tiny_model_folder
+from tiny import DEVICE, byte_tokenizer, tiny_model, tiny_model_folder
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 from update_gradients import PAIRS, trainer_of
 
@@ -21,7 +26,7 @@ LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 
 def config(folder, **settings):  # type: ignore[no-untyped-def]
     defaults = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "projection_dim": 8}
-    defaults |= {"logging_steps": 1, "report_to": [], "bf16": False, "use_cpu": True, "disable_tqdm": True}
+    defaults |= {"logging_steps": 1, "report_to": [], "bf16": False, "use_cpu": DEVICE == "cpu", "disable_tqdm": True}
     return MutualAlignmentConfig(output_dir=str(folder), **(defaults | {"save_strategy": "no"} | settings))
 
 
@@ -105,7 +110,7 @@ def test_an_adapter_on_the_head_is_refused(tmp_path):
     with pytest.raises(UserError, match=refusal):
         trainer_with(tmp_path, get_peft_model(tiny_model(), lora))
     mixed = type("Mixed", (AlignmentMixin, Trainer), {})
-    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    args = TrainingArguments(str(tmp_path), use_cpu=DEVICE == "cpu", report_to=[])
     with pytest.raises(UserError, match=refusal):
         mixed(get_peft_model(tiny_model(), lora), args, train_dataset=ROWS, processing_class=byte_tokenizer())
     with pytest.raises(ValueError, match="lm_head"):
@@ -136,8 +141,8 @@ def test_what_is_saved_is_an_ordinary_model_and_the_head_beside_it(tmp_path):
     model, info = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys"))
     head = load_file(folder / FILE)
-    assert torch.equal(head["head.x.weight"], trainer._head.x.weight)
-    assert torch.equal(model.lm_head.weight, trainer.model.lm_head.weight)
+    assert torch.equal(head["head.x.weight"], trainer._head.x.weight.cpu())
+    assert torch.equal(model.lm_head.weight, trainer.model.lm_head.weight.cpu())
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -171,7 +176,7 @@ def test_the_adapter_that_is_saved_loads_on_the_plain_model(tmp_path):
     trainer = trainer_with(tmp_path, peft_config=LoraConfig(**LORA))
     trainer.train()
     trainer.save_model(tmp_path / "adapter")
-    ids = torch.randint(3, 200, (1, 12))
+    ids = torch.randint(3, 200, (1, 12), device=DEVICE)
     plain = PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter").eval()
     with torch.no_grad():
         torch.testing.assert_close(plain(ids).logits, trainer.model.eval()(ids, use_cache=False).logits)
@@ -181,7 +186,7 @@ def test_the_adapter_that_is_saved_loads_on_the_plain_model(tmp_path):
 def test_the_model_generates_after_and_between(tmp_path):
     trainer = trainer_with(tmp_path)
     trainer.train()
-    ids = torch.randint(3, 200, (1, 5))
+    ids = torch.randint(3, 200, (1, 5), device=DEVICE)
     text = trainer.model.eval().generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert text.shape == (1, 9)
 
@@ -273,7 +278,7 @@ def test_tokenizers_that_do_not_fit(tmp_path):
 
 def test_settings_beside_plain_training_arguments(tmp_path):
     """TrainingArguments with SFTTrainer's machinery: the settings come by themselves."""
-    args = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to=[], save_strategy="no")
+    args = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=DEVICE == "cpu", report_to=[], save_strategy="no")
     alignment = AlignmentArguments(directions="forward", semantic=0.0, intentional=0.0, structural=0.0)
     trainer = MutualAlignmentTrainer(
         tiny_model(), args, train_dataset=ROWS, processing_class=byte_tokenizer(), alignment=alignment

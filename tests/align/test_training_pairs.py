@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+
 from datasets import Dataset, IterableDataset
 from main_align.directional import Directional
 from main_align.errors import UserError

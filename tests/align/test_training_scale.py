@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+
 import torch
 from main_align.training.across import gather_rows
 from safetensors.torch import load_file
+from tiny import cpu_only
 from update_gradients import trainer_of
 
 SCRIPT = Path(__file__).with_name("update_gradients.py")
@@ -108,6 +113,7 @@ def test_contrast_within_micro_batches_is_weighted_by_pairs(tmp_path):
 
 
 @pytest.mark.slow
+@cpu_only("processes want a device each")
 @pytest.mark.parametrize(("processes", "steps"), [(2, 1), (2, 2), (4, 1)])
 def test_processes(tmp_path, whole, processes, steps):
     settings = {"per_device_train_batch_size": 8 // processes // steps, "gradient_accumulation_steps": steps}
@@ -117,6 +123,7 @@ def test_processes(tmp_path, whole, processes, steps):
 
 
 @pytest.mark.slow
+@cpu_only("processes want a device each")
 def test_processes_with_different_numbers_of_pairs(tmp_path):
     wanted = in_this_process(tmp_path, rows=7, per_device_train_batch_size=7, **ALL)
     uneven = {"per_device_train_batch_size": 4, "accelerator_config": {"even_batches": False}}
@@ -124,6 +131,7 @@ def test_processes_with_different_numbers_of_pairs(tmp_path):
 
 
 @pytest.mark.slow
+@cpu_only("processes want a device each")
 @pytest.mark.parametrize("steps", [1, 2])
 def test_sharded_by_fsdp2(tmp_path, whole, steps):
     settings = {"per_device_train_batch_size": 4 // steps, "gradient_accumulation_steps": steps}

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dense
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+
 import torch
 from datasets import Dataset
 from main_align.errors import UserError
 from main_align.training import AlignmentArguments, AlignmentMixin
 from main_align.training.terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS
-from tiny import byte_tokenizer, tiny_model
+from tiny import DEVICE, byte_tokenizer, tiny_model
 from transformers import Trainer, TrainingArguments
 from update_gradients import PAIRS, trainer_of
 
 TEXTS = [(pair["prompt"], pair["completion"], pair.get("synthetic") or False) for pair in PAIRS]
-GROUPS = torch.tensor([0, 1, 2, 2, 4, 5, 6, 7])
+GROUPS = torch.tensor([0, 1, 2, 2, 4, 5, 6, 7], device=DEVICE)
 
 
 def only(**weights: float) -> dict[str, float]:
@@ -87,7 +91,7 @@ def test_an_update_of_seeds_alone_is_not_scaled_by_alpha(tmp_path):
 def test_the_likelihoods_that_are_logged_do_not_depend_on_the_weights_of_the_loss(tmp_path, exact):
     trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **only(forward=1.0))
     (batch,) = trainer.get_train_dataloader()
-    weights = torch.rand(8, 4) + 0.1
+    weights = torch.rand(8, 4, device=DEVICE) + 0.1
     with torch.no_grad():
         output, _ = trainer._wrapped.forward(trainer.model, batch, weights=weights, exact=exact)
         logits = trainer.model.lm_head(trainer._wrapped.forward(trainer.model, batch, weights=None)[1])[0]
@@ -137,7 +141,7 @@ def test_one_forward_a_step_and_a_second_one_only_for_accumulated_contrast(tmp_p
 def test_a_batch_in_which_nothing_is_scored_is_a_connected_zero(tmp_path):
     trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **only(forward=1.0), directions="forward")
     dataset = [dict(pair, y_mask=[0] * len(pair["y_mask"])) for pair in trainer.train_dataset]
-    batch = trainer.data_collator(dataset)
+    batch = trainer._prepare_inputs(trainer.data_collator(dataset))
     assert not len(batch["pairs"]["rows"])
     loss = trainer.compute_loss(trainer.model.train(), batch)
     loss.backward()
@@ -199,7 +203,7 @@ def test_plain_trainer_with_the_mixin_learns(tmp_path, bf16, checkpointing):
         logging_steps=2,
         report_to=[],
         save_strategy="no",
-        use_cpu=True,
+        use_cpu=DEVICE == "cpu",
         bf16=bf16,
         gradient_checkpointing=checkpointing,
         disable_tqdm=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -17,6 +18,14 @@ from transformers import (
     MistralForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the tests put their models, and trainers put them
+
+
+def cpu_only(why: str) -> pytest.MarkDecorator:
+    """For a test that a GPU cannot run."""
+    return pytest.mark.skipif(DEVICE != "cpu", reason=f"on the CPU only: {why}")
+
 
 CHATML = (
     "{% for message in messages %}"
@@ -53,7 +62,8 @@ def tiny_model(
     seed: int = 0,
     **config: object,
 ) -> LlamaForCausalLM | MistralForCausalLM:
-    """Two layers, hidden 32, four query heads on two key heads; Mistral's window is 16 tokens."""
+    """Two layers, hidden 32, four query heads on two key heads; Mistral's window is 16 tokens. The same weights on any
+    device."""
     settings: dict[str, object] = {
         "vocab_size": vocab,
         "hidden_size": 32,
@@ -68,11 +78,13 @@ def tiny_model(
     if kind == "mistral":
         settings["sliding_window"] = 16
     settings |= config
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(seed)
         if kind == "llama":
-            return LlamaForCausalLM(LlamaConfig(**settings)).eval()
-        return MistralForCausalLM(MistralConfig(**settings)).eval()
+            model = LlamaForCausalLM(LlamaConfig(**settings))
+        else:
+            model = MistralForCausalLM(MistralConfig(**settings))
+    return model.eval().to(DEVICE)
 
 
 def tiny_model_folder(folder: Path, kind: Literal["llama", "mistral"] = "llama", **config: object) -> Path:

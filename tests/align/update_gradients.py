@@ -15,7 +15,7 @@ from datasets import Dataset
 from main_align.loop.processes import Processes
 from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
 from safetensors.torch import save_file
-from tiny import byte_tokenizer, tiny_model
+from tiny import DEVICE, byte_tokenizer, tiny_model
 from transformers import TrainerCallback
 
 PAIRS = [
@@ -61,7 +61,7 @@ def trainer_of(output: str, *, rows: int = 8, double: bool = True, lora: bool = 
         options["peft_config"] = LoraConfig(r=4, lora_dropout=0.2, target_modules=targets, init_lora_weights=False)
     defaults = {"semantic": 0.3, "intentional": 0.2, "structural": 0.5, "projection_dim": 16, "disable_tqdm": True}
     defaults |= {"max_steps": 1, "max_grad_norm": 0.0, "logging_steps": 1, "save_strategy": "no", "report_to": []}
-    defaults |= {"bf16": False, "use_cpu": True}
+    defaults |= {"bf16": False, "use_cpu": DEVICE == "cpu"}
     args = MutualAlignmentConfig(output_dir=output, **(defaults | settings))
     gradients = Gradients()
     trainer = MutualAlignmentTrainer(

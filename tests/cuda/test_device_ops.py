@@ -1,0 +1,147 @@
+"""What only a device can show of the engine's ops: graphs, streams, a device that is not the current one, inductor, no
+waiting, memory, and the same bits run after run."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from main_kernels import info_nce, linear_cross_entropy, linear_kl, pair_scores, token_logprobs
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+CALLS = {
+    "info_nce_kept": lambda h, w, t: info_nce(h, w[: len(h)], temperature=0.5),
+    "info_nce_recomputed": lambda h, w, t: info_nce(h, w[: len(h)], temperature=0.5, workspace=0),
+    "token_logprobs": lambda h, w, t: token_logprobs(h, w, t, ignore_index=None).sum(),
+    "linear_cross_entropy": lambda h, w, t: linear_cross_entropy(h, w, t, ignore_index=None),
+    "linear_kl": lambda h, w, t: linear_kl(h, w, h.detach().roll(1, 0), w.detach(), reduction="sum"),
+    "pair_scores": lambda h, w, t: pair_scores(h, w[: len(h)], temperature=0.5).pmi.sum(),
+}
+each = pytest.mark.parametrize("name", CALLS)
+LONG = 10**8  # cycles
+
+
+def problem(rows=520, columns=1100, width=72, *, device="cuda", seed=0):
+    """hidden [rows, width] and weight [columns, width], bfloat16 leaves, and targets [rows]; by default a few tiles,
+    ragged, of operands that need padding, and large enough for products in bfloat16."""
+    generator = torch.Generator(device).manual_seed(seed)
+    draw = {"device": device, "generator": generator}
+    hidden, weight = (torch.randn(n, width, **draw).bfloat16().requires_grad_() for n in (rows, columns))
+    return hidden, weight, torch.randint(columns, (rows,), **draw)
+
+
+def step(call, hidden, weight, targets):
+    """The value and both gradients."""
+    value = call(hidden, weight, targets)
+    return value.detach(), *torch.autograd.grad(value, (hidden, weight))
+
+
+def assert_same_bits(got, want):
+    for name, a, b in zip(("value", "d_hidden", "d_weight"), got, want, strict=True):
+        assert a.isfinite().all(), name
+        assert torch.equal(a.cpu(), b.cpu()), name
+
+
+@each
+def test_a_graph_replays_with_new_inputs(name):
+    call, given = CALLS[name], problem()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(call, *given)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = step(call, *given)
+    for seed in (1, 2):
+        fresh = problem(seed=seed)
+        with torch.no_grad():
+            for old, new in zip(given, fresh, strict=True):
+                old.copy_(new)
+        graph.replay()
+        assert_same_bits(got, step(call, *fresh))
+
+
+@each
+def test_on_a_side_stream_behind_long_work(name):
+    """A launch on another stream would read what is not there yet."""
+    call, (hidden, weight, targets) = CALLS[name], problem()
+    want = step(call, hidden, weight, targets)
+    late = torch.zeros_like(hidden)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(LONG)
+        late.copy_(hidden.detach())
+        got = step(call, late.requires_grad_(), weight, targets)
+    side.synchronize()
+    assert_same_bits(got, want)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+@each
+def test_on_the_device_of_the_tensors(name):
+    first = problem(device="cuda:0")
+    with torch.cuda.device(0):
+        second = [t.detach().to("cuda:1").requires_grad_(t.requires_grad) for t in first]
+        got = step(CALLS[name], *second)
+        assert torch.cuda.current_device() == 0
+    assert all(t.get_device() == 1 for t in got)
+    assert_same_bits(got, step(CALLS[name], *first))
+
+
+@each
+def test_compiled_by_inductor_it_is_the_same(name):
+    torch.compiler.reset()
+    given = problem()
+    got = step(torch.compile(CALLS[name], fullgraph=True), *given)
+    for a, b in zip(got, step(CALLS[name], *given), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@contextmanager
+def nobody_waits():
+    """Inside, an operation after which the host waits for the device is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@each
+def test_the_host_does_not_wait(name):
+    call, given = CALLS[name], problem()
+    step(call, *given)  # compiles
+    with nobody_waits():
+        step(call, *given)
+
+
+def test_waiting_would_show():
+    with nobody_waits(), pytest.raises(RuntimeError):
+        torch.ones(3, device="cuda").nonzero()
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns"), [("info_nce_recomputed", 65536, 65536), ("linear_cross_entropy", 65536, 131072)]
+)
+def test_the_scores_are_never_stored(name, rows, columns):
+    given = problem(rows, columns, 64)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step(CALLS[name], *given)
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak < rows * columns * 2 / 4, f"{peak >> 20} MiB"  # the scores alone, in bfloat16, over 4
+
+
+@each
+def test_same_bits_run_after_run(name):
+    """Several chunks of many tiles, more than there are programs at a time."""
+    given = problem(9001, 9301, 136)
+    want = step(CALLS[name], *given)
+    for _ in range(3):
+        assert_same_bits(step(CALLS[name], *given), want)
