@@ -1,5 +1,5 @@
-"""What is handed to the kernels, and between their functions, as one: of tensors where a kernel is launched, of
-addresses inside it, of values in registers. What is None is not compiled in."""
+"""What kernels and their functions are handed as one: tensors where a kernel is launched, in it addresses, or values in
+registers. What is None is not compiled in."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 class Scoring(NamedTuple):
     """How a raw product becomes a score: see ScoreMap in interface.py."""
 
-    scale: Any  # an address, the host need not know its value, until the kernel has read it
+    scale: Any  # an address, which a kernel replaces by the value: the host need not know it
     cap: Any
     bias: Any  # [columns]
 
@@ -18,7 +18,7 @@ class Where(NamedTuple):
     targets: Any  # [rows]
     row_ids: Any
     column_ids: Any
-    keep_target: Any  # a constexpr: one kernel for each
+    keep_target: Any  # a constexpr: a bool is one that only the running kernel knows
 
 
 class Sums(NamedTuple):

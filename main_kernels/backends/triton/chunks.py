@@ -5,19 +5,7 @@ import triton
 import triton.language as tl
 
 from .arguments import Scoring
-from .tiles import (
-    addresses,
-    bias_of,
-    entries_of,
-    inside,
-    only,
-    own_entries,
-    put_sums,
-    score,
-    scores_of,
-    sums_of,
-    weighed,
-)
+from .tiles import bias_of, entries_of, fetched, only, own_entries, put, put_sums, score, scores_of, sums_of, weighed
 
 REDUCE_ROWS = {"BM": 8, "BN": 1024, "num_warps": 8}
 REDUCE_COLUMNS = {"BM": 128, "BN": 64, "num_warps": 8}
@@ -49,7 +37,7 @@ def reduce_rows(
     down, right = _place(columns, BN)
     entries = entries_of(down, right, rows, columns, BM, BN)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
-    s = scores_of(tl.load(addresses(raw, pitch, entries), inside(entries), 0.0), entries, scoring)
+    s = scores_of(fetched(raw, pitch, entries), entries, scoring)
     s = only(s, own_entries(entries, where), entries, where)
     i, there = entries.i, entries.i < rows
     above = None
@@ -81,7 +69,7 @@ def reduce_columns(
     down, right = _place(columns, BN)
     entries = entries_of(down, right, rows, columns, BM, BN)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
-    s = scores_of(tl.load(addresses(raw, pitch, entries), inside(entries), 0.0), entries, scoring)
+    s = scores_of(fetched(raw, pitch, entries), entries, scoring)
     own = own_entries(entries, where)
     s = only(s, own, entries, where)
     j, there = entries.j, entries.j < columns
@@ -108,8 +96,7 @@ def weigh(
     down, right = _place(columns, BN)
     entries = entries_of(down, right, rows, columns, BM, BN)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
-    at = addresses(raw, pitch, entries)
-    g, along_rows = weighed(tl.load(at, inside(entries), 0.0), entries, scoring, where, terms, share)
+    g, along_rows = weighed(fetched(raw, pitch, entries), entries, scoring, where, terms, share)
     if share is not None:
         tl.store(share + right * rows + entries.i, along_rows, entries.i < rows)
-    tl.store(at, g.to(raw.dtype.element_ty), inside(entries))
+    put(g, raw, pitch, entries)

@@ -6,19 +6,7 @@ import triton.language as tl
 
 from .arguments import Scoring
 from .product import piece, place, product, rounded
-from .tiles import (
-    addresses,
-    bias_of,
-    entries_of,
-    inside,
-    joined,
-    only,
-    own_entries,
-    put_sums,
-    score,
-    scores_of,
-    sums_of,
-)
+from .tiles import bias_of, entries_of, joined, only, own_entries, put, put_sums, score, scores_of, sums_of
 
 
 @triton.jit
@@ -58,7 +46,7 @@ def target_scores(
 def _reduce(acc, down, entries, scoring, where, at_target, paired, raw, pitch, clip, row_parts, column_parts):
     """Stores the sums of the columns of raw scores acc[BM, BN], a tile so many ``down``; returns those of its rows."""
     if raw is not None:
-        tl.store(addresses(raw, pitch, entries), acc.to(raw.dtype.element_ty), inside(entries))
+        put(acc, raw, pitch, entries)
     s = scores_of(acc, entries, scoring)
     own = own_entries(entries, where)
     s = only(s, own, entries, where)

@@ -103,9 +103,23 @@ def inside(entries):
 
 
 @triton.jit
-def addresses(start, pitch, entries):
-    """[BM, BN], where they lie in a matrix whose rows are ``pitch`` apart."""
+def _addresses(start, pitch, entries):
     return start + (entries.i.to(tl.int64)[:, None] * pitch + entries.j[None, :])
+
+
+@triton.jit
+def fetched(start, pitch, entries):
+    """[BM, BN] of a matrix whose rows are ``pitch`` apart, 0 beyond it."""
+    there = inside(entries)
+    return tl.load(_addresses(start, pitch, entries), there, 0.0)
+
+
+@triton.jit
+def put(x, start, pitch, entries):
+    """Stores x[BM, BN] in a matrix whose rows are ``pitch`` apart."""
+    x = x.to(start.dtype.element_ty)  # before there are addresses: the largest kernels have no register to spare
+    there = inside(entries)
+    tl.store(_addresses(start, pitch, entries), x, there)
 
 
 @triton.jit

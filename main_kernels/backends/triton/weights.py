@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .arguments import Scoring
 from .product import piece, place, product, rounded
-from .tiles import addresses, entries_of, inside, weighed
+from .tiles import entries_of, put, weighed
 
 
 @triton.jit
@@ -38,9 +38,10 @@ def weights(
         acc = rounded(product(query, key, y * BM, x * BN, rows, columns, width, DESCRIBED, BM, BN, BD), ROUNDED)
         slopes = tl.zeros((BM,), tl.float32)
         for number in tl.static_range(1 << CUTS):
+            part = piece(acc, number, CUTS, BM, BN)
             entries = entries_of(y, (x << CUTS) + number, rows, columns, BM, BN >> CUTS)
-            g, along_rows = weighed(piece(acc, number, CUTS, BM, BN), entries, scoring, where, terms, share)
-            tl.store(addresses(out, pitch, entries), g.to(out.dtype.element_ty), inside(entries))
+            g, along_rows = weighed(part, entries, scoring, where, terms, share)
+            put(g, out, pitch, entries)
             slopes += along_rows
         if share is not None:
             i = y * BM + tl.arange(0, BM)
