@@ -12,7 +12,7 @@ from ..plain import PlainBackend
 from .chunks import REDUCE_COLUMNS, REDUCE_ROWS, WEIGH, reduce_columns, reduce_rows, weigh
 from .divergence import DIVERGENCE, divergence
 from .fused import TritonFused
-from .launch import COLUMN_PARTS, ROW_PARTS, combine_, map_of, mask_of, parts_of, upstream_of
+from .launch import combine_, parts_of, scoring_of, terms_of, where_of
 from .planes import PLANES, accumulate, round_scaled
 from .tiles import EXACT
 
@@ -35,18 +35,16 @@ class TritonBackend(PlainBackend):
         if not down:
             return
         with torch.cuda.device_of(raw):
-            parts = parts_of(sums, ROW_PARTS, across, targets=targets is not None)
+            parts = parts_of(sums, across, targets=targets is not None)
             reduce_rows[(down * across,)](
                 raw,
                 raw.stride(0),
                 *raw.shape,
-                *map_of(score_map),
-                targets,
-                *mask_of(mask),
+                scoring_of(score_map),
+                where_of(targets, mask),
                 sums.target,
                 sums.clip,
-                *parts.values(),
-                KEEP_TARGET=mask is None or mask.keep_target,
+                parts,
                 **REDUCE_ROWS,
                 **EXACT,
             )
@@ -60,17 +58,15 @@ class TritonBackend(PlainBackend):
             return
         with torch.cuda.device_of(raw):
             ranked = targets is not None and sums.target is not None
-            parts = parts_of(sums, COLUMN_PARTS, down, targets=ranked)
+            parts = parts_of(sums, down, targets=ranked)
             reduce_columns[(down * across,)](
                 raw,
                 raw.stride(0),
                 *raw.shape,
-                *map_of(score_map),
-                targets,
-                *mask_of(mask),
+                scoring_of(score_map),
+                where_of(targets, mask),
                 sums.target,
-                *parts.values(),
-                KEEP_TARGET=mask is None or mask.keep_target,
+                parts,
                 **REDUCE_COLUMNS,
                 **EXACT,
             )
@@ -94,12 +90,10 @@ class TritonBackend(PlainBackend):
                 raw,
                 raw.stride(0),
                 *raw.shape,
-                *map_of(score_map),
-                targets,
-                *mask_of(mask),
-                *upstream_of(upstream, targets=targets is not None),
+                scoring_of(score_map),
+                where_of(targets, mask),
+                terms_of(upstream, targets=targets is not None),
                 share,
-                KEEP_TARGET=mask is None or mask.keep_target,
                 **WEIGH,
                 **EXACT,
             )

@@ -4,8 +4,9 @@ they are to be kept. Each tile leaves partial sums that combine.py adds up in a 
 import triton
 import triton.language as tl
 
+from .arguments import Scoring
 from .product import piece, place, product, rounded
-from .tiles import joined, only, own_entries, put_sums, score, sums_of, taking_part
+from .tiles import bias_of, entries_of, joined, only, own_entries, put, put_sums, score, scores_of, sums_of
 
 
 @triton.jit
@@ -14,9 +15,7 @@ def target_scores(
     key,
     rows,
     width,
-    scale,
-    cap,
-    bias,
+    scoring,
     targets,
     at_target,
     ROUNDED: tl.constexpr,
@@ -39,67 +38,28 @@ def target_scores(
         k_at += BD
     here = tl.arange(0, BM)
     raw = tl.sum(tl.where(here[:, None] == here[None, :], rounded(acc, ROUNDED), 0.0), 1)
-    along = None
-    if bias is not None:
-        along = tl.load(bias + t)
-    tl.store(at_target + i, score(raw, along, tl.load(scale), cap), i < rows)
+    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    tl.store(at_target + i, score(raw, bias_of(t, i < rows, scoring), scoring), i < rows)
 
 
 @triton.jit
-def _reduce(
-    acc,
-    y,
-    x,
-    rows,
-    columns,
-    scale,
-    cap,
-    bias,
-    targets,
-    row_ids,
-    column_ids,
-    at_target,
-    paired,
-    raw,
-    pitch,
-    clip,
-    r_total,
-    r_weighted,
-    r_rank,
-    r_logits,
-    r_softplus,
-    r_clipped,
-    c_maximum,
-    c_total,
-    c_rank,
-    c_logits,
-    KEEP_TARGET: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    """Stores the sums of the columns of raw scores acc[BM, BN], the tile y down and x across; returns those of its
-    rows."""
-    i, j = y * BM + tl.arange(0, BM), x * BN + tl.arange(0, BN)
+def _reduce(acc, down, entries, scoring, where, at_target, paired, raw, pitch, clip, row_parts, column_parts):
+    """Stores the sums of the columns of raw scores acc[BM, BN], a tile so many ``down``; returns those of its rows."""
     if raw is not None:
-        inside = (i[:, None] < rows) & (j[None, :] < columns)
-        tl.store(raw + i.to(tl.int64)[:, None] * pitch + j[None, :], acc.to(raw.dtype.element_ty), inside)
-    along = None
-    if bias is not None:
-        along = tl.load(bias + j, j < columns, 0.0)[None, :]
-    s = score(acc, along, scale, cap)
-    own = own_entries(targets, i, j, rows, columns)
-    s = only(s, taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET), row_ids)
+        put(acc, raw, pitch, entries)
+    s = scores_of(acc, entries, scoring)
+    own = own_entries(entries, where)
+    s = only(s, own, entries, where)
+    i, j, there = entries.i, entries.j, entries.j < entries.columns
     above = None
-    if r_rank is not None:
-        above = (s > tl.load(at_target + i, i < rows, 0.0)[:, None]) & (own == 0)
-    row = sums_of(s, above, clip, r_total, r_weighted, r_rank, r_logits, r_softplus, r_clipped, 1)
-    if c_rank is not None:  # the pair itself never beats itself
-        above = (s > tl.load(paired + j, j < columns, 0.0)[None, :]) & (own == 0)
-    if c_total is not None:
-        top, t, w, r, g, p, c = sums_of(s, above, clip, c_total, None, c_rank, c_logits, None, None, 0)
-        at = y * columns + j
-        put_sums(at, j < columns, c_maximum, c_total, None, c_rank, c_logits, None, None, top, t, w, r, g, p, c)
-    return row
+    if row_parts.rank is not None:  # the pair itself never beats itself
+        above = (s > tl.load(at_target + i, i < entries.rows, 0.0)[:, None]) & (own == 0)
+    row_sums = sums_of(s, above, clip, row_parts, 1)
+    if column_parts.rank is not None:
+        above = (s > tl.load(paired + j, there, 0.0)[None, :]) & (own == 0)
+    if column_parts.total is not None:
+        put_sums(sums_of(s, above, clip, column_parts, 0), column_parts, down * entries.columns + j, there)
+    return row_sums
 
 
 @triton.jit
@@ -109,30 +69,16 @@ def forward(
     rows,
     columns,
     width,
-    scale,
-    cap,
-    bias,
-    targets,
-    row_ids,
-    column_ids,
+    scoring,
+    where,
     at_target,
     paired,
     raw,
     pitch,
     clip,
-    r_maximum,
-    r_total,
-    r_weighted,
-    r_rank,
-    r_logits,
-    r_softplus,
-    r_clipped,
-    c_maximum,
-    c_total,
-    c_rank,
-    c_logits,
+    row_parts,
+    column_parts,
     ROUNDED: tl.constexpr,
-    KEEP_TARGET: tl.constexpr,
     DESCRIBED: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -140,67 +86,23 @@ def forward(
     GROUP: tl.constexpr,
     CUTS: tl.constexpr,
 ):
-    """Partial row sums r_* [tiles across, rows] and column sums c_* [tiles down, columns] of the scores of
+    """Partial sums, of rows [tiles across, rows] and of columns [tiles down, columns], of the scores of
     query[rows, width] and key[columns, width]; raw[rows, pitch] receives the raw scores. The scores at_target[rows] and
     paired[columns] are what ranks count from."""
     down, across = tl.cdiv(rows, BM), tl.cdiv(columns, BN)
-    factor = tl.load(scale)
+    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = place(tile, down, across, GROUP)
         acc = rounded(product(query, key, y * BM, x * BN, rows, columns, width, DESCRIBED, BM, BN, BD), ROUNDED)
         for number in tl.static_range(1 << CUTS):
-            top_, t_, w_, r_, g_, p_, c_ = _reduce(
-                piece(acc, number, CUTS, BM, BN),
-                y,
-                (x << CUTS) + number,
-                rows,
-                columns,
-                factor,
-                cap,
-                bias,
-                targets,
-                row_ids,
-                column_ids,
-                at_target,
-                paired,
-                raw,
-                pitch,
-                clip,
-                r_total,
-                r_weighted,
-                r_rank,
-                r_logits,
-                r_softplus,
-                r_clipped,
-                c_maximum,
-                c_total,
-                c_rank,
-                c_logits,
-                KEEP_TARGET,
-                BM,
-                BN >> CUTS,
+            part = piece(acc, number, CUTS, BM, BN)
+            entries = entries_of(y, (x << CUTS) + number, rows, columns, BM, BN >> CUTS)
+            more = _reduce(
+                part, y, entries, scoring, where, at_target, paired, raw, pitch, clip, row_parts, column_parts
             )
             if number == 0:
-                top, t, w, r, g, p, c = top_, t_, w_, r_, g_, p_, c_
+                sums = more
             else:
-                top, t, w, r, g, p, c = joined(top, t, w, r, g, p, c, top_, t_, w_, r_, g_, p_, c_, clip)
+                sums = joined(sums, more, clip)
         i = y * BM + tl.arange(0, BM)
-        at = x * rows + i
-        put_sums(
-            at,
-            i < rows,
-            r_maximum,
-            r_total,
-            r_weighted,
-            r_rank,
-            r_logits,
-            r_softplus,
-            r_clipped,
-            top,
-            t,
-            w,
-            r,
-            g,
-            p,
-            c,
-        )
+        put_sums(sums, row_parts, x * rows + i, i < rows)

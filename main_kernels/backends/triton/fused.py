@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..interface import ColumnSums, Mask, RowSums, ScoreMap, Upstream
+from .arguments import Sums, Terms
 from .forward import forward, target_scores
-from .launch import COLUMN_PARTS, ROW_PARTS, combine_, map_of, mask_of, parts_of, upstream_of
+from .launch import combine_, parts_of, scoring_of, terms_of, where_of
 from .product import FORWARD, MOST, TARGETS, WEIGH, aligned, grid, operands, tile_for
 from .tiles import EXACT
 from .weights import weights
@@ -23,18 +24,16 @@ _POINTWISE, _SOFTCAP, _STORED = 5, 3, 3
 
 def _forward_burden(rows: RowSums, columns: ColumnSums | None, score_map: ScoreMap, raw: Tensor | None) -> int:
     """How much is made of a tile: how many sums, and more for those that are not exponentials, and for storing it."""
-    sums = sum(getattr(each, name, None) is not None for each in (rows, columns) for name in ROW_PARTS)
+    sums = sum(getattr(each, name, None) is not None for each in (rows, columns) for name in Sums._fields)
     pointwise = sum(sums is not None for sums in (rows.softplus, rows.clipped))
     others = sum(x is not None for x in (rows.rank, score_map.bias))
     return min(sums + others + _POINTWISE * pointwise + _STORED * (raw is not None), MOST)
 
 
-def _weigh_burden(
-    terms: tuple[Tensor | None, ...], score_map: ScoreMap, mask: Mask | None, share: Tensor | None
-) -> int:
-    """How much makes a weight: a, b, d, e, u, v and what else there is."""
-    a, _, _, b, _, _, d, e, u, v = terms
-    count = sum(x is not None for x in (a, b, d, e, u, v, score_map.bias, mask, share))
+def _weigh_burden(terms: Terms, score_map: ScoreMap, mask: Mask | None, share: Tensor | None) -> int:
+    """How much makes a weight: its terms, but for the log-sum-exps, and what else there is."""
+    a, _, _, b, _, _, *others = terms
+    count = sum(x is not None for x in (a, b, *others, score_map.bias, mask, share))
     return min(count + _SOFTCAP * bool(score_map.softcap), MOST)
 
 
@@ -63,7 +62,7 @@ class TritonFused:
         with torch.cuda.device_of(query):
             tile = tile_for(TARGETS, query.device)
             target_scores[(-(-rows // tile["BM"]),)](
-                query, key, rows, width, *map_of(score_map), targets, out, ROUNDED=_ROUNDED[stored], **tile, **EXACT
+                query, key, rows, width, scoring_of(score_map), targets, out, ROUNDED=_ROUNDED[stored], **tile, **EXACT
             )
 
     def reduce(
@@ -84,8 +83,8 @@ class TritonFused:
         with torch.cuda.device_of(query):
             tile = tile_for(FORWARD, query.device, _forward_burden(rows, columns, score_map, raw))
             down, across = -(-count // tile["BM"]), -(-key.shape[0] // tile["BN"])
-            row_parts = parts_of(rows, ROW_PARTS, across, targets=targets is not None)
-            column_parts = parts_of(columns, COLUMN_PARTS, down, targets=targets is not None)
+            row_parts = parts_of(rows, across, targets=targets is not None)
+            column_parts = parts_of(columns, down, targets=targets is not None)
             q, k, described = operands(query, key, tile)
             forward[grid(count, key.shape[0], tile, query.device)](
                 q,
@@ -93,18 +92,16 @@ class TritonFused:
                 count,
                 key.shape[0],
                 width,
-                *map_of(score_map),
-                targets,
-                *mask_of(mask),
+                scoring_of(score_map),
+                where_of(targets, mask),
                 rows.target,
                 None if columns is None else columns.target,
                 raw,
                 None if raw is None else raw.stride(0),
                 rows.clip,
-                *row_parts.values(),
-                *column_parts.values(),
+                row_parts,
+                column_parts,
                 ROUNDED=_ROUNDED[stored],
-                KEEP_TARGET=mask is None or mask.keep_target,
                 DESCRIBED=described,
                 **tile,
                 **EXACT,
@@ -129,7 +126,7 @@ class TritonFused:
         if not count:
             return
         with torch.cuda.device_of(query):
-            terms = upstream_of(upstream, targets=targets is not None)
+            terms = terms_of(upstream, targets=targets is not None)
             tile = tile_for(WEIGH, query.device, _weigh_burden(terms, score_map, mask, d_scale))
             across = -(-key.shape[0] // tile["BN"])
             share = None if d_scale is None else query.new_empty((across, count), dtype=torch.float32)
@@ -140,15 +137,13 @@ class TritonFused:
                 count,
                 key.shape[0],
                 width,
-                *map_of(score_map),
-                targets,
-                *mask_of(mask),
-                *terms,
+                scoring_of(score_map),
+                where_of(targets, mask),
+                terms,
                 out,
                 out.stride(0),
                 share,
                 ROUNDED=_ROUNDED[stored],
-                KEEP_TARGET=mask is None or mask.keep_target,
                 DESCRIBED=described,
                 **tile,
                 **EXACT,

@@ -1,8 +1,10 @@
-"""What becomes of a tile of raw scores, in registers. An argument that is None costs nothing: it is not compiled in."""
+"""What becomes of a tile of raw scores, in registers."""
 
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
+
+from .arguments import Entries, Sums
 
 NOTHING = tl.constexpr(float("-inf"))  # the score of an entry that takes no part
 
@@ -67,38 +69,88 @@ def sigmoid_of(s):
 
 
 @triton.jit
-def score(raw, bias, scale, cap):
+def bias_of(j, there, scoring):
+    """The bias of columns j where ``there``; None where there is none."""
+    bias = None
+    if scoring.bias is not None:
+        bias = tl.load(scoring.bias + j, there, 0.0)
+    return bias
+
+
+@triton.jit
+def score(raw, bias, scoring):
     """Scores of raw products; ``bias`` has their shape or broadcasts to it. An infinite one comes out as NaN, so that
     no sum passes it for a number."""
     s = raw.to(tl.float32)
     if bias is not None:
         s = s + bias
-    if cap is not None:
-        s = tanh(s / cap) * cap
-    s = s * scale
+    if scoring.cap is not None:
+        s = tanh(s / scoring.cap) * scoring.cap
+    s = s * scoring.scale
     return tl.fma(s, 0.0, s)
 
 
 @triton.jit
-def own_entries(targets, i, j, rows, columns):
+def entries_of(down, across, rows, columns, BM: tl.constexpr, BN: tl.constexpr):
+    """Those of the tile that is so many down and across."""
+    return Entries(down * BM + tl.arange(0, BM), across * BN + tl.arange(0, BN), rows, columns)
+
+
+@triton.jit
+def inside(entries):
+    """[BM, BN], which entries there are."""
+    return (entries.i[:, None] < entries.rows) & (entries.j[None, :] < entries.columns)
+
+
+@triton.jit
+def _addresses(start, pitch, entries):
+    return start + (entries.i.to(tl.int64)[:, None] * pitch + entries.j[None, :])
+
+
+@triton.jit
+def fetched(start, pitch, entries):
+    """[BM, BN] of a matrix whose rows are ``pitch`` apart, 0 beyond it."""
+    there = inside(entries)
+    return tl.load(_addresses(start, pitch, entries), there, 0.0)
+
+
+@triton.jit
+def put(x, start, pitch, entries):
+    """Stores x[BM, BN] in a matrix whose rows are ``pitch`` apart."""
+    x = x.to(start.dtype.element_ty)  # before there are addresses: the largest kernels have no register to spare
+    there = inside(entries)
+    tl.store(_addresses(start, pitch, entries), x, there)
+
+
+@triton.jit
+def scores_of(raw, entries, scoring):
+    """[BM, BN] scores of a tile of raw products."""
+    bias = bias_of(entries.j, entries.j < entries.columns, scoring)
+    if bias is not None:
+        bias = bias[None, :]
+    return score(raw, bias, scoring)
+
+
+@triton.jit
+def own_entries(entries, where):
     """[BM, BN], which entries are their row's target; None where there are no targets."""
     own = None
-    if targets is not None:
-        target = tl.load(targets + i, i < rows, -1)
-        own = j[None, :] == tl.where(target < columns, target, -1)[:, None]
+    if where.targets is not None:
+        target = tl.load(where.targets + entries.i, entries.i < entries.rows, -1)
+        own = entries.j[None, :] == tl.where(target < entries.columns, target, -1)[:, None]
     return own
 
 
 @triton.jit
-def taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET: tl.constexpr):
+def taking_part(own, entries, where):
     """[BM, BN], which entries take part."""
-    part = (i[:, None] < rows) & (j[None, :] < columns)
-    if row_ids is not None:
-        mine = tl.load(row_ids + i, i < rows, 0)
-        theirs = tl.load(column_ids + j, j < columns, 0)
+    part = inside(entries)
+    if where.row_ids is not None:
+        mine = tl.load(where.row_ids + entries.i, entries.i < entries.rows, 0)
+        theirs = tl.load(where.column_ids + entries.j, entries.j < entries.columns, 0)
         other = mine[:, None] != theirs[None, :]
         if own is not None:
-            if KEEP_TARGET:
+            if where.keep_target:
                 other = other | own
             else:
                 other = other & (own == 0)
@@ -107,9 +159,10 @@ def taking_part(own, row_ids, column_ids, i, j, rows, columns, KEEP_TARGET: tl.c
 
 
 @triton.jit
-def only(s, part, row_ids):
+def only(s, own, entries, where):
     """s where an entry takes part, else -inf. What is no number stays none, whoever leaves it out."""
-    if row_ids is not None:
+    part = taking_part(own, entries, where)
+    if where.row_ids is not None:
         part = part | (s != s)
     return tl.where(part, s, NOTHING)
 
@@ -121,160 +174,128 @@ def clamped(x, limit):
 
 
 @triton.jit
-def sums_of(s, above, clip, total, weighted, rank, logits, softplus, clipped, AXIS: tl.constexpr):
-    """The sums of a tile along AXIS, as put_sums takes them; zero where they have nowhere to go (an argument is None).
+def sums_of(s, above, clip, parts, AXIS: tl.constexpr):
+    """The sums of a tile along AXIS; zero where there are no ``parts`` for them to go to.
 
     s [BM, BN], -inf where an entry takes no part; above [BM, BN], what counts for the rank."""
     top = tl.max(s, AXIS)
     zero = tl.where(top > NOTHING, top, 0.0)  # e^-inf is 0, not NaN
     none = tl.zeros_like(top)
-    total_of, weighted_of, rank_of, logits_of, softplus_sum, clipped_of = none, none, none, none, none, none
-    if total is not None:
+    total, weighted, rank, logits, softplus, clipped = none, none, none, none, none, none
+    if parts.total is not None:
         below = s - tl.expand_dims(zero, AXIS)
         weight = exp(below)
-        total_of = tl.sum(weight, AXIS)
-        if weighted is not None:
-            weighted_of = tl.sum(tl.where(s == NOTHING, 0.0, weight * below), AXIS)
-        if clipped is not None:
+        total = tl.sum(weight, AXIS)
+        if parts.weighted is not None:
+            weighted = tl.sum(tl.where(s == NOTHING, 0.0, weight * below), AXIS)
+        if parts.clipped is not None:
             start = tl.expand_dims(clamped(zero, clip), AXIS)
-            clipped_of = tl.sum(tl.where(s == NOTHING, 0.0, exp(clamped(s, clip) - start)), AXIS)
-    if rank is not None:
-        rank_of = tl.sum(above.to(tl.float32), AXIS)
-    if logits is not None:
-        logits_of = tl.sum(tl.where(s == NOTHING, 0.0, s), AXIS)
-    if softplus is not None:
-        softplus_sum = tl.sum(softplus_of(s), AXIS)
-    return top, total_of, weighted_of, rank_of, logits_of, softplus_sum, clipped_of
+            clipped = tl.sum(tl.where(s == NOTHING, 0.0, exp(clamped(s, clip) - start)), AXIS)
+    if parts.rank is not None:
+        rank = tl.sum(above.to(tl.float32), AXIS)
+    if parts.logits is not None:
+        logits = tl.sum(tl.where(s == NOTHING, 0.0, s), AXIS)
+    if parts.softplus is not None:
+        softplus = tl.sum(softplus_of(s), AXIS)
+    return Sums(top, total, weighted, rank, logits, softplus, clipped)
 
 
 @triton.jit
-def _fallen(top, zero, total, weighted, clipped, clip):
-    """Sums that are relative to their own largest score, relative to ``zero``."""
-    seen = top > NOTHING
-    fall = tl.where(seen, top - zero, 0.0)
-    share = exp(fall)
-    moved = tl.where(seen, clamped(top, clip) - clamped(zero, clip), 0.0)
-    return total * share, share * (weighted + fall * total), clipped * exp(moved)
-
-
-@triton.jit
-def joined(
-    a_top,
-    a_total,
-    a_weighted,
-    a_rank,
-    a_logits,
-    a_softplus,
-    a_clipped,
-    b_top,
-    b_total,
-    b_weighted,
-    b_rank,
-    b_logits,
-    b_softplus,
-    b_clipped,
-    clip,
-):
-    """The sums of two pieces together."""
-    top = tl.maximum(a_top, b_top)
+def _fallen(sums, top, clip):
+    """The sums, of which some are relative to their own largest score, relative to ``top``."""
     zero = tl.where(top > NOTHING, top, 0.0)
-    a_total, a_weighted, a_clipped = _fallen(a_top, zero, a_total, a_weighted, a_clipped, clip)
-    b_total, b_weighted, b_clipped = _fallen(b_top, zero, b_total, b_weighted, b_clipped, clip)
-    return (
+    seen = sums.maximum > NOTHING
+    fall = tl.where(seen, sums.maximum - zero, 0.0)
+    share = exp(fall)
+    moved = tl.where(seen, clamped(sums.maximum, clip) - clamped(zero, clip), 0.0)
+    weighted = share * (sums.weighted + fall * sums.total)
+    clipped = sums.clipped * exp(moved)
+    return Sums(top, sums.total * share, weighted, sums.rank, sums.logits, sums.softplus, clipped)
+
+
+@triton.jit
+def joined(a, b, clip):
+    """The sums of two pieces together."""
+    top = tl.maximum(a.maximum, b.maximum)
+    a = _fallen(a, top, clip)
+    b = _fallen(b, top, clip)
+    return Sums(
         top,
-        a_total + b_total,
-        a_weighted + b_weighted,
-        a_rank + b_rank,
-        a_logits + b_logits,
-        a_softplus + b_softplus,
-        a_clipped + b_clipped,
+        a.total + b.total,
+        a.weighted + b.weighted,
+        a.rank + b.rank,
+        a.logits + b.logits,
+        a.softplus + b.softplus,
+        a.clipped + b.clipped,
     )
 
 
 @triton.jit
-def put_sums(
-    at,
-    there,
-    maximum,
-    total,
-    weighted,
-    rank,
-    logits,
-    softplus,
-    clipped,
-    top,
-    total_of,
-    weighted_of,
-    rank_of,
-    logits_of,
-    softplus_sum,
-    clipped_of,
-):
+def put_sums(sums, parts, at, there):
     """Stores those sums that have somewhere to go, at offsets ``at`` where ``there``."""
-    if total is not None:
-        tl.store(maximum + at, top, there)
-        tl.store(total + at, total_of, there)
-        if weighted is not None:
-            tl.store(weighted + at, weighted_of, there)
-        if clipped is not None:
-            tl.store(clipped + at, clipped_of, there)
-    if rank is not None:
-        tl.store(rank + at, rank_of, there)
-    if logits is not None:
-        tl.store(logits + at, logits_of, there)
-    if softplus is not None:
-        tl.store(softplus + at, softplus_sum, there)
+    if parts.total is not None:
+        tl.store(parts.maximum + at, sums.maximum, there)
+        tl.store(parts.total + at, sums.total, there)
+        if parts.weighted is not None:
+            tl.store(parts.weighted + at, sums.weighted, there)
+        if parts.clipped is not None:
+            tl.store(parts.clipped + at, sums.clipped, there)
+    if parts.rank is not None:
+        tl.store(parts.rank + at, sums.rank, there)
+    if parts.logits is not None:
+        tl.store(parts.logits + at, sums.logits, there)
+    if parts.softplus is not None:
+        tl.store(parts.softplus + at, sums.softplus, there)
 
 
 @triton.jit
-def weight_of(
-    s,
-    own,
-    part,
-    i,
-    j,
-    rows,
-    columns,
-    a,
-    r_high,
-    r_low,
-    b,
-    c_high,
-    c_low,
-    d,
-    e,
-    u,
-    v,
-):
-    """dL/ds [BM, BN]: see Upstream in interface.py."""
+def _weights_of(s, own, part, entries, terms):
+    """dL/ds [BM, BN] of scores s."""
     g = tl.zeros_like(s)
-    has_row, has_column = i < rows, j < columns
-    if a is not None:
-        high, low = tl.load(r_high + i, has_row, 0.0), tl.load(r_low + i, has_row, 0.0)
-        factor = tl.load(a + i, has_row, 0.0)
+    i, j = entries.i, entries.j
+    has_row, has_column = i < entries.rows, j < entries.columns
+    if terms.a is not None:
+        high, low = tl.load(terms.r_high + i, has_row, 0.0), tl.load(terms.r_low + i, has_row, 0.0)
+        factor = tl.load(terms.a + i, has_row, 0.0)
         g += factor[:, None] * exp((s - high[:, None]) - low[:, None])
-    if b is not None:
-        high, low = tl.load(c_high + j, has_column, 0.0), tl.load(c_low + j, has_column, 0.0)
-        factor = tl.load(b + j, has_column, 0.0)
+    if terms.b is not None:
+        high, low = tl.load(terms.c_high + j, has_column, 0.0), tl.load(terms.c_low + j, has_column, 0.0)
+        factor = tl.load(terms.b + j, has_column, 0.0)
         g += factor[None, :] * exp((s - high[None, :]) - low[None, :])
-    if e is not None:
-        g += tl.load(e + i, has_row, 0.0)[:, None] * sigmoid_of(s)
-    if u is not None:
-        g += tl.load(u + i, has_row, 0.0)[:, None]
-    if v is not None:
-        g += tl.load(v + j, has_column, 0.0)[None, :]
+    if terms.e is not None:
+        g += tl.load(terms.e + i, has_row, 0.0)[:, None] * sigmoid_of(s)
+    if terms.u is not None:
+        g += tl.load(terms.u + i, has_row, 0.0)[:, None]
+    if terms.v is not None:
+        g += tl.load(terms.v + j, has_column, 0.0)[None, :]
     if part is not None:
         g = tl.where(part, g, 0.0)
-    if d is not None:
-        g += tl.where(own, tl.load(d + i, has_row, 0.0)[:, None], 0.0)
+    if terms.d is not None:
+        g += tl.where(own, tl.load(terms.d + i, has_row, 0.0)[:, None], 0.0)
     return g
 
 
 @triton.jit
-def slope(s, scale, cap):
+def slope(s, scoring):
     """ds/draw: tanh' = 1 - tanh², and s / (scale cap) is the tanh."""
-    ds = scale
-    if cap is not None:
-        t = s / (scale * cap)
-        ds = scale * (1.0 - t * t)
+    ds = scoring.scale
+    if scoring.cap is not None:
+        t = s / (scoring.scale * scoring.cap)
+        ds = scoring.scale * (1.0 - t * t)
     return ds
+
+
+@triton.jit
+def weighed(raw, entries, scoring, where, terms, share):
+    """dL/draw [BM, BN] of a tile of raw scores, see Upstream in interface.py, and the sums of dL/ds s along its rows, 0
+    where there is no ``share`` for them to go to."""
+    s = scores_of(raw, entries, scoring)
+    own = own_entries(entries, where)
+    part = None  # what lies outside is not stored, but it would be summed
+    if where.row_ids is not None or share is not None:
+        part = taking_part(own, entries, where)
+    g = _weights_of(s, own, part, entries, terms)
+    along_rows = tl.zeros((s.shape[0],), tl.float32)
+    if share is not None:
+        along_rows = tl.sum(g * s, 1)
+    return g * slope(s, scoring), along_rows
