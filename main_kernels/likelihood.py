@@ -87,6 +87,9 @@ def token_logprobs(
     _check_head(hidden, weight, targets, bias, softcap)
     checks.positive("temperature", temperature)
     ignored = None if ignore_index is None else targets == ignore_index
+    minus = torch.full_like(
+        targets, -1, dtype=torch.float32
+    )  # turned round afterwards, one gradient would be T numbers
     swept = sweep(
         hidden,
         weight,
@@ -96,9 +99,9 @@ def token_logprobs(
         targets=targets if ignored is None else targets.masked_fill(ignored, -1),
         complete=ignored is None,
         statistics=return_stats,
-        loss=CrossEntropy(),
+        loss=CrossEntropy(minus),
     )
-    logprobs = -swept.loss
+    logprobs = swept.loss
     if not return_stats:
         return logprobs
     rank = swept.row_rank.nan_to_num(nan=weight.shape[0]).to(torch.int64)  # a row of NaN beats nothing
