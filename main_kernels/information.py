@@ -85,7 +85,7 @@ def mutual_information(
         workspace=workspace,
     )
     if estimator == "infonce":
-        return math.log(rows) - swept.loss.sum() / rows  # a sum, not a mean: see CrossEntropy
+        return _infonce(swept.loss)
     joint = swept.target
     if estimator == "nwj":
         return _nwj(joint, swept.row_lse)
@@ -132,7 +132,7 @@ def mutual_information_bounds(
     joint, others = swept.target, swept.row_lse
     js = _js(joint, swept.softplus)
     return {
-        "infonce": _infonce(joint, torch.logaddexp(others, joint)),
+        "infonce": _infonce(torch.logaddexp(others, joint) - joint),
         "nwj": _nwj(joint, others),
         "tuba": _tuba(joint, others, None),
         "dv": _dv(joint, others),
@@ -142,6 +142,11 @@ def mutual_information_bounds(
     }
 
 
+def _infonce(loss: Tensor) -> Tensor:
+    """loss[N]: log sum_j exp f_ij - f_ii. A sum and not a mean, so that one number arrives: see CrossEntropy."""
+    return math.log(loss.shape[0]) - loss.sum() / loss.shape[0]
+
+
 # Below, joint[N] holds f_ii and others[N] the log-sum-exps of f_ij over j ≠ i.
 
 
@@ -149,10 +154,6 @@ def _log_mean_exp(others: Tensor) -> Tensor:
     """log Z."""
     rows = others.shape[0]
     return others.logsumexp(0) - math.log(rows * (rows - 1))
-
-
-def _infonce(joint: Tensor, row_lse: Tensor) -> Tensor:
-    return math.log(joint.shape[0]) + (joint - row_lse).mean()
 
 
 def _nwj(joint: Tensor, others: Tensor) -> Tensor:

@@ -87,9 +87,8 @@ def token_logprobs(
     _check_head(hidden, weight, targets, bias, softcap)
     checks.positive("temperature", temperature)
     ignored = None if ignore_index is None else targets == ignore_index
-    minus = torch.full_like(
-        targets, -1, dtype=torch.float32
-    )  # turned round afterwards, one gradient would be T numbers
+    # a loss that is turned round by its weights: turned round afterwards, a gradient of one number would become T
+    minus = torch.full_like(targets, -1, dtype=torch.float32)
     swept = sweep(
         hidden,
         weight,

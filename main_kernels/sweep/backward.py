@@ -19,6 +19,7 @@ from .inputs import (
     accumulator_dtype,
     announced_of,
     make_problem,
+    one_number,
     schema,
     selected_rows,
 )
@@ -207,7 +208,7 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
         d_column_logits=upstream[4],
         d_softplus=upstream[5],
         d_loss=d_loss,
-        uniform=d_loss is not None and (d_loss.stride(0) == 0 or d_loss.shape[0] == 1),
+        uniform=d_loss is not None and one_number(d_loss),
         kept=kept,
         d_query=d_query.high,
         d_query_low=d_query.low,

@@ -17,7 +17,7 @@ from ..backends import Backend, get
 from ..backends.memory import borrow, give_back
 from . import plan
 from .gradient import Gradient
-from .inputs import taking_part
+from .inputs import one_number, taking_part
 
 # A pair of chunks is no smaller than this a column: 256 rows of float32, 512 of bfloat16. With half as many, products
 # for the weight's gradient took up to twice the time.
@@ -274,10 +274,8 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
         held = [t.clone() for t in held]
     gradients = _joined(held) if ready else _buffers(operands, wanted)
     gradients = [g.with_room(t.dtype) for g, t in zip(gradients, operands, strict=True)]
-    uniform = grads[0].shape[0] > 0 and grads[0].stride(0) == 0
-    divergence_gradient_op(
-        grads[0], *operands, ctx.scale, ctx.beta, mask, *_planes(gradients), uniform, ready, ctx.backend
-    )
+    buffers, uniform = _planes(gradients), one_number(grads[0])
+    divergence_gradient_op(grads[0], *operands, ctx.scale, ctx.beta, mask, *buffers, uniform, ready, ctx.backend)
     finished = [g.finished(t.dtype) if w else None for g, t, w in zip(gradients, operands, wanted, strict=True)]
     return *finished, *(None,) * 9
 

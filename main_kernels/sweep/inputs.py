@@ -181,6 +181,11 @@ def accumulating(vector: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if vector is None else vector.detach().to(accumulator_dtype(dtype)).contiguous()
 
 
+def one_number(vector: Tensor) -> bool:
+    """Whether all entries are known to be one number, without a look at them: that of a sum arrives expanded."""
+    return vector.shape[0] == 1 or (vector.shape[0] > 0 and vector.stride(0) == 0)
+
+
 def selected_rows(inputs: Inputs | GradientInputs) -> Tensor | None:
     """Indices of the rows that take part, or None when all do."""
     if inputs.targets is None or inputs.complete:

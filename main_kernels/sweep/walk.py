@@ -96,7 +96,8 @@ class Announced:
     def values(self, r: Tensor, target: Tensor | None, logits: Tensor | None, columns: int) -> Tensor:
         """The losses [N] without their weights, given row_lse, the target scores and the rows' sums of scores."""
         loss = r.clone() if target is None else r - (1 - self.label_smoothing) * target
-        if self.label_smoothing and logits is not None:
+        if self.label_smoothing:
+            assert logits is not None
             loss = loss - (self.label_smoothing / columns) * logits
         return loss + self.z_loss * r.square() if self.z_loss else loss
 

@@ -72,7 +72,7 @@ class Forward:
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """float32[R]: log-probability of targets[R] under the head, given hidden[R, D]."""
         bias = getattr(self.head, "bias", None)
-        return token_logprobs(hidden, self.head.weight, targets, bias=bias, **self.logit_options)
+        return token_logprobs(hidden, self.head.weight, targets, bias=bias, ignore_index=None, **self.logit_options)
 
     def _pool(self, hidden: Tensor, spans: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
         rows = self._to_device(np.concatenate([np.arange(a, b) for a, b in spans]))

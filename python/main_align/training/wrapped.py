@@ -126,6 +126,7 @@ class WrappedForward:
                 bias=bias,
                 softcap=softcap,
                 temperature=temperature,
+                ignore_index=None,
             ).view(factors.shape)
             return -(logp * factors.to(logp.dtype)).sum(), logp
         by_token = factors.flatten()[segments]
