@@ -14,6 +14,7 @@ from main_align.training.bins import best_fit
 from main_align.training.pairs import COLUMNS, PairReader, connected
 from test_directional import LLAMA3, MISTRAL, SMOLLM2, ZEPHYR
 from tiny import CHATML, byte_tokenizer
+from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
 X, Y = "Name a prime.", "Seven is one."
@@ -123,6 +124,41 @@ def test_streams_are_read_as_they_come():
         list(reader().prepare(broken, "train"))
 
 
+def stream_of(count: int, shards: int) -> IterableDataset:
+    rows = [{"prompt": f"Count to {n}.", "completion": "One.", "other": n} for n in range(count)]
+    return Dataset.from_list(rows).to_iterable_dataset(num_shards=shards)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_every_row_of_a_stream_is_read_by_one_worker(workers):
+    rows = reader().prepare(stream_of(16, 4), "train")
+    seen = list(DataLoader(rows, batch_size=None, num_workers=workers))
+    assert sorted(byte_tokenizer().decode(row["x_ids"]) for row in seen) == sorted(f"Count to {n}." for n in range(16))
+    assert set(seen[0]) == set(COLUMNS) == set(rows.column_names)
+
+
+def test_a_shuffled_stream_has_another_order_in_every_epoch():
+    rows = reader().prepare(stream_of(16, 4).shuffle(seed=0, buffer_size=16), "train")
+    orders = []
+    for epoch in (0, 0, 1):
+        rows.set_epoch(epoch)
+        orders.append([row["x_ids"] for row in rows])
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2])
+
+
+def test_a_bad_row_of_a_stream_is_named_with_its_worker():
+    rows = [{"prompt": "x", "completion": "" if n == 3 else "y"} for n in range(4)]
+    stream = reader().prepare(Dataset.from_list(rows).to_iterable_dataset(num_shards=2), "train")
+    with pytest.raises(UserError, match="row 1 of worker 1: the response holds no text"):
+        list(DataLoader(stream, batch_size=None, num_workers=2))
+
+
+def test_overlong_pairs_of_a_stream_are_left_out():
+    stream = IterableDataset.from_generator(lambda: iter([FORMS["prompt_completion"], LONG]))
+    assert [row["row"] for row in reader(overlong="drop").prepare(stream, "train")] == [0]
+
+
 LONG = {"prompt": "x" * 300, "completion": "y" * 100}
 
 
@@ -162,6 +198,23 @@ def test_rows_that_cannot_be_trained_on_are_named(record, message):
 def test_many_bad_rows_are_counted_and_some_named():
     with pytest.raises(UserError, match=r"9 rows .*row 0: .*row 4: .*and 4 more"):
         read([{"prompt": "x", "completion": ""}] * 9)
+
+
+def test_what_is_no_data_set_is_refused():
+    with pytest.raises(UserError, match=r"is of type list.*Dataset.from_list"):
+        reader().prepare([FORMS["messages"]], "train")
+    with pytest.raises(UserError, match="has a transform"):
+        reader().prepare(Dataset.from_list([FORMS["messages"]]).with_transform(lambda rows: rows), "train")
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_a_format_of_the_data_set_changes_nothing(kind):
+    record = {"input_ids": [10, 11, 12, 20], "labels": [-100, -100, -100, 20]}
+    wanted, got = (
+        list(reader(byte_tokenizer(template=None)).prepare(dataset, "train"))
+        for dataset in (Dataset.from_list([record]), Dataset.from_list([record]).with_format(kind))
+    )
+    assert wanted == got
 
 
 def test_an_empty_data_set_is_an_error():

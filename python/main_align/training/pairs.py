@@ -5,19 +5,20 @@ context_ids       tokens of the turns before the pair, markers included
 y_mask            1 where a token of y is scored (pre-tokenised rows may leave some out)
 synthetic         whether the pair was written by a model (weighed by alpha)
 group             equal for pairs that share an instruction or a response: no negatives of each other
-row               the row's number in the data set, from 0
+row               the row's number in the data set, from 0; in a stream its place, and among the shards of its worker
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Sequence as ListOf
+from torch.utils.data import get_worker_info
 
 from ..directional import Directional, Encoded
 from ..errors import UserError
@@ -61,9 +62,20 @@ class PairReader:
         UserError where no row can be read, and for rows that cannot be trained on, which it names; an IterableDataset
         raises when it comes to the row.
         """
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            raise UserError(
+                f"the {name} data set is of type {type(dataset).__name__}: give a datasets.Dataset "
+                "(Dataset.from_list makes one of a list of dicts) or a datasets.IterableDataset"
+            )
         names = dataset.column_names
         if names is not None and set(COLUMNS) <= set(names):
             return dataset
+        if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+            raise UserError(
+                f"the {name} data set has a transform (with_transform), which would be frozen when the pairs are "
+                "tokenised: apply it with dataset.map, or give a stream (dataset.to_iterable_dataset().map)"
+            )
+        dataset = dataset.with_format(None)
         if names is not None:
             _check_columns(names, name)
         if isinstance(dataset, IterableDataset):
@@ -101,15 +113,17 @@ class PairReader:
         return {key: [row[key] for row in rows] for key in rows[0]}
 
     def _stream(self, dataset: IterableDataset, name: str) -> IterableDataset:
-        def rows() -> Iterator[dict[str, Any]]:
-            for number, record in enumerate(dataset):
-                row = self._row(record, number)
-                self._check([row["problem"]], [number], name)
-                if not row["problem"]:
-                    # duplicates of a stream are known by their response alone
-                    yield {column: row["y_hash"] if column == "group" else row[column] for column in COLUMNS}
+        """Maps the stream rather than wrapping it, so that its shards are still dealt out to workers and processes and
+        its shuffling still follows the epoch."""
 
-        return IterableDataset.from_generator(rows)
+        def read(record: Mapping[str, Any], number: int) -> dict[str, Any]:
+            row = self._row(record, number)
+            self._check([row["problem"]], [number], name)
+            return row | {"group": row["y_hash"]}  # duplicates of a stream are known by their response alone
+
+        features = Features({**_TOKENISED, "group": Value("int64")})
+        rows = dataset.map(read, with_indices=True, features=features)
+        return rows.filter(lambda row: not row["problem"]).select_columns(list(COLUMNS))
 
     def _row(self, record: Mapping[str, Any], number: int) -> dict[str, Any]:
         pair, mask, problem, cut = Encoded([], [], []), None, "", False
@@ -164,7 +178,9 @@ class PairReader:
         bad = [(row, why) for row, why in zip(rows, problems, strict=True) if why and why != OVERLONG]
         if not bad:
             return
-        listed = "; ".join(f"row {row}: {why}" for row, why in bad[:SHOWN])
+        worker = get_worker_info()  # of a stream that several of them read: each counts the rows of its own shards
+        where = "" if worker is None or worker.num_workers == 1 else f" of worker {worker.id}"
+        listed = "; ".join(f"row {row}{where}: {why}" for row, why in bad[:SHOWN])
         more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         remedy = "mend or remove these rows"
         if any(f"over {self.max_length}" in why for _, why in bad):
