@@ -1,9 +1,9 @@
 """Build one distribution: main_kernels (with the compiled module main_kernels._C) and main_align.
 
 The C++ is optional: without a working compiler the package installs all the same and runs on its plain torch
-backend (`main-align doctor` says so). So is CUDA: without nvcc, or where it fails, the module has no CUDA kernels.
-Nothing here imports torch, so one build serves every torch version, and CUDA's runtime is linked statically, so it
-needs no driver either.
+backend (`main-align doctor` says so). CUDA is a choice: MAIN_KERNELS_CUDA=1 compiles the CUDA kernels with nvcc and
+fails where that fails; without it, or with 0, they are left out and the build takes seconds. Nothing here imports
+torch, so one build serves every torch version, and CUDA's runtime is linked statically, so it needs no driver either.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.editable_wheel import editable_wheel
+
+if TYPE_CHECKING:
+    from setuptools.command.editable_wheel import EditableStrategy
+    from wheel.wheelfile import WheelFile
 
 HERE = Path(__file__).parent.resolve()
 
@@ -34,25 +40,29 @@ NVCC = [
 ]
 
 
+def wants_cuda() -> bool:
+    """Read the choice MAIN_KERNELS_CUDA: 1 builds the CUDA kernels, 0 or nothing leaves them out."""
+    choice = os.environ.get("MAIN_KERNELS_CUDA", "")
+    if choice not in ("", "0", "1"):
+        raise SystemExit(f"MAIN_KERNELS_CUDA: expected 0 or 1, got {choice!r}")
+    return choice == "1"
+
+
 class BuildKernels(build_ext):
-    """Adds OpenMP where the compiler has it (without it the kernels run on one thread) and CUDA where there is nvcc."""
+    """Adds OpenMP where the compiler has it (without it the kernels run on one thread), and CUDA by choice."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
         if self._compiles("-fopenmp"):
             ext.extra_compile_args.append("-fopenmp")
             ext.extra_link_args.append("-fopenmp")
+        if not wants_cuda():
+            return super().build_extension(ext)
+        ext.optional = False  # what was asked for is there, or the build fails
         nvcc = shutil.which("nvcc")
         if nvcc is None:
-            self.announce("no nvcc: building without CUDA kernels", level=3)
-            return super().build_extension(ext)
-        plain = dict(vars(ext))
-        try:
-            self._add_cuda(ext, nvcc)
-            return super().build_extension(ext)
-        except Exception as error:  # whatever it was, it must not cost the rest of the module
-            self.warn(f"building without CUDA kernels: {error}")
-            vars(ext).update(plain)
-            return super().build_extension(ext)
+            raise SystemExit("MAIN_KERNELS_CUDA=1 needs nvcc on the path: install the CUDA toolkit, or leave it out")
+        self._add_cuda(ext, nvcc)
+        return super().build_extension(ext)
 
     def _add_cuda(self, ext: Pybind11Extension, nvcc: str) -> None:
         """Compiles csrc/cuda/*.cu and adds what the module needs for them."""
@@ -81,6 +91,35 @@ class BuildKernels(build_ext):
         return True
 
 
+class PlainPaths:
+    """An editable install as two plain paths in a .pth file, which type checkers and editors read.
+
+    What setuptools writes by itself for packages in two folders is an import hook, which they do not run.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> PlainPaths:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, wheel: WheelFile, files: list[str], mapping: dict[str, str]) -> None:
+        wheel.writestr(f"__editable__.{self.name}.pth", f"{HERE}\n{HERE / 'python'}\n")
+
+
+class EditableWheel(editable_wheel):
+    """Writes PlainPaths, unless a mode was asked for (`--config-settings editable_mode=strict`).
+
+    `_select_strategy` is setuptools' own business: a version without it installs its import hook as before.
+    """
+
+    def _select_strategy(self, name: str, tag: str, build_lib: str | Path) -> EditableStrategy | PlainPaths:
+        return super()._select_strategy(name, tag, build_lib) if self.mode else PlainPaths(name)
+
+
 kernels = Pybind11Extension(
     "main_kernels._C",
     sorted(os.path.relpath(p, HERE) for p in [*HERE.glob("csrc/*.cpp"), *HERE.glob("csrc/cpu/*.cpp")]),
@@ -96,5 +135,5 @@ setup(
     package_dir={"main_align": "python/main_align"},
     package_data={"main_kernels": ["py.typed"], "main_align": ["py.typed"]},
     ext_modules=[kernels],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "editable_wheel": EditableWheel},
 )

@@ -36,7 +36,7 @@ step() { # name, seconds, command: its output to a log, its exit status and time
 # Limits: 120 to build, 215 for the tests, 75 for the sanitizers, and the timings have what is left of 520.
 : >"$logs/steps.tsv"
 begun=$(mktemp)
-step build 120 "$python" setup.py build_ext --inplace
+step build 120 env MAIN_KERNELS_CUDA=1 "$python" setup.py build_ext --inplace
 parallel=()
 "$python" -c "import xdist" 2>/dev/null && parallel=(-n 12 --dist worksteal)
 # while the tests run: what the sanitizers will watch, without them, so that they find Triton's kernels compiled

@@ -1,6 +1,7 @@
 """The compiled CUDA kernels: checks nothing, hands addresses and the current stream to ``main_kernels._C``.
 
-So far they are segment pooling, for whichever backend serves the device; ``_C`` has them where it was built with nvcc.
+So far they are segment pooling, for whichever backend serves the device; ``_C`` has them where it was built
+with MAIN_KERNELS_CUDA=1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .interface import Pooling
 from .plain import PlainBackend
 
 MODULE: ModuleType | None = cpu.MODULE if hasattr(cpu.MODULE, "cuda_pool_pieces") else None
-WHY_NOT = "" if MODULE else cpu.WHY_NOT or "main_kernels._C was built without CUDA"
+WHY_NOT = "" if MODULE else cpu.WHY_NOT or "main_kernels._C was built without CUDA; MAIN_KERNELS_CUDA=1 builds it in"
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
