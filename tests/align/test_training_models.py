@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("datasets")
@@ -30,11 +32,15 @@ def config(folder, **settings):  # type: ignore[no-untyped-def]
     return MutualAlignmentConfig(output_dir=str(folder), **(defaults | {"save_strategy": "no"} | settings))
 
 
-def trainer_with(folder, model=None, dataset=ROWS, peft_config=None, **settings):  # type: ignore[no-untyped-def]
-    tokenizer = byte_tokenizer()
-    model = tiny_model(vocab=len(tokenizer)) if model is None else model
+def trainer_with(folder, model=None, dataset=ROWS, peft_config=None, eval_dataset=None, tokenizer=None, **settings):  # type: ignore[no-untyped-def]
+    tokenizer = tokenizer or byte_tokenizer()
     return MutualAlignmentTrainer(
-        model, config(folder, **settings), train_dataset=dataset, processing_class=tokenizer, peft_config=peft_config
+        tiny_model(vocab=len(tokenizer)) if model is None else model,
+        config(folder, **settings),
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        peft_config=peft_config,
     )
 
 
@@ -160,6 +166,22 @@ def test_a_run_that_resumes_ends_as_one_that_did_not_stop(tmp_path, lora):
     assert any("alignment_head" in name for name in wanted)
     for name, parameter in wanted.items():
         torch.testing.assert_close(resumed[name], parameter, rtol=0, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_best_model_comes_back_with_its_heads_and_means(tmp_path, lora):
+    settings = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 3}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = trainer_with(tmp_path, peft_config=LoraConfig(**LORA) if lora else None, eval_dataset=ROWS, **settings)
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best == str(tmp_path / "checkpoint-1")  # the loss falls, so the first one has the greatest
+    wanted, last = (load_file(Path(folder) / FILE) for folder in (best, tmp_path / "checkpoint-3"))
+    for name, weight in trainer._head.state_dict().items():
+        assert torch.equal(weight.cpu(), wanted[f"head.{name}"])
+        assert not torch.equal(weight.cpu(), last[f"head.{name}"])
+    assert torch.equal(trainer._alpha.means.cpu(), wanted["alpha.means"])
+    assert not torch.equal(trainer._alpha.means.cpu(), last["alpha.means"])
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):

@@ -46,6 +46,7 @@ class Alpha:
         losses = losses.detach().float()
         if self.means is None:
             self.means = torch.full_like(losses, torch.nan)
-        moved = MOMENTUM * self.means + (1 - MOMENTUM) * losses
-        moved = torch.where(self.means.isnan(), losses, moved)
-        self.means = torch.where(losses.isnan(), self.means, moved)
+        means = self.means.to(losses.device)  # a checkpoint is read on the CPU
+        moved = MOMENTUM * means + (1 - MOMENTUM) * losses
+        moved = torch.where(means.isnan(), losses, moved)
+        self.means = torch.where(losses.isnan(), means, moved)

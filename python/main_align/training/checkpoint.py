@@ -24,10 +24,15 @@ def write(folder: str | os.PathLike[str], head: dict[str, Tensor], alpha: Alpha)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, Path(folder) / FILE)
 
 
+def is_in(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether a checkpoint has the file."""
+    return (Path(folder) / FILE).is_file()
+
+
 def read(folder: str | os.PathLike[str], head: AlignmentHead | None, alpha: Alpha) -> None:
     """Restores both. UserError where the file is missing or does not fit the heads."""
     path = Path(folder) / FILE
-    if not path.is_file():
+    if not is_in(folder):
         raise UserError(f"{path} is missing: this checkpoint was not written by a trainer with mutual alignment")
     tensors = load_file(path)
     alpha.means = tensors.pop(_MEANS, None)

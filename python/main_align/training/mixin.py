@@ -345,8 +345,18 @@ class AlignmentMixin(_Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if not self.is_fsdp_enabled:  # there the head is part of the sharded state
-            checkpoint.read(resume_from_checkpoint, self._head, self._alpha)
+        self._read_checkpoint(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        assert self.state.best_model_checkpoint is not None
+        self._read_checkpoint(self.state.best_model_checkpoint)
+
+    def _read_checkpoint(self, folder: str) -> None:
+        if not self.is_fsdp_enabled:
+            checkpoint.read(folder, self._head, self._alpha)
+        elif checkpoint.is_in(folder):  # the head is part of the sharded state there
+            checkpoint.read(folder, None, self._alpha)
 
     # ---- small matters ----
 
