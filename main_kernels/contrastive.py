@@ -83,7 +83,7 @@ def info_nce(
         query,
         key if shared is None else torch.cat([key, shared]),
         scale=scale,
-        targets=torch.arange(count, device=query.device),
+        targets=torch.arange(count, dtype=torch.int64, device=query.device),
         complete=True,
         row_ids=pair_ids,
         column_ids=pair_ids,
@@ -157,7 +157,7 @@ def sigmoid_loss(
         key,
         scale=scale,
         bias=(logit_bias.to(scale) / scale).expand(count),  # the sweep adds it before it scales
-        targets=torch.arange(count, device=query.device),
+        targets=torch.arange(count, dtype=torch.int64, device=query.device),
         complete=True,
         row_ids=pair_ids,
         column_ids=pair_ids,
@@ -210,7 +210,7 @@ def pair_scores(
     """
     if targets is None:
         checks.pairs(query, key)
-        targets = torch.arange(query.shape[0], device=query.device)
+        targets = torch.arange(query.shape[0], dtype=torch.int64, device=query.device)
         key_ids = pair_ids if key_ids is None else key_ids
     else:
         checks.matrix("query", query)

@@ -219,7 +219,7 @@ def sequence_logprobs(
         if not torch.compiler.is_compiling():
             checks.offset_values("cu_seqlens", cu_seqlens, rows)
         segments = cu_seqlens.shape[0] - 1
-        places = torch.arange(rows, device=hidden.device)
+        places = torch.arange(rows, dtype=torch.int64, device=hidden.device)
         segment_ids = torch.searchsorted(cu_seqlens.to(torch.int64), places, right=True) - 1
         segment_ids = segment_ids.masked_fill(segment_ids >= segments, -1)
     else:
@@ -247,7 +247,7 @@ def sequence_logprobs(
 def _segment_sums(values: Tensor, segment_ids: Tensor, segments: int) -> Tensor:
     """values[T] summed by segment, in row order whatever the device: [segments]."""
     order = segment_ids.argsort(stable=True)  # those of no segment come first
-    bounds = torch.arange(segments, device=values.device)
+    bounds = torch.arange(segments, dtype=torch.int64, device=values.device)
     begins, ends = (torch.searchsorted(segment_ids[order], bounds, right=right) for right in (False, True))
     lengths = torch.cat([begins[:1], ends - begins, (values.shape[0] - ends[-1:])])
     sums = torch.segment_reduce(values[order], "sum", lengths=lengths, initial=0, unsafe=True)

@@ -137,7 +137,7 @@ def info_nce(
     if logit_scale is not None:
         scale = logit_scale.to(s).clamp(0, MAX_LOGIT_SCALE).exp()
     s = s * scale
-    left_out = duplicates(pair_ids, len(s))
+    left_out = duplicates(pair_ids, s)
     rows, columns = s.masked_fill(left_out, -math.inf), s.T.masked_fill(left_out, -math.inf)
     if negatives is not None:
         extra = product(query, negatives) if negatives.ndim == 2 else product(query[:, None], negatives)[:, 0]
@@ -156,11 +156,11 @@ def info_nce(
     return {"none": loss, "mean": loss.sum() / torch.where(total == 0, 1, total), "sum": loss.sum()}[reduction]
 
 
-def duplicates(ids: Tensor | None, count: int) -> Tensor:
-    """[N, N] bool, where different pairs have the same id."""
+def duplicates(ids: Tensor | None, s: Tensor) -> Tensor:
+    """bool, the shape of s[N, N]: where different pairs have the same id."""
     if ids is None:
-        return torch.zeros(count, count, dtype=torch.bool)
-    return (ids[:, None] == ids) & ~torch.eye(count, dtype=torch.bool)
+        return torch.zeros_like(s, dtype=torch.bool)
+    return (ids[:, None] == ids) & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
 
 
 def sigmoid_loss(
@@ -175,9 +175,9 @@ def sigmoid_loss(
 ) -> Tensor:
     s = product(query, key)
     s = s * logit_scale.to(s).clamp(0, MAX_LOGIT_SCALE).exp() + logit_bias.to(s)
-    signs = 2 * torch.eye(len(s), dtype=s.dtype) - 1
+    signs = 2 * torch.eye(len(s), dtype=s.dtype, device=s.device) - 1
     each = -torch.nn.functional.logsigmoid(signs * s)
-    loss = each.masked_fill(duplicates(pair_ids, len(s)), 0).sum(1)
+    loss = each.masked_fill(duplicates(pair_ids, s), 0).sum(1)
     return {"none": loss, "mean": loss.mean(), "sum": loss.sum()}[reduction]
 
 
@@ -192,10 +192,10 @@ def pair_scores(
     product: Product = exact,
 ) -> PairScores:
     s = product(query, key) / temperature
-    targets = torch.arange(len(s)) if targets is None else targets
+    targets = torch.arange(len(s), dtype=torch.int64, device=s.device) if targets is None else targets
     key_ids = pair_ids if key_ids is None else key_ids
     own = s.gather(1, targets[:, None])
-    paired = torch.arange(s.shape[1]) == targets[:, None]
+    paired = torch.arange(s.shape[1], dtype=torch.int64, device=s.device) == targets[:, None]
     if pair_ids is not None and key_ids is not None:
         s = s.masked_fill((pair_ids[:, None] == key_ids) & ~paired, -math.inf)
     columns = s[:, targets].T  # row i: the column of its key

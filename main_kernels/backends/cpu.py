@@ -18,24 +18,63 @@ except ImportError as error:  # built without a compiler, or for another interpr
     WHY_NOT = f"main_kernels._C did not load: {error}"
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+_CPU = torch.device("cpu")
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
-def _kernel(name: str, dtype: torch.dtype):  # type: ignore[no-untyped-def]
-    return getattr(MODULE, f"{name}_{'float32' if dtype == torch.float32 else 'bfloat16'}")
+def address(tensor: Tensor | None, dtype: torch.dtype, device: torch.device = _CPU) -> int:
+    """Address of a contiguous tensor for a kernel that reads or writes ``dtype``; 0 for None.
+
+    Compiled code trusts an address blindly, so a buffer of another dtype or device is refused here, before it becomes
+    a write past its end."""
+    if tensor is None:
+        return 0
+    if tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
+        layout = "" if tensor.is_contiguous() else "non-contiguous "
+        raise ValueError(
+            f"buffer: got a {layout}{tensor.dtype} tensor on {tensor.device}, want a contiguous {dtype} one on {device}"
+        )
+    return tensor.data_ptr()
+
+
+def _floats(tensor: Tensor | None) -> int:
+    return address(tensor, torch.float32)
+
+
+def _doubles(tensor: Tensor | None) -> int:
+    return address(tensor, torch.float64)
+
+
+def _ids(targets: Tensor | None) -> int:
+    return address(targets, torch.int64)
+
+
+def _raw(raw: Tensor) -> tuple[int, int, int]:
+    rows, columns = raw.shape
+    return address(raw, raw.dtype), rows, columns
+
+
+def _kernel(name: str, *dtypes: torch.dtype):  # type: ignore[no-untyped-def]
+    for dtype in dtypes:
+        if dtype not in _DTYPES:
+            raise ValueError(
+                f"backend 'cpu': got dtype {dtype}, want float32 or bfloat16; use the plain backend for it"
+            )
+    return getattr(MODULE, "_".join([name, *(_DTYPES[dtype] for dtype in dtypes)]))
 
 
 def _mask(mask: Mask | None) -> tuple[int, int, bool]:
-    return (0, 0, True) if mask is None else (mask.rows.data_ptr(), mask.columns.data_ptr(), mask.keep_target)
+    if mask is None:
+        return 0, 0, True
+    return address(mask.rows, torch.int32), address(mask.columns, torch.int32), mask.keep_target
 
 
 def _lse(lse: Lse | None) -> tuple[int, int]:
-    return (0, 0) if lse is None else (lse.high.data_ptr(), lse.low.data_ptr())
+    return (0, 0) if lse is None else (_floats(lse.high), _floats(lse.low))
 
 
 def _map(score_map: ScoreMap) -> tuple[float, float, int]:
-    return float(score_map.scale), score_map.softcap, _address(score_map.bias)
+    return float(score_map.scale), score_map.softcap, _floats(score_map.bias)
 
 
 class CpuBounded:
@@ -43,15 +82,14 @@ class CpuBounded:
         self, raw: Tensor, scale: float, targets: Tensor, mask: Mask | None, rows: RowSums, columns: ColumnSums
     ) -> None:
         _kernel("reduce_bounded", raw.dtype)(
-            raw.data_ptr(),
-            *raw.shape,
+            *_raw(raw),
             scale,
             float(columns.maximum[0]),
-            targets.data_ptr(),
+            _ids(targets),
             *_mask(mask),
-            _address(rows.total),
-            rows.target.data_ptr(),
-            columns.total.data_ptr(),
+            _doubles(rows.total),
+            _floats(rows.target),
+            _doubles(columns.total),
             torch.get_num_threads(),
         )
 
@@ -68,16 +106,15 @@ class CpuBounded:
         d_scale: Tensor | None,
     ) -> None:
         _kernel("weigh_bounded", raw.dtype)(
-            raw.data_ptr(),
-            *raw.shape,
+            *_raw(raw),
             scale,
             reference,
-            targets.data_ptr(),
+            _ids(targets),
             *_mask(mask),
-            alpha.data_ptr(),
-            beta.data_ptr(),
-            _address(d),
-            _address(d_scale),
+            _floats(alpha),
+            _floats(beta),
+            _floats(d),
+            _doubles(d_scale),
             torch.get_num_threads(),
         )
 
@@ -90,19 +127,18 @@ class CpuBackend:
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums
     ) -> None:
         _kernel("reduce_rows", raw.dtype)(
-            raw.data_ptr(),
-            *raw.shape,
+            *_raw(raw),
             *_map(score_map),
-            _address(targets),
+            _ids(targets),
             *_mask(mask),
-            sums.maximum.data_ptr(),
-            _address(sums.total),
-            sums.target.data_ptr(),
-            _address(sums.weighted),
-            _address(sums.rank if targets is not None else None),
-            _address(sums.logits),
-            _address(sums.softplus),
-            _address(sums.clipped),
+            _floats(sums.maximum),
+            _doubles(sums.total),
+            _floats(sums.target),
+            _doubles(sums.weighted),
+            _floats(sums.rank if targets is not None else None),
+            _doubles(sums.logits),
+            _doubles(sums.softplus),
+            _doubles(sums.clipped),
             sums.clip,
             torch.get_num_threads(),
         )
@@ -111,16 +147,15 @@ class CpuBackend:
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnSums
     ) -> None:
         _kernel("reduce_columns", raw.dtype)(
-            raw.data_ptr(),
-            *raw.shape,
+            *_raw(raw),
             *_map(score_map),
-            _address(targets),
+            _ids(targets),
             *_mask(mask),
-            sums.maximum.data_ptr(),
-            sums.total.data_ptr(),
-            _address(sums.target),
-            _address(sums.rank),
-            _address(sums.logits),
+            _floats(sums.maximum),
+            _doubles(sums.total),
+            _floats(sums.target),
+            _floats(sums.rank),
+            _doubles(sums.logits),
             torch.get_num_threads(),
         )
 
@@ -134,39 +169,40 @@ class CpuBackend:
         d_scale: Tensor | None,
     ) -> None:
         _kernel("weigh", raw.dtype)(
-            raw.data_ptr(),
-            *raw.shape,
+            *_raw(raw),
             *_map(score_map),
-            _address(targets),
+            _ids(targets),
             *_mask(mask),
-            _address(upstream.a),
+            _floats(upstream.a),
             *_lse(upstream.r),
-            _address(upstream.b),
+            _floats(upstream.b),
             *_lse(upstream.c),
-            _address(upstream.d),
-            _address(upstream.e),
-            _address(upstream.u),
-            _address(upstream.v),
-            _address(d_scale),
+            _floats(upstream.d),
+            _floats(upstream.e),
+            _floats(upstream.u),
+            _floats(upstream.v),
+            _doubles(d_scale),
             torch.get_num_threads(),
         )
 
     def add_columns_(self, weights: Tensor, sums: Tensor) -> None:
-        _kernel("add_columns", weights.dtype)(
-            weights.data_ptr(), *weights.shape, sums.data_ptr(), torch.get_num_threads()
-        )
+        _kernel("add_columns", weights.dtype)(*_raw(weights), _floats(sums), torch.get_num_threads())
 
     def accumulate_(self, high: Tensor, low: Tensor, x: Tensor) -> None:
         _kernel("accumulate", x.dtype)(
-            high.data_ptr(), low.data_ptr(), x.data_ptr(), x.numel(), torch.get_num_threads()
+            address(high, torch.bfloat16),
+            address(low, torch.int16),
+            address(x, x.dtype),
+            x.numel(),
+            torch.get_num_threads(),
         )
 
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
         MODULE.round_scaled(  # type: ignore[union-attr]
-            high.data_ptr(),
-            low.data_ptr(),
+            address(high, torch.bfloat16),
+            address(low, torch.int16),
             *high.shape,
-            scale.data_ptr(),
+            _floats(scale),
             0 if scale.numel() == 1 else 1,
             torch.get_num_threads(),
         )
@@ -182,15 +218,13 @@ class CpuBackend:
         grad_p: bool,
         grad_q: bool,
     ) -> None:
-        dtypes = "_".join("float32" if raw.dtype == torch.float32 else "bfloat16" for raw in (p_raw, q_raw))
-        getattr(MODULE, f"divergence_{dtypes}")(
-            p_raw.data_ptr(),
-            q_raw.data_ptr(),
-            *p_raw.shape,
+        _kernel("divergence", p_raw.dtype, q_raw.dtype)(
+            address(p_raw, p_raw.dtype),
+            *_raw(q_raw),
             scale,
             *((0.0, 0.0) if beta is None else (beta, 1 - beta)),
-            weights.data_ptr(),
-            values.data_ptr(),
+            _floats(weights),
+            _floats(values),
             grad_p,
             grad_q,
             torch.get_num_threads(),
@@ -200,16 +234,16 @@ class CpuBackend:
         if hidden.dtype == torch.float16:
             hidden = hidden.float()
         (rows, width), segments = hidden.shape, pooling.offsets.numel() - 1
-        pooled = torch.empty(segments, width)
-        norms = torch.empty(segments)
-        units = torch.zeros(0 if pooling.uniform else rows, dtype=torch.float64)
+        pooled = hidden.new_empty(segments, width, dtype=torch.float32)
+        norms = hidden.new_empty(segments, dtype=torch.float32)
+        units = hidden.new_zeros(0 if pooling.uniform else rows, dtype=torch.float64)
         _kernel("pool_forward", hidden.dtype)(
-            hidden.data_ptr(),
+            address(hidden, hidden.dtype),
             width,
-            *_pooling(pooling),
-            pooled.data_ptr(),
-            norms.data_ptr(),
-            units.data_ptr(),
+            *pooling_arguments(pooling),
+            _floats(pooled),
+            _floats(norms),
+            _doubles(units),
             torch.get_num_threads(),
         )
         return pooled, norms, units
@@ -230,34 +264,34 @@ class CpuBackend:
         if hidden is not None:
             hidden = hidden.to(native)
         segments, width = upstream.shape
-        d_hidden = torch.empty(rows, width, dtype=native) if wanted[0] else None
-        d_weights = torch.empty(rows) if wanted[1] else None
-        d_query = torch.empty(width) if wanted[2] else None
-        d_queries = torch.empty(segments, width) if wanted[2] else None
+        d_hidden = upstream.new_empty(rows, width, dtype=native) if wanted[0] else None
+        d_weights = upstream.new_empty(rows) if wanted[1] else None
+        d_query = upstream.new_empty(width) if wanted[2] else None
+        d_queries = upstream.new_empty(segments, width) if wanted[2] else None
         _kernel("pool_backward", native)(
-            upstream.data_ptr(),
-            pooled.data_ptr(),
-            norms.data_ptr(),
-            units.data_ptr(),
-            _address(hidden),
+            _floats(upstream),
+            _floats(pooled),
+            _floats(norms),
+            _doubles(units),
+            address(hidden, native),
             rows,
             width,
-            *_pooling(pooling),
-            _address(d_hidden),
-            _address(d_weights),
-            _address(d_queries),
-            _address(d_query),
+            *pooling_arguments(pooling),
+            address(d_hidden, native),
+            _floats(d_weights),
+            _floats(d_queries),
+            _floats(d_query),
             torch.get_num_threads(),
         )
         return None if d_hidden is None else d_hidden.to(dtype), d_weights, d_query
 
 
-def _pooling(pooling: Pooling) -> tuple[int, int, bool, bool, int, int]:
+def pooling_arguments(pooling: Pooling, device: torch.device = _CPU) -> tuple[int, int, bool, bool, int, int]:
     return (
-        pooling.offsets.data_ptr(),
+        address(pooling.offsets, torch.int64, device),
         pooling.offsets.numel() - 1,
         pooling.last,
         pooling.normalize,
-        _address(pooling.weights),
-        _address(pooling.query),
+        address(pooling.weights, torch.float32, device),
+        address(pooling.query, torch.float32, device),
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import cpu
-from .cpu import _address, _pooling
+from .cpu import address, pooling_arguments
 from .interface import Pooling
 from .plain import PlainBackend
 
@@ -33,7 +33,7 @@ class CudaPooling(PlainBackend):
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
         if not _served(hidden, hidden.dtype):
             return super().pool_forward(hidden, pooling)
-        rows, width = hidden.shape
+        (rows, width), device = hidden.shape, hidden.device
         segments = pooling.offsets.numel() - 1
         pooled = hidden.new_empty(segments, width, dtype=torch.float32)
         norms = hidden.new_empty(segments, dtype=torch.float32)
@@ -42,15 +42,15 @@ class CudaPooling(PlainBackend):
         scales = None if pooling.uniform else units.new_empty(sums.shape[0], 2)
         with torch.cuda.device_of(hidden):
             _kernel("pool_forward", hidden.dtype)(
-                hidden.data_ptr(),
+                address(hidden, hidden.dtype, device),
                 rows,
                 width,
-                *_pooling(pooling),
-                sums.data_ptr(),
-                _address(scales),
-                pooled.data_ptr(),
-                norms.data_ptr(),
-                units.data_ptr(),
+                *pooling_arguments(pooling, device),
+                address(sums, torch.float32, device),
+                address(scales, torch.float64, device),
+                address(pooled, torch.float32, device),
+                address(norms, torch.float32, device),
+                address(units, torch.float64, device),
                 *_target(hidden),
             )
         return pooled, norms, units
@@ -69,25 +69,25 @@ class CudaPooling(PlainBackend):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if not _served(upstream, dtype):
             return super().pool_backward(upstream, pooled, norms, units, hidden, rows, dtype, pooling, wanted)
-        segments, width = upstream.shape
+        (segments, width), device = upstream.shape, upstream.device
         d_hidden = upstream.new_empty(rows, width, dtype=dtype) if wanted[0] else None
         d_weights = upstream.new_empty(rows) if wanted[1] else None
         d_query = upstream.new_empty(width) if wanted[2] else None
         sums = None if d_query is None else _piece_sums(upstream, rows, width, segments)
         with torch.cuda.device_of(upstream):
             _kernel("pool_backward", dtype)(
-                upstream.data_ptr(),
-                pooled.data_ptr(),
-                norms.data_ptr(),
-                units.data_ptr(),
-                _address(hidden),
+                address(upstream, torch.float32, device),
+                address(pooled, torch.float32, device),
+                address(norms, torch.float32, device),
+                address(units, torch.float64, device),
+                address(hidden, dtype, device),
                 rows,
                 width,
-                *_pooling(pooling),
-                _address(sums),
-                _address(d_hidden),
-                _address(d_weights),
-                _address(d_query),
+                *pooling_arguments(pooling, device),
+                address(sums, torch.float32, device),
+                address(d_hidden, dtype, device),
+                address(d_weights, torch.float32, device),
+                address(d_query, torch.float32, device),
                 *_target(upstream),
             )
         return d_hidden, d_weights, d_query

@@ -20,7 +20,7 @@ def _left_out(columns: int, targets: Tensor | None, mask: Mask) -> Tensor:
     out = mask.rows[:, None] == mask.columns
     if targets is None:
         return out
-    own = torch.arange(columns, device=out.device) == targets[:, None]
+    own = torch.arange(columns, dtype=torch.int64, device=out.device) == targets[:, None]
     return out & ~own if mask.keep_target else out | own
 
 
@@ -245,7 +245,7 @@ def _coefficients(inside: slice, segment: Tensor, units: Tensor, pooling: Poolin
     """c_t of the rows in segments."""
     offsets = pooling.offsets
     if pooling.last:
-        row = torch.arange(inside.start, inside.stop, device=offsets.device)
+        row = torch.arange(inside.start, inside.stop, dtype=torch.int64, device=offsets.device)
         return (row == offsets[1:][segment] - 1).double()
     if pooling.uniform:
         return (1 / offsets.diff().double())[segment]
@@ -289,13 +289,14 @@ def _join(high: Tensor, low: Tensor) -> Tensor:
 
 
 def _segment_of_row(offsets: Tensor) -> Tensor:
-    return torch.repeat_interleave(torch.arange(offsets.numel() - 1, device=offsets.device), offsets.diff())
+    segments = torch.arange(offsets.numel() - 1, dtype=torch.int64, device=offsets.device)
+    return torch.repeat_interleave(segments, offsets.diff())
 
 
 def _segment_sums(rows: Tensor, offsets: Tensor) -> Tensor:
     """[B, D] float64 sums of the segments' rows [n, D], short blocks of them first: long segments do not drift."""
     segment = _segment_of_row(offsets)
-    place = torch.arange(rows.shape[0], device=rows.device) - (offsets[:-1] - offsets[0])[segment]
+    place = torch.arange(rows.shape[0], dtype=torch.int64, device=rows.device) - (offsets[:-1] - offsets[0])[segment]
     starts = place % 16 == 0
     block = starts.cumsum(0) - 1
     of_block = segment[starts]

@@ -86,8 +86,8 @@ def _segment(query: Tensor, key: Tensor, value: Tensor, scale: float | None, win
     for start in range(0, length, window):
         stop, first = min(start + window, length), max(0, start - window + 1)
         ahead = (
-            torch.arange(start, stop, device=query.device)[:, None]
-            - torch.arange(first, stop, device=query.device)[None, :]
+            torch.arange(start, stop, dtype=torch.int64, device=query.device)[:, None]
+            - torch.arange(first, stop, dtype=torch.int64, device=query.device)[None, :]
         )  # [block, keys]: how far a query stands behind which key
         blocks.append(
             F.scaled_dot_product_attention(
@@ -140,9 +140,11 @@ AttentionMaskInterface.register(PACKED, _mask)
 
 def packing_arguments(lengths: list[int], device: torch.device | str) -> dict[str, Any]:
     """What a model's forward takes beside `input_ids` for segments of these `lengths`."""
-    sizes = torch.tensor(lengths, dtype=torch.int32)
+    sizes = torch.tensor(lengths, dtype=torch.int32, device="cpu")
     bounds = F.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
-    positions = torch.arange(int(bounds[-1])) - bounds[:-1].long().repeat_interleave(sizes)
+    positions = torch.arange(int(bounds[-1]), dtype=torch.int64, device="cpu") - bounds[:-1].long().repeat_interleave(
+        sizes
+    )
     bounds, longest = bounds.to(device), max(lengths)
     return {
         "position_ids": positions[None].to(device),

@@ -89,13 +89,13 @@ class Forward:
         with torch.inference_mode():
             own = []
             for ids in sequences:
-                row = torch.tensor([ids], device=self.device)
+                row = torch.tensor([ids], dtype=torch.int64, device=self.device)
                 logits = self.model(row, use_cache=False).logits[0, :-1].float()
                 own.append(logits.log_softmax(-1).gather(1, row[0, 1:, None])[:, 0])
             name = use_packed_attention(self.model)
             hidden = self.states(sequences).split([len(ids) for ids in sequences])
             ours = [
-                self.logprobs(h[:-1], torch.tensor(ids[1:], device=self.device))
+                self.logprobs(h[:-1], torch.tensor(ids[1:], dtype=torch.int64, device=self.device))
                 for h, ids in zip(hidden, sequences, strict=True)
             ]
         close = 1e-3 if self.model.dtype == torch.float32 else 0.25

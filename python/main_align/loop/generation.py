@@ -132,10 +132,12 @@ class TransformersWriter:
     def write(self, batch: Sequence[Prompt]) -> list[Written]:
         """What the model writes after each prompt."""
         device, width = self.model.device, max(len(prompt.ids) for prompt in batch)
-        ids = torch.full((len(batch), width), self.stops[0])  # [B, W], padded on the left
+        ids = torch.full(
+            (len(batch), width), self.stops[0], dtype=torch.int64, device="cpu"
+        )  # [B, W], padded on the left
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(batch):
-            ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids, dtype=torch.int64, device="cpu")
             mask[row, width - len(prompt.ids) :] = 1
         made = self.model.generate(
             input_ids=ids.to(device),

@@ -28,7 +28,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        size = torch.tensor([len(rows)], device=rows.device)
+        size = torch.tensor([len(rows)], dtype=torch.int64, device=rows.device)
         sizes = [torch.zeros_like(size) for _ in range(world_size())]
         dist.all_gather(sizes, size)
         counts = torch.cat(sizes).tolist()

@@ -32,7 +32,7 @@ class Alpha:
 
     def now(self, progress: float, device: torch.device) -> Tensor:
         """At `progress`, the share of the run that is done."""
-        value = torch.tensor(self.start, device=device)
+        value = torch.tensor(self.start, dtype=torch.float32, device=device)
         if self.schedule == "linear":
             return value * min(max(progress, 0.0), 1.0)
         if self.schedule == "constant" or self.means is None:

@@ -65,17 +65,17 @@ class PairCollator:
                     pool += [start + layout.pooled[0], start + layout.pooled[1]]
                 ids += layout.ids
                 lengths.append(len(layout.ids))
-        packed = torch.tensor(ids)
-        where, what = torch.tensor(rows, dtype=torch.int64), torch.tensor(segments, dtype=torch.int64)
+        packed = _ids(ids)
+        where, what = _ids(rows), _ids(segments)
         pairs = {
             "rows": where - 1,
             "targets": packed[where],
             "segments": what,
             "tokens": torch.bincount(what, minlength=4 * len(flat)).view(-1, 4),
-            "pool": torch.tensor(pool, dtype=torch.int64),
-            "group": torch.tensor([pair["group"] for pair in flat]),
-            "row": torch.tensor([pair["row"] for pair in flat]),
-            "synthetic": torch.tensor([pair["synthetic"] for pair in flat]),
+            "pool": _ids(pool),
+            "group": _ids([pair["group"] for pair in flat]),
+            "row": _ids([pair["row"] for pair in flat]),
+            "synthetic": torch.tensor([pair["synthetic"] for pair in flat], dtype=torch.bool, device="cpu"),
         }
         return {"input_ids": packed[None], **packing_arguments(lengths, "cpu"), "pairs": pairs}
 
@@ -111,6 +111,10 @@ class PairCollator:
             places = [place for place, scored in zip(places, mask, strict=True) if scored]  # type: ignore[assignment]
         rows.extend(places)
         segments.extend([4 * number + column] * len(places))
+
+
+def _ids(numbers: list[int]) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 def _first_only(layout: Layout) -> Layout:

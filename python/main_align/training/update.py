@@ -49,7 +49,7 @@ class Update:
             each, synthetic = (batch["pairs"][name].to(device) for name in ("tokens", "synthetic"))
             tokens.index_add_(0, synthetic.long(), each)
             count, length = count + len(each), length + batch["input_ids"].numel()
-        numbers = torch.cat([tokens.flatten(), torch.tensor([count, length], device=device)])
+        numbers = torch.cat([tokens.flatten(), torch.tensor([count, length], dtype=torch.int64, device=device)])
         numbers = sum_over_processes(numbers)
         return cls(len(batches), numbers[:8].view(2, 4), numbers[8], numbers[9], batches=batches)
 
