@@ -1,0 +1,30 @@
+"""Importing the library costs little more than importing torch: every worker process pays it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+
+from main_kernels import backends
+
+HEAVY = ["torch._dynamo", "torch._inductor", "torch.utils.flop_counter", "torch.distributed.tensor", "triton"]
+
+
+def test_no_compiler_comes_with_the_import():
+    script = "import sys, torch; before = set(sys.modules); import main_kernels; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    imported = done.stdout.split()
+    assert "main_kernels" in imported
+    assert not [name for name in HEAVY if name in imported]
+    assert len(imported) < 60
+
+
+def test_the_mark_of_a_constant_is_the_compilers_own():
+    """The backend's name is marked by hand, as the decorator would import the compiler."""
+
+    @torch.compiler.assume_constant_result
+    def marked() -> None: ...
+
+    assert vars(marked).items() <= vars(backends._why_not_triton).items()
