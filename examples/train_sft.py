@@ -9,7 +9,7 @@ import argparse
 
 import torch
 from datasets import load_dataset
-from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
+from main_align import MutualAlignmentConfig, MutualAlignmentTrainer
 from peft import LoraConfig
 
 

@@ -9,8 +9,8 @@ import argparse
 
 import torch
 from datasets import load_dataset
+from main_align import AlignmentArguments, AlignmentMixin
 from main_align.models import load
-from main_align.training import AlignmentArguments, AlignmentMixin
 from transformers import Trainer, TrainingArguments
 
 
@@ -30,6 +30,8 @@ def main() -> None:
 
     loaded = load(asked.model)
     pairs = load_dataset("json", data_files=asked.data, split="train")
+    if "aligned" in pairs.column_names:  # examples/pairs.jsonl has wrong responses too, and says which
+        pairs = pairs.filter(lambda row: row["aligned"])
     args = TrainingArguments(
         output_dir=asked.out,
         max_steps=asked.max_steps,

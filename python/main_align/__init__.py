@@ -21,13 +21,29 @@ if TYPE_CHECKING:
     from .records import Pair, Turn
     from .scorer import Scorer
     from .scores import COLUMNS
+    from .training import (
+        AlignmentArguments,
+        AlignmentMixin,
+        AlignmentTerms,
+        Likelihoods,
+        MutualAlignmentConfig,
+        MutualAlignmentLoss,
+        MutualAlignmentTrainer,
+    )
 
 __all__ = [
     "COLUMNS",
+    "AlignmentArguments",
+    "AlignmentMixin",
+    "AlignmentTerms",
     "Fields",
     "Filtered",
+    "Likelihoods",
     "LoopConfig",
+    "MutualAlignmentConfig",
     "MutualAlignmentLoop",
+    "MutualAlignmentLoss",
+    "MutualAlignmentTrainer",
     "Pair",
     "Progress",
     "Scorer",
@@ -40,10 +56,17 @@ __all__ = [
 
 _HOMES = {
     "COLUMNS": "scores",
+    "AlignmentArguments": "training",
+    "AlignmentMixin": "training",
+    "AlignmentTerms": "training",
     "Fields": "forms",
     "Filtered": "filtering",
+    "Likelihoods": "training",
     "LoopConfig": "loop",
+    "MutualAlignmentConfig": "training",
     "MutualAlignmentLoop": "loop",
+    "MutualAlignmentLoss": "training",
+    "MutualAlignmentTrainer": "training",
     "Pair": "records",
     "Progress": "job",
     "Scorer": "scorer",

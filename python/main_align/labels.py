@@ -1,4 +1,5 @@
-"""The input's own true/false field `aligned`, if any: shown beside the scores, never used."""
+"""The input's own true/false field `aligned`, if any: shown beside the scores, which never use it. MAIN's loop leaves
+out the seeds that it marks false."""
 
 from __future__ import annotations
 

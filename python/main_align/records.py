@@ -18,6 +18,7 @@ STATUSES: dict[str, str] = {
     "unsupported_turns": "the conversation does not end in a user turn and an assistant turn",
     "non_finite": "the model returned NaN or infinity",
     "out_of_memory": "the pair does not fit the device even alone",
+    "mismatched": "the row says `aligned: false`, and the loop trains on pairs",
     "unfinished": "the model did not end its turn within max_new_tokens",
 }
 

@@ -15,8 +15,11 @@ pytest.importorskip("trl")
 pytest.importorskip("peft")
 
 from datasets import Dataset
+from main_align.loop import read_config
+from main_align.loop.pairs import read_seeds
 from main_align.training.checkpoint import FILE
 from tiny import DEVICE, tiny_model_folder
+from transformers import Trainer
 from update_gradients import PAIRS
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +51,26 @@ def test_train_trainer(monkeypatch, tmp_path, model):
     arguments = ("--model", model, "--out", str(out), "--max-steps", "1", "--batch", "2", "--accumulate", "2")
     run(monkeypatch, "train_trainer.py", *arguments)
     assert {"model.safetensors", FILE} <= {path.name for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("script", ["train_sft.py", "train_trainer.py"])
+def test_pairs_marked_as_mismatched_are_not_trained_on(monkeypatch, tmp_path, model, script):
+    trained = []
+    monkeypatch.setattr(Trainer, "train", lambda self: trained.extend(self.train_dataset))
+    monkeypatch.setattr(Trainer, "save_model", lambda self: None)
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair | {"aligned": n % 3 > 0}) + "\n" for n, pair in enumerate(PAIRS)))
+    run(monkeypatch, script, "--model", model, "--data", str(data), "--out", str(tmp_path / "out"))
+    assert len(trained) == sum(n % 3 > 0 for n in range(len(PAIRS)))
+
+
+def test_the_loop_example_trains_on_aligned_pairs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = read_config("examples/loop.yaml")
+    rows = [json.loads(line) for line in Path(config.seeds).read_text().splitlines()]
+    seeds = read_seeds(config.seeds, config)
+    assert [pair.id for pair in seeds.good] == [row["id"] for row in rows if row["aligned"]]
+    assert {pair.status for pair in seeds.pairs} == {"ok", "mismatched"}
 
 
 def test_train_bare_loop(monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from hashlib import sha256
@@ -29,7 +30,7 @@ from .sifting import MutualScorer, score_and_keep
 from .synthesis import PAIRS, Writer, collect, write_missing_sides
 from .training import check_training, stage_seed, train
 
-FORMAT = 1  # of the run folder; raise it when stages change what they write
+FORMAT = 2  # of the run folder; raise it when stages change what they write
 MEASURED = 256  # pairs whose likelihood is measured after each training stage
 
 
@@ -71,6 +72,9 @@ class MutualAlignmentLoop:
         self.seeds = read_seeds(config.seeds, config)
         self.heldout = read_seeds(config.heldout, config) if config.heldout else None
         self.unlabelled = read_unlabelled(config.unlabelled, config) if config.unlabelled else None
+        for found in (self.seeds, self.heldout, self.unlabelled):
+            if found is not None and len(found.good) < len(found.pairs):
+                self.tell(f"{found.name}: {counts_of(Counter(pair.status for pair in found.pairs))}")
         forward = identify(config.model, config)
         reverse = identify(config.reverse_model, config) if config.reverse_model else forward
         check_same_vocabulary(forward, reverse)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..forms import Fields
+from ..labels import aligned_flag
 from ..reading import open_source, pairs_of
 from ..records import Pair
 from ..sources import Survey
@@ -38,15 +39,18 @@ class PairSet:
 
 
 def read_seeds(source: str, config: LoopConfig) -> PairSet:
-    """The pairs of `seeds` or `heldout`. Raises UserError where not one can be used."""
+    """The pairs of `seeds` or `heldout`; a row marked `aligned: false` is no pair to learn from or be measured on.
+
+    Raises UserError where not one can be used.
+    """
     fields = Fields(config.instruction_field, config.response_field, config.id_field)
     if not config.instruction_field:  # response_field alone is that of `unlabelled`
         fields = Fields(id=config.id_field)
     opened = open_source(source, split=config.split)
-    found = PairSet(
-        [_checked(pair, "instruction", "response") for pair in pairs_of(opened, fields)], opened.survey(), source
-    )
-    return _usable(found, "an instruction and a response")
+    pairs = [_checked(pair, "instruction", "response") for pair in pairs_of(opened, fields)]
+    flags = [aligned_flag(row.record) for row in opened.rows()]
+    pairs = [_mismatched(pair) if flag == 0 else pair for pair, flag in zip(pairs, flags, strict=True)]
+    return _usable(PairSet(pairs, opened.survey(), source), "an instruction and a response")
 
 
 def read_unlabelled(source: str, config: LoopConfig) -> PairSet:
@@ -74,6 +78,12 @@ def _checked(pair: Pair, *sides: str) -> Pair:
         if pair.status == "ok" and not getattr(pair, side).strip():
             return replace(pair, status=f"empty_{side}", reason=f"line {pair.line}: the {side} holds no text")
     return pair
+
+
+def _mismatched(pair: Pair) -> Pair:
+    if pair.status != "ok":
+        return pair
+    return replace(pair, status="mismatched", reason=f"line {pair.line}: its field `aligned` is false")
 
 
 def _usable(found: PairSet, what: str) -> PairSet:
