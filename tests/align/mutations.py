@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 from mutations import Mutation, run
 
-TESTS = [f"tests/align/test_training_{name}.py" for name in ("step", "scale", "loss", "pairs", "models")]
+TESTS = [f"tests/align/test_training_{name}.py" for name in ("step", "scale", "loss", "pairs", "models", "settings")]
 HOME = "python/main_align/training/"
 MIXIN, UPDATE, ACROSS, WRAPPED = (HOME + name + ".py" for name in ("mixin", "update", "across", "wrapped"))
 COLLATOR, LOSS, PAIRS, ALPHA = (HOME + name + ".py" for name in ("collator", "loss", "pairs", "alpha"))

@@ -93,6 +93,7 @@ def test_a_config_file_of_every_kind_with_settings_on_top(tmp_path: Path, ending
         ({"reverse_model": "other"}, "set use_peft to false"),
         ({"instruction_field": "q"}, "needs response_field"),
         ({"training": {"seed": 1}}, "training.seed is set by seed"),
+        ({"training": {"eos_token": "</s>"}}, "training.eos_token is set by the model's tokenizer"),
         ({"training": {"save_strategy": "epoch"}}, "training.save_strategy is set by the loop"),
         ({"seeds": None}, "seeds is missing"),
         ({"output_dir": None}, "name the run's folder in the file or with --output"),

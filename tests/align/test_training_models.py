@@ -13,13 +13,17 @@ pytest.importorskip("peft")
 import torch
 from datasets import Dataset, IterableDataset
 from main_align.errors import UserError
-from main_align.training import AlignmentArguments, AlignmentMixin, MutualAlignmentConfig, MutualAlignmentTrainer
+from main_align.training import (
+    AlignmentMixin,
+    MutualAlignmentConfig,
+    MutualAlignmentTrainer,
+)
 from main_align.training.checkpoint import FILE
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_training_step import gradients_of, one_step
 from tiny import DEVICE, byte_tokenizer, tiny_model, tiny_model_folder
-from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
 from update_gradients import PAIRS, trainer_of
 
 ROWS = Dataset.from_list(PAIRS)
@@ -58,6 +62,22 @@ def test_mistral_with_its_window(tmp_path):
     trainer = trainer_with(tmp_path, tiny_model("mistral"))
     trainer.train()
     assert len(trainer.state.log_history) == 3
+
+
+def test_a_mixture_of_experts_trains_and_says_what_is_left_out(tmp_path, caplog):
+    sizes = {"vocab_size": 259, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_local_experts": 2,
+        "max_position_embeddings": 512,
+    }
+    model = MixtralForCausalLM(MixtralConfig(**sizes)).to(DEVICE)
+    trainer_with(tmp_path, model, max_steps=1).train()
+    assert sum("load-balancing loss" in record.message for record in caplog.records) == 1
+    assert not model.config.output_router_logits
+    trainer_with(tmp_path, model, max_steps=1, router_aux_loss_coef=0.0)
+    assert sum("load-balancing loss" in record.message for record in caplog.records) == 1
 
 
 def test_adapters_learn_and_nothing_else_does(tmp_path):
@@ -253,57 +273,3 @@ def test_evaluation_of_another_data_set(tmp_path):
     result = trainer.evaluate(Dataset.from_list(PAIRS[:3]))
     assert result["eval_nll_y_given_x"] > 0
     assert gradients_of(trainer.model) == {}
-
-
-REFUSED = {
-    "label_smoothing": ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
-    "dft": ({"loss_type": "dft"}, "loss_type='dft'"),
-    "prompt_loss": ({"completion_only_loss": False}, "completion_only_loss"),
-    "directions": ({"directions": "backward"}, "directions must be one of both, forward, reverse"),
-    "overlong": ({"overlong": "cut"}, "overlong must be one of"),
-    "gap_of_one_direction": ({"duality": 0.1, "directions": "forward"}, "duality gap needs directions='both'"),
-    "negative_width": ({"projection_dim": -1}, "projection_dim"),
-    "nothing_left": (
-        {"directions": "reverse", "reverse": 0.0, "semantic": 0.0, "intentional": 0.0, "structural": 0.0},
-        "every term that counts has weight 0",
-    ),
-    "overlong_pairs": ({"max_length": 16}, "8 rows of the train data set"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_settings_that_cannot_work_are_refused_before_training(tmp_path, name):
-    settings, message = REFUSED[name]
-    with pytest.raises(UserError, match=message):
-        trainer_with(tmp_path, **settings)
-
-
-def test_arguments_that_have_no_use_are_refused(tmp_path):
-    for name in ("data_collator", "compute_loss_func", "compute_metrics", "formatting_func"):
-        with pytest.raises(UserError, match=f"{name} is not supported"):
-            MutualAlignmentTrainer(tiny_model(), config(tmp_path), train_dataset=ROWS, **{name: print})
-
-
-def test_tokenizers_that_do_not_fit(tmp_path):
-    def with_tokenizer(tokenizer, model=None):  # type: ignore[no-untyped-def]
-        MutualAlignmentTrainer(model or tiny_model(), config(tmp_path), train_dataset=ROWS, processing_class=tokenizer)
-
-    with pytest.raises(UserError, match="neither a BOS nor an EOS"):
-        with_tokenizer(byte_tokenizer(bos=None, eos=None))
-    with pytest.raises(UserError, match="does not fit together"):
-        with_tokenizer(byte_tokenizer(), tiny_model(vocab=100))
-    with pytest.raises(UserError, match="processing_class is needed"):
-        with_tokenizer(None)
-    with pytest.raises(UserError, match="must be a PreTrainedModel"):
-        with_tokenizer(byte_tokenizer(), torch.nn.Linear(2, 2))
-
-
-def test_settings_beside_plain_training_arguments(tmp_path):
-    """TrainingArguments with SFTTrainer's machinery: the settings come by themselves."""
-    args = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=DEVICE == "cpu", report_to=[], save_strategy="no")
-    alignment = AlignmentArguments(directions="forward", semantic=0.0, intentional=0.0, structural=0.0)
-    trainer = MutualAlignmentTrainer(
-        tiny_model(), args, train_dataset=ROWS, processing_class=byte_tokenizer(), alignment=alignment
-    )
-    assert trainer._head is None
-    trainer.train()

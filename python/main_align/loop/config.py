@@ -22,6 +22,12 @@ OWN: Mapping[str, str] = {  # settings of the trainer that the loop makes itself
     "forward": "the stage",
     "reverse": "the stage",
     "save_strategy": "the loop: each stage saves its model when it is done",
+    "eval_strategy": "the loop: it measures `heldout` after each training stage",
+    "disable_tqdm": "the command, which has a display of its own",
+    "model_init_kwargs": "dtype and trust_remote_code",
+    "trust_remote_code": "trust_remote_code",
+    "chat_template_path": "the model's tokenizer: save it with the template, for generation reads it too",
+    "eos_token": "the model's tokenizer: save it with the token, for generation reads it too",
 }
 
 

@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import IterableDataset
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
+from ..directional import Directional
 from ..errors import UserError
 from . import checkpoint
 from . import head as heads
 from .across import gather_rows, world_size
 from .alpha import Alpha
-from .arguments import AlignmentArguments
+from .arguments import AlignmentArguments, MutualAlignmentConfig
 from .bins import PackedPairs, best_fit
 from .collator import X_GIVEN_Y, Y_GIVEN_X, PairCollator, X, Y
 from .loss import Likelihoods, MutualAlignmentLoss, duality_gap, wide
 from .meter import Meter
 from .pairs import COLUMNS, PairReader
 from .randomness import generator_states, restore_generators
-from .setup import bare, set_up
+from .settings import check_settings
+from .setup import bare, check_ending, set_up
 from .terms import EMBEDDING_TERMS
 from .update import SYNTHETIC, EmbeddingGradients, Update
 from .wrapped import AlignmentOutput, WrappedForward
@@ -44,10 +46,10 @@ class AlignmentMixin(_Trainer):
 
         MyTrainer(model, args, train_dataset=ds, processing_class=tokenizer, alignment=AlignmentArguments(semantic=0.1))
 
-    Takes what the trainer takes, but for `data_collator`, `compute_loss_func`, `compute_metrics` and `formatting_func`,
-    which mutual alignment has no use for, and besides `alignment`, the settings (default: `args`, where it holds them,
-    as MutualAlignmentConfig does). Data sets: prompt/completion, instruction/response, messages (text or turns), or
-    tokenised with a mask; see main_align.training.pairs.
+    Takes what the trainer takes and besides `alignment`, the settings (default: `args`, where it holds them, as
+    MutualAlignmentConfig does). Refused: `data_collator`, `model_init`, `compute_loss_func`, `compute_metrics`,
+    `preprocess_logits_for_metrics`, `formatting_func`. Data sets: prompt/completion, instruction/response, messages
+    (text or turns), or tokenised with a mask; see main_align.training.pairs.
 
     Raises:
         UserError: before training, for data, models or options that cannot work, naming row or argument and remedy.
@@ -70,31 +72,29 @@ class AlignmentMixin(_Trainer):
         for name, given in ({name: options.get(name) for name in _REFUSED} | {"data_collator": data_collator}).items():
             if given is not None:
                 raise UserError(f"{name} is not supported with mutual alignment: {_REFUSED[name]}")
+        sft = hasattr(super(), "_prepare_dataset")  # which SFTTrainer calls by itself
+        args = args or (MutualAlignmentConfig() if sft else TrainingArguments())
+        if alignment is not None and isinstance(args, AlignmentArguments):
+            raise UserError("args holds the settings of mutual alignment already: leave `alignment` out")
         self.alignment = alignment or (args if isinstance(args, AlignmentArguments) else AlignmentArguments())
+        check_settings(args, sft=sft)
         quantization = options.pop("quantization_config", None) if isinstance(model, str) else None
         setup = set_up(model, processing_class, args, self.alignment, quantization)
         if getattr(args, "padding_free", False):
             args.padding_free = False  # sequences are always packed here; TRL's own way of it asks for more
-        if args is not None and isinstance(train_dataset, IterableDataset):
-            args.accelerator_config.dispatch_batches = False  # a packed batch cannot be cut for other processes
-        pooled = bool(self.alignment.active(EMBEDDING_TERMS))
-        self._reader = PairReader(setup.directional, setup.max_length, self.alignment.overlong)  # type: ignore[arg-type]
-        self._collator = PairCollator(
-            setup.directional,
-            self.alignment.directions,  # type: ignore[arg-type]
-            pooled=pooled,
-            all_likelihoods=self.alignment.duality > 0,
-        )
+        args.accelerator_config.dispatch_batches = False  # a packed batch cannot be cut for other processes
+        self._max_length, self._pooled = setup.max_length, bool(self.alignment.active(EMBEDDING_TERMS))
+        self._reader: PairReader | None = None  # made when the first data set is prepared
         self._loss = MutualAlignmentLoss(self.alignment)
         self._alpha = Alpha(self.alignment.alpha_schedule, self.alignment.alpha)
         self._update: Update | None = None
         self._meters = {"train": Meter(), "eval": Meter()}
         self._seen_tokens: Tensor | int = 0
         self._last_log = (0, time.monotonic())
-        if not hasattr(super(), "_prepare_dataset"):  # SFTTrainer calls it by itself
+        if not sft:
             packing = getattr(args, "packing", False)
-            train_dataset = self._prepare_dataset(train_dataset, None, args, packing, None, "train")
-            eval_dataset = self._prepare_dataset(eval_dataset, None, args, packing, None, "eval")
+            train_dataset = self._prepare_dataset(train_dataset, setup.tokenizer, args, packing, None, "train")
+            eval_dataset = self._prepare_dataset(eval_dataset, setup.tokenizer, args, packing, None, "eval")
         super().__init__(
             model=setup.model,
             args=args,
@@ -108,7 +108,7 @@ class AlignmentMixin(_Trainer):
         self._check_parallelism()
         base = bare(setup.model)
         self._head = None
-        if pooled and self.alignment.projection_dim:
+        if self._pooled and self.alignment.projection_dim:
             self._head = heads.AlignmentHead(base.config.get_text_config().hidden_size, self.alignment.projection_dim)
             heads.attach(base, self._head)
         self._wrapped = WrappedForward(base, self._head)
@@ -123,6 +123,9 @@ class AlignmentMixin(_Trainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
+        if self._reader is None:
+            self._lay_out(processing_class, args)
+        assert self._reader is not None
         if dataset is None or isinstance(dataset, PackedPairs):
             return dataset
         if isinstance(dataset, dict):
@@ -131,13 +134,28 @@ class AlignmentMixin(_Trainer):
                 for name, part in dataset.items()
             }
         pairs = self._reader.prepare(dataset, dataset_name, getattr(args, "dataset_num_proc", None))
+        if getattr(args, "shuffle_dataset", False) and pairs is not dataset:
+            pairs = pairs.shuffle(seed=args.seed)
         if not packing:
             return pairs
         if isinstance(pairs, IterableDataset):
             raise UserError(f"packing needs the whole {dataset_name} data set, not a stream: set packing=False")
         lengths = [self._collator.tokens_of(pair) for pair in pairs]
-        sequences = 1 + (self.alignment.directions == "both" or self._collator.pooled)
+        sequences = 1 + (self.alignment.directions == "both" or self._pooled)
         return PackedPairs(pairs, best_fit(lengths, sequences * self._reader.max_length))
+
+    def _lay_out(self, tokenizer: Any, args: Any) -> None:
+        """Makes the reader and the collator of the tokenizer that is saved with the model: SFTTrainer has given it its
+        `eos_token` and its chat template by the time it prepares the first data set."""
+        directional = Directional(getattr(tokenizer, "tokenizer", tokenizer), close=True)
+        check_ending(directional, getattr(args, "eos_token", None))
+        self._reader = PairReader(directional, self._max_length, self.alignment.overlong)  # type: ignore[arg-type]
+        self._collator = PairCollator(
+            directional,
+            self.alignment.directions,  # type: ignore[arg-type]
+            pooled=self._pooled,
+            all_likelihoods=self.alignment.duality > 0,
+        )
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = list(COLUMNS)
@@ -202,7 +220,7 @@ class AlignmentMixin(_Trainer):
     # ---- contrast over all micro-batches of an update ----
 
     def _contrasts_update(self, update: Update) -> bool:
-        return update.micro_batches > 1 and self._collator.pooled and self.alignment.contrast_accumulated
+        return update.micro_batches > 1 and self._pooled and self.alignment.contrast_accumulated
 
     def _embed_update(self, model: nn.Module, update: Update) -> EmbeddingGradients:
         """Gradient caching (Gao et al., 2021): all embeddings without a graph, the terms' gradients with respect to
@@ -395,6 +413,8 @@ class AlignmentMixin(_Trainer):
 _REFUSED = {
     "data_collator": "pairs are packed by its own",
     "compute_loss_func": "the loss is its own; subclass and override compute_loss to add to it",
+    "preprocess_logits_for_metrics": "there are no logits",
+    "model_init": "give the model itself; its forward is read by hooks, which a new model would not have",
     "compute_metrics": "there are no logits to give it; the metrics are in the log",
     "formatting_func": "it would join the two sides of a pair; give prompt and completion instead",
 }

@@ -5,6 +5,7 @@ context_ids       tokens of the turns before the pair, markers included
 y_mask            1 where a token of y is scored (pre-tokenised rows may leave some out)
 synthetic         whether the pair was written by a model (weighed by alpha)
 group             equal for pairs that share an instruction or a response: no negatives of each other
+length            tokens of the longer of its two sequences, which sampling by length goes by
 row               the row's number in the data set, from 0; in a stream its place, and among the shards of its worker
 """
 
@@ -27,7 +28,7 @@ from ..packing import shortened
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("x_ids", "y_ids", "context_ids", "y_mask", "synthetic", "group", "row")
+COLUMNS = ("x_ids", "y_ids", "context_ids", "y_mask", "synthetic", "group", "length", "row")
 Overlong = Literal["raise", "drop", "truncate"]
 SHOWN = 5  # bad rows named in an error
 OVERLONG = "overlong"  # the problem of a row that is left out because the user asked for it
@@ -35,7 +36,7 @@ OVERLONG = "overlong"  # the problem of a row that is left out because the user 
 _TOKENISED = Features(
     {name: ListOf(Value("int64")) for name in ("x_ids", "y_ids", "context_ids", "y_mask")}
     | {name: Value("bool") for name in ("synthetic", "cut")}
-    | {name: Value("int64") for name in ("row", "x_hash", "y_hash")}
+    | {name: Value("int64") for name in ("row", "length", "x_hash", "y_hash")}
     | {"problem": Value("string")}
 )
 
@@ -144,6 +145,7 @@ class PairReader:
             "y_mask": (mask or [1] * len(pair.y))[: len(pair.y)],
             "synthetic": bool(record.get("synthetic") or False),
             "row": number,
+            "length": self.directional.length(pair),
             "x_hash": _hash(pair.context + pair.x),
             "y_hash": _hash(pair.y),
             "problem": problem,

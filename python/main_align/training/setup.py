@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..directional import Directional
+from ..directional import Directional, Encoded
 from ..errors import UserError
 from ..forward import Forward
 from ..models import SMOLLM2, check_model, smollm2_folder
 from .arguments import AlignmentArguments
 from .wrapped import head_weight
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,6 @@ class Setup:
 
     model: nn.Module  # a PreTrainedModel, or a PeftModel round one
     tokenizer: PreTrainedTokenizerBase
-    directional: Directional
     max_length: int
 
 
@@ -33,7 +35,6 @@ def set_up(
     """Loads what is given by name, switches the model to packed attention and checks everything that can be known
     before training; UserError with the remedy for what cannot work."""
     alignment.check()
-    _check_args(args)
     if isinstance(model, str):
         model, tokenizer = _load(model, tokenizer, args, quantization_config)
     base = bare(model)
@@ -48,12 +49,27 @@ def set_up(
     check_model(type(base).__name__, base, tokenizer)
     head_weight(base)
     Forward(base)  # switches the attention, and refuses a family whose packed probabilities differ from its own
+    if hasattr(base.config.get_text_config(), "output_router_logits") and getattr(args, "router_aux_loss_coef", 1) != 0:
+        log.warning("the load-balancing loss of a mixture of experts is not trained; router_aux_loss_coef=0.0 says so")
+        args.router_aux_loss_coef = 0.0  # else SFTTrainer has the model compute it
     limit = getattr(base.config, "max_position_embeddings", None)
     wanted = getattr(args, "max_length", None)
     if not (limit or wanted):
         raise UserError("the model's config has no max_position_embeddings: give max_length")
     longest = min(n for n in (limit, wanted) if n)
-    return Setup(model, tokenizer, Directional(tokenizer, close=True), longest)
+    return Setup(model, tokenizer, longest)
+
+
+def check_ending(directional: Directional, eos_token: str | None) -> None:
+    """UserError for an `eos_token` that no response ends with, so that the model would never learn to stop at it."""
+    forward, _ = directional.layouts(Encoded([], [], []))
+    ending = forward.ids[slice(*forward.second)]
+    if eos_token is not None and directional.tokenizer.eos_token_id not in ending:
+        written = str(directional.tokenizer.decode(ending))
+        raise UserError(
+            f"eos_token {eos_token!r} is not what the chat template ends a response with ({written!r}), so the model "
+            f"would never learn to stop there: use eos_token={written!r}, or another template (chat_template_path)"
+        )
 
 
 def bare(model: nn.Module) -> PreTrainedModel:
@@ -81,25 +97,3 @@ def _load(name: str, tokenizer: Any, args: Any, quantization_config: Any) -> tup
     except (OSError, ImportError, ValueError) as error:
         raise UserError(f"the model {name!r} cannot be loaded: {error}") from error
     return model, tokenizer
-
-
-def _check_args(args: Any) -> None:
-    """Options of TrainingArguments and SFTConfig that would be passed over in silence."""
-    refused = {
-        "label_smoothing_factor": "the loss is made without logits; set it to 0",
-        "use_liger_kernel": "the head's loss is fused already, and Liger replaces the forward; set it to False",
-    }
-    for name, why in refused.items():
-        if getattr(args, name, None):
-            raise UserError(f"{name} is not supported with mutual alignment: {why}")
-    if getattr(args, "loss_type", "nll") != "nll":
-        raise UserError(f"loss_type={args.loss_type!r} is not supported with mutual alignment: use 'nll'")
-    if getattr(args, "completion_only_loss", None) is False:
-        raise UserError(
-            "completion_only_loss=False would train on the instruction as well, which mutual alignment does not: leave "
-            "it out, and give `reverse` a weight to learn p(x|y)"
-        )
-    if getattr(args, "packing", False) and args.packing_strategy != "bfd":
-        raise UserError(
-            f"packing_strategy={args.packing_strategy!r} cuts samples, so a pair would lose a side: use 'bfd'"
-        )

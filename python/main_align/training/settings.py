@@ -1,0 +1,88 @@
+"""check_settings: options of TrainingArguments and SFTConfig that mutual alignment has no use for are refused, so that
+none is passed over in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..errors import UserError
+from .across import world_size
+
+
+class Refusal(NamedTuple):
+    """An option that is refused where `is_unused` says so of its value."""
+
+    name: str
+    is_unused: Callable[[Any], bool]
+    why: str
+
+
+REFUSED = (
+    Refusal("label_smoothing_factor", bool, "the loss is made without logits; set it to 0"),
+    Refusal("use_liger_kernel", bool, "the head's loss is fused already, Liger replaces the forward; leave it out"),
+    Refusal("loss_type", lambda value: value != "nll", "use 'nll'"),
+    Refusal(
+        "completion_only_loss",
+        lambda value: value is False,
+        "leave it out, for p(y|x) is of the response alone, and give `reverse` a weight to learn p(x|y)",
+    ),
+    Refusal(
+        "assistant_only_loss",
+        bool,
+        "of a conversation the last assistant turn is trained and the turns before are context; leave it out",
+    ),
+    Refusal(
+        "truncation_mode",
+        lambda value: value != "keep_start",
+        "nothing is cut unless overlong='truncate' says so, and then both sides are; leave it out",
+    ),
+    Refusal(
+        "dataset_kwargs",
+        lambda value: bool(value) and any(value.values()),
+        "a data set that is tokenised or prepared is known by its columns; leave it out",
+    ),
+    Refusal("dataset_text_field", lambda value: value != "text", "plain text has no two sides to align; give pairs"),
+    Refusal(
+        "pad_to_multiple_of",
+        lambda value: value not in (None, "auto"),
+        "sequences are packed without padding; leave it out",
+    ),
+    Refusal(
+        "router_aux_loss_coef", bool, "the load-balancing loss of a mixture of experts is not trained; set it to 0.0"
+    ),
+    Refusal(
+        "average_tokens_across_devices",
+        lambda value: not value and world_size() > 1,
+        "a step's tokens are counted over all processes; leave it True",
+    ),
+    Refusal("length_column_name", lambda value: value != "length", "lengths are counted by the trainer; leave it out"),
+)
+
+SFT_ONLY = (
+    Refusal("chat_template_path", bool, "set tokenizer.chat_template"),
+    Refusal("eos_token", bool, "set tokenizer.eos_token"),
+    Refusal("activation_offloading", bool, "use gradient_checkpointing"),
+)
+
+
+def check_settings(args: Any, *, sft: bool) -> None:
+    """UserError, with the remedy, for the first setting that would have no effect; `sft`: SFTTrainer reads them too."""
+    for name, is_unused, why in REFUSED:
+        value = getattr(args, name, None)
+        if hasattr(args, name) and is_unused(value):
+            raise UserError(f"{name}={value!r} is not supported with mutual alignment: {why}")
+    for name, is_unused, why in SFT_ONLY:
+        value = getattr(args, name, None)
+        if not sft and is_unused(value):
+            raise UserError(f"{name}={value!r} is read by SFTTrainer and this trainer is none: {why}")
+    packs = getattr(args, "packing", False) or getattr(args, "eval_packing", False)
+    if packs and args.packing_strategy != "bfd":
+        raise UserError(
+            f"packing_strategy={args.packing_strategy!r} cuts samples, so a pair would lose a side: use 'bfd'"
+        )
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    if packs and strategy in ("group_by_length", "batch_rebalance"):
+        raise UserError(
+            f"train_sampling_strategy={strategy!r} has no use with packing, whose rows are about equally long"
+        )
