@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from main_kernels import backends
+from main_kernels.sweep import plan
 
 from .kernels.contract import BACKENDS, DEVICE
 
@@ -31,3 +32,10 @@ def backend(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
     """Runs the test once on every backend of this machine."""
     with backends.use(request.param):
         yield request.param
+
+
+@pytest.fixture(params=[True, False], ids=["bfloat16_products", "float32_products"])
+def fast_bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Runs the test as on a CPU with bfloat16 instructions and as on one without, whichever this one is."""
+    monkeypatch.setattr(plan, "has_fast_bfloat16", lambda: request.param)
+    return bool(request.param)

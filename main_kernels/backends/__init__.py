@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
+from ..processor import has_fast_bfloat16
 from . import cpu, cuda, plain
 from .interface import Backend, ScoreMap
 
@@ -99,7 +100,10 @@ def backend_report() -> dict[str, str]:
     report = {}
     if cpu.MODULE is not None:
         isa = cpu.MODULE.instruction_set()
-        report["cpu"] = f"C++ kernels over torch.mm, {isa}: float32, bfloat16, float16 on the CPU"
+        products = (
+            "" if has_fast_bfloat16() else "; bfloat16 is computed in float32, this CPU has no instructions for it"
+        )
+        report["cpu"] = f"C++ kernels over torch.mm, {isa}: float32, bfloat16, float16 on the CPU{products}"
     else:
         report["cpu"] = f"not available ({cpu.WHY_NOT}); the plain backend serves the CPU instead"
     report["plain"] = "torch operations in chunks: float64, and every device without kernels of its own"

@@ -18,6 +18,7 @@ from ..backends.memory import borrow, give_back
 from . import plan
 from .gradient import Gradient
 from .inputs import one_number, taking_part
+from .operand import Operand
 
 # A pair of chunks is no smaller than this a column: 256 rows of float32, 512 of bfloat16. With half as many, products
 # for the weight's gradient took up to twice the time.
@@ -28,8 +29,8 @@ _COLUMN_BYTES = 2048
 class _Side:
     """One of the two score matrices. Empty buffers stand for gradients that are not wanted."""
 
-    hidden: Tensor  # [T, D] compute dtype, contiguous
-    weight: Tensor  # [V, D] compute dtype, contiguous
+    hidden: Operand  # [T, D]
+    weight: Operand  # [V, D]
     d_hidden: Gradient
     d_weight: Gradient
 
@@ -50,26 +51,26 @@ def _walk(
     p: _Side, q: _Side, scale: float, beta: float | None, weights: Tensor, values: Tensor, backend: Backend
 ) -> None:
     """Fills values[T] with the divergences, and the gradients of sum_i weights[i] values[i] that are wanted."""
-    rows, columns = p.hidden.shape[0], p.weight.shape[0]
+    rows, columns = p.hidden.tensor.shape[0], p.weight.tensor.shape[0]
     if not rows:
         p.d_weight.zero_()
         q.d_weight.zero_()
         return
-    itemsize = p.hidden.element_size() + q.hidden.element_size()
-    step = _chunk_rows(rows, columns, itemsize, p.hidden.device.type)
-    room = [borrow((step, columns), side.hidden.dtype, side.hidden.device) for side in (p, q)]
+    device = p.hidden.tensor.device
+    step = _chunk_rows(rows, columns, p.hidden.compute.itemsize + q.hidden.compute.itemsize, device.type)
+    room = [borrow((step, columns), side.hidden.compute, device) for side in (p, q)]
     for begin in range(0, rows, step):
         chunk = slice(begin, min(begin + step, rows))
         p_raw, q_raw = scores = [
-            torch.mm(side.hidden[chunk], side.weight.T, out=raw[: chunk.stop - begin])
+            side.weight.scores(side.hidden.rows(chunk), raw[: chunk.stop - begin])
             for side, raw in zip((p, q), room, strict=True)
         ]
         backend.divergence_(p_raw, q_raw, scale, beta, weights[chunk], values[chunk], p.wanted, q.wanted)
         for side, g in zip((p, q), scores, strict=True):
             if side.d_hidden.wanted:
-                side.d_hidden.rows(chunk).add_product(backend, g, side.weight, first=True)
+                side.weight.add_to(side.d_hidden.rows(chunk), g, backend)
             if side.d_weight.wanted:
-                side.d_weight.add_product(backend, g.T, side.hidden[chunk], first=begin == 0)
+                side.d_weight.add_product(backend, g.T, side.hidden.rows(chunk), first=begin == 0)
     for raw in room:
         give_back(raw)
 
@@ -98,7 +99,7 @@ def _walk_selected(
             if d_hidden.wanted:
                 hiddens.append((d_hidden, Gradient.empty(hidden)))
                 d_hidden = hiddens[-1][1]
-        sides.append(_Side(hidden.to(compute).contiguous(), weight.to(compute).contiguous(), d_hidden, d_weight))
+        sides.append(_Side(Operand.of(hidden, compute), Operand.of(weight, compute), d_hidden, d_weight))
     weights = (weights if selected is None else weights[selected]).contiguous()
     _walk(sides[0], sides[1], scale, beta, weights, part, get(backend))
     if selected is not None:

@@ -156,12 +156,9 @@ def make_problem(inputs: Inputs | GradientInputs, selected: Tensor | None) -> Pr
     backend = get(inputs.backend)
     fused = backend.fused if backend.fused is not None and backend.fused.serves(query.dtype) else None
     mode = mode_of(inputs) if isinstance(inputs, Inputs) else inputs.gradient
-    given = query, inputs.key
-    query, key = (t.to(plan.compute).contiguous() if fused is None else fused.aligned(t) for t in given)
     return Problem(
         query=query,
-        key=key,
-        given=given,
+        key=inputs.key,
         score_map=ScoreMap(inputs.scale.detach(), inputs.softcap, bias),
         targets=None if targets is None else targets.contiguous(),
         mask=mask,

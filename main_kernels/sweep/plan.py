@@ -19,6 +19,8 @@ from typing import Literal
 
 import torch
 
+from ..processor import has_fast_bfloat16
+
 DEFAULT_WORKSPACE = 256 << 20
 """Bytes of scores a contrastive op may keep between forward and backward (256 MiB: N = 8192 in float32)."""
 
@@ -46,12 +48,14 @@ class Plan:
 def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype, device: str = "cpu") -> Plan:
     """Plans S[rows, columns] = Q[rows, width] K[columns, width]ᵀ for inputs of ``dtype``.
 
-    float16 is computed in float32 (its products are slow on a CPU and overflow at 65504), and so are small bfloat16
-    problems, where one rounding at the very end is worth more than the speed.
+    float16 is computed in float32 (its products are slow on a CPU and overflow at 65504), and so is bfloat16 on a CPU
+    without instructions for it, or where the problem is small: one rounding at the very end is worth more there than
+    the speed.
     """
     small = rows * columns * width < SMALL_PROBLEM
-    narrow = dtype == torch.float16 or (dtype == torch.bfloat16 and small)
-    compute = torch.float32 if narrow else dtype
+    slow = device == "cpu" and not has_fast_bfloat16()
+    widened = dtype == torch.float16 or (dtype == torch.bfloat16 and (small or slow))
+    compute = torch.float32 if widened else dtype
     if device == "cuda":
         return Plan(compute, cuda_chunk_rows(rows, columns, compute.itemsize))
     fitting = CHUNK_BYTES // (columns * compute.itemsize)

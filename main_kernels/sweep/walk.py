@@ -13,6 +13,7 @@ from ..backends import Backend, ScoreMap
 from ..backends.interface import MAX_REFERENCE, ColumnSums, FusedKernels, Lse, Mask, RowSums, Upstream, Wants
 from ..backends.memory import borrow, give_back
 from .gradient import Gradient
+from .operand import Operand
 from .plan import Plan
 
 # A walk that keeps nothing goes over tiles whose operands stay in the cache. Powers of two: with 4849 columns the same
@@ -28,9 +29,8 @@ _SMALL_SCORES = 4096  # entries; with fewer there is no time to win, and a lone 
 class Problem:
     """S[N, M] = map(Q Kᵀ), its targets, and how it is to be walked."""
 
-    query: Tensor  # [N, D] contiguous, as scores are made from it; a fused walk may want more columns, of zeros
+    query: Tensor  # [N, D] as it came
     key: Tensor  # [M, D] the same
-    given: tuple[Tensor, Tensor]  # query and key as they came
     score_map: ScoreMap
     targets: Tensor | None  # [N] int64, all in range
     mask: Mask | None
@@ -40,12 +40,15 @@ class Problem:
     stored: torch.dtype | None  # in which raw scores go from walk to walk; None where they do not
 
     @cached_property
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """query and key in the compute dtype, what weights are multiplied by."""
-        if self.fused is None:
-            return self.query, self.key
-        query, key = (t.to(self.plan.compute) for t in self.given)
-        return query, key
+    def factors(self) -> tuple[Operand, Operand]:
+        """query and key as products read them."""
+        return Operand.of(self.query, self.plan.compute), Operand.of(self.key, self.plan.compute)
+
+    @cached_property
+    def aligned(self) -> tuple[Tensor, Tensor]:
+        """query and key as fused walks read them: there may be more columns, of zeros."""
+        assert self.fused is not None
+        return self.fused.aligned(self.query), self.fused.aligned(self.key)
 
     def workspace(self) -> Tensor:
         """Room for the raw scores of one chunk."""
@@ -61,7 +64,8 @@ class Problem:
 
     def product(self, rows: slice, out: Tensor) -> Tensor:
         """The raw scores of some rows, in out[c, M]."""
-        return torch.mm(self.query[rows], self.key.T, out=out)
+        query, key = self.factors
+        return key.scores(query.rows(rows), out)
 
     def targets_of(self, rows: slice) -> Tensor | None:
         return None if self.targets is None else self.targets[rows]
@@ -154,8 +158,8 @@ def forward_walk(
     if wants.columns:
         columns = ColumnSums.empty(problem.key.shape[0], accumulator, device, wants, maximum=start)
     if problem.fused is not None and problem.targets is not None:
-        given = problem.query, problem.key, problem.score_map, problem.targets
-        problem.fused.target_scores(*given, problem.stored, rows.target)
+        scored = *problem.aligned, problem.score_map, problem.targets
+        problem.fused.target_scores(*scored, problem.stored, rows.target)
     if columns is not None and wants.statistics:
         columns.target = _paired_scores(problem, rows.target)
     needs_whole_rows = wants.columns or wants.statistics or kept.numel() or d_query.wanted or d_key.wanted
@@ -210,8 +214,8 @@ def _walk_rows(
         targets, mask, sums = problem.targets_of(chunk), problem.mask_of(chunk), rows[chunk]
         scores = kept[chunk] if raw is None else raw[: chunk.stop - chunk.start]
         if fused is not None:
-            operands, out = (problem.query[chunk], problem.key), scores if scores.numel() else None
-            fused.reduce(*operands, score_map, targets, mask, problem.stored, sums, columns, out)
+            (query, key), out = problem.aligned, scores if scores.numel() else None
+            fused.reduce(query[chunk], key, score_map, targets, mask, problem.stored, sums, columns, out)
         elif reference is not None and bounded is not None and columns is not None and targets is not None:
             problem.product(chunk, scores)
             bounded.reduce(scores, float(score_map.scale), targets, mask, sums, columns)
@@ -236,15 +240,17 @@ def _walk_tiles(problem: Problem, rows: RowSums) -> None:
     count, columns = problem.query.shape[0], problem.key.shape[0]
     height = max(min(_TILE_ROWS, count), 1)
     width = min(_TILE_COLUMNS, columns)
-    room = borrow((height * width,), problem.query.dtype, problem.query.device)
+    room = borrow((height * width,), problem.plan.compute, problem.query.device)
+    query, key = problem.factors
     for top in range(0, count, height):
         chunk = slice(top, min(top + height, count))
         targets, mask, sums = problem.targets_of(chunk), problem.mask_of(chunk), rows[chunk]
+        operand = query.rows(chunk)
         for left in range(0, columns, width):
             tile = slice(left, min(left + width, columns))
             shape = (chunk.stop - chunk.start, tile.stop - tile.start)
             raw = room[: shape[0] * shape[1]].view(shape)
-            torch.mm(problem.query[chunk], problem.key[tile].T, out=raw)
+            torch.mm(operand, key.rows(tile).T, out=raw)
             local = None if targets is None else targets - left
             part = None if mask is None else mask.of_columns(tile)
             problem.backend.reduce_rows(raw, problem.score_map.of_columns(tile), local, part, sums)
@@ -285,8 +291,8 @@ def backward_walk(
         if raw is not None and fused is None:
             problem.product(chunk, scores)
         if fused is not None:
-            operands = problem.query[chunk], problem.key
-            fused.weigh(*operands, problem.score_map, targets, mask, problem.stored, part, scores, mine)
+            query, key = problem.aligned
+            fused.weigh(query[chunk], key, problem.score_map, targets, mask, problem.stored, part, scores, mine)
         elif reference is not None and bounded is not None and targets is not None:
             scale = float(problem.score_map.scale)
             bounded.weigh_(scores, scale, reference, targets, mask, alpha[chunk], beta, part.d, mine)
@@ -310,9 +316,9 @@ def _add_products(problem: Problem, weights: Tensor, chunk: slice, d_query: Grad
     """weights[c, M] of a chunk of rows: dQ[chunk] = G K and dK += Gᵀ Q[chunk], the first chunk setting it."""
     query, key = problem.factors
     if d_query.wanted:
-        d_query.rows(chunk).add_product(problem.backend, weights, key, first=True)
+        key.add_to(d_query.rows(chunk), weights, problem.backend)
     if d_key.wanted:
-        d_key.add_product(problem.backend, weights.T, query[chunk], first=chunk.start == 0)
+        d_key.add_product(problem.backend, weights.T, query.rows(chunk), first=chunk.start == 0)
 
 
 def _paired_scores(problem: Problem, at_target: Tensor) -> Tensor:
@@ -322,7 +328,7 @@ def _paired_scores(problem: Problem, at_target: Tensor) -> Tensor:
     query, key, targets = problem.query, problem.key, problem.targets
     if problem.fused is not None and targets is not None:
         return at_target.new_full((key.shape[0],), -torch.inf).index_copy_(0, targets, at_target)
-    dot = query.new_full((key.shape[0],), -torch.inf)
+    dot = query.new_full((key.shape[0],), -torch.inf, dtype=problem.plan.compute)
     if targets is not None:
         for chunk in problem.chunks():
             mine = targets[chunk]

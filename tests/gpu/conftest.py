@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from main_kernels import backends
+from main_kernels.sweep import plan
 
 from .interpreter import repair
 
@@ -34,6 +35,13 @@ if INTERPRETED:
         config.update(size)
     settings.register_profile("interpreted", settings.get_profile("quick"), max_examples=6)
     settings.load_profile("interpreted")
+
+
+@pytest.fixture(autouse=True)
+def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A GPU multiplies bfloat16 matrices, whatever the CPU that stands in for it does."""
+    monkeypatch.setattr(plan, "has_fast_bfloat16", lambda: True)
+    return True
 
 
 @pytest.fixture(params=["triton"])
