@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .amp import operand_dtype
+
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -29,8 +31,9 @@ def matrix(name: str, tensor: Tensor, *, width: int | None = None, like: Tensor 
 
 
 def same_kind(name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.dtype != like.dtype:
-        raise ValueError(f"{name}: got dtype {tensor.dtype}, want {like.dtype} as the first argument has")
+    """One device and one dtype, which under autocast is that of the factors of products."""
+    if operand_dtype(tensor) != operand_dtype(like):
+        raise ValueError(f"{name}: got dtype {tensor.dtype}, want {like.dtype} as its other factor has")
     if tensor.device != like.device:
         raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .amp import autocast
 from .backends import choose
-from .sweep import autocast
 from .sweep.divergence import divergence_op
 
 _CHUNK_ENTRIES = 1 << 19  # of P and of M: 2 MiB each in float32, and products of a thousand rows where D is 512
@@ -116,11 +116,9 @@ def linear_kl(
         raise ValueError(
             f"teacher_weight: got {teacher_weight.shape[0]} rows, want {student_weight.shape[0]}: one vocabulary"
         )
-    if teacher_weight.dtype != teacher_hidden.dtype:
-        raise ValueError(f"teacher_weight: got dtype {teacher_weight.dtype}, want {teacher_hidden.dtype}")
-    for name, tensor in (("teacher_hidden", teacher_hidden), ("teacher_weight", teacher_weight)):
-        if tensor.device != student_hidden.device:
-            raise ValueError(f"{name}: got device {tensor.device}, want {student_hidden.device}")
+    checks.same_kind("teacher_weight", teacher_weight, teacher_hidden)
+    if teacher_hidden.device != student_hidden.device:
+        raise ValueError(f"teacher_hidden: got device {teacher_hidden.device}, want {student_hidden.device}")
     checks.one_of("kind", kind, ("forward", "reverse", "js"))
     if kind == "js" and not 0 < beta < 1:
         raise ValueError(f"beta: got {beta}, want a number between 0 and 1")

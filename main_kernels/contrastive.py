@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
-from .sweep import DEFAULT_WORKSPACE, CrossEntropy, autocast, sweep
+from .amp import autocast
+from .sweep import DEFAULT_WORKSPACE, CrossEntropy, sweep
 
 MAX_LOGIT_SCALE = math.log(100.0)
 Reduction = Literal["mean", "sum", "none"]

@@ -13,21 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..amp import autocast
 from ..backends import choose
 from . import backward  # noqa: F401  (joins the op to autograd)
 from .inputs import Inputs, accumulator_dtype
 from .op import sweep_op
 from .plan import DEFAULT_WORKSPACE
 
-__all__ = ["DEFAULT_WORKSPACE", "CrossEntropy", "Sweep", "autocast", "sweep"]
-
-
-def autocast(operand: Tensor) -> Tensor:
-    """The operand of a product in the dtype that autocast, where it is on, has products made in."""
-    kind = operand.device.type
-    if not torch.is_autocast_enabled(kind) or operand.dtype == torch.float64:
-        return operand
-    return operand.to(torch.get_autocast_dtype(kind))
+__all__ = ["DEFAULT_WORKSPACE", "CrossEntropy", "Sweep", "sweep"]
 
 
 class Sweep(NamedTuple):

@@ -1,0 +1,45 @@
+"""Under autocast every function takes what F.linear takes: operands of any narrow dtypes, cast before they are checked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .calls import PUBLIC, values_and_gradients
+from .contract import DEVICE, error
+
+FULL_PRECISION = ("segment_pool", "cyclic", "relational", "mutual_information_club")  # autocast leaves these alone
+DTYPES = [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (torch.float16, torch.float32)]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+def test_operands_of_different_dtypes(name, dtypes):
+    query, key = (torch.randn(12, 8).to(dtype).requires_grad_() for dtype in dtypes)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        got = values_and_gradients(PUBLIC[name], query, key)
+    product_dtype = torch.float32 if name.startswith(FULL_PRECISION) else torch.bfloat16
+    want = values_and_gradients(lambda q, k: PUBLIC[name](q.to(product_dtype), k.to(product_dtype)), query, key)
+    # the bounds' CLUB is left alone; an operand used twice has two gradients to add, rounded in one case only
+    exact = 1e-2 if name == "mutual_information_bounds" else 1e-6
+    for place, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+        if theirs is None or not theirs.is_floating_point():
+            assert mine is theirs or torch.equal(mine, theirs)
+            continue
+        mine, theirs = mine.nan_to_num(), theirs.nan_to_num()
+        tolerance = exact if place < len(got) - 2 else 1e-2
+        assert error(mine, theirs) <= tolerance * max(1.0, float(theirs.abs().max()))
+    for leaf, gradient in zip((query, key), got[-2:], strict=True):
+        assert gradient is None or gradient.dtype == leaf.dtype
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith("segment_pool")])
+def test_without_autocast_they_are_refused(name):
+    query, key = torch.randn(12, 8, dtype=torch.bfloat16), torch.randn(12, 8)
+    with pytest.raises(ValueError, match="got dtype torch"):
+        PUBLIC[name](query, key)
+
+
+def test_float64_is_not_cast_and_so_does_not_match():
+    with torch.autocast(DEVICE, dtype=torch.bfloat16), pytest.raises(ValueError, match="got dtype torch"):
+        PUBLIC["row_logsumexp"](torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 2))
