@@ -21,7 +21,6 @@ from .errors import UserError
 
 app = typer.Typer(
     name="main-align",
-    help="Score instruction-response pairs by mutual alignment, keep the best, and train on both directions.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,
@@ -31,7 +30,7 @@ app = typer.Typer(
 
 
 class Dtype(str, Enum):
-    """Number formats of the model; auto is float32 on the CPU and bfloat16 on CUDA."""
+    """Number formats of the model; auto is bfloat16 where the device has instructions for it, else float32."""
 
     auto = "auto"
     float32 = "float32"
@@ -39,9 +38,21 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
-def main() -> None:
-    """The entry point `main-align`."""
-    app()
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .manifest import installed
+
+        typer.echo(f"main-align {installed('main-kernels')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Score instruction-response pairs by mutual alignment, keep the best, and train on both directions."""
 
 
 @contextmanager
@@ -78,7 +89,7 @@ def score(
     model: Annotated[str, typer.Option(help="Hub id, local folder, or smollm2 (comes by package index).")] = "smollm2",
     revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     dtype: Annotated[
-        Dtype, typer.Option(help="Weights and states; auto: float32 on CPU, bfloat16 on CUDA.")
+        Dtype, typer.Option(help="Weights and states; auto: the fastest, bfloat16 or float32.")
     ] = Dtype.auto,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     max_length: Annotated[
@@ -218,7 +229,7 @@ def train(
     full: Annotated[
         bool, typer.Option("--full", help="Train two full models instead of two LoRA adapters on one.")
     ] = False,
-    dtype: Annotated[Optional[Dtype], typer.Option(help="auto: float32 on CPU, bfloat16 on CUDA.")] = None,
+    dtype: Annotated[Optional[Dtype], typer.Option(help="auto: the fastest, bfloat16 or float32.")] = None,
     rounds: Annotated[Optional[int], typer.Option(help="Rounds of synthesising and training. Default: 2.")] = None,
     warmup_epochs: Annotated[
         Optional[float], typer.Option(help="Epochs on the seeds before round 1, both directions. Default: 1.")
@@ -256,7 +267,7 @@ def train(
 
     `main-align train loop.yaml --rounds 3 --set training.learning_rate=5e-5`
 
-    `accelerate launch --multi_gpu -m main_align.cli train loop.yaml --model ./my-llama`
+    `accelerate launch --multi_gpu -m main_align train loop.yaml --model ./my-llama`
     """
     with _plain_errors():
         from .commands import run_train
@@ -281,10 +292,12 @@ def doctor() -> None:
     `main-align doctor`
     """
     with _plain_errors():
-        from .commands import run_doctor
+        from .doctor import run_doctor
 
         sys.exit(run_doctor())
 
 
 if __name__ == "__main__":
+    from main_align.__main__ import main
+
     main()

@@ -8,11 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from .display import Display, clock
-from .doctor import examine
 from .filtering import filter_scores
 from .forms import Fields
 from .labels import read_aligned
-from .partial import partial_folder
+from .partial import check_partial, partial_folder
 from .plotting import check_plot, plot_scores
 from .reading import check_fields, open_source
 from .report import filter_summary, rounds_table, score_summary, status_table
@@ -34,6 +33,7 @@ def run_score(
     """`main-align score`. Raises UserError before the model is loaded where it can."""
     named = Fields(*fields)
     check_ending(out)
+    check_partial(out)
     check_fields(named)
     if plot:
         check_plot(plot)
@@ -42,7 +42,6 @@ def run_score(
         display.say(f"loading {scorer['model']} ...")
         _hush()
         command = {"input": source, "output": str(out), **scorer}
-        scorer = {**scorer, "dtype": _dtype(scorer["dtype"], scorer["device"])}
         from .job import score_file
         from .scorer import Scorer
 
@@ -79,16 +78,6 @@ def _hush() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def _dtype(wanted: str, device: str) -> str:
-    if wanted != "auto":
-        return wanted
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return "bfloat16" if device.startswith("cuda") else "float32"
 
 
 def _outcome(out: Path, manifest: dict[str, Any]) -> str:
@@ -152,13 +141,3 @@ def run_train(config: Path | None, given: dict[str, Any], assignments: list[str]
         report_path = Path(settings.output_dir) / "report.json"
         console.print(f"{models}{kept}\nreport: {report_path}", highlight=False, markup=False, soft_wrap=True)
     loop.processes.leave()
-
-
-def run_doctor() -> int:
-    """`main-align doctor`; 0 where scoring with the default model works, else 1."""
-    findings = examine()
-    for finding in findings:
-        print(f"{'ok' if finding.ok else '!!'}  {finding.name:<16} {finding.found}")
-        if finding.remedy:
-            print(f"    {'':<16} -> {finding.remedy}")
-    return 0 if all(finding.ok for finding in findings) else 1

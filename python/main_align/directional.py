@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from .errors import UserError
 from .records import Turn
 from .templates import Markers, read_markers, special_tokens
 
@@ -44,10 +45,15 @@ class Directional:
 
     With `close`, EOS ends a sequence whose last turn the template does not end (a user turn of Mistral's, any turn
     without a template): for training and generation, where a model must learn to stop.
+
+    `vocabulary` is the number of tokens that the model has an embedding for. UserError where the markers need one
+    beyond it; `unknown_token` finds one in a pair.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, close: bool = False) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, close: bool = False, vocabulary: int | None = None
+    ) -> None:
+        self.tokenizer, self.vocabulary = tokenizer, vocabulary
         self.markers: Markers = read_markers(tokenizer)
         self.bos: list[int] = [_beginning(tokenizer, self.markers)]
         m = self.markers
@@ -57,6 +63,12 @@ class Directional:
         self._x_end, self._y_end = self._ids(m.x_end), self._ids(m.y_end)
         closing = [tokenizer.eos_token_id] if close and tokenizer.eos_token_id is not None else []
         self._x_last, self._y_last = self._x_end or closing, self._y_end or closing
+        parts = (self.bos, self._x_first, self._y_first, self._x_next, self._y_next, self._x_last, self._y_last)
+        if problem := self.unknown_token(*parts):
+            raise UserError(
+                f"every pair needs {problem}: call model.resize_token_embeddings(len(tokenizer)) and train it, or give "
+                "the tokenizer that the model was trained with"
+            )
 
     @property
     def overhead(self) -> int:
@@ -83,6 +95,15 @@ class Directional:
                     return "the model's chat template has no place for a system turn"
             elif turn.role not in ("user", "assistant"):
                 return f"a turn has the role {turn.role!r}; user, assistant and system are known"
+        return None
+
+    def unknown_token(self, *parts: Sequence[int]) -> str | None:
+        """Name the first token of these ids that the model has no embedding for, or None where it has them all."""
+        if self.vocabulary is None:
+            return None
+        for number in (number for part in parts for number in part if number >= self.vocabulary):
+            token = self.tokenizer.convert_ids_to_tokens(number)
+            return f"the token {token!r} ({number}), and the model has embeddings for {self.vocabulary} tokens only"
         return None
 
     def tokens(self, pair: Encoded) -> tuple[int, int]:

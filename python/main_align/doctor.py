@@ -1,4 +1,7 @@
-"""`main-align doctor`: what this installation has, what serves what, and what to do about gaps."""
+"""`main-align doctor`: what this installation has, what serves what, and what to do about gaps.
+
+It needs torch alone: everything else is looked for, and its absence is a finding.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .manifest import installed
+from .smollm2 import CONVERSION, SMOLLM2_PACKAGE, SMOLLM2_REMEDY, cache_folder
 
+HF, TRAIN = "pip install 'main-kernels[hf]'", "pip install 'main-kernels[train]'"
+NEEDED = ("transformers", "typer", "rich", "safetensors", "pyarrow")  # by main-align score
 OPTIONAL = {
-    "transformers": "pip install 'main-kernels[hf]'",
-    "datasets": "pip install 'main-kernels[hf]' (only for `datasets` sources)",
-    "pyarrow": "pip install 'main-kernels[hf]' (only for .parquet)",
-    "matplotlib": "pip install 'main-kernels[hf]' (only for --plot)",
+    "datasets": f"{HF} (only for `datasets` sources and for training)",
+    "matplotlib": f"{HF} (only for --plot)",
+    "accelerate": f"{HF} (for training, and to convert the default model once)",
+    "gguf": f"{HF} (to convert the default model once)",
+    "sentencepiece": f"{HF} (for tokenizers that come as tokenizer.model only)",
+    "trl": f"{TRAIN} (only for training)",
+    "peft": f"{TRAIN} (for adapters)",
     "flash-attn": "never needed: torch's own attention serves; pip install 'main-kernels[flash]'",
 }
 
@@ -26,6 +35,16 @@ class Finding:
     found: str
     ok: bool = True
     remedy: str = ""
+
+
+def run_doctor() -> int:
+    """Print what was found; 0 where scoring with the default model works, else 1."""
+    findings = examine()
+    for finding in findings:
+        print(f"{'ok' if finding.ok else '!!'}  {finding.name:<16} {finding.found}")
+        if finding.remedy:
+            print(f"    {'':<16} -> {finding.remedy}")
+    return 0 if all(finding.ok for finding in findings) else 1
 
 
 def examine() -> list[Finding]:
@@ -50,9 +69,15 @@ def _torch() -> Iterator[Finding]:
         return
     import torch
 
+    from main_kernels.processor import has_fast_bfloat16
+
     yield Finding("torch", torch.__version__)
     yield Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
     yield Finding("instruction set", torch.backends.cpu.get_cpu_capability())
+    if has_fast_bfloat16():
+        yield Finding("bfloat16", "the CPU multiplies it; --dtype auto takes it")
+    else:
+        yield Finding("bfloat16", "slow on this CPU, which has no instructions for it; --dtype auto takes float32")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Finding("cuda", f"{torch.version.cuda}: {', '.join(names)}")
@@ -69,20 +94,21 @@ def _backends() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for name, remedy in OPTIONAL.items():
+    for name, remedy in (dict.fromkeys(NEEDED, HF) | OPTIONAL).items():
         found = installed(name)
-        needed = name == "transformers"
-        yield Finding(name, found or "not installed", bool(found) or not needed, "" if found else remedy)
+        yield Finding(name, found or "not installed", bool(found) or name in OPTIONAL, "" if found else remedy)
 
 
 def _model() -> Iterator[Finding]:
-    from .models import CONVERSION, SMOLLM2_PACKAGE, SMOLLM2_REMEDY, cache_folder
-
     version = installed(SMOLLM2_PACKAGE)
     if version is None:
         found = f"{SMOLLM2_PACKAGE} is not installed; score needs --model"
         yield Finding("default model", found, False, SMOLLM2_REMEDY)
         return
     folder = cache_folder() / f"smollm2-{version}-{CONVERSION}"
-    state = f"converted in {folder}" if folder.is_dir() else "converted on first use"
-    yield Finding("default model", f"{SMOLLM2_PACKAGE} {version}, {state}")
+    if folder.is_dir():
+        yield Finding("default model", f"{SMOLLM2_PACKAGE} {version}, converted in {folder}")
+        return
+    lacking = [name for name in ("gguf", "accelerate") if installed(name) is None]
+    state = f"needs {' and '.join(lacking)} to be converted" if lacking else "converted on first use"
+    yield Finding("default model", f"{SMOLLM2_PACKAGE} {version}, {state}", not lacking, HF if lacking else "")

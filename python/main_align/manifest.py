@@ -40,12 +40,24 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     path = manifest_path(out)
     if not path.is_file():
         return None
+    remedy = "delete it, or score again with --restart"
+    manifest = read_object(path, remedy)
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         manifest["settings"]["input"]["digest"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; delete it, or score again with --restart") from None
+    except (KeyError, TypeError):
+        raise UserError(f"{path} is damaged; {remedy}") from None
     return manifest
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file that a job wrote. Raises UserError, with the remedy, where it is torn or no object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged; {remedy}")
+    return value
 
 
 def versions() -> dict[str, str | None]:

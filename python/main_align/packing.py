@@ -75,6 +75,8 @@ def make_window(
         for side, ids in (("instruction", item.x), ("response", item.y)):
             if not ids:
                 _refuse(window, row, f"empty_{side}", f"the {side} has no token in this model")
+        if problem := directional.unknown_token(item.context, item.x, item.y):
+            _refuse(window, row, "unknown_token", f"it holds {problem}")
         if window.status[row] not in SCORED:
             continue
         fitted = _fit(window, row, item, directional, max_length, truncate)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .manifest import differences, read_manifest
+from .manifest import differences, read_manifest, read_object
 from .writing import replacing, sync_folder
 
 REMEDY = "Run again with the old settings, give another -o, or start over with --restart."
@@ -26,6 +26,15 @@ def partial_folder(out: Path) -> Path:
 def journal_path(out: Path) -> Path:
     """The journal inside OUT.partial."""
     return partial_folder(out) / "journal.bin"
+
+
+def check_partial(out: Path) -> None:
+    """Raise UserError where something else has the name OUT.partial."""
+    folder = partial_folder(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(
+            f"{folder} is a file, and unfinished work is kept in a folder of that name: remove or rename it"
+        )
 
 
 def finished(out: Path, settings: Mapping[str, Any]) -> bool:
@@ -49,10 +58,11 @@ def finished(out: Path, settings: Mapping[str, Any]) -> bool:
 
 def open_partial(out: Path, settings: Mapping[str, Any]) -> None:
     """Create OUT.partial, or check that the one found belongs to the same job."""
+    check_partial(out)
     folder = partial_folder(out)
     job = folder / "job.json"
     if job.is_file():
-        changed = differences(json.loads(job.read_text(encoding="utf-8")), settings)
+        changed = differences(read_object(job, "start over with --restart"), settings)
         if changed:
             raise UserError(f"{folder} holds an unfinished job that differs: {_list(changed)} {REMEDY}")
         return
@@ -65,6 +75,7 @@ def open_partial(out: Path, settings: Mapping[str, Any]) -> None:
 
 def discard(out: Path) -> None:
     """Remove OUT.partial, job.json first."""
+    check_partial(out)
     folder = partial_folder(out)
     (folder / "job.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

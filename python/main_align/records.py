@@ -15,6 +15,7 @@ STATUSES: dict[str, str] = {
     "missing_field": "a field is absent, null or not text",
     "bad_encoding": "the row is not valid UTF-8",
     "duplicate_id": "an earlier row has the same id",
+    "unknown_token": "the tokenizer makes a token of it that the model has no embedding for",
     "unsupported_turns": "the conversation does not end in a user turn and an assistant turn",
     "non_finite": "the model returned NaN or infinity",
     "out_of_memory": "the pair does not fit the device even alone",

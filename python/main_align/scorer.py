@@ -17,17 +17,18 @@ import numpy as np
 import torch
 
 from .bank import Bank
+from .devices import pick_device, pick_dtype
 from .directional import Directional, Layout
 from .errors import UserError
 from .forms import Fields, pair_from_record
 from .forward import Forward, is_out_of_memory
-from .models import SMOLLM2, LoadedModel, load
+from .models import LoadedModel, changes_rope, context_length, load, vocabulary
 from .packing import Pack, Window, make_window
 from .records import Pair
 from .results import PackResult, empty_result, join_results
 from .scores import score_rows
+from .smollm2 import SMOLLM2
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFINITIONS = 1  # raise it when any column's definition changes: old journals do not resume then
 WINDOW = 4096  # pairs sorted together
 PACK_TOKENS = 2048
@@ -40,10 +41,10 @@ class Scorer:
         model: `smollm2`, a local folder or a hub id; LLaMA and Mistral families are tested. Or what `models.load`
             returned, which brings its own revision, dtype and device.
         revision: of a hub id.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16, float16, or auto: bfloat16 where the device has instructions for it, else float32.
         device: "auto" (CUDA where there is one), or a torch device.
         pack_tokens: tokens of one forward pass, both directions of its pairs together.
-        max_length: longest sequence in tokens; default the model's max_position_embeddings.
+        max_length: longest sequence in tokens; default the longest that the model takes.
         truncate: cut longer pairs (status `truncated`) instead of refusing them (`too_long`).
         bank: pairs in the reference bank of `semantic` and `structural`.
         seed: of the bank's sample.
@@ -68,8 +69,6 @@ class Scorer:
         temperature: float = 0.07,
         trust_remote_code: bool = False,
     ) -> None:
-        if dtype not in DTYPES:
-            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         for name, value in (("pack_tokens", pack_tokens), ("bank", bank)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
@@ -78,18 +77,17 @@ class Scorer:
         if isinstance(model, LoadedModel):
             loaded = model
         else:
-            if device == "auto":
-                device = "cuda" if torch.cuda.is_available() else "cpu"
+            place = pick_device(device)
             loaded = load(
                 model,
                 revision=revision,
-                dtype=DTYPES[dtype],
-                device=device,
+                dtype=pick_dtype(dtype, place),
+                device=place,
                 trust_remote_code=trust_remote_code,
             )
-        self.directional = Directional(loaded.tokenizer)
+        self.directional = Directional(loaded.tokenizer, vocabulary=vocabulary(loaded.model))
         self.forward = Forward(loaded.model)
-        self.max_length = max_length or _longest(loaded.model.config)
+        self.max_length = _longest(loaded.model.config, max_length)
         self.truncate, self.pack_tokens = truncate, pack_tokens
         self.bank, self.seed, self.temperature = bank, seed, temperature
         markers = asdict(self.directional.markers)
@@ -230,9 +228,14 @@ class Scorer:
         )
 
 
-def _longest(config: Any) -> int:
-    """The model's own limit on the length of a sequence."""
-    longest = getattr(config, "max_position_embeddings", None)
-    if not longest:
+def _longest(config: Any, wanted: int | None) -> int:
+    """The longest sequence to score: the length `wanted`, else the model's own limit."""
+    limit = context_length(config)
+    if not (wanted or limit):
         raise UserError("the model's config has no max_position_embeddings: give --max-length")
-    return int(longest)
+    if wanted and limit and wanted > limit and changes_rope(config):
+        raise UserError(
+            f"max_length {wanted}: beyond {limit} tokens this model's RoPE depends on the longest sequence of a batch, "
+            f"and so would the scores. Give at most {limit}"
+        )
+    return wanted or int(limit or 0)

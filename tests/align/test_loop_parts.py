@@ -224,7 +224,7 @@ def test_training_rows_have_one_form_and_know_who_wrote_them() -> None:
 def test_a_prompt_is_what_was_trained_on_up_to_the_missing_side(template: bool, writer: Any) -> None:
     tokenizer = byte_tokenizer() if template else byte_tokenizer(template=None)
     pairs = [Pair("a", 1, "why?", "so."), Pair("b", 2, status="bad_json", reason="line 2: broken")]
-    prompts, refused = make_prompts(pairs, tokenizer, writer, 8, 200)
+    prompts, refused = make_prompts(pairs, Directional(tokenizer, close=True), writer, 8, 200)
     encoded = Encoded([], *(tokenizer(text, add_special_tokens=False).input_ids for text in ("why?", "so.")))
     trained = Directional(tokenizer, close=True).layouts(encoded)[0 if writer == "forward" else 1]
     assert [prompt.row for prompt in prompts] == [0]
@@ -234,7 +234,7 @@ def test_a_prompt_is_what_was_trained_on_up_to_the_missing_side(template: bool, 
     side = encoded.y if writer == "forward" else encoded.x
     assert trained.ids[trained.second[0] :][:-1] == side
     assert trained.ids[-1] in stop_tokens(tokenizer)
-    short, refused = make_prompts(pairs, tokenizer, writer, 8, len(prompts[0].ids) + 7)
+    short, refused = make_prompts(pairs, Directional(tokenizer, close=True), writer, 8, len(prompts[0].ids) + 7)
     assert not short
     assert refused[0].status == "too_long"
     assert "line 1" in refused[0].reason

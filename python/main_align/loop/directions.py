@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ..devices import DTYPES
+from ..directional import Directional
 from ..errors import UserError
-from ..models import SMOLLM2, LoadedModel, folder_digest, load, smollm2_folder
-from ..scorer import DTYPES
+from ..models import LoadedModel, context_length, find, folder_digest, load
 from .config import Direction, LoopConfig
 from .folder import RunFolder
 from .plan import Stage
@@ -33,37 +34,24 @@ class Known:
     digest: str
     tokenizer: PreTrainedTokenizerBase
     context: int  # tokens of the longest sequence it takes
+    directional: Directional  # the layout it is trained on and writes in
 
 
 def identify(name: str, config: LoopConfig) -> Known:
     """Load a model's config and tokenizer. Raises UserError, with the remedy, where it cannot serve."""
-    source = str(smollm2_folder()) if name == SMOLLM2 else name
-    options = {"trust_remote_code": config.trust_remote_code}
-    try:
-        model_config = AutoConfig.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ImportError, ValueError) as error:
-        raise UserError(
-            f"the model {name!r} cannot be loaded: {error}. Give a folder saved by save_pretrained with its "
-            f"tokenizer, a hub id, or {SMOLLM2}."
-        ) from error
+    found = find(name, trust_remote_code=config.trust_remote_code)
+    tokenizer = found.tokenizer
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {name!r} has no EOS token, so a model could never learn where a text ends. "
             "Set tokenizer.eos_token and save the tokenizer again."
         )
-    rows = int(model_config.vocab_size)
-    if rows < len(tokenizer):
-        raise UserError(
-            f"{name!r} does not fit together: {rows} rows in its vocabulary matrix, {len(tokenizer)} tokens in its "
-            "tokenizer (model.resize_token_embeddings makes them equal)."
-        )
-    commit = getattr(model_config, "_commit_hash", None)
-    digest = f"commit:{commit}" if commit else folder_digest(Path(source))
-    context = getattr(model_config, "max_position_embeddings", None) or config.max_length
+    vocabulary = int(found.config.get_text_config().vocab_size)
+    directional = Directional(tokenizer, close=True, vocabulary=vocabulary)
+    context = context_length(found.config) or config.max_length
     if config.max_length > context:
         raise UserError(f"max_length {config.max_length} exceeds the {context} tokens that {name!r} takes; lower it")
-    return Known(name, digest, tokenizer, int(context))
+    return Known(name, found.digest, tokenizer, context, directional)
 
 
 def check_same_vocabulary(forward: Known, reverse: Known) -> None:

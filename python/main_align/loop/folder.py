@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import UserError
-from ..manifest import differences
+from ..manifest import differences, read_object
 from ..writing import replacing, sync_folder
 
 STAGE_NAME = re.compile(r"\d\d+-[a-z0-9-]+(\.partial)?")
@@ -127,8 +127,4 @@ def _ours(name: str) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path} is damaged; start over with --restart, or give another output_dir") from None
-    return value
+    return read_object(path, "start over with --restart, or give another output_dir")

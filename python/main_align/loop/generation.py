@@ -54,10 +54,9 @@ class Sampling:
 
 
 def make_prompts(
-    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, writer: Direction, max_new_tokens: int, context: int
+    pairs: Sequence[Pair], directional: Directional, writer: Direction, max_new_tokens: int, context: int
 ) -> tuple[list[Prompt], dict[int, Written]]:
     """The prompts of all rows that can be continued within `context` tokens, and why the others cannot be."""
-    directional = Directional(tokenizer, close=True)
     refused = {row: Written(pair.status, reason=pair.reason) for row, pair in enumerate(pairs) if pair.status != "ok"}
     for row, pair in enumerate(pairs):
         if row not in refused and (problem := directional.context_problem(pair.context)):
@@ -68,6 +67,9 @@ def make_prompts(
     prompts = []
     for row, encoded in zip(rows, directional.encode(texts, [pairs[row].context for row in rows]), strict=True):
         ids = _prompt(directional, encoded, writer)
+        if problem := directional.unknown_token(ids):
+            refused[row] = Written("unknown_token", reason=f"line {pairs[row].line}: it holds {problem}")
+            continue
         if len(ids) + max_new_tokens <= context:
             prompts.append(Prompt(row, ids))
             continue

@@ -13,6 +13,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+from ..devices import pick_dtype, warn_if_slow
 from ..errors import UserError
 from ..job import Progress
 from ..manifest import versions
@@ -62,9 +63,9 @@ class MutualAlignmentLoop:
         self.say: Callable[[Progress], None] = say if say and first else lambda progress: None
         self.tell: Callable[[str], None] = tell if tell and first else lambda text: None
         self.folder = RunFolder(Path(config.output_dir))
-        self.dtype = config.dtype
-        if config.dtype == "auto":
-            self.dtype = "bfloat16" if self.processes.device.type == "cuda" else "float32"
+        dtype = pick_dtype(config.dtype, self.processes.device)
+        warn_if_slow(dtype, self.processes.device)
+        self.dtype = str(dtype).removeprefix("torch.")
         self.plan = make_plan(config)
         trains = next(stage for stage in self.plan if stage.work == "train")
         check_training(config, trains, self.dtype, self.processes.device)
@@ -160,7 +161,7 @@ class MutualAlignmentLoop:
         found = self.unlabelled if stage.work == "augment" else self.seeds
         assert found is not None
         known, new = self.known[stage.direction], self.config.max_new_tokens
-        prompts, refused = make_prompts(found.pairs, known.tokenizer, stage.direction, new, known.context)
+        prompts, refused = make_prompts(found.pairs, known.directional, stage.direction, new, known.context)
         batches = make_batches(prompts, new, self.config.batch_tokens)
         tokens, seconds = write_missing_sides(
             batches, lambda: self._writer(stage), work, self.processes, self.say, stage.name

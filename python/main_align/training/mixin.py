@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from ..directional import Directional
 from ..errors import UserError
+from ..models import vocabulary
 from . import checkpoint
 from . import head as heads
 from .across import gather_rows, world_size
@@ -83,6 +84,7 @@ class AlignmentMixin(_Trainer):
         if getattr(args, "padding_free", False):
             args.padding_free = False  # sequences are always packed here; TRL's own way of it asks for more
         args.accelerator_config.dispatch_batches = False  # a packed batch cannot be cut for other processes
+        self._base = bare(setup.model)
         self._max_length, self._pooled = setup.max_length, bool(self.alignment.active(EMBEDDING_TERMS))
         self._reader: PairReader | None = None  # made when the first data set is prepared
         self._loss = MutualAlignmentLoss(self.alignment)
@@ -106,12 +108,13 @@ class AlignmentMixin(_Trainer):
         self.data_collator = self._collator
         self.model_accepts_loss_kwargs = True  # before transformers 5.19: what tells it that the loss is scaled
         self._check_parallelism()
-        base = bare(setup.model)
         self._head = None
         if self._pooled and self.alignment.projection_dim:
-            self._head = heads.AlignmentHead(base.config.get_text_config().hidden_size, self.alignment.projection_dim)
-            heads.attach(base, self._head)
-        self._wrapped = WrappedForward(base, self._head)
+            self._head = heads.AlignmentHead(
+                self._base.config.get_text_config().hidden_size, self.alignment.projection_dim
+            )
+            heads.attach(self._base, self._head)
+        self._wrapped = WrappedForward(self._base, self._head)
 
     @property
     def alpha(self) -> float:
@@ -147,7 +150,8 @@ class AlignmentMixin(_Trainer):
     def _lay_out(self, tokenizer: Any, args: Any) -> None:
         """Makes the reader and the collator of the tokenizer that is saved with the model: SFTTrainer has given it its
         `eos_token` and its chat template by the time it prepares the first data set."""
-        directional = Directional(getattr(tokenizer, "tokenizer", tokenizer), close=True)
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+        directional = Directional(tokenizer, close=True, vocabulary=vocabulary(self._base))
         check_ending(directional, getattr(args, "eos_token", None))
         self._reader = PairReader(directional, self._max_length, self.alignment.overlong)  # type: ignore[arg-type]
         self._collator = PairCollator(

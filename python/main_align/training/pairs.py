@@ -132,6 +132,8 @@ class PairReader:
             pair, mask = self._encode(record, number)
             if not pair.x or not pair.y:
                 raise _Unusable(f"the {'instruction' if not pair.x else 'response'} holds no text")
+            if unknown := self.directional.unknown_token(pair.context, pair.x, pair.y):
+                raise _Unusable(f"it holds {unknown}")
             fitted = self._fit(pair)
             cut = fitted is not None and fitted is not pair
             problem = "" if fitted is not None else OVERLONG

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..directional import Directional, Encoded
 from ..errors import UserError
 from ..forward import Forward
-from ..models import SMOLLM2, check_model, smollm2_folder
+from ..models import check_model, context_length, find, load_weights
 from .arguments import AlignmentArguments
 from .wrapped import head_weight
 
@@ -52,7 +52,7 @@ def set_up(
     if hasattr(base.config.get_text_config(), "output_router_logits") and getattr(args, "router_aux_loss_coef", 1) != 0:
         log.warning("the load-balancing loss of a mixture of experts is not trained; router_aux_loss_coef=0.0 says so")
         args.router_aux_loss_coef = 0.0  # else SFTTrainer has the model compute it
-    limit = getattr(base.config, "max_position_embeddings", None)
+    limit = context_length(base.config)
     wanted = getattr(args, "max_length", None)
     if not (limit or wanted):
         raise UserError("the model's config has no max_position_embeddings: give max_length")
@@ -88,12 +88,6 @@ def _load(name: str, tokenizer: Any, args: Any, quantization_config: Any) -> tup
     options.setdefault("trust_remote_code", getattr(args, "trust_remote_code", False))
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
-    source = str(smollm2_folder()) if name == SMOLLM2 else name
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
-        if tokenizer is None:
-            known = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
-            tokenizer = AutoTokenizer.from_pretrained(source, **known)
-    except (OSError, ImportError, ValueError) as error:
-        raise UserError(f"the model {name!r} cannot be loaded: {error}") from error
-    return model, tokenizer
+    asked = {"revision": options.get("revision"), "trust_remote_code": options["trust_remote_code"]}
+    found = find(name, tokenizer=tokenizer, **asked)
+    return load_weights(found, **options), found.tokenizer
