@@ -144,9 +144,10 @@ def load_weights(found: Checkpoint, **options: Any) -> PreTrainedModel:
     if found.base is not None:
         return _merge(found, load_weights(found.base, **options))
     with _readable(found.name):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             found.source, **{**options, "revision": found.revision}, output_loading_info=True
         )
+    model, report = loaded
     _check_complete(found.name, found.config, report)
     return model
 
@@ -201,7 +202,7 @@ def _cannot_load(name: str, error: Exception) -> str:
     said = f"{type(error).__name__}: {str(error).strip() or 'no more is known'}"
     if Path(name).is_dir() or name == SMOLLM2:
         return (
-            f"the folder {name!r} does not hold a model that transformers can load ({said}). "
+            f"the model {name!r} cannot be loaded: the folder does not hold one that transformers reads ({said}). "
             "It needs config.json, *.safetensors and the tokenizer's files, whole and of one model, as "
             "`model.save_pretrained(folder)` and `tokenizer.save_pretrained(folder)` write them."
         )
