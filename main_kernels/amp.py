@@ -1,6 +1,8 @@
-"""autocast, operand_dtype: the dtype in which torch.autocast has the factors of matrix products."""
+"""autocast, operand_dtype, disabled: the dtype in which torch.autocast has the factors of matrix products."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -19,3 +21,9 @@ def operand_dtype(tensor: Tensor) -> torch.dtype:
 def autocast(operand: Tensor) -> Tensor:
     """Cast this factor of a product as autocast would."""
     return operand.to(operand_dtype(operand))
+
+
+def disabled(tensor: Tensor) -> AbstractContextManager[object]:
+    """Leave products of tensors like this one in the dtype of their factors."""
+    kind = tensor.device.type
+    return nullcontext() if kind in _WITHOUT_AUTOCAST else torch.autocast(kind, enabled=False)

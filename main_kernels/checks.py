@@ -8,20 +8,37 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from .amp import operand_dtype
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def matrix(name: str, tensor: Tensor, *, width: int | None = None, like: Tensor | None = None) -> None:
-    """A floating [n, D] tensor with n, D >= 1; ``width``: its D; ``like``: its dtype and device."""
+def local(name: str, tensor: Tensor) -> None:
+    """A tensor that holds all of its values: kernels read memory, of which a DTensor has a part only."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name}: got {type(tensor).__name__}, want a tensor")
+    if hasattr(tensor, "full_tensor"):
+        raise ValueError(
+            f"{name}: got a DTensor, want a plain tensor: pass {name}.full_tensor(), or call this in the "
+            "wrapped module's forward, where FSDP has gathered its parameters"
+        )
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the values can be looked at: not in a graph that is being traced, nor where there are only shapes."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
+def matrix(name: str, tensor: Tensor, *, width: int | None = None, like: Tensor | None = None, least: int = 1) -> None:
+    """A floating [n, D] tensor, n >= ``least``, D >= 1; ``width``: its D; ``like``: its dtype and device."""
+    local(name, tensor)
     if tensor.ndim != 2:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want two dimensions")
-    if tensor.shape[0] < 1 or tensor.shape[1] < 1:
-        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want at least one row and one column")
+    if tensor.shape[0] < least or tensor.shape[1] < 1:
+        rows = "at least one row and one column" if least else "at least one column"
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want {rows}")
     if tensor.dtype not in _FLOATS:
         raise ValueError(f"{name}: got dtype {tensor.dtype}, want float32, bfloat16, float16 or float64")
     if width is not None and tensor.shape[1] != width:
@@ -40,8 +57,7 @@ def same_kind(name: str, tensor: Tensor, like: Tensor) -> None:
 
 def vector(name: str, tensor: Tensor, length: int, *, integer: bool, like: Tensor) -> None:
     """A 1-dimensional tensor of ``length`` on the device of ``like``, int64 or floating."""
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name}: got {type(tensor).__name__}, want a tensor")
+    local(name, tensor)
     if tensor.shape != (length,):
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want ({length},)")
     if integer and tensor.dtype != torch.int64:
@@ -73,6 +89,7 @@ def offsets(name: str, tensor: Tensor, *, like: Tensor) -> None:
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{name}: got {got}, want an int32 or int64 tensor")
+    local(name, tensor)
     if tensor.ndim != 1 or tensor.shape[0] < 2:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want (B + 1,) with B >= 1")
     if tensor.device != like.device:
@@ -83,6 +100,7 @@ def mask(name: str, tensor: Tensor, length: int, *, like: Tensor) -> None:
     """A bool [length] on the device of ``like``."""
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
         raise ValueError(f"{name}: got {getattr(tensor, 'dtype', type(tensor).__name__)}, want a bool tensor")
+    local(name, tensor)
     if tensor.shape != (length,):
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want ({length},)")
     if tensor.device != like.device:
@@ -122,12 +140,13 @@ def number(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor) or tensor.ndim != 0 or not tensor.is_floating_point():
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{name}: got {got}, want a 0-dimensional floating tensor")
+    local(name, tensor)
 
 
 def pairs(query: Tensor, key: Tensor) -> None:
-    """query[N, D] and key[N, D] of one dtype and device."""
-    matrix("query", query)
-    matrix("key", key, width=query.shape[1], like=query)
+    """query[N, D] and key[N, D] of one dtype and device, N may be 0."""
+    matrix("query", query, least=0)
+    matrix("key", key, width=query.shape[1], like=query, least=0)
     if query.shape[0] != key.shape[0]:
         raise ValueError(
             f"key: got {key.shape[0]} rows, want {query.shape[0]}: row i of key is the pair of row i of query"

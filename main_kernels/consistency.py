@@ -38,7 +38,8 @@ def cyclic_consistency(query: Tensor, key: Tensor, *, cross: float = 1.0, within
         cross, within: weights of the two terms, not negative. Where they are equal one product of three is saved.
 
     Returns:
-        float32 scalar (float64 for float64 inputs), differentiable, no unit; 0 is perfect consistency.
+        float32 scalar (float64 for float64 inputs), differentiable, no unit; 0 is perfect consistency, and the value
+        for N = 0.
 
     Raises:
         ValueError: for shapes, dtypes, devices or weights that do not fit, naming the argument.
@@ -103,9 +104,9 @@ def linear_kl(
     Raises:
         ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
     """
-    checks.matrix("student_hidden", student_hidden)
+    checks.matrix("student_hidden", student_hidden, least=0)
     checks.matrix("student_weight", student_weight, width=student_hidden.shape[1], like=student_hidden)
-    checks.matrix("teacher_hidden", teacher_hidden)
+    checks.matrix("teacher_hidden", teacher_hidden, least=0)
     checks.matrix("teacher_weight", teacher_weight, width=teacher_hidden.shape[1])
     if teacher_hidden.shape[0] != student_hidden.shape[0]:
         raise ValueError(
@@ -142,7 +143,7 @@ def linear_kl(
         return values
     if reduction == "sum":
         return values.sum()
-    return values.sum() / (values.shape[0] if mask is None else mask.sum().clamp(min=1))
+    return values.sum() / (max(values.shape[0], 1) if mask is None else mask.sum().clamp(min=1))
 
 
 @torch.library.custom_op("main_kernels::cyclic_consistency", mutates_args=())
@@ -152,7 +153,7 @@ def _cyclic(query: Tensor, key: Tensor, cross: float, within: float) -> list[Ten
         a, b, c = _moments(query, key, mixed=within != cross)
         both = torch.sum(a * b, dtype=torch.float64)  # ⟨A, B⟩
         trace = torch.sum(c * c.T, dtype=torch.float64) if c.numel() else 0.0  # tr(C C)
-        mean = 0.5 * ((cross + within) * both + (within - cross) * trace) / query.shape[0] ** 2
+        mean = 0.5 * ((cross + within) * both + (within - cross) * trace) / max(query.shape[0], 1) ** 2
         return [mean.to(a.dtype), a, b, c]
 
 
@@ -179,7 +180,7 @@ def _cyclic_gradient(
     """dQ and dK (empty where not wanted), by dP = 2 k₁ P B + 2 k₂ M Cᵀ and dM = 2 k₁ M A + 2 k₂ P C with
     k₁ = (within + cross) / 2N² and k₂ = (within - cross) / 2N²."""
     with torch.autocast(query.device.type, enabled=False):
-        unit = upstream / query.shape[0] ** 2
+        unit = upstream / max(query.shape[0], 1) ** 2
         straight, crossed = unit * (within + cross), unit * (within - cross)
         a, b, c = straight * a, straight * b, crossed * c
         gradients = _empty_gradients(query, key, wants_query, wants_key)
@@ -252,7 +253,7 @@ def _relational_gradient(
     """dQ and dK (empty where not wanted). Every score is its row against the moments of all rows: the upstream weight
     enters once with the row, and once in the moments."""
     with torch.autocast(query.device.type, enabled=False):
-        weights = upstream / (-2 * query.shape[0])
+        weights = upstream / (-2 * max(query.shape[0], 1))
         own, others = [a, b, c], _moments(query, key, weights=weights)
         gradients = _empty_gradients(query, key, wants_query, wants_key)
         for rows, plus, minus in _chunks(query, key):

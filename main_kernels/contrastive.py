@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
-from .amp import autocast
+from .amp import autocast, disabled
 from .sweep import DEFAULT_WORKSPACE, CrossEntropy, sweep
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -51,6 +51,7 @@ def info_nce(
             [N, K, D], K for each.
         pair_ids: int64 [N]; rows and columns of pairs with the same id are no negatives of each other: their entries
             are left out of both log-sum-exps, their own pairs excepted.
+        reduction: mean over the pairs (0 where there are none), sum, or none ([N]).
         workspace: bytes of scores kept between forward and backward (the backward then costs two matrix products
             instead of three). 0 keeps nothing: memory O(chunk * N).
 
@@ -137,7 +138,8 @@ def sigmoid_loss(
         logit_scale: 0-dimensional tensor in log space, clamped to [0, ln 100] as in info_nce (SigLIP starts at ln 10).
         logit_bias: 0-dimensional tensor (SigLIP starts at -10). Both have exact gradients.
         pair_ids: int64 [N]; entries of different pairs with the same id are left out.
-        reduction: "none" gives the [N] rows, "mean" their mean (SigLIP's normalisation: the sum of all entries over N).
+        reduction: "none" gives the [N] rows, "mean" their mean (SigLIP's normalisation: the sum of all entries over N),
+            0 where there are none.
         workspace: as in info_nce.
 
     Returns:
@@ -214,10 +216,10 @@ def pair_scores(
         targets = torch.arange(query.shape[0], dtype=torch.int64, device=query.device)
         key_ids = pair_ids if key_ids is None else key_ids
     else:
-        checks.matrix("query", query)
+        checks.matrix("query", query, least=0)
         checks.matrix("key", key, width=query.shape[1], like=query)
         checks.vector("targets", targets, query.shape[0], integer=True, like=query)
-        if not torch.compiler.is_compiling():
+        if checks.readable(targets):
             checks.in_range("targets", targets, 0, key.shape[0])
     checks.positive("temperature", temperature)
     in_row: Tensor | float = key.shape[0]
@@ -267,7 +269,7 @@ def row_logsumexp(
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, naming the argument.
     """
-    checks.matrix("query", query)
+    checks.matrix("query", query, least=0)
     checks.matrix("key", key, width=query.shape[1], like=query)
     checks.positive("temperature", temperature)
     return sweep(query, key, scale=1 / temperature, workspace=workspace).row_lse
@@ -296,7 +298,7 @@ def _own_scores(query: Tensor, negatives: Tensor) -> Tensor:
     """query[N, D], negatives[N, K, D] -> [N, K] inner products, summed in float32 (float64 for float64)."""
     wide = torch.promote_types(query.dtype, torch.float32)
     query, negatives = autocast(query), autocast(negatives)
-    with torch.autocast(query.device.type, enabled=False):
+    with disabled(query):
         return torch.einsum("nd,nkd->nk", query.to(wide), negatives.to(wide))
 
 
@@ -313,6 +315,6 @@ def _reduce(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     if reduction == "sum":
         return loss.sum()
     if weight is None:
-        return loss.sum() / loss.shape[0]
+        return loss.sum() / max(loss.shape[0], 1)
     total = weight.to(loss.dtype).sum()
     return loss.sum() / torch.where(total == 0, 1, total)

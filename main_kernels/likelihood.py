@@ -216,7 +216,7 @@ def sequence_logprobs(
         raise ValueError(f"cu_seqlens: got {given} it and segment_ids, want one of the two")
     if cu_seqlens is not None:
         checks.offsets("cu_seqlens", cu_seqlens, like=hidden)
-        if not torch.compiler.is_compiling():
+        if checks.readable(cu_seqlens):
             checks.offset_values("cu_seqlens", cu_seqlens, rows)
         segments = cu_seqlens.shape[0] - 1
         places = torch.arange(rows, dtype=torch.int64, device=hidden.device)
@@ -226,8 +226,8 @@ def sequence_logprobs(
         assert segment_ids is not None
         checks.vector("segment_ids", segment_ids, rows, integer=True, like=hidden)
         if segments is None:
-            segments = max(int(segment_ids.max()) + 1, 1)
-        if not torch.compiler.is_compiling():
+            segments = max(int(segment_ids.max()) + 1, 1) if rows else 1
+        if checks.readable(segment_ids):
             checks.in_range("segment_ids", segment_ids, -1, segments)
     if ignore_index is not None:
         targets = targets.masked_fill((segment_ids < 0) | (targets == ignore_index), -1)
@@ -255,7 +255,7 @@ def _segment_sums(values: Tensor, segment_ids: Tensor, segments: int) -> Tensor:
 
 
 def _check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None) -> None:
-    checks.matrix("hidden", hidden)
+    checks.matrix("hidden", hidden, least=0)
     checks.matrix("weight", weight, width=hidden.shape[1], like=hidden)
     checks.vector("targets", targets, hidden.shape[0], integer=True, like=hidden)
     if bias is not None:

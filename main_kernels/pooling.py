@@ -53,7 +53,7 @@ def segment_pool(
     Raises:
         ValueError: for shapes, dtypes, devices, offsets or combinations that do not fit, naming the argument.
     """
-    checks.matrix("hidden", hidden)
+    checks.matrix("hidden", hidden, least=0)
     checks.one_of("mode", mode, ("mean", "last", "attention"))
     checks.offsets("cu_seqlens", cu_seqlens, like=hidden)
     if (query is not None) != (mode == "attention"):

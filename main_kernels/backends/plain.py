@@ -162,7 +162,9 @@ class PlainBackend:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         offsets = pooling.offsets
         lengths, units = offsets.diff(), hidden.new_zeros(0, dtype=torch.float64)
-        if pooling.last:
+        if not hidden.shape[0]:
+            pooled = hidden.new_zeros(lengths.shape[0], hidden.shape[1], dtype=dtype)
+        elif pooling.last:
             pooled = hidden[(offsets[1:] - 1).clamp(min=0)].to(dtype)
         else:
             inside = slice(int(offsets[0]), int(offsets[-1]))

@@ -137,6 +137,8 @@ def _narrow(ids: Tensor) -> tuple[Tensor, int]:
     if ids.device.type == "cuda":  # each its first place in order: the host learns nothing
         return torch.searchsorted(ids.sort()[0], ids).to(torch.int32), -1
     limits = torch.iinfo(torch.int32)
+    if not ids.numel():
+        return ids.to(torch.int32), limits.min
     low, high = ids.aminmax()
     if int(low) > limits.min and int(high) <= limits.max:
         return ids.to(torch.int32), limits.min

@@ -58,13 +58,13 @@ def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype, device: s
     compute = torch.float32 if widened else dtype
     if device == "cuda":
         return Plan(compute, cuda_chunk_rows(rows, columns, compute.itemsize))
-    fitting = CHUNK_BYTES // (columns * compute.itemsize)
+    fitting = CHUNK_BYTES // (max(columns, 1) * compute.itemsize)
     return Plan(compute, max(fitting // 64 * 64, MIN_CHUNK_ROWS))
 
 
 def cuda_chunk_rows(rows: int, columns: int, itemsize: int) -> int:
     """Rows of scores alive at a time on a CUDA device, in chunks of one size so that none is thin."""
-    fitting = CUDA_CHUNK_BYTES // (columns * itemsize)
+    fitting = CUDA_CHUNK_BYTES // (max(columns, 1) * itemsize)
     most = min(max(fitting // _CUDA_TILE * _CUDA_TILE, CUDA_ROWS[0]), CUDA_ROWS[1])
     chunks = max(min(-(-rows // most), rows // CUDA_ROWS[0]), 1)
     return -(-rows // (chunks * _CUDA_TILE)) * _CUDA_TILE or most

@@ -1,0 +1,62 @@
+"""Tensors of which there is only a shape (meta, FakeTensorMode) go through every function, those of which there is only
+a part (DTensor) through none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._subclasses import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
+
+from main_kernels import linear_cross_entropy, segment_pool
+
+from .calls import PUBLIC, ids, offsets, values_and_gradients
+from .contract import DEVICE
+
+
+def outline(tensors):
+    return [None if t is None else (t.shape, t.dtype) for t in tensors]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_shapes_are_enough(name, dtype):
+    def operands(device):
+        return [torch.ones(12, 8, dtype=dtype, device=device, requires_grad=True) for _ in range(2)]
+
+    want = outline(values_and_gradients(PUBLIC[name], *operands(DEVICE)))
+    on_meta = values_and_gradients(PUBLIC[name], *operands("meta"))
+    assert outline(on_meta) == want
+    assert {t.device.type for t in on_meta if t is not None} == {"meta"}
+    with FakeTensorMode():
+        fake = values_and_gradients(PUBLIC[name], *operands(DEVICE))
+    assert outline(fake) == want
+    assert {t.device.type for t in fake if t is not None} == {DEVICE}
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield DeviceMesh("cpu", [0])
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or DEVICE != "cpu", reason="a process group of CPUs")
+def test_sharded_tensors_are_refused_with_the_remedy(mesh):
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    hidden, weight = torch.randn(6, 4), torch.randn(9, 4)
+    sharded = distribute_tensor(weight, mesh, [Shard(0)])
+    with pytest.raises(ValueError, match=r"weight: got a DTensor, .* pass weight\.full_tensor\(\)"):
+        linear_cross_entropy(hidden, sharded, ids(hidden))
+    whole = linear_cross_entropy(hidden, sharded.full_tensor(), ids(hidden))
+    assert torch.equal(whole, linear_cross_entropy(hidden, weight, ids(hidden)))
+    with pytest.raises(ValueError, match="cu_seqlens: got a DTensor"):
+        segment_pool(hidden, distribute_tensor(offsets(hidden), mesh, [Shard(0)]))
+    for name, call in PUBLIC.items():
+        query = distribute_tensor(torch.randn(12, 8), mesh, [Shard(0)])
+        with pytest.raises(ValueError, match="got a DTensor"):
+            call(torch.randn(12, 8), query) if "pool" not in name else segment_pool(query, offsets(hidden))
