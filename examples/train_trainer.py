@@ -39,7 +39,7 @@ def main() -> None:
         gradient_accumulation_steps=asked.accumulate,
         learning_rate=2e-5,
         logging_steps=5,
-        bf16=True,
+        bf16=torch.cuda.is_available(),
         gradient_checkpointing=True,
         report_to=[],
         use_cpu=not torch.cuda.is_available(),

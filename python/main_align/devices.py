@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SLOW_BFLOAT16 = (
     "this CPU has no bfloat16 instructions, so torch multiplies bfloat16 seven to sixty times slower than float32: "
-    "float32 (or auto) is faster and more exact here"
+    "float32 is faster and more exact here (--dtype float32 or auto, bf16=False)"
 )
 
 

