@@ -400,3 +400,14 @@ def test_bad_offsets_are_refused(backend, offsets):
 def test_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         segment_pool(torch.randn(4, 3), torch.tensor([0, 4]), **options)
+
+
+@pytest.mark.parametrize("mode", ["mean", "last", "attention"])
+def test_no_rows_at_all(backend, mode):
+    hidden = torch.zeros(0, 4, requires_grad=True)
+    query = torch.ones(4, requires_grad=True) if mode == "attention" else None
+    pooled = segment_pool(hidden, torch.tensor([0, 0, 0]), mode=mode, query=query)
+    assert torch.equal(pooled, torch.zeros(2, 4))
+    pooled.sum().backward()
+    assert hidden.grad.shape == (0, 4)
+    assert query is None or not query.grad.any()
