@@ -24,6 +24,7 @@ from . import checks
 from .amp import autocast
 from .backends import choose
 from .sweep.divergence import divergence_op
+from .sweep.flops import count_products
 
 _CHUNK_ENTRIES = 1 << 19  # of P and of M: 2 MiB each in float32, and products of a thousand rows where D is 512
 
@@ -48,6 +49,7 @@ def cyclic_consistency(query: Tensor, key: Tensor, *, cross: float = 1.0, within
     for name, value in (("cross", cross), ("within", within)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name}: got {value}, want a number that is not negative")
+    count_products()
     return _cyclic(query, key, cross, within)[0]
 
 
@@ -64,6 +66,7 @@ def relational_scores(query: Tensor, key: Tensor) -> Tensor:
         ValueError: for shapes, dtypes or devices that do not fit, naming the argument.
     """
     checks.pairs(query, key)
+    count_products()
     return _relational(query, key)[0]
 
 
@@ -130,6 +133,7 @@ def linear_kl(
     student, teacher = (student_hidden, student_weight), (teacher_hidden, teacher_weight)
     operands = [autocast(t) for t in ((*student, *teacher) if kind == "reverse" else (*teacher, *student))]
     wider = operands[0] if operands[0].dtype == torch.float64 else operands[2]
+    count_products()
     values = divergence_op(
         *operands,
         1 / temperature,

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..amp import autocast
 from ..backends import choose
 from . import backward  # noqa: F401  (joins the op to autograd)
+from .flops import count_products
 from .inputs import Inputs, accumulator_dtype
 from .op import sweep_op
 from .plan import DEFAULT_WORKSPACE
@@ -117,6 +118,7 @@ def sweep(
         scale = torch.full((), scale, dtype=accumulator, device=query.device)
     grad = torch.is_grad_enabled()
     told = loss or CrossEntropy()
+    count_products()
     outputs = sweep_op(
         *Inputs(
             query=query,
