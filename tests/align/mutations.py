@@ -14,9 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 from mutations import Mutation, run
 
-TESTS = [f"tests/align/test_training_{name}.py" for name in ("step", "scale", "loss", "pairs", "models", "settings")]
+TESTS = [
+    f"tests/align/test_training_{name}.py"
+    for name in ("step", "scale", "loss", "pairs", "models", "settings", "evaluation")
+]
 HOME = "python/main_align/training/"
 MIXIN, UPDATE, ACROSS, WRAPPED = (HOME + name + ".py" for name in ("mixin", "update", "across", "wrapped"))
+MONITOR, EVALUATION, PREPARATION = (HOME + name + ".py" for name in ("monitor", "evaluation", "preparation"))
 COLLATOR, LOSS, PAIRS, ALPHA = (HOME + name + ".py" for name in ("collator", "loss", "pairs", "alpha"))
 
 MUTATIONS = [
@@ -26,8 +30,18 @@ MUTATIONS = [
     Mutation(MIXIN, "restore_generators(update.cached.generators[update.position], self.args.device)", "pass"),
     Mutation(MIXIN, "heads.attach(base, self._head)", "pass"),
     Mutation(MIXIN, "update.position += 1", "update.position += 0"),
-    Mutation(MIXIN, "checkpoint.read(resume_from_checkpoint, self._head, self._alpha)", "pass"),
-    Mutation(MIXIN, "sequences * self._reader.max_length", "self._reader.max_length"),
+    Mutation(MIXIN, "checkpoint.read(folder, self._head, self._alpha)", "pass"),
+    Mutation(
+        MIXIN,
+        "weights = token_weights if model.training else torch.ones_like(token_weights)",
+        "weights = token_weights",
+    ),
+    Mutation(PREPARATION, "sequences * self.reader.max_length", "self.reader.max_length"),
+    Mutation(EVALUATION, "{name: tensor[first] for name, tensor in whole.items()}", "whole"),
+    Mutation(EVALUATION, "float(value) * len(x) / count", "float(value)"),
+    Mutation(EVALUATION, "loss + added / count", "loss"),
+    Mutation(MONITOR, "token_weights > 0", "token_weights >= 0"),
+    Mutation(MONITOR, "value * count, count", "value"),
     Mutation(UPDATE, "share = torch.stack([1 - alpha, alpha])", "share = torch.stack([alpha, 1 - alpha])"),
     Mutation(UPDATE, "share = torch.where(present.all(0), share, present.to(share.dtype))", "pass"),
     Mutation(UPDATE, "each = share / self.tokens.clamp(min=1)", "each = share / self.tokens.sum(0).clamp(min=1)"),
@@ -52,7 +66,7 @@ MUTATIONS = [
     Mutation(PAIRS, 'problem = "" if fitted is not None else OVERLONG', 'problem = ""'),
     Mutation(PAIRS, "(mask or [1] * len(pair.y))[: len(pair.y)]", "[1] * len(pair.y)"),
     Mutation(ALPHA, "ratio = seed / (seed + synthetic)", "ratio = synthetic / (seed + synthetic)"),
-    Mutation(ALPHA, "moved = torch.where(self.means.isnan(), losses, moved)", "pass"),
+    Mutation(ALPHA, "moved = torch.where(means.isnan(), losses, moved)", "pass"),
     # these two are noticed by the tests of several processes alone, which are slow: run them by hand with `-m slow`
     # across.py: `upstream[ctx.mine] * world_size()` -> `upstream[ctx.mine]`
     # mixin.py: `output.lm_loss * world_size()` -> `output.lm_loss`

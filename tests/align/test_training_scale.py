@@ -37,9 +37,11 @@ COUNTED = (
 
 def in_this_process(folder: Path, **settings):  # type: ignore[no-untyped-def]
     """(gradients, what was logged)."""
+    evaluate = settings.pop("evaluate", False)
     trainer, gradients = trainer_of(str(folder), **settings)
     trainer.train()
-    return gradients.found, next(entry for entry in trainer.state.log_history if "mi" in entry or "loss" in entry)
+    logged = next(entry for entry in trainer.state.log_history if "mi" in entry or "loss" in entry)
+    return gradients.found, logged | (trainer.evaluate(trainer.train_dataset) if evaluate else {})
 
 
 def in_processes(folder: Path, count: int, **settings):  # type: ignore[no-untyped-def]
@@ -125,9 +127,17 @@ def test_processes(tmp_path, whole, processes, steps):
 @pytest.mark.slow
 @cpu_only("processes want a device each")
 def test_processes_with_different_numbers_of_pairs(tmp_path):
-    wanted = in_this_process(tmp_path, rows=7, per_device_train_batch_size=7, **ALL)
+    """And an evaluation in which a process sees a pair a second time, to have as many batches as the other."""
+    wanted = in_this_process(tmp_path, rows=7, per_device_train_batch_size=7, evaluate=True, **ALL)
     uneven = {"per_device_train_batch_size": 4, "accelerator_config": {"even_batches": False}}
-    assert_same(in_processes(tmp_path, 2, rows=7, **uneven, **ALL), wanted)
+    got = in_processes(tmp_path, 2, rows=7, per_device_eval_batch_size=2, evaluate=True, **uneven, **ALL)
+    assert_same(got, wanted)
+    metrics = [
+        name for name in wanted[1] if name.startswith("eval_") and not name.endswith(("runtime", "second", "time"))
+    ]
+    assert {"eval_loss", "eval_semantic", "eval_duality_gap"} <= set(metrics)
+    for name in metrics:
+        assert got[1][name] == pytest.approx(wanted[1][name], rel=1e-5), name
 
 
 @pytest.mark.slow

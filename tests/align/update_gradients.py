@@ -97,13 +97,15 @@ def step_sharded(trainer, gradients) -> None:  # type: ignore[no-untyped-def]
 def main() -> None:
     torch.set_num_threads(1)
     out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-    sharded = settings.pop("sharded", False)
+    sharded, evaluate = settings.pop("sharded", False), settings.pop("evaluate", False)
     trainer, gradients = trainer_of(str(out.parent / "trainer"), **settings)
     if sharded:
         step_sharded(trainer, gradients)
     else:
         trainer.train()
     logged = next(entry for entry in trainer.state.log_history if "nll_y_given_x" in entry)
+    if evaluate:
+        logged |= trainer.evaluate(trainer.train_dataset)
     if trainer.is_world_process_zero():
         save_file({name: tensor.contiguous() for name, tensor in gradients.found.items()}, out)
         out.with_suffix(".json").write_text(json.dumps(logged | {"sharded": gradients.sharded}))

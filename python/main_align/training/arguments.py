@@ -10,6 +10,7 @@ from trl import SFTConfig
 from ..devices import has_bfloat16
 from ..errors import UserError
 from .alpha import SCHEDULES, Alpha
+from .collator import X_GIVEN_Y, Y_GIVEN_X
 from .terms import EMBEDDING_TERMS, AlignmentTerms
 
 DIRECTIONS = ("both", "forward", "reverse")
@@ -51,6 +52,16 @@ class AlignmentArguments(AlignmentTerms):
         default="raise",
         metadata={"help": "A pair over max_length: raise, drop or truncate both its sides.", "choices": list(OVERLONG)},
     )
+
+    @property
+    def pools(self) -> bool:
+        """Whether a term of embeddings counts."""
+        return bool(self.active(EMBEDDING_TERMS))
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """The likelihoods that are trained, as in collator.Y_GIVEN_X."""
+        return {"both": (Y_GIVEN_X, X_GIVEN_Y), "forward": (Y_GIVEN_X,), "reverse": (X_GIVEN_Y,)}[self.directions]
 
     def check(self) -> None:
         """UserError for a setting that makes no sense, naming it."""

@@ -6,33 +6,29 @@ all its micro-batches and processes beforehand, so gradients do not depend on ho
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import IterableDataset
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from ..devices import warn_if_slow
-from ..directional import Directional
 from ..errors import UserError
-from ..models import vocabulary
 from . import checkpoint
 from . import head as heads
 from .across import gather_rows, world_size
 from .alpha import Alpha
 from .arguments import AlignmentArguments, MutualAlignmentConfig
-from .bins import PackedPairs, best_fit
-from .collator import X_GIVEN_Y, Y_GIVEN_X, PairCollator, X, Y
-from .loss import Likelihoods, MutualAlignmentLoss, duality_gap, wide
-from .meter import Meter
-from .pairs import COLUMNS, PairReader
+from .evaluation import Evaluation
+from .loss import MutualAlignmentLoss, duality_gap, wide
+from .monitor import Monitor, check_finite
+from .pairs import COLUMNS
+from .preparation import Preparation, packs_evaluation
 from .randomness import generator_states, restore_generators
-from .settings import check_settings
-from .setup import bare, check_ending, set_up
-from .terms import EMBEDDING_TERMS
-from .update import SYNTHETIC, EmbeddingGradients, Update
+from .settings import check_arguments, check_parallelism, check_settings
+from .setup import bare, set_up
+from .update import EmbeddingGradients, Update, likelihoods_of
 from .wrapped import AlignmentOutput, WrappedForward
 
 if TYPE_CHECKING:  # at run time the trainer's class comes after the mixin
@@ -71,9 +67,7 @@ class AlignmentMixin(_Trainer):
         alignment: AlignmentArguments | None = None,
         **options: Any,
     ) -> None:
-        for name, given in ({name: options.get(name) for name in _REFUSED} | {"data_collator": data_collator}).items():
-            if given is not None:
-                raise UserError(f"{name} is not supported with mutual alignment: {_REFUSED[name]}")
+        check_arguments({"data_collator": data_collator, **options})
         sft = hasattr(super(), "_prepare_dataset")  # which SFTTrainer calls by itself
         args = args or (MutualAlignmentConfig() if sft else TrainingArguments())
         if alignment is not None and isinstance(args, AlignmentArguments):
@@ -88,17 +82,17 @@ class AlignmentMixin(_Trainer):
         self._base = bare(setup.model)
         for dtype in (self._base.dtype, torch.bfloat16 if args.bf16 else torch.float32):
             warn_if_slow(dtype, args.device)
-        self._max_length, self._pooled = setup.max_length, bool(self.alignment.active(EMBEDDING_TERMS))
-        self._reader: PairReader | None = None  # made when the first data set is prepared
+        self._max_length = setup.max_length
+        self._preparation: Preparation | None = None  # made when the first data set is prepared
         self._loss = MutualAlignmentLoss(self.alignment)
         self._alpha = Alpha(self.alignment.alpha_schedule, self.alignment.alpha)
         self._update: Update | None = None
-        self._meters = {"train": Meter(), "eval": Meter()}
-        self._seen_tokens: Tensor | int = 0
-        self._last_log = (0, time.monotonic())
+        self._monitor = Monitor(self.alignment.columns, duality=self.alignment.duality > 0)
+        self._evaluation: Evaluation | None = None
         if not sft:
             packing = getattr(args, "packing", False)
             train_dataset = self._prepare_dataset(train_dataset, setup.tokenizer, args, packing, None, "train")
+            packing = packs_evaluation(args)
             eval_dataset = self._prepare_dataset(eval_dataset, setup.tokenizer, args, packing, None, "eval")
         super().__init__(
             model=setup.model,
@@ -108,16 +102,16 @@ class AlignmentMixin(_Trainer):
             processing_class=setup.tokenizer,
             **options,
         )
-        self.data_collator = self._collator
+        assert self._preparation is not None
+        self.data_collator = self._preparation.collator
         self.model_accepts_loss_kwargs = True  # before transformers 5.19: what tells it that the loss is scaled
-        self._check_parallelism()
-        self._head = None
-        if self._pooled and self.alignment.projection_dim:
-            self._head = heads.AlignmentHead(
-                self._base.config.get_text_config().hidden_size, self.alignment.projection_dim
-            )
+        check_parallelism(self.accelerator, self.args)
+        self._head: heads.AlignmentHead | None = None
+        if self.alignment.pools and self.alignment.projection_dim:
+            width = self._base.config.get_text_config().hidden_size
+            self._head = heads.AlignmentHead(width, self.alignment.projection_dim)
             heads.attach(self._base, self._head)
-        self._wrapped = WrappedForward(self._base, self._head)
+        self._wrapped: WrappedForward = WrappedForward(self._base, self._head)
 
     @property
     def alpha(self) -> float:
@@ -129,40 +123,14 @@ class AlignmentMixin(_Trainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        if self._reader is None:
-            self._lay_out(processing_class, args)
-        assert self._reader is not None
-        if dataset is None or isinstance(dataset, PackedPairs):
-            return dataset
+        if self._preparation is None:  # SFTTrainer has given the tokenizer its template and its stop token by now
+            self._preparation = Preparation(self._base, processing_class, args, self.alignment, self._max_length)
         if isinstance(dataset, dict):
             return {
                 name: self._prepare_dataset(part, processing_class, args, packing, formatting_func, name)
                 for name, part in dataset.items()
             }
-        pairs = self._reader.prepare(dataset, dataset_name, getattr(args, "dataset_num_proc", None))
-        if getattr(args, "shuffle_dataset", False) and pairs is not dataset:
-            pairs = pairs.shuffle(seed=args.seed)
-        if not packing:
-            return pairs
-        if isinstance(pairs, IterableDataset):
-            raise UserError(f"packing needs the whole {dataset_name} data set, not a stream: set packing=False")
-        lengths = [self._collator.tokens_of(pair) for pair in pairs]
-        sequences = 1 + (self.alignment.directions == "both" or self._pooled)
-        return PackedPairs(pairs, best_fit(lengths, sequences * self._reader.max_length))
-
-    def _lay_out(self, tokenizer: Any, args: Any) -> None:
-        """Makes the reader and the collator of the tokenizer that is saved with the model: SFTTrainer has given it its
-        `eos_token` and its chat template by the time it prepares the first data set."""
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
-        directional = Directional(tokenizer, close=True, vocabulary=vocabulary(self._base))
-        check_ending(directional, getattr(args, "eos_token", None))
-        self._reader = PairReader(directional, self._max_length, self.alignment.overlong)  # type: ignore[arg-type]
-        self._collator = PairCollator(
-            directional,
-            self.alignment.directions,  # type: ignore[arg-type]
-            pooled=self._pooled,
-            all_likelihoods=self.alignment.duality > 0,
-        )
+        return self._preparation.prepare(dataset, args, packing=packing, name=dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = list(COLUMNS)
@@ -184,50 +152,60 @@ class AlignmentMixin(_Trainer):
             update.cached = self._embed_update(model, update)
         if update.cached is not None:
             restore_generators(update.cached.generators[update.position], self.args.device)
-        output, states = self._wrapped.forward(
-            model, inputs, weights=update.token_weights(pairs, terms, alpha), exact=terms.duality > 0
-        )
-        parts, metrics = self._parts(output, pairs, update)
-        weights = {"likelihood": 1.0} | {name: terms.weight(name) for name in parts if name != "likelihood"}
-        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-        self._stop_if_not_finite(loss, parts, output, pairs)
-        meter = self._meters["train" if model.training else "eval"]
-        self._measure(meter, output, pairs, update, metrics, alpha)
-        if model.training and self._is_logged():
-            self._measure_gradients(meter, update, parts, weights, states, pairs)
-        self._finish(update, output, pairs, training=model.training)
+        token_weights = update.token_weights(pairs, terms, alpha)
+        # in an evaluation each token counts, so that the likelihoods are known whatever they weigh in the loss
+        weights = token_weights if model.training else torch.ones_like(token_weights)
+        output, states = self._wrapped.forward(model, inputs, weights=weights, exact=terms.duality > 0)
+        assert output.logp is not None
+        if not model.training:
+            output.lm_loss = -(output.logp * token_weights).sum()
+        if model.training:
+            self._monitor.measure(update, pairs, output.logp, token_weights, alpha)
+        parts = self._parts(output, pairs, update, log=model.training)
+        weighted = {name: (1.0 if name == "likelihood" else terms.weight(name)) * part for name, part in parts.items()}
+        loss = torch.stack(list(weighted.values())).sum()
+        check_finite(loss, parts, output, pairs, self.state.global_step + 1)
+        if model.training:
+            if self._is_logged():
+                self._monitor.measure_gradients(update, weighted, states, pairs)
+            self._finish(update, output, pairs)
+        elif self._evaluation is not None:
+            self._evaluation.add(output, pairs, loss)
         return (loss, output) if return_outputs else loss
 
     def _parts(
-        self, output: AlignmentOutput, pairs: dict[str, Tensor], update: Update
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        self, output: AlignmentOutput, pairs: dict[str, Tensor], update: Update, *, log: bool
+    ) -> dict[str, Tensor]:
         """This micro-batch's share of each part of the loss, so scaled that the mean over processes of the sums over
         micro-batches is the loss of the update; the likelihood part is weighted already."""
         assert output.lm_loss is not None
         assert output.logp is not None
         parts = {"likelihood": output.lm_loss * world_size()}  # the mean over processes takes it back
         if self._loss.terms.duality > 0:
-            gaps = duality_gap(_likelihoods(output.logp, pairs["tokens"]))
+            gaps = duality_gap(likelihoods_of(output.logp, pairs["tokens"]))
             parts["duality"] = gaps.sum() / update.pairs * world_size()
-        if output.embed_x is None or output.embed_y is None:
-            return parts, {}
+        if output.embed_x is None or output.embed_y is None or self._evaluation is not None:
+            return parts  # an evaluation contrasts the whole set at its end
         if update.cached is not None:
             cached = update.cached
             for name, (dx, dy) in cached.gradients[update.position].items():
                 # a product whose gradient is the cached one, moved to the value of this micro-batch's share
                 pull = (wide(output.embed_x) * dx).sum() + (wide(output.embed_y) * dy).sum()
                 parts[name] = pull - pull.detach() + cached.terms[name] / update.micro_batches
-            return parts, cached.terms | cached.metrics if update.position == 0 else {}
+            if update.position == 0:
+                self._monitor.measure_contrast(cached.terms | cached.metrics, update.pairs)
+            return parts
         x, y = gather_rows(output.embed_x), gather_rows(output.embed_y)
         values, metrics = self._loss.of_embeddings(x, y, gather_rows(pairs["group"]))
+        if log and len(x) > 1:  # a pair alone has no contrast, and what it has not does not count
+            self._monitor.measure_contrast(values | metrics, len(x))
         share = len(x) / update.pairs  # of the update's pairs, where micro-batches are contrasted each by itself
-        metrics |= {name: value.detach() for name, value in values.items()}
-        return parts | {name: value * share for name, value in values.items()}, metrics
+        return parts | {name: value * share for name, value in values.items()}
 
     # ---- contrast over all micro-batches of an update ----
 
     def _contrasts_update(self, update: Update) -> bool:
-        return update.micro_batches > 1 and self._pooled and self.alignment.contrast_accumulated
+        return update.micro_batches > 1 and self.alignment.pools and self.alignment.contrast_accumulated
 
     def _embed_update(self, model: nn.Module, update: Update) -> EmbeddingGradients:
         """Gradient caching (Gao et al., 2021): all embeddings without a graph, the terms' gradients with respect to
@@ -257,106 +235,62 @@ class AlignmentMixin(_Trainer):
 
     # ---- what is watched ----
 
-    def _measure(
-        self,
-        meter: Meter,
-        output: AlignmentOutput,
-        pairs: dict[str, Tensor],
-        update: Update,
-        metrics: dict[str, Tensor],
-        alpha: Tensor,
-    ) -> None:
-        assert output.logp is not None
-        nll, tokens = -output.logp.detach().sum(0), pairs["tokens"].sum(0)
-        for name, column in (("nll_y_given_x", Y_GIVEN_X), ("nll_x_given_y", X_GIVEN_Y)):
-            if column in self._trained_columns():
-                meter.add(name, nll[column], tokens[column])
-        if self._loss.terms.duality > 0:
-            gaps = duality_gap(_likelihoods(output.logp.detach(), pairs["tokens"]))
-            meter.add("duality_gap", gaps.sum(), len(gaps))
-        for name, value in metrics.items():
-            meter.add(name, value)
-        present = (update.tokens[SYNTHETIC].sum() > 0).float()  # the same names on every process, so no `if`
-        meter.add("alpha", alpha * present, present)
-        if update.position == 0:
-            self._seen_tokens = self._seen_tokens + update.length
-
-    def _measure_gradients(
-        self,
-        meter: Meter,
-        update: Update,
-        parts: dict[str, Tensor],
-        weights: dict[str, float],
-        states: Tensor,
-        pairs: dict[str, Tensor],
-    ) -> None:
-        """The norm of each term's gradient with respect to the backbone's last states of the whole update, weighted as
-        in the loss: how hard each pulls. Once a log line, for it walks the heads backward a second time."""
-        for name, part in parts.items():
-            gradient = None
-            if part.requires_grad:
-                (gradient,) = torch.autograd.grad(weights[name] * part, states, retain_graph=True, allow_unused=True)
-            gradient = torch.zeros_like(states) if gradient is None else gradient / world_size()
-            if name != "likelihood":
-                update.add_square(f"grad_norm_{name}", gradient)
-                continue
-            columns = pairs["segments"] % 4
-            for term, column in (("forward", Y_GIVEN_X), ("reverse", X_GIVEN_Y)):
-                if column in self._trained_columns():
-                    update.add_square(f"grad_norm_{term}", gradient[0, pairs["rows"][columns == column]])
-        if update.last:
-            for name, norm in update.norms().items():
-                meter.add(name, norm)
-
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
-        if any(name.startswith("eval_") for name in logs):
-            logs.update({f"eval_{name}": value for name, value in self._meters["eval"].read().items()})
-        elif found := self._meters["train"].read():
-            logs.update(found | self._throughput())
+        logs.update(self._monitor.read())
         super().log(logs, *args, **options)
-
-    def _throughput(self) -> dict[str, float]:
-        """Tokens that went through the model, of both directions, in all and a second since the last log line."""
-        (before, when), self._last_log = self._last_log, (int(self._seen_tokens), time.monotonic())
-        tokens, seconds = self._last_log[0] - before, self._last_log[1] - when
-        return {"num_tokens": self._last_log[0], "tokens_per_second": tokens / max(seconds, 1e-9)}
 
     def _is_logged(self) -> bool:
         """Whether the step in progress ends in a log line."""
         step, every = self.state.global_step + 1, self.state.logging_steps or 0
         return (step == 1 and self.args.logging_first_step) or (every > 0 and step % every == 0)
 
-    def _stop_if_not_finite(
-        self, loss: Tensor, parts: dict[str, Tensor], output: AlignmentOutput, pairs: dict[str, Tensor]
-    ) -> None:
-        if bool(torch.isfinite(loss.detach())):
-            return
-        broken = [name for name, part in parts.items() if not bool(torch.isfinite(part.detach()))] or ["their sum"]
-        fine = torch.ones_like(pairs["row"], dtype=torch.bool)
-        for read in (output.logp, output.embed_x, output.embed_y):
-            if read is not None:
-                fine &= read.detach().isfinite().all(1)
-        rows = (pairs["row"][~fine] if not bool(fine.all()) else pairs["row"]).tolist()
-        raise UserError(
-            f"step {self.state.global_step + 1}: the loss is {float(loss.detach())}; broken: {', '.join(broken)}, in "
-            f"rows {', '.join(map(str, rows))} of the data set. Look at these rows; if they are sound, lower the "
-            "learning rate or the weight of that term, or train in bfloat16 or float32 instead of float16."
-        )
-
     # ---- evaluation ----
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **options: Any) -> dict[str, float]:
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            packing = bool(getattr(self.args, "packing", False))
-            eval_dataset = self._prepare_dataset(eval_dataset, None, self.args, packing, None, "eval")
-        return super().evaluate(eval_dataset, *args, **options)
+        with self._monitor.paused():
+            return super().evaluate(self._prepared(eval_dataset, "eval"), *args, **options)
+
+    def predict(self, test_dataset: Any, *args: Any, **options: Any) -> PredictionOutput:
+        with self._monitor.paused():
+            return super().predict(self._prepared(test_dataset, "test"), *args, **options)
+
+    def _prepared(self, dataset: Any, name: str) -> Any:
+        """A data set of any form; None and a name stand for those that the trainer has."""
+        if dataset is None or isinstance(dataset, str):
+            return dataset
+        return self._prepare_dataset(dataset, None, self.args, packs_evaluation(self.args), None, name)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As the trainer's, with the loss and the metrics of the whole set."""
+        self._evaluation = Evaluation()
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            alpha = self._alpha.now(self._progress(), self.args.device)
+            found = self._evaluation.read(self._loss, self.alignment.columns, alpha)
+        finally:
+            self._evaluation = None
+        assert output.metrics is not None
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        return output
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
+            loss = self.compute_loss(model, inputs).detach()
+        if self._evaluation is not None:
+            self._evaluation.add_loss(loss)
+        return loss, None, None
 
     # ---- checkpoints ----
 
@@ -385,11 +319,9 @@ class AlignmentMixin(_Trainer):
 
     # ---- small matters ----
 
-    def _finish(self, update: Update, output: AlignmentOutput, pairs: dict[str, Tensor], *, training: bool) -> None:
+    def _finish(self, update: Update, output: AlignmentOutput, pairs: dict[str, Tensor]) -> None:
         """After a micro-batch: alpha learns from the whole update's losses once it is complete."""
         assert output.logp is not None
-        if not training:
-            return
         if self._alpha.schedule == "loss_ratio":
             update.add_losses(-output.logp, pairs["synthetic"])
             if update.last:
@@ -398,42 +330,5 @@ class AlignmentMixin(_Trainer):
         if update.position == update.micro_batches:
             self._update = None
 
-    def _trained_columns(self) -> tuple[int, ...]:
-        both = {"both": (Y_GIVEN_X, X_GIVEN_Y), "forward": (Y_GIVEN_X,), "reverse": (X_GIVEN_Y,)}
-        return both[self.alignment.directions]
-
     def _progress(self) -> float:
         return self.state.global_step / max(self.state.max_steps, 1)
-
-    def _check_parallelism(self) -> None:
-        plan = getattr(self.accelerator, "parallelism_config", None)
-        for kind in ("tp", "cp", "sp"):
-            if plan is not None and getattr(plan, f"{kind}_size", 1) > 1:
-                raise UserError(f"{kind}_size > 1 is not supported with mutual alignment: use data parallelism or FSDP")
-        if self.args.n_gpu > 1:
-            raise UserError(
-                "several GPUs in one process (nn.DataParallel) are not supported: start with accelerate launch or "
-                "torchrun, or show one GPU with CUDA_VISIBLE_DEVICES"
-            )
-
-
-_REFUSED = {
-    "data_collator": "pairs are packed by its own",
-    "compute_loss_func": "the loss is its own; subclass and override compute_loss to add to it",
-    "preprocess_logits_for_metrics": "there are no logits",
-    "model_init": "give the model itself; its forward is read by hooks, which a new model would not have",
-    "compute_metrics": "there are no logits to give it; the metrics are in the log",
-    "formatting_func": "it would join the two sides of a pair; give prompt and completion instead",
-}
-
-
-def _likelihoods(logp: Tensor, tokens: Tensor) -> Likelihoods:
-    """logp[N, 4], tokens[N, 4] as the loss module takes them."""
-    return Likelihoods(
-        y_given_x=logp[:, Y_GIVEN_X],
-        x_given_y=logp[:, X_GIVEN_Y],
-        y=logp[:, Y],
-        x=logp[:, X],
-        tokens_y=tokens[:, Y_GIVEN_X],
-        tokens_x=tokens[:, X_GIVEN_Y],
-    )

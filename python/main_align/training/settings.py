@@ -1,9 +1,9 @@
-"""check_settings: options of TrainingArguments and SFTConfig that mutual alignment has no use for are refused, so that
-none is passed over in silence."""
+"""Checks of what a trainer is given: what mutual alignment has no use for is refused, so that nothing is passed over in
+silence."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import UserError
@@ -65,6 +65,22 @@ SFT_ONLY = (
     Refusal("activation_offloading", bool, "use gradient_checkpointing"),
 )
 
+_ARGUMENTS = {
+    "data_collator": "pairs are packed by its own",
+    "compute_loss_func": "the loss is its own; subclass and override compute_loss to add to it",
+    "preprocess_logits_for_metrics": "there are no logits",
+    "model_init": "give the model itself; its forward is read by hooks, which a new model would not have",
+    "compute_metrics": "there are no logits to give it; the metrics are in the log",
+    "formatting_func": "it would join the two sides of a pair; give prompt and completion instead",
+}
+
+
+def check_arguments(options: Mapping[str, Any]) -> None:
+    """UserError for an argument of the trainer that has no use here."""
+    for name, why in _ARGUMENTS.items():
+        if options.get(name) is not None:
+            raise UserError(f"{name} is not supported with mutual alignment: {why}")
+
 
 def check_settings(args: Any, *, sft: bool) -> None:
     """UserError, with the remedy, for the first setting that would have no effect; `sft`: SFTTrainer reads them too."""
@@ -85,4 +101,17 @@ def check_settings(args: Any, *, sft: bool) -> None:
     if packs and strategy in ("group_by_length", "batch_rebalance"):
         raise UserError(
             f"train_sampling_strategy={strategy!r} has no use with packing, whose rows are about equally long"
+        )
+
+
+def check_parallelism(accelerator: Any, args: Any) -> None:
+    """UserError for a way of sharing out the work that cannot be had."""
+    plan = getattr(accelerator, "parallelism_config", None)
+    for kind in ("tp", "cp", "sp"):
+        if plan is not None and getattr(plan, f"{kind}_size", 1) > 1:
+            raise UserError(f"{kind}_size > 1 is not supported with mutual alignment: use data parallelism or FSDP")
+    if args.n_gpu > 1:
+        raise UserError(
+            "several GPUs in one process (nn.DataParallel) are not supported: start with accelerate launch or "
+            "torchrun, or show one GPU with CUDA_VISIBLE_DEVICES"
         )

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..directional import Directional, Encoded
 from ..errors import UserError
 from ..forward import Forward
 from ..models import check_model, context_length, find, load_weights
@@ -58,18 +57,6 @@ def set_up(
         raise UserError("the model's config has no max_position_embeddings: give max_length")
     longest = min(n for n in (limit, wanted) if n)
     return Setup(model, tokenizer, longest)
-
-
-def check_ending(directional: Directional, eos_token: str | None) -> None:
-    """UserError for an `eos_token` that no response ends with, so that the model would never learn to stop at it."""
-    forward, _ = directional.layouts(Encoded([], [], []))
-    ending = forward.ids[slice(*forward.second)]
-    if eos_token is not None and directional.tokenizer.eos_token_id not in ending:
-        written = str(directional.tokenizer.decode(ending))
-        raise UserError(
-            f"eos_token {eos_token!r} is not what the chat template ends a response with ({written!r}), so the model "
-            f"would never learn to stop there: use eos_token={written!r}, or another template (chat_template_path)"
-        )
 
 
 def bare(model: nn.Module) -> PreTrainedModel:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .across import sum_over_processes
-from .collator import X_GIVEN_Y, Y_GIVEN_X
+from .collator import X_GIVEN_Y, Y_GIVEN_X, X, Y
+from .loss import Likelihoods
 from .terms import AlignmentTerms
 
 SEED, SYNTHETIC = 0, 1
@@ -91,3 +92,15 @@ class Update:
         """The norms of all that was added on all processes."""
         total = sum_over_processes(torch.stack(list(self.squares.values()))).sqrt()
         return dict(zip(self.squares, total.unbind(), strict=True))
+
+
+def likelihoods_of(logp: Tensor, tokens: Tensor) -> Likelihoods:
+    """logp[N, 4], tokens[N, 4] as the loss module takes them."""
+    return Likelihoods(
+        y_given_x=logp[:, Y_GIVEN_X],
+        x_given_y=logp[:, X_GIVEN_Y],
+        y=logp[:, Y],
+        x=logp[:, X],
+        tokens_y=tokens[:, Y_GIVEN_X],
+        tokens_x=tokens[:, X_GIVEN_Y],
+    )
