@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .filtering import Filtered, filter_scores
     from .forms import Fields
+    from .heads import AlignmentHead
     from .job import Progress, score_file
     from .loop import LoopConfig, MutualAlignmentLoop
     from .reading import read_pairs
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLUMNS",
     "AlignmentArguments",
+    "AlignmentHead",
     "AlignmentMixin",
     "AlignmentTerms",
     "Fields",
@@ -57,6 +59,7 @@ __all__ = [
 _HOMES = {
     "COLUMNS": "scores",
     "AlignmentArguments": "training",
+    "AlignmentHead": "heads",
     "AlignmentMixin": "training",
     "AlignmentTerms": "training",
     "Fields": "forms",

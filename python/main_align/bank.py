@@ -17,12 +17,13 @@ Floats32 = NDArray[np.float32]
 
 
 class Bank:
-    """M reference pairs, centred by the mean of their own side and scaled to unit length.
+    """M reference pairs, centred by the mean of their own side (unless told not to) and scaled to unit length.
 
     Args:
         embed_x, embed_y: float32[M, D], pooled states of instructions and responses.
         temperature: tau of S = Q K^T / tau.
         device: where the products run.
+        centred: subtract each side's mean; False for projections that were trained to be compared as they are.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class Bank:
         embed_y: Floats32,
         temperature: float,
         device: torch.device | str = "cpu",
+        *,
+        centred: bool = True,
     ) -> None:
         if embed_x.ndim != 2 or embed_x.shape != embed_y.shape or not len(embed_x):
             raise ValueError(
@@ -39,7 +42,7 @@ class Bank:
         self.temperature = temperature
         self.device = torch.device(device)
         x, y = self._tensor(embed_x), self._tensor(embed_y)
-        self._mean_x, self._mean_y = x.mean(0), y.mean(0)
+        self._mean_x, self._mean_y = (side.mean(0) if centred else torch.zeros_like(side[0]) for side in (x, y))
         self.query, self.key = self._unit(x, self._mean_x), self._unit(y, self._mean_y)  # [M, D]
         plus, minus = _plus_minus(self.query, self.key)
         self._a, self._b, self._c = plus.T @ plus, minus.T @ minus, minus.T @ plus  # [D, D]

@@ -101,6 +101,10 @@ def score(
     ] = False,
     bank: Annotated[int, typer.Option(min=1, help="Reference pairs for semantic and structural.")] = 16384,
     seed: Annotated[int, typer.Option(help="Seed of the bank's sample.")] = 0,
+    heads: Annotated[
+        Optional[str],
+        typer.Option(help="Trained model whose projection heads semantic and structural compare pairs through."),
+    ] = None,
     pack_tokens: Annotated[
         Optional[int],
         typer.Option(min=1, help="Tokens in one forward pass. Lower it to save memory."),
@@ -144,6 +148,7 @@ def score(
 
         options = {"revision": revision, "max_length": max_length, "truncate": truncate}
         options |= {"bank": bank, "seed": seed, "trust_remote_code": trust_remote_code}
+        options |= {"heads": heads}
         if pack_tokens is not None:
             options["pack_tokens"] = pack_tokens
         run_score(

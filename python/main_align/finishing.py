@@ -151,4 +151,5 @@ def _gather(journal: Journal, scorer: Scorer, chosen: NDArray[np.int64]) -> Bank
         parts.append((window.embed_x[mine], window.embed_y[mine]))
         before += count
     embed_x, embed_y = (np.concatenate([p for p in side if len(p)]) for side in zip(*parts, strict=True))
-    return Bank(embed_x, embed_y, scorer.temperature, scorer.forward.device)
+    centred = "heads" not in scorer.fingerprint
+    return Bank(embed_x, embed_y, scorer.temperature, scorer.forward.device, centred=centred)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from main_kernels import segment_pool, token_logprobs
 from .attention import packed_forward, packing_arguments, use_packed_attention
 from .directional import Layout
 from .errors import UserError
+from .heads import AlignmentHead
 
 KNOWN = ("llama", "mistral")  # our tests cover these; any other type is checked when loaded
 
@@ -23,16 +25,26 @@ KNOWN = ("llama", "mistral")  # our tests cover these; any other type is checked
 class Forward:
     """The backbone without its head, then the head on the rows that predict a scored token.
 
-    `attention` names the attention implementation in use, `width` is D. UserError for a model
-    whose states or probabilities come out otherwise than its own forward has them.
+    `attention` names the attention implementation in use, `width` is D, or that of the projections where there are
+    trained projection heads. UserError for a model whose states or probabilities come out otherwise than its own
+    forward has them, and for projection heads of another width.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, projection: AlignmentHead | None = None) -> None:
         if model.base_model is model or model.get_output_embeddings() is None:
             raise UserError(f"{type(model).__name__} is not a backbone with a head on it")
         self.model, self.device = model, model.device
         self.head: Any = model.get_output_embeddings()
         self.width = int(self.head.weight.shape[1])
+        self.projection = projection
+        if projection is not None:
+            if projection.x.in_features != self.width:
+                raise UserError(
+                    f"the projection heads take states of width {projection.x.in_features}, and the model's have "
+                    f"{self.width}: give the heads that were trained with this model"
+                )
+            self.width = projection.x.out_features
+            self.projection = projection.to(self.device)
         self.logit_options = logit_options(model.config)
         if model.config.model_type in KNOWN:
             self.attention = use_packed_attention(model)
@@ -47,7 +59,8 @@ class Forward:
 
         Returns (first, second, pooled): float64[n] summed log-probabilities of the first and of
         the second segment in nats, and float32[n, D] mean states over the first segment's content,
-        of unit length.
+        of unit length; projected, where there are projection heads, each side by its own: even sequences are x,
+        odd ones y.
         """
         hidden = self.states([layout.ids for layout in layouts])
         starts = np.cumsum([0] + [len(layout.ids) for layout in layouts])
@@ -77,7 +90,11 @@ class Forward:
     def _pool(self, hidden: Tensor, spans: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
         rows = self._to_device(np.concatenate([np.arange(a, b) for a, b in spans]))
         bounds = self._to_device(np.cumsum([0] + [b - a for a, b in spans]))
-        return segment_pool(hidden[rows].float(), bounds).cpu().numpy()
+        if self.projection is None:
+            return segment_pool(hidden[rows].float(), bounds).cpu().numpy()
+        pooled = segment_pool(hidden[rows].float(), bounds, normalize=False)
+        x, y = self.projection(pooled[0::2], pooled[1::2])
+        return F.normalize(torch.stack([x, y], 1).flatten(0, 1).float(), dim=1).cpu().numpy()
 
     def _to_device(self, numbers: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(numbers).to(self.device)

@@ -22,6 +22,7 @@ from .directional import Directional, Layout
 from .errors import UserError
 from .forms import Fields, pair_from_record
 from .forward import Forward, is_out_of_memory
+from .heads import AlignmentHead
 from .models import LoadedModel, changes_rope, context_length, load, vocabulary
 from .packing import Pack, Window, make_window
 from .records import Pair
@@ -49,6 +50,8 @@ class Scorer:
         bank: pairs in the reference bank of `semantic` and `structural`.
         seed: of the bank's sample.
         temperature: tau of the semantic score.
+        heads: trained projection heads through which `semantic` and `structural` compare the pairs, uncentred, as they
+            were trained: the folder or hub id of a model trained with mutual alignment, or an AlignmentHead.
         trust_remote_code: run code that comes with the model.
 
     Raises UserError for a model that cannot be loaded or cannot be scored with.
@@ -67,6 +70,7 @@ class Scorer:
         bank: int = 16384,
         seed: int = 0,
         temperature: float = 0.07,
+        heads: str | os.PathLike[str] | AlignmentHead | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         for name, value in (("pack_tokens", pack_tokens), ("bank", bank)):
@@ -86,7 +90,9 @@ class Scorer:
                 trust_remote_code=trust_remote_code,
             )
         self.directional = Directional(loaded.tokenizer, vocabulary=vocabulary(loaded.model))
-        self.forward = Forward(loaded.model)
+        if heads is not None and not isinstance(heads, AlignmentHead):
+            heads = AlignmentHead.from_pretrained(heads)
+        self.forward = Forward(loaded.model, heads)
         self.max_length = _longest(loaded.model.config, max_length)
         self.truncate, self.pack_tokens = truncate, pack_tokens
         self.bank, self.seed, self.temperature = bank, seed, temperature
@@ -108,6 +114,8 @@ class Scorer:
             "seed": seed,
             "temperature": temperature,
         }
+        if heads is not None:
+            self.fingerprint["heads"] = heads.digest()
 
     def prepare(self, pairs: Sequence[Pair]) -> Window:
         """Tokenise one window, refuse what cannot be scored, and fill its packs."""
@@ -213,7 +221,9 @@ class Scorer:
             member = np.full(len(scored), -1, np.int64)
             member[chosen] = np.arange(len(chosen))
             x, y = whole.embed_x[scored], whole.embed_y[scored]
-            bank = Bank(x[chosen], y[chosen], self.temperature, self.forward.device)
+            bank = Bank(
+                x[chosen], y[chosen], self.temperature, self.forward.device, centred="heads" not in self.fingerprint
+            )
             semantic[scored], structural[scored] = bank.score(x, y, member)
         return score_rows(
             ids=[pair.id for pair in pairs],

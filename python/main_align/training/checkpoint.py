@@ -9,16 +9,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..heads import FILE, PREFIX, AlignmentHead
 from .alpha import Alpha
-from .head import AlignmentHead
 
-FILE = "alignment.safetensors"
-_HEAD, _MEANS = "head.", "alpha.means"
+_MEANS = "alpha.means"
 
 
 def write(folder: str | os.PathLike[str], head: dict[str, Tensor], alpha: Alpha) -> None:
     """The weights of the projection heads (empty where there are none), and the running means behind alpha."""
-    tensors = {_HEAD + name: weight for name, weight in head.items()}
+    tensors = {PREFIX + name: weight for name, weight in head.items()}
     if alpha.means is not None:
         tensors[_MEANS] = alpha.means
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, Path(folder) / FILE)
@@ -36,7 +35,7 @@ def read(folder: str | os.PathLike[str], head: AlignmentHead | None, alpha: Alph
         raise UserError(f"{path} is missing: this checkpoint was not written by a trainer with mutual alignment")
     tensors = load_file(path)
     alpha.means = tensors.pop(_MEANS, None)
-    weights = {name.removeprefix(_HEAD): weight for name, weight in tensors.items()}
+    weights = {name.removeprefix(PREFIX): weight for name, weight in tensors.items()}
     if head is None:
         return
     found, wanted = ({name: list(w.shape) for name, w in side.items()} for side in (weights, head.state_dict()))

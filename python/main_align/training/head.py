@@ -1,4 +1,5 @@
-"""The projection heads: from pooled states to the space in which pairs are compared."""
+"""attach, part_of: the projection heads (heads.py) as a submodule of the model that is trained, so that optimiser and
+sharding see them, but no part of the model that is saved."""
 
 from __future__ import annotations
 
@@ -7,29 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..heads import AlignmentHead
 
 NAME = "alignment_head"
-
-
-class AlignmentHead(nn.Module):
-    """One linear map a side, [N, D] -> [N, dim], both started at the same orthogonal projection, so that x and y can be
-    compared from the first step on.
-
-    It is a submodule of the model that is trained (optimiser and sharding see it) but no part of the model that is
-    saved: its weights go into a file of their own beside the model's (checkpoint.py).
-    """
-
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.x, self.y = nn.Linear(width, dim), nn.Linear(width, dim)
-        nn.init.orthogonal_(self.x.weight)
-        nn.init.zeros_(self.x.bias)
-        self.y.load_state_dict(self.x.state_dict())
-
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """x[N, D], y[N, D] -> [N, dim] each."""
-        dtype = self.x.weight.dtype
-        return self.x(x.to(dtype)), self.y(y.to(dtype))
 
 
 def attach(model: nn.Module, head: AlignmentHead) -> None:

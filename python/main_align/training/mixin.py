@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from ..devices import warn_if_slow
 from ..errors import UserError
+from ..heads import AlignmentHead
 from . import checkpoint
 from . import head as heads
 from .across import gather_rows, world_size
@@ -106,10 +107,10 @@ class AlignmentMixin(_Trainer):
         self.data_collator = self._preparation.collator
         self.model_accepts_loss_kwargs = True  # before transformers 5.19: what tells it that the loss is scaled
         check_parallelism(self.accelerator, self.args)
-        self._head: heads.AlignmentHead | None = None
+        self._head: AlignmentHead | None = None
         if self.alignment.pools and self.alignment.projection_dim:
             width = self._base.config.get_text_config().hidden_size
-            self._head = heads.AlignmentHead(width, self.alignment.projection_dim)
+            self._head = AlignmentHead(width, self.alignment.projection_dim)
             heads.attach(self._base, self._head)
         self._wrapped: WrappedForward = WrappedForward(self._base, self._head)
 

@@ -22,7 +22,7 @@ from main_kernels import linear_cross_entropy, segment_pool, sequence_logprobs
 from ..attention import packed_forward
 from ..errors import UserError
 from ..forward import logit_options
-from .head import AlignmentHead
+from ..heads import AlignmentHead
 from .loss import wide
 
 
