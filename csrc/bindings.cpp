@@ -1,11 +1,13 @@
 // main_kernels._C: pybind11 over plain addresses and sizes. It does not link torch, so one build serves every torch
 // version; the Python side (main_kernels/backends/) sees to dtypes, shapes and contiguity.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 
 #include "address.h"
 #include "cpu/accumulate.h"
+#include "cpu/dispatch.h"
 #include "cpu/divergence.h"
 #include "cpu/pool.h"
 #include "cpu/sweep.h"
@@ -22,16 +24,6 @@ using mk::at;
 
 mk::Mask mask(Address rows, Address columns, bool keep_target) {
   return {at<const int32_t>(rows), at<const int32_t>(columns), keep_target};
-}
-
-std::string instruction_set() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
-  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2)";
-  return "x86-64";
-#else
-  return "the compiler's default";
-#endif
 }
 
 template <class T>
@@ -151,7 +143,9 @@ PYBIND11_MODULE(_C, m) {
                            threads);
         },
         py::call_guard<py::gil_scoped_release>());
-  m.def("instruction_set", &instruction_set);
+  m.def("instruction_sets", &mk::instruction_sets);
+  m.def("instruction_set", &mk::instruction_set);
+  m.def("set_instruction_set", &mk::set_instruction_set);
 #ifdef MK_CUDA
   mk::cuda::bind(m);
 #endif

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from main_kernels import backends
 from main_kernels.sweep import plan
 
-from .kernels.contract import BACKENDS, DEVICE
+from .kernels.contract import BUILDS, DEVICE
 
 settings.register_profile(
     "quick",
@@ -27,11 +27,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=BUILDS, ids=[build or name for name, build in BUILDS])
 def backend(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
-    """Runs the test once on every backend of this machine."""
-    with backends.use(request.param):
-        yield request.param
+    """Runs the test once on every backend of this machine, and on every build of the C++ kernels that it can run."""
+    name, build = request.param
+    with backends.use(name, build):
+        yield name
 
 
 @pytest.fixture(params=[True, False], ids=["bfloat16_products", "float32_products"])

@@ -7,12 +7,12 @@
 #include <cmath>
 #include <limits>
 
-#include "simd.h"
+#include "dispatch.h"
 
 namespace mk {
 namespace {
 
-constexpr int64_t kBlock = 1024;  // summed in float32, the blocks in float64
+constexpr int64_t kBlock = 1024;  // summed in float32, the blocks in float64; a multiple of kLanes
 
 struct Norm {  // a row's log-sum-exp in two parts, its largest score and the log of sum_j e^(s_j - top)
   float top;
@@ -31,10 +31,10 @@ MK_INLINE Norm row_norm(const T* raw, int64_t M, float scale) {
   double total = 0;
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
     const int64_t end = std::min(j0 + kBlock, M);
-    float part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t j = j0; j < end; ++j) part += exp_(scale * load(raw[j]) - top);
-    total += part;
+    float terms[kBlock];
+#pragma omp simd
+    for (int64_t j = j0; j < end; ++j) terms[j - j0] = exp_(scale * load(raw[j]) - top);
+    total += sum(terms, end - j0);
   }
   return {top, std::log(total) + poison};
 }
@@ -66,7 +66,7 @@ MK_INLINE Logs logs(P p_raw, Q q_raw, float scale, Norms norms) {
 // term is negative and each is as small as the square of its ratio: nearly equal distributions do not cancel.
 MK_INLINE float share(float p, float q, float ratio) {
   const float near = p * excess_(-ratio), far = p * ratio + (q - p);
-  return ratio > -0.5f && ratio < 0.5f ? near : far;
+  return select(absolute(ratio) < 0.5f, near, far);
 }
 
 struct Ratios {  // log(p / m) and log(q / m)
@@ -77,32 +77,18 @@ struct Ratios {  // log(p / m) and log(q / m)
 // level = log(rest / beta) is where both have the same.
 MK_INLINE Ratios to_mixture(float ratio, Mixture mixture, float level) {
   const bool mostly_p = ratio > level;
-  const float minor = mostly_p ? mixture.rest : mixture.beta, major = mostly_p ? mixture.beta : mixture.rest;
-  const float x = mostly_p ? -ratio : ratio, e = exp_(x);  // at most log(major / minor)
-  const float w = minor * (x > -0.5f && x < 0.5f ? x + excess_(x) : e - 1.f), u = major + minor * e;
+  const float minor = select(mostly_p, mixture.rest, mixture.beta);
+  const float major = select(mostly_p, mixture.beta, mixture.rest);
+  const float x = select(mostly_p, -ratio, ratio), e = exp_(x);  // at most log(major / minor)
+  const float w = minor * select(absolute(x) < 0.5f, x + excess_(x), e - 1.f), u = major + minor * e;
   const float rough = log_(u);  // u is 1 + w rounded, which costs digits near 1
-  const float h = w < -0.5f ? rough : rough + (w - (u - 1.f)) / u;
-  return {(mostly_p ? 0.f : x) - h, (mostly_p ? x : 0.f) - h};
+  const float h = select(w < -0.5f, rough, rough + (w - (u - 1.f)) / u);
+  return {select(mostly_p, 0.f, x) - h, select(mostly_p, x, 0.f) - h};
 }
 
-template <class P, class Q>
-MK_CLONES void kl_row(P* p_raw, Q* q_raw, int64_t M, float scale, float weight, float* value, bool grad_p,
-                      bool grad_q) {
-  const Norms norms = row_norms(p_raw, q_raw, M, scale);
-  double total = 0;
-  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
-    const int64_t end = std::min(j0 + kBlock, M);
-    float part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t j = j0; j < end; ++j) {
-      const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
-      part += share(exp_(log.p), exp_(log.q), log.ratio);
-    }
-    total += part;
-  }
-  const float kl = *value = static_cast<float>(total);
-  if (!grad_p && !grad_q) return;
-  const float factor = weight * scale;
+// Which sides want a gradient, known to the compiler: a condition inside the loop would leave it scalar.
+template <bool grad_p, bool grad_q, class P, class Q>
+MK_INLINE void kl_gradients(P* p_raw, Q* q_raw, int64_t M, float scale, Norms norms, float factor, float kl) {
 #pragma omp simd
   for (int64_t j = 0; j < M; ++j) {
     const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
@@ -112,30 +98,9 @@ MK_CLONES void kl_row(P* p_raw, Q* q_raw, int64_t M, float scale, float weight, 
   }
 }
 
-template <class P, class Q>
-MK_CLONES void js_row(P* p_raw, Q* q_raw, int64_t M, float scale, Mixture mixture, float weight, float* value,
-                      bool grad_p, bool grad_q) {
-  const Norms norms = row_norms(p_raw, q_raw, M, scale);
-  const float level = std::log(mixture.rest / mixture.beta);
-  double p_total = 0, q_total = 0;
-  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
-    const int64_t end = std::min(j0 + kBlock, M);
-    float p_part = 0, q_part = 0;
-#pragma omp simd reduction(+ : p_part, q_part)
-    for (int64_t j = j0; j < end; ++j) {
-      const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
-      const float p = exp_(log.p), q = exp_(log.q), m = mixture.beta * p + mixture.rest * q;
-      const Ratios ratio = to_mixture(log.ratio, mixture, level);
-      p_part += share(p, m, ratio.p);
-      q_part += share(q, m, ratio.q);
-    }
-    p_total += p_part;
-    q_total += q_part;
-  }
-  const float p_kl = static_cast<float>(p_total), q_kl = static_cast<float>(q_total);
-  *value = mixture.beta * p_kl + mixture.rest * q_kl;
-  if (!grad_p && !grad_q) return;
-  const float p_factor = weight * scale * mixture.beta, q_factor = weight * scale * mixture.rest;
+template <bool grad_p, bool grad_q, class P, class Q>
+MK_INLINE void js_gradients(P* p_raw, Q* q_raw, int64_t M, float scale, Norms norms, Mixture mixture, float level,
+                            float p_factor, float p_kl, float q_factor, float q_kl) {
 #pragma omp simd
   for (int64_t j = 0; j < M; ++j) {
     const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
@@ -144,6 +109,65 @@ MK_CLONES void js_row(P* p_raw, Q* q_raw, int64_t M, float scale, Mixture mixtur
     if (grad_q) store(q_raw + j, q_factor * exp_(log.q) * (ratio.q - q_kl));
   }
 }
+
+template <class P, class Q>
+MK_INLINE void kl_row(P* p_raw, Q* q_raw, int64_t M, float scale, float weight, float* value, bool grad_p,
+                      bool grad_q) {
+  const Norms norms = row_norms(p_raw, q_raw, M, scale);
+  double total = 0;
+  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
+    const int64_t end = std::min(j0 + kBlock, M);
+    float terms[kBlock];
+#pragma omp simd
+    for (int64_t j = j0; j < end; ++j) {
+      const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
+      terms[j - j0] = share(exp_(log.p), exp_(log.q), log.ratio);
+    }
+    total += sum(terms, end - j0);
+  }
+  const float kl = *value = static_cast<float>(total);
+  const float factor = weight * scale;
+  if (grad_p && grad_q)
+    kl_gradients<true, true>(p_raw, q_raw, M, scale, norms, factor, kl);
+  else if (grad_p)
+    kl_gradients<true, false>(p_raw, q_raw, M, scale, norms, factor, kl);
+  else if (grad_q)
+    kl_gradients<false, true>(p_raw, q_raw, M, scale, norms, factor, kl);
+}
+
+template <class P, class Q>
+MK_INLINE void js_row(P* p_raw, Q* q_raw, int64_t M, float scale, Mixture mixture, float weight, float* value,
+                      bool grad_p, bool grad_q) {
+  const Norms norms = row_norms(p_raw, q_raw, M, scale);
+  const float level = std::log(mixture.rest / mixture.beta);
+  double p_total = 0, q_total = 0;
+  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
+    const int64_t end = std::min(j0 + kBlock, M);
+    float p_terms[kBlock], q_terms[kBlock];
+#pragma omp simd
+    for (int64_t j = j0; j < end; ++j) {
+      const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
+      const float p = exp_(log.p), q = exp_(log.q), m = mixture.beta * p + mixture.rest * q;
+      const Ratios ratio = to_mixture(log.ratio, mixture, level);
+      p_terms[j - j0] = share(p, m, ratio.p);
+      q_terms[j - j0] = share(q, m, ratio.q);
+    }
+    p_total += sum(p_terms, end - j0);
+    q_total += sum(q_terms, end - j0);
+  }
+  const float p_kl = static_cast<float>(p_total), q_kl = static_cast<float>(q_total);
+  *value = mixture.beta * p_kl + mixture.rest * q_kl;
+  const float p_factor = weight * scale * mixture.beta, q_factor = weight * scale * mixture.rest;
+  if (grad_p && grad_q)
+    js_gradients<true, true>(p_raw, q_raw, M, scale, norms, mixture, level, p_factor, p_kl, q_factor, q_kl);
+  else if (grad_p)
+    js_gradients<true, false>(p_raw, q_raw, M, scale, norms, mixture, level, p_factor, p_kl, q_factor, q_kl);
+  else if (grad_q)
+    js_gradients<false, true>(p_raw, q_raw, M, scale, norms, mixture, level, p_factor, p_kl, q_factor, q_kl);
+}
+
+MK_KERNEL(Kl, kl_row)
+MK_KERNEL(JensenShannon, js_row)
 
 }  // namespace
 
@@ -155,9 +179,9 @@ void divergence(P* p_raw, Q* q_raw, int64_t rows, int64_t M, float scale, Mixtur
     P* p = p_raw + i * M;
     Q* q = q_raw + i * M;
     if (mixture.beta > 0)
-      js_row(p, q, M, scale, mixture, weights[i], values + i, grad_p, grad_q);
+      dispatch<JensenShannon>(p, q, M, scale, mixture, weights[i], values + i, grad_p, grad_q);
     else
-      kl_row(p, q, M, scale, weights[i], values + i, grad_p, grad_q);
+      dispatch<Kl>(p, q, M, scale, weights[i], values + i, grad_p, grad_q);
   }
 }
 

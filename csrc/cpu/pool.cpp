@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "simd.h"
+#include "dispatch.h"
 
 namespace mk {
 namespace {
@@ -66,7 +66,7 @@ struct Softmax {
 };
 
 template <class T>
-MK_CLONES void pool_segment(const T* hidden, int64_t begin, int64_t end, int64_t D, Pooling pooling, double* sum,
+MK_INLINE void pool_segment(const T* hidden, int64_t begin, int64_t end, int64_t D, Pooling pooling, double* sum,
                             float* pooled, float* norm, double* units) {
   std::fill(sum, sum + D, 0.0);
   Softmax softmax;
@@ -112,7 +112,7 @@ MK_CLONES void pool_segment(const T* hidden, int64_t begin, int64_t end, int64_t
 
 // inner[D] = the gradient of the segment's row before it was normalised; returns its product with that row, which is 0
 // where it was.
-MK_CLONES double through_norm(const float* upstream, const float* pooled, float norm, int64_t D, bool normalize,
+MK_INLINE double through_norm(const float* upstream, const float* pooled, float norm, int64_t D, bool normalize,
                               float* inner) {
   double along = 0;
 #pragma omp simd reduction(+ : along)
@@ -126,7 +126,7 @@ MK_CLONES double through_norm(const float* upstream, const float* pooled, float 
 
 // inner and centre as through_norm made them; share is c_t where neither weights nor a query say otherwise.
 template <class T>
-MK_CLONES void spread_segment(const T* hidden, int64_t begin, int64_t end, int64_t D, Pooling pooling,
+MK_INLINE void spread_segment(const T* hidden, int64_t begin, int64_t end, int64_t D, Pooling pooling,
                               const double* units, const float* inner, double centre, double share, double* sum,
                               PoolGradients<T> out, float* query_share) {
   std::fill(sum, sum + D, 0.0);
@@ -158,6 +158,10 @@ MK_CLONES void spread_segment(const T* hidden, int64_t begin, int64_t end, int64
   if (query_share) std::copy(sum, sum + D, query_share);
 }
 
+MK_KERNEL(PoolSegment, pool_segment)
+MK_KERNEL(ThroughNorm, through_norm)
+MK_KERNEL(SpreadSegment, spread_segment)
+
 template <class T>
 void clear(T* rows, int64_t begin, int64_t end, int64_t D) {
   if (rows) std::fill(rows + begin * D, rows + end * D, T(0));
@@ -175,7 +179,7 @@ void pool_forward(const T* hidden, int64_t D, Pooling pooling, float* pooled, fl
     for (int64_t b = 0; b < pooling.segments; ++b) {
       const int64_t end = pooling.offsets[b + 1];
       const int64_t begin = pooling.last ? std::max(pooling.offsets[b], end - 1) : pooling.offsets[b];
-      pool_segment(hidden, begin, end, D, pooling, sum.data(), pooled + b * D, norms + b, units);
+      dispatch<PoolSegment>(hidden, begin, end, D, pooling, sum.data(), pooled + b * D, norms + b, units);
     }
   }
 }
@@ -198,9 +202,10 @@ void pool_backward(const float* upstream, const float* pooled, const float* norm
       const int64_t begin = pooling.last ? std::max(pooling.offsets[b], end - 1) : pooling.offsets[b];
       clear(out.hidden, pooling.offsets[b], begin, D);
       const double centre =
-          through_norm(upstream + b * D, pooled + b * D, norms[b], D, pooling.normalize, inner.data());
-      spread_segment(hidden, begin, end, D, pooling, units, inner.data(), centre, 1.0 / std::max<int64_t>(end - begin, 1),
-                     sum.data(), out, out.query ? out.queries + b * D : nullptr);
+          dispatch<ThroughNorm>(upstream + b * D, pooled + b * D, norms[b], D, pooling.normalize, inner.data());
+      const double share = 1.0 / std::max<int64_t>(end - begin, 1);
+      dispatch<SpreadSegment>(hidden, begin, end, D, pooling, units, inner.data(), centre, share, sum.data(), out,
+                              out.query ? out.queries + b * D : nullptr);
     }
   }
   if (!out.query) return;

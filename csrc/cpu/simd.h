@@ -1,17 +1,8 @@
-// Scalar building blocks that the compiler vectorises: exp, tanh, bfloat16, and the macro that builds
-// each kernel for three instruction sets and picks one when the module is loaded.
+// Scalar building blocks that the compiler vectorises: exp, tanh, bfloat16, and sums in one order for all vector lengths.
 #pragma once
 #include <cstdint>
 #include <cstring>
 
-// GCC's ifunc dispatch: one translation unit, no -march, the fastest clone chosen at load time.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define MK_CLONES                                                                     \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"),        \
-                 optimize("O3,no-math-errno,no-trapping-math")))
-#else
-#define MK_CLONES
-#endif
 #define MK_INLINE inline __attribute__((always_inline))
 
 namespace mk {
@@ -36,14 +27,22 @@ MK_INLINE void store(bf16* p, float x) {  // round to nearest even; a NaN stays 
   *p = static_cast<bf16>(x != x ? 0x7FC0u : rounded);
 }
 
+// condition ? a : b with no branch for the compiler to build on. Of the operator, GCC makes two paths, finds that one of
+// them is all constants, and then leaves the loop scalar where there are no masked instructions (AVX2, SSE).
+MK_INLINE float select(bool condition, float a, float b) {
+  const uint32_t mask = -static_cast<uint32_t>(condition);
+  return bits<float>((bits<uint32_t>(a) & mask) | (bits<uint32_t>(b) & ~mask));
+}
+
+MK_INLINE float absolute(float x) { return bits<float>(bits<uint32_t>(x) & 0x7FFFFFFFu); }
+
 // e^x for x <= 88: 1 ulp or so, exactly 0 below -87.3, NaN for NaN and +Inf.
 // Cody-Waite reduction, then the Cephes polynomial on [-ln2/2, ln2/2].
 MK_INLINE float exp_(float x) {
-  const float low = -87.3f, magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float y = x < low ? low : x;
-  const float shifted = y * 1.44269504f + magic;
+  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float shifted = x * 1.44269504f + magic;
   const float n = shifted - magic;
-  const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -52,7 +51,7 @@ MK_INLINE float exp_(float x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.f;
   const uint32_t exponent = (bits<uint32_t>(shifted) << 23) + 0x3F800000u;
-  return x < low ? 0.f : p * bits<float>(exponent);
+  return select(x < -87.3f, 0.f, p * bits<float>(exponent));
 }
 
 // 2 atanh(z) for z in [0, 1/3], by its series; log(1 + u) for u in [0, 1], relative error about 1 ulp however small.
@@ -69,10 +68,10 @@ MK_INLINE float atanh2_(float z) {
 MK_INLINE float log1p_(float u) { return atanh2_(u / (2.f + u)); }
 
 // log(1 + e^s), and its derivative 1 / (1 + e^-s).
-MK_INLINE float softplus_(float s) { return (s > 0.f ? s : 0.f) + log1p_(exp_(s > 0.f ? -s : s)); }
+MK_INLINE float softplus_(float s) { return select(s > 0.f, s, 0.f) + log1p_(exp_(-absolute(s))); }
 MK_INLINE float sigmoid_(float s) {
-  const float small = exp_(s > 0.f ? -s : s), q = 1.f / (1.f + small);
-  return s > 0.f ? q : small * q;
+  const float small = exp_(-absolute(s)), q = 1.f / (1.f + small);
+  return select(s > 0.f, q, small * q);
 }
 
 // Natural logarithm of a positive normal float, about 1 ulp; garbage for anything else, NaN included.
@@ -109,8 +108,8 @@ MK_INLINE float excess_(float x) {
 
 // tanh to about 1 ulp: odd polynomial near zero (where 1 - 2/(e^2x + 1) would cancel), exp elsewhere.
 MK_INLINE float tanh_(float x) {
-  const float a = x < 0 ? -x : x;
-  const float b = a > 15.f ? 15.f : a;  // tanh is 1 in float32 from 9 on; a NaN passes through
+  const float a = absolute(x);
+  const float b = select(a > 15.f, 15.f, a);  // tanh is 1 in float32 from 9 on; a NaN passes through
   const float z = b * b;
   float p = -5.70498872745e-3f;
   p = p * z + 2.06390887954e-2f;
@@ -119,8 +118,30 @@ MK_INLINE float tanh_(float x) {
   p = p * z - 3.33332819422e-1f;
   const float near = b + b * z * p;
   const float far = 1.f - 2.f / (exp_(2.f * b) + 1.f);
-  const float t = b < 0.625f ? near : far;
-  return x < 0 ? -t : t;
+  const float t = select(b < 0.625f, near, far);
+  return bits<float>(bits<uint32_t>(t) | (bits<uint32_t>(x) & 0x80000000u));
+}
+
+constexpr int64_t kLanes = 64;
+
+// Sum of x[n], whose memory must reach to the next multiple of kLanes and is overwritten from n on. A reduction left to
+// the compiler adds n / (vector length) terms one after another, so it loses more digits the shorter the vectors are;
+// these lanes and the tree that joins them are the same for every instruction set.
+MK_INLINE float sum(float* x, int64_t n) {
+  const int64_t rows = (n + kLanes - 1) / kLanes;
+  for (int64_t j = n; j < rows * kLanes; ++j) x[j] = 0.f;
+  float lane[kLanes];
+#pragma omp simd
+  for (int64_t l = 0; l < kLanes; ++l) {
+    float part = 0.f;
+    for (int64_t r = 0; r < rows; ++r) part += x[r * kLanes + l];
+    lane[l] = part;
+  }
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+#pragma omp simd
+    for (int64_t l = 0; l < half; ++l) lane[l] += lane[l + half];
+  }
+  return lane[0];
 }
 
 }  // namespace mk

@@ -1,6 +1,6 @@
 // Fused, vectorised passes over a chunk of scores. A row is walked in blocks that stay in the first-level cache:
-// map the raw products to scores once, then reduce; partial sums are float32 within a block, float64 across blocks.
-// Rows (or column strips) are the unit of parallel work and no sum crosses threads, so the bits do not depend on
+// map the raw products to scores once, then reduce; partial sums are float32 within a block, in an order that does not
+// depend on the instruction set (simd.h, sum), and float64 across blocks. Rows (or column strips) are the unit of parallel work and no sum crosses threads, so the bits do not depend on
 // the number of threads.
 #include "sweep.h"
 
@@ -9,12 +9,12 @@
 #include <limits>
 #include <vector>
 
-#include "simd.h"
+#include "dispatch.h"
 
 namespace mk {
 namespace {
 
-constexpr int64_t kBlock = 1024;
+constexpr int64_t kBlock = 1024;  // a multiple of kLanes
 constexpr float kNegInf = -std::numeric_limits<float>::infinity();
 
 template <class T>
@@ -43,11 +43,11 @@ MK_INLINE void leave_out(float* x, int64_t n, const int32_t* columns, int32_t ro
   const bool inside = target >= 0 && target < n;
   const float own = inside ? x[target] : 0.f;
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) x[j] = columns[j] == row ? fill : x[j];
+  for (int64_t j = 0; j < n; ++j) x[j] = select(columns[j] == row, fill, x[j]);
   if (inside) x[target] = keep_target ? own : fill;
 }
 
-MK_INLINE float clamp(float x, float limit) { return x < -limit ? -limit : x > limit ? limit : x; }
+MK_INLINE float clamp(float x, float limit) { return select(x < -limit, -limit, select(x > limit, limit, x)); }
 
 constexpr float kModerate = 40.f;  // e^s is a normal float for all |s| below, and what is e^87 smaller does not count
 
@@ -55,25 +55,25 @@ struct Shared {
   float exponentials, softplus, clipped;  // sums of e^(s - zero), log(1 + e^s), e^(clamp(s) - clamp(zero))
 };
 
-// All three from one exponential a score, for scores up to zero, |zero| <= kModerate.
+// All three from one exponential a score, for scores up to zero, |zero| <= kModerate. n <= kBlock.
 MK_INLINE Shared reduce_shared(const float* s, int64_t n, float zero, float clip) {
+  float exponentials[kBlock], softplus[kBlock], clipped[kBlock];
   const float unit = exp_(zero), low = exp_(-clip - zero), high = exp_(clip < zero ? clip - zero : 0.f);
-  float part = 0, soft = 0, clipped = 0;
-#pragma omp simd reduction(+ : part, soft, clipped)
+#pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const float e = exp_(s[j] - zero), x = e * unit;  // x = e^s
-    part += e;
-    clipped += s[j] > kNegInf ? (e < low ? low : e > high ? high : e) : 0.f;
+    exponentials[j] = e;
+    clipped[j] = select(s[j] > kNegInf, select(e < low, low, select(e > high, high, e)), 0.f);
     // log(1 + u) as log1p_ has it, for u = e^-|s|: x, or 1 / x where that is smaller
-    const float z = (x > 1.f ? 1.f : x) / (x > 1.f ? 2.f * x + 1.f : 2.f + x);
-    soft += (s[j] > 0.f ? s[j] : 0.f) + atanh2_(z);
+    const float z = select(x > 1.f, 1.f, x) / select(x > 1.f, 2.f * x + 1.f, 2.f + x);
+    softplus[j] = select(s[j] > 0.f, s[j], 0.f) + atanh2_(z);
   }
-  return {part, soft, clipped * exp_(zero - clamp(zero, clip))};
+  return {sum(exponentials, n), sum(softplus, n), sum(clipped, n) * exp_(zero - clamp(zero, clip))};
 }
 
 template <class T>
 MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target, Mask mask, RowSums sums, int64_t i) {
-  float s[kBlock];
+  float s[kBlock], terms[kBlock];
   float maximum = sums.total ? sums.maximum[i] : kNegInf;
   double total = sums.total ? sums.total[i] : 0, weighted = sums.weighted ? sums.weighted[i] : 0;
   double clipped = sums.clipped ? sums.clipped[i] : 0, logits = 0, softplus = 0, above = 0;
@@ -86,25 +86,23 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
     const int64_t n = std::min(kBlock, M - j0);
     map_block(raw + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
-    float sum = 0, top = kNegInf;
-#pragma omp simd reduction(max : top) reduction(+ : poison, sum)
+    float top = kNegInf;
+#pragma omp simd reduction(max : top) reduction(+ : poison)
     for (int64_t j = 0; j < n; ++j) {
       top = s[j] > top ? s[j] : top;
       poison += s[j] * 0.f;
-      sum += s[j];
     }
     if (mask.rows) {
       leave_out(s, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, kNegInf);
       top = kNegInf;
 #pragma omp simd reduction(max : top)
       for (int64_t j = 0; j < n; ++j) top = s[j] > top ? s[j] : top;
-      if (sums.logits) {
-        sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < n; ++j) sum += s[j] > kNegInf ? s[j] : 0.f;
-      }
     }
-    logits += sum;
+    if (sums.logits) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) terms[j] = select(s[j] > kNegInf, s[j], 0.f);
+      logits += sum(terms, n);
+    }
     bool shared = false;
     if (sums.total) {
       if (top > maximum) {
@@ -119,14 +117,15 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
       const float zero = maximum > kNegInf ? maximum : 0.f;  // nothing seen yet: e^-inf is 0, not NaN
       float part = 0;
       if (sums.weighted) {
-        float part_weighted = 0;
-#pragma omp simd reduction(+ : part, part_weighted)
+        float products[kBlock];
+#pragma omp simd
         for (int64_t j = 0; j < n; ++j) {
           const float x = s[j] - zero, e = exp_(x);
-          part += e;
-          part_weighted += s[j] > kNegInf ? e * x : 0.f;
+          terms[j] = e;
+          products[j] = select(s[j] > kNegInf, e * x, 0.f);
         }
-        weighted += part_weighted;
+        part = sum(terms, n);
+        weighted += sum(products, n);
       } else if (sums.softplus && std::fabs(zero) <= kModerate) {
         const Shared sum_of = reduce_shared(s, n, zero, sums.clip);
         part = sum_of.exponentials;
@@ -134,23 +133,22 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
         clipped += sum_of.clipped;
         shared = true;
       } else {
-#pragma omp simd reduction(+ : part)
-        for (int64_t j = 0; j < n; ++j) part += exp_(s[j] - zero);
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) terms[j] = exp_(s[j] - zero);
+        part = sum(terms, n);
       }
       total += part;
       if (sums.clipped && !shared) {
         const float start = clamp(zero, sums.clip);
-        float low = 0;
-#pragma omp simd reduction(+ : low)
-        for (int64_t j = 0; j < n; ++j) low += s[j] > kNegInf ? exp_(clamp(s[j], sums.clip) - start) : 0.f;
-        clipped += low;
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) terms[j] = select(s[j] > kNegInf, exp_(clamp(s[j], sums.clip) - start), 0.f);
+        clipped += sum(terms, n);
       }
     }
     if (sums.softplus && !shared) {
-      float part = 0;
-#pragma omp simd reduction(+ : part)
-      for (int64_t j = 0; j < n; ++j) part += softplus_(s[j]);
-      softplus += part;
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) terms[j] = softplus_(s[j]);
+      softplus += sum(terms, n);
     }
     if (sums.rank) {
       int32_t count = 0;
@@ -170,18 +168,25 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
   if (sums.rank) sums.rank[i] += static_cast<float>(above);
 }
 
-template <class T>
-MK_CLONES void reduce_rows_range(const T* raw, int64_t begin, int64_t end, int64_t M, ScoreMap map,
-                                 const int64_t* targets, Mask mask, RowSums sums) {
-  for (int64_t i = begin; i < end; ++i) reduce_row(raw + i * M, M, map, targets ? targets[i] : -1, mask, sums, i);
+constexpr int64_t kRun = 16;  // rows whose entries a column adds up one after another in float32
+
+// Moves the float32 sums of a run of rows to those of all rows.
+template <class Sum>
+MK_INLINE void end_run(float* run, int64_t n, Sum* total) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    total[j] += run[j];
+    run[j] = 0.f;
+  }
 }
 
 constexpr int64_t kStrip = 256;  // columns a thread takes at a time: a strip of some hundred rows fits its cache
 
 template <class T>
-MK_CLONES void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_t j0, int64_t n, ScoreMap map,
+MK_INLINE void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_t j0, int64_t n, ScoreMap map,
                                    const int64_t* targets, Mask mask, ColumnSums sums) {
   float s[kStrip], top[kStrip], zero[kStrip], part[kStrip], above[kStrip], logits[kStrip];
+  double total[kStrip] = {}, logit_total[kStrip] = {};
   const float* bias = map.bias ? map.bias + j0 : nullptr;
   for (int64_t j = 0; j < n; ++j) {
     top[j] = sums.maximum[j0 + j];
@@ -195,8 +200,12 @@ MK_CLONES void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_
     for (int64_t j = 0; j < n; ++j) top[j] = s[j] > top[j] ? s[j] : top[j];
   }
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) zero[j] = top[j] > kNegInf ? top[j] : 0.f;
+  for (int64_t j = 0; j < n; ++j) zero[j] = select(top[j] > kNegInf, top[j], 0.f);
   for (int64_t i = 0; i < rows; ++i) {
+    if (i % kRun == 0) {
+      end_run(part, n, total);
+      if (sums.logits) end_run(logits, n, logit_total);
+    }
     map_block(raw + i * M + j0, n, map, bias, s);
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) part[j] += s[j] * 0.f;
@@ -206,7 +215,7 @@ MK_CLONES void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_
     for (int64_t j = 0; j < n; ++j) part[j] += exp_(s[j] - zero[j]);
     if (sums.logits) {
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) logits[j] += s[j] > kNegInf ? s[j] : 0.f;
+      for (int64_t j = 0; j < n; ++j) logits[j] += select(s[j] > kNegInf, s[j], 0.f);
     }
     if (sums.rank) {
       if (own >= 0 && own < n) s[own] = kNegInf;  // the pair itself never beats itself
@@ -217,81 +226,88 @@ MK_CLONES void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_
   for (int64_t j = 0; j < n; ++j) {
     const float before = sums.maximum[j0 + j];
     const double factor = before > kNegInf ? std::exp(static_cast<double>(before) - top[j]) : 1.;
-    sums.total[j0 + j] = sums.total[j0 + j] * factor + part[j];
+    sums.total[j0 + j] = sums.total[j0 + j] * factor + (total[j] + part[j]);
     sums.maximum[j0 + j] = top[j];
     if (sums.rank) sums.rank[j0 + j] += above[j];
-    if (sums.logits) sums.logits[j0 + j] += logits[j];
+    if (sums.logits) sums.logits[j0 + j] += logit_total[j] + logits[j];
   }
 }
 
 constexpr int64_t kTileRows = 64;  // a tile of kTileRows x kBlock scores stays in the second-level cache
 
 template <class T>
-MK_CLONES void reduce_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale, float reference,
+MK_INLINE void reduce_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale, float reference,
                            float* row_part, float* col_part) {
+  float run[kBlock] = {};
   std::fill(col_part, col_part + n, 0.f);
   for (int64_t i = 0; i < rows; ++i) {
+    if (i % kRun == 0) end_run(run, n, col_part);
     const T* row = raw + i * stride;
-    float part = 0;
-#pragma omp simd reduction(+ : part)
+    float terms[kBlock];
+#pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
       const float e = exp_(scale * load(row[j]) - reference);
-      part += e;
-      col_part[j] += e;
+      terms[j] = e;
+      run[j] += e;
     }
-    row_part[i] = part;
+    row_part[i] = sum(terms, n);
   }
+  end_run(run, n, col_part);
 }
 
 // targets, mask.rows and mask.columns are those of the tile, which begins at column j0; targets are kept.
 template <class T>
-MK_CLONES void reduce_masked_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale, float reference,
+MK_INLINE void reduce_masked_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale, float reference,
                                   const int64_t* targets, int64_t j0, Mask mask, float* row_part, float* col_part) {
+  float run[kBlock] = {};
   std::fill(col_part, col_part + n, 0.f);
   for (int64_t i = 0; i < rows; ++i) {
+    if (i % kRun == 0) end_run(run, n, col_part);
     const T* row = raw + i * stride;
     const int32_t id = mask.rows[i];
-    float part = 0;
-#pragma omp simd reduction(+ : part)
+    float terms[kBlock];
+#pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const float e = mask.columns[j] == id ? 0.f : exp_(scale * load(row[j]) - reference);
-      part += e;
-      col_part[j] += e;
+      const float e = select(mask.columns[j] == id, 0.f, exp_(scale * load(row[j]) - reference));
+      terms[j] = e;
+      run[j] += e;
     }
+    float part = sum(terms, n);
     const int64_t target = targets[i] - j0;
     if (target >= 0 && target < n && mask.columns[target] == id) {
       const float e = exp_(scale * load(row[target]) - reference);
       part += e;
-      col_part[target] += e;
+      run[target] += e;
     }
     row_part[i] = part;
   }
+  end_run(run, n, col_part);
 }
 
 template <bool masked, class T>
 MK_INLINE float weigh_bounded_block(T* row, int64_t n, float scale, float reference, const int32_t* columns, int32_t id,
                                     float alpha, const float* beta, bool wants_share) {
-  float share = 0;
   if (wants_share) {
-#pragma omp simd reduction(+ : share)
-    for (int64_t j = 0; j < n; ++j) {
-      const float x = load(row[j]), weight = (alpha + beta[j]) * exp_(scale * x - reference);
-      const float g = masked && columns[j] == id ? 0.f : weight;
-      share += g * x;
-      store(row + j, g * scale);
-    }
-  } else {
+    float terms[kBlock];
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const float g = (alpha + beta[j]) * exp_(scale * load(row[j]) - reference) * scale;
-      store(row + j, masked && columns[j] == id ? 0.f : g);
+      const float x = load(row[j]), weight = (alpha + beta[j]) * exp_(scale * x - reference);
+      const float g = masked ? select(columns[j] == id, 0.f, weight) : weight;
+      terms[j] = g * x;
+      store(row + j, g * scale);
     }
+    return sum(terms, n);
   }
-  return share;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const float g = (alpha + beta[j]) * exp_(scale * load(row[j]) - reference) * scale;
+    store(row + j, masked ? select(columns[j] == id, 0.f, g) : g);
+  }
+  return 0.f;
 }
 
 template <class T>
-MK_CLONES void weigh_bounded_row(T* row, int64_t M, float scale, float reference, int64_t target,
+MK_INLINE void weigh_bounded_row(T* row, int64_t M, float scale, float reference, int64_t target,
                                  const int32_t* columns, int32_t id, float alpha, const float* beta, float d,
                                  double* d_scale) {
   const float at_target = load(row[target]);
@@ -310,78 +326,82 @@ MK_CLONES void weigh_bounded_row(T* row, int64_t M, float scale, float reference
 }
 
 template <class T>
-MK_CLONES void add_column_strip(const T* raw, int64_t rows, int64_t M, int64_t n, float* sums) {
+MK_INLINE void add_column_strip(const T* raw, int64_t rows, int64_t M, int64_t n, float* sums) {
   double total[kStrip] = {};
-  for (int64_t i0 = 0; i0 < rows; i0 += kTileRows) {
-    const int64_t end = std::min(i0 + kTileRows, rows);
-    float part[kStrip] = {};
-    for (int64_t i = i0; i < end; ++i) {
+  float run[kStrip] = {};
+  for (int64_t i = 0; i < rows; ++i) {
+    if (i % kRun == 0) end_run(run, n, total);
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) part[j] += load(raw[i * M + j]);
-    }
-    for (int64_t j = 0; j < n; ++j) total[j] += part[j];
+    for (int64_t j = 0; j < n; ++j) run[j] += load(raw[i * M + j]);
   }
+  end_run(run, n, total);
   for (int64_t j = 0; j < n; ++j) sums[j] += static_cast<float>(total[j]);
 }
 
 template <class T>
-MK_CLONES void weigh_range(T* raw, int64_t begin, int64_t end, int64_t M, ScoreMap map, const int64_t* targets,
-                           Mask mask, Upstream up, double* d_scale) {
+MK_INLINE void weigh_row(T* raw, int64_t i, int64_t M, ScoreMap map, const int64_t* targets, Mask mask, Upstream up,
+                         double* d_scale) {
   float s[kBlock], g[kBlock];
-  for (int64_t i = begin; i < end; ++i) {
-    T* row = raw + i * M;
-    const int64_t target = targets ? targets[i] : -1;
-    double against_score = 0;
-    for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
-      const int64_t n = std::min(kBlock, M - j0);
-      map_block(row + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
-      const float ui = up.u ? up.u[i] : 0.f;
-      if (up.a) {
-        const float ai = up.a[i], ri = up.r.high[i], ri_low = up.r.low[i];
+  T* row = raw + i * M;
+  const int64_t target = targets ? targets[i] : -1;
+  double against_score = 0;
+  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
+    const int64_t n = std::min(kBlock, M - j0);
+    map_block(row + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
+    const float ui = up.u ? up.u[i] : 0.f;
+    if (up.a) {
+      const float ai = up.a[i], ri = up.r.high[i], ri_low = up.r.low[i];
 #pragma omp simd
-        for (int64_t j = 0; j < n; ++j) g[j] = ai * exp_((s[j] - ri) - ri_low) + ui;
-      } else {
+      for (int64_t j = 0; j < n; ++j) g[j] = ai * exp_((s[j] - ri) - ri_low) + ui;
+    } else {
 #pragma omp simd
-        for (int64_t j = 0; j < n; ++j) g[j] = ui;
-      }
-      if (up.b) {
-        const float *b = up.b + j0, *c = up.c.high + j0, *c_low = up.c.low + j0;
-#pragma omp simd
-        for (int64_t j = 0; j < n; ++j) g[j] += b[j] * exp_((s[j] - c[j]) - c_low[j]);
-      }
-      if (up.e) {
-        const float ei = up.e[i];
-#pragma omp simd
-        for (int64_t j = 0; j < n; ++j) g[j] += ei * sigmoid_(s[j]);
-      }
-      if (up.v) {
-        const float* v = up.v + j0;
-#pragma omp simd
-        for (int64_t j = 0; j < n; ++j) g[j] += v[j];
-      }
-      if (mask.rows) leave_out(g, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, 0.f);
-      if (up.d && target >= j0 && target < j0 + n) g[target - j0] += up.d[i];
-      if (d_scale) {
-        float part = 0;
-#pragma omp simd reduction(+ : part)
-        for (int64_t j = 0; j < n; ++j) part += g[j] * s[j];
-        against_score += part;
-      }
-      if (map.cap > 0) {  // tanh' = 1 - tanh^2, and s / (scale cap) is the tanh
-        const float inverse = 1.f / (map.scale * map.cap);
-#pragma omp simd
-        for (int64_t j = 0; j < n; ++j) {
-          const float t = s[j] * inverse;
-          store(row + j0 + j, g[j] * map.scale * (1.f - t * t));
-        }
-      } else {
-#pragma omp simd
-        for (int64_t j = 0; j < n; ++j) store(row + j0 + j, g[j] * map.scale);
-      }
+      for (int64_t j = 0; j < n; ++j) g[j] = ui;
     }
-    if (d_scale) d_scale[i] = against_score / map.scale;
+    if (up.b) {
+      const float *b = up.b + j0, *c = up.c.high + j0, *c_low = up.c.low + j0;
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) g[j] += b[j] * exp_((s[j] - c[j]) - c_low[j]);
+    }
+    if (up.e) {
+      const float ei = up.e[i];
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) g[j] += ei * sigmoid_(s[j]);
+    }
+    if (up.v) {
+      const float* v = up.v + j0;
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) g[j] += v[j];
+    }
+    if (mask.rows) leave_out(g, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, 0.f);
+    if (up.d && target >= j0 && target < j0 + n) g[target - j0] += up.d[i];
+    if (d_scale) {
+      float terms[kBlock];
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) terms[j] = g[j] * s[j];
+      against_score += sum(terms, n);
+    }
+    if (map.cap > 0) {  // tanh' = 1 - tanh^2, and s / (scale cap) is the tanh
+      const float inverse = 1.f / (map.scale * map.cap);
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) {
+        const float t = s[j] * inverse;
+        store(row + j0 + j, g[j] * map.scale * (1.f - t * t));
+      }
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) store(row + j0 + j, g[j] * map.scale);
+    }
   }
+  if (d_scale) d_scale[i] = against_score / map.scale;
 }
+
+MK_KERNEL(ReduceRow, reduce_row)
+MK_KERNEL(ReduceColumnStrip, reduce_column_strip)
+MK_KERNEL(ReduceTile, reduce_tile)
+MK_KERNEL(ReduceMaskedTile, reduce_masked_tile)
+MK_KERNEL(WeighRow, weigh_row)
+MK_KERNEL(WeighBoundedRow, weigh_bounded_row)
+MK_KERNEL(AddColumnStrip, add_column_strip)
 
 }  // namespace
 
@@ -389,7 +409,8 @@ template <class T>
 void reduce_rows(const T* raw, int64_t rows, int64_t M, ScoreMap map, const int64_t* targets, Mask mask, RowSums sums,
                  int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < rows; ++i) reduce_rows_range(raw, i, i + 1, M, map, targets, mask, sums);
+  for (int64_t i = 0; i < rows; ++i)
+    dispatch<ReduceRow>(raw + i * M, M, map, targets ? targets[i] : -1, mask, sums, i);
 }
 
 template <class T>
@@ -405,10 +426,10 @@ void reduce_bounded(const T* raw, int64_t rows, int64_t M, float scale, float re
       float *row_part = row_parts.data() + v * rows + i0, *col_part = col_parts.data() + u * M + j0;
       const T* tile = raw + i0 * M + j0;
       if (mask.rows)
-        reduce_masked_tile(tile, height, width, M, scale, reference, targets + i0, j0,
-                           {mask.rows + i0, mask.columns + j0, true}, row_part, col_part);
+        dispatch<ReduceMaskedTile>(tile, height, width, M, scale, reference, targets + i0, j0,
+                                   Mask{mask.rows + i0, mask.columns + j0, true}, row_part, col_part);
       else
-        reduce_tile(tile, height, width, M, scale, reference, row_part, col_part);
+        dispatch<ReduceTile>(tile, height, width, M, scale, reference, row_part, col_part);
     }
   for (int64_t v = 0; v < across; ++v)
     for (int64_t i = 0; i < rows; ++i) row_total[i] += row_parts[v * rows + i];
@@ -422,14 +443,14 @@ void reduce_columns(const T* raw, int64_t rows, int64_t M, ScoreMap map, const i
                     ColumnSums sums, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t j0 = 0; j0 < M; j0 += kStrip)
-    reduce_column_strip(raw, rows, M, j0, std::min(kStrip, M - j0), map, targets, mask, sums);
+    dispatch<ReduceColumnStrip>(raw, rows, M, j0, std::min(kStrip, M - j0), map, targets, mask, sums);
 }
 
 template <class T>
 void weigh(T* raw, int64_t rows, int64_t M, ScoreMap map, const int64_t* targets, Mask mask, Upstream up,
            double* d_scale, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < rows; ++i) weigh_range(raw, i, i + 1, M, map, targets, mask, up, d_scale);
+  for (int64_t i = 0; i < rows; ++i) dispatch<WeighRow>(raw, i, M, map, targets, mask, up, d_scale);
 }
 
 template <class T>
@@ -437,15 +458,16 @@ void weigh_bounded(T* raw, int64_t rows, int64_t M, float scale, float reference
                    const float* alpha, const float* beta, const float* d, double* d_scale, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < rows; ++i)
-    weigh_bounded_row(raw + i * M, M, scale, reference, targets[i], mask.rows ? mask.columns : nullptr,
-                      mask.rows ? mask.rows[i] : 0, alpha[i], beta, d ? d[i] : 0.f, d_scale ? d_scale + i : nullptr);
+    dispatch<WeighBoundedRow>(raw + i * M, M, scale, reference, targets[i], mask.rows ? mask.columns : nullptr,
+                              mask.rows ? mask.rows[i] : 0, alpha[i], beta, d ? d[i] : 0.f,
+                              d_scale ? d_scale + i : nullptr);
 }
 
 template <class T>
 void add_columns(const T* raw, int64_t rows, int64_t M, float* sums, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t j0 = 0; j0 < M; j0 += kStrip)
-    add_column_strip(raw + j0, rows, M, std::min(kStrip, M - j0), sums + j0);
+    dispatch<AddColumnStrip>(raw + j0, rows, M, std::min(kStrip, M - j0), sums + j0);
 }
 
 #define MK_INSTANTIATE(T)                                                                                           \

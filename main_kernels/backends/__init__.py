@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -84,15 +84,25 @@ def choose(tensor: torch.Tensor) -> str:
 
 
 @contextmanager
-def use(name: str) -> Iterator[None]:
-    """Run every op inside the block on one backend, to compare or to debug: ``with use("plain"): ...``"""
+def use(name: str, instruction_set: str | None = None) -> Iterator[None]:
+    """Run every op inside the block on one backend, to compare or to debug: ``with use("plain"): ...``
+
+    Args:
+        name: ``"cpu"``, ``"plain"`` or ``"triton"``.
+        instruction_set: Build of the C++ kernels to run, one of ``cpu.instruction_sets()``. Default: the best one that
+            the processor has.
+
+    Raises:
+        ValueError: This installation lacks the backend, or this processor the instruction set.
+    """
     global _forced
     get(name)
-    before, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = before
+    with cpu.use_instruction_set(instruction_set) if instruction_set else nullcontext():
+        before, _forced = _forced, name
+        try:
+            yield
+        finally:
+            _forced = before
 
 
 def backend_report() -> dict[str, str]:
@@ -103,7 +113,7 @@ def backend_report() -> dict[str, str]:
         products = (
             "" if has_fast_bfloat16() else "; bfloat16 is computed in float32, this CPU has no instructions for it"
         )
-        report["cpu"] = f"C++ kernels over torch.mm, {isa}: float32, bfloat16, float16 on the CPU{products}"
+        report["cpu"] = f"C++ kernels ({isa}) over torch.mm: float32, bfloat16, float16 on the CPU{products}"
     else:
         report["cpu"] = f"not available ({cpu.WHY_NOT}); the plain backend serves the CPU instead"
     report["plain"] = "torch operations in chunks: float64, and every device without kernels of its own"

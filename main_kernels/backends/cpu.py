@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
@@ -20,6 +22,31 @@ except ImportError as error:  # built without a compiler, or for another interpr
 
 _CPU = torch.device("cpu")
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def instruction_sets() -> list[str]:
+    """Names of the builds of the C++ kernels that this processor can run, best first: avx512, avx2, baseline."""
+    return [] if MODULE is None else list(MODULE.instruction_sets())
+
+
+@contextmanager
+def use_instruction_set(name: str) -> Iterator[None]:
+    """Run the C++ kernels inside the block with one instruction set, in all threads of the process.
+
+    Args:
+        name: One of ``instruction_sets()``.
+
+    Raises:
+        ValueError: The processor does not execute it, or the C++ kernels are not built.
+    """
+    if MODULE is None or name not in instruction_sets():
+        raise ValueError(f"instruction_set: got {name!r}, this machine runs {instruction_sets()}")
+    before = MODULE.instruction_set()
+    MODULE.set_instruction_set(name)
+    try:
+        yield
+    finally:
+        MODULE.set_instruction_set(before)
 
 
 def address(tensor: Tensor | None, dtype: torch.dtype, device: torch.device = _CPU) -> int:

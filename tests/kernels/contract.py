@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from main_kernels import backends
+from main_kernels.backends import cpu
 
 
 def _has(backend: str) -> bool:
@@ -25,6 +26,9 @@ def _has(backend: str) -> bool:
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels then run on the CPU
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"  # where the tests make their tensors
 BACKENDS = [name for name in ("triton" if DEVICE == "cuda" else "cpu", "plain") if _has(name)]
+BUILDS = [  # (backend, instruction set)
+    (name, build) for name in BACKENDS for build in (cpu.instruction_sets() if name == "cpu" else [None])
+]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from main_kernels.backends import cpu, use
 from main_kernels.sweep import sweep
 
 from .contract import error
@@ -31,6 +32,40 @@ def test_off_diagonal_sums(backend, low, high, clip):
     assert error(got.clipped, log_sum_exp(scores.clamp(-clip, clip))) <= 5e-7 * size
     assert error(got.row_logits, torch.where(others, scores, 0).sum(1)) <= 4e-7 * size * 5000
     assert torch.equal(got.target, scores.diagonal()[:3].float())
+
+
+@pytest.mark.parametrize("level", [-0.37, 0.9, 7.0])
+def test_many_nearly_equal_terms(backend, level):
+    """Rounding errors of equal terms have one sign: sums must be as good however few lanes an instruction set has."""
+    query, key = torch.ones(1500, 1).requires_grad_(), level + 1e-4 * torch.rand(3000, 1)
+    scale = torch.tensor(1.0, requires_grad=True)
+    options = {"targets": torch.arange(1500), "softplus": True, "logit_sums": True, "columns": True, "clip": 5.0}
+    got = sweep(query, key, scale=scale, workspace=0, **options)
+    scores = query.detach().double() @ key.double().T
+    share = 2.5e-7  # two to four ulp
+    for name, want in {
+        "row_lse": scores.logsumexp(1),
+        "column_lse": scores.logsumexp(0),
+        "softplus": torch.nn.functional.softplus(scores).sum(1),
+        "row_logits": scores.sum(1),
+        "clipped": scores.clamp(-5, 5).logsumexp(1),
+    }.items():
+        assert error(getattr(got, name), want) <= share * float(want.abs().max()), name
+    (slope,) = torch.autograd.grad(got.softplus.sum(), scale)
+    assert error(slope, (scores.sigmoid() * scores).sum()) <= share * abs(float((scores.sigmoid() * scores).sum()))
+
+
+def test_every_instruction_set_can_be_chosen():
+    names = cpu.instruction_sets()
+    if not names:
+        pytest.skip("the C++ kernels are not built")
+    assert names[-1] == "baseline"
+    for name in names:
+        with use("cpu", instruction_set=name):
+            assert cpu.MODULE.instruction_set() == name
+    assert cpu.MODULE.instruction_set() == names[0]
+    with pytest.raises(ValueError, match="instruction_set: got 'mmx'"), use("cpu", instruction_set="mmx"):
+        pass
 
 
 def test_a_row_with_nothing_left(backend):
