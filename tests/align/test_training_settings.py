@@ -150,6 +150,41 @@ def test_a_data_set_is_shuffled_where_the_settings_say_so(tmp_path):
         assert trainer.train_dataset[0]["x_ids"] == byte_tokenizer()(PAIRS[order[0]]["prompt"]).input_ids
 
 
+@pytest.mark.parametrize("added", [{"projection_dim": 8}, {"projection_dim": 0, "peft_config": LoraConfig(**LORA)}])
+def test_an_optimizer_that_is_older_than_what_it_should_train_is_refused(tmp_path, added):
+    model, peft = tiny_model(), {"peft_config": added.get("peft_config")}
+
+    def trainer(width, **options):  # type: ignore[no-untyped-def]
+        args, tokenizer = config(tmp_path, projection_dim=width), byte_tokenizer()
+        return MutualAlignmentTrainer(model, args, train_dataset=ROWS, processing_class=tokenizer, **options)
+
+    with pytest.raises(UserError, match=r"would not train .* optimizer_cls_and_kwargs"):
+        trainer(added["projection_dim"], optimizers=(torch.optim.AdamW(model.parameters()), None), **peft)
+
+
+def test_optimizers_of_ones_own(tmp_path):
+    """One that knows all parameters, and one by its class, which trains the heads too."""
+    model = tiny_model()
+    own = torch.optim.SGD(model.parameters(), lr=0.1)
+    args, tokenizer = config(tmp_path, projection_dim=0), byte_tokenizer()
+    trainer = MutualAlignmentTrainer(
+        model, args, train_dataset=ROWS, processing_class=tokenizer, optimizers=(own, None)
+    )
+    trainer.train()
+    assert trainer.optimizer.optimizer is own
+    trainer = MutualAlignmentTrainer(
+        tiny_model(),
+        config(tmp_path),
+        train_dataset=ROWS,
+        processing_class=tokenizer,
+        optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.1}),
+    )
+    before = trainer._head.x.weight.detach().clone()
+    trainer.train()
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD)
+    assert not torch.equal(trainer._head.x.weight, before)
+
+
 def test_tokenizers_that_do_not_fit(tmp_path):
     def with_tokenizer(tokenizer, model=None):  # type: ignore[no-untyped-def]
         MutualAlignmentTrainer(model or tiny_model(), config(tmp_path), train_dataset=ROWS, processing_class=tokenizer)

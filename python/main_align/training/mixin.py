@@ -27,7 +27,7 @@ from .monitor import Monitor, check_finite
 from .pairs import COLUMNS
 from .preparation import Preparation, packs_evaluation
 from .randomness import generator_states, restore_generators
-from .settings import check_arguments, check_parallelism, check_settings
+from .settings import check_arguments, check_optimizer, check_parallelism, check_settings
 from .setup import bare, set_up
 from .update import EmbeddingGradients, Update, likelihoods_of
 from .wrapped import AlignmentOutput, WrappedForward
@@ -112,6 +112,7 @@ class AlignmentMixin(_Trainer):
             width = self._base.config.get_text_config().hidden_size
             self._head = AlignmentHead(width, self.alignment.projection_dim)
             heads.attach(self._base, self._head)
+        check_optimizer(self.optimizer, self.model if options.get("peft_config") else self._head)
         self._wrapped: WrappedForward = WrappedForward(self._base, self._head)
 
     @property

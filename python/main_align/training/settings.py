@@ -6,6 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
+from torch import nn
+
 from ..errors import UserError
 from .across import world_size
 
@@ -101,6 +104,21 @@ def check_settings(args: Any, *, sft: bool) -> None:
     if packs and strategy in ("group_by_length", "batch_rebalance"):
         raise UserError(
             f"train_sampling_strategy={strategy!r} has no use with packing, whose rows are about equally long"
+        )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, added: nn.Module | None) -> None:
+    """UserError for a user's optimizer that was made before the parameters of `added`, and so leaves them out."""
+    if optimizer is None or added is None:
+        return
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    left_out = [name for name, each in added.named_parameters() if each.requires_grad and id(each) not in known]
+    if left_out:
+        raise UserError(
+            f"the optimizer in `optimizers` would not train {len(left_out)} parameters that the trainer adds to the "
+            f"model (adapters and projection heads; {left_out[0]} for one), for it is older: give "
+            "optimizer_cls_and_kwargs=(class, options) instead, override create_optimizer, or have none added "
+            "(projection_dim=0, no peft_config)"
         )
 
 
