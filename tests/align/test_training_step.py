@@ -12,9 +12,12 @@ import torch
 from datasets import Dataset
 from main_align.errors import UserError
 from main_align.training import AlignmentArguments, AlignmentMixin
+from main_align.training.head import AlignmentHead
 from main_align.training.terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS
+from main_align.training.wrapped import WrappedForward
 from tiny import DEVICE, byte_tokenizer, tiny_model
-from transformers import Trainer, TrainingArguments
+from transformers import LlamaConfig, Trainer, TrainingArguments
+from transformers.modeling_outputs import BaseModelOutput
 from update_gradients import PAIRS, trainer_of
 
 TEXTS = [(pair["prompt"], pair["completion"], pair.get("synthetic") or False) for pair in PAIRS]
@@ -186,6 +189,68 @@ def test_a_loss_that_is_not_finite_stops_and_names_term_and_row(tmp_path):
     trainer.model.model.embed_tokens.register_forward_hook(poison)
     with pytest.raises(UserError, match=rf"step 1: .*broken: .*likelihood.*in rows {row} of"):
         trainer.compute_loss(trainer.model.train(), batch)
+
+
+@pytest.mark.parametrize(("strategy", "measured"), [("no", []), ("epoch", [2, 4]), ("steps", [3]), ("first", [1, 3])])
+def test_gradient_norms_are_measured_for_log_lines_alone(tmp_path, monkeypatch, strategy, measured):
+    """They cost a walk backward through the heads."""
+    settings = {"logging_strategy": "steps" if strategy == "first" else strategy, "logging_steps": 3}
+    settings |= {"max_steps": 4, "logging_first_step": strategy == "first"}
+    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=4, **settings)
+    steps = []
+    watched = trainer._monitor.measure_gradients
+
+    def measure(*args):  # type: ignore[no-untyped-def]
+        steps.append(trainer.state.global_step + 1)
+        watched(*args)
+
+    monkeypatch.setattr(trainer._monitor, "measure_gradients", measure)
+    trainer.train()
+    assert steps == measured
+    logged = [entry["step"] for entry in trainer.state.log_history if "grad_norm_forward" in entry]
+    assert logged == measured
+
+
+class Toy(torch.nn.Module):
+    """As little of a causal language model as the hooks need: a whole one takes half a minute to compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config, self.base_model = LlamaConfig(), torch.nn.Sequential(torch.nn.Embedding(259, 8), Backbone())
+        self.lm_head = torch.nn.Linear(8, 259)
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.lm_head
+
+    def forward(self, input_ids, **_):  # type: ignore[no-untyped-def]
+        return self.lm_head(self.base_model(input_ids).last_hidden_state[:, -1:])
+
+
+class Backbone(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+
+    def forward(self, hidden):  # type: ignore[no-untyped-def]
+        return BaseModelOutput(self.layer(hidden).tanh())
+
+
+def test_a_compiled_model_gives_the_same_and_its_backward_runs_once(tmp_path):
+    """Buffers of a compiled backward are gone after it, so what is measured before it must not go through it."""
+    trainer, _ = trainer_of(str(tmp_path), double=False, per_device_train_batch_size=8)
+    (batch,) = trainer.get_train_dataloader()
+    torch.manual_seed(0)
+    model, head = Toy().to(DEVICE), AlignmentHead(8, 4).to(DEVICE)
+    wrapped, found = WrappedForward(model, head), []
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        output, states = wrapped.forward(run, batch, weights=torch.ones(8, 4, device=DEVICE))
+        assert not any("Compiled" in type(each.grad_fn).__name__ for each in (output.lm_loss, output.embed_x))
+        loss = output.lm_loss + output.embed_x.square().sum()
+        (measured,) = torch.autograd.grad(loss, states, retain_graph=True)
+        loss.backward()
+        found.append({"loss": loss.detach(), "measured": measured, **gradients_of(model)})
+    assert len(found[0]) == 2 + 5
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, PredictionOutput
 
 from ..devices import warn_if_slow
 from ..errors import UserError
@@ -244,7 +244,11 @@ class AlignmentMixin(_Trainer):
     def _is_logged(self) -> bool:
         """Whether the step in progress ends in a log line."""
         step, every = self.state.global_step + 1, self.state.logging_steps or 0
-        return (step == 1 and self.args.logging_first_step) or (every > 0 and step % every == 0)
+        if step == 1 and self.args.logging_first_step:
+            return True
+        if self.args.logging_strategy == IntervalStrategy.EPOCH:
+            return bool(self.accelerator.gradient_state.end_of_dataloader)  # every batch of it has been fetched
+        return self.args.logging_strategy == IntervalStrategy.STEPS and every > 0 and step % every == 0
 
     # ---- evaluation ----
 

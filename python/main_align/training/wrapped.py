@@ -87,10 +87,12 @@ class WrappedForward:
         finally:
             self._reading = None
 
+    @torch.compiler.disable
     def _keep(self, backbone: nn.Module, args: Any, output: Any) -> None:
         if self._reading is not None:
             self._reading.states = output.last_hidden_state
 
+    @torch.compiler.disable  # so that each term's gradient of the states can be measured before the step's backward
     def _read(self, model: PreTrainedModel, args: Any, output: Any) -> AlignmentOutput | None:
         reading = self._reading
         if reading is None:
