@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("datasets")
@@ -183,6 +185,7 @@ def test_overlong_pairs(caplog):
         ({"text": "Just text."}, "has the columns 'text', and no pair can be read"),
         ({"input_ids": [1, 2, 3]}, "does not say where the response begins"),
         ({"input_ids": [5, 6], "labels": [-100, -100]}, "row 0: no token of it is scored"),
+        ({"input_ids": [5, 6], "labels": [-100, 6], "seq_lengths": [1, 1]}, "row 0: it is several sequences packed"),
         ({"prompt": "", "completion": "y"}, "row 0: the instruction holds no text"),
         ({"prompt": "x", "completion": "  "}, "row 0: the response holds no text"),
         ({"prompt": "x", "completion": None}, "row 0: the field 'completion' is null"),
@@ -193,6 +196,61 @@ def test_overlong_pairs(caplog):
 def test_rows_that_cannot_be_trained_on_are_named(record, message):
     with pytest.raises(UserError, match=message):
         read([record])
+
+
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "clock"}}}
+TURN = {"role": "assistant", "content": ""}
+SAID = {
+    "tools": ({"tools": [CALL]}, "its column 'tools' would be dropped: tools are not laid out"),
+    "tools_as_json": ({"tools": json.dumps([CALL])}, "its column 'tools'"),
+    "template_kwargs": (
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        "column 'chat_template_kwargs'.*set tokenizer",
+    ),
+    "undesirable": ({"label": False}, "its column 'label' is false.*filter such rows out"),
+    "mismatched": ({"aligned": False}, "its column 'aligned' is false"),
+    "image": ({"images": [b"png"]}, "its column 'images' would be dropped: only text"),
+    "synthetic_text": ({"synthetic": "false"}, "its column 'synthetic' must be true or false, got 'false'"),
+    "calls": (
+        {"messages": [USER, {**TURN, "tool_calls": [CALL]}, USER, ASSISTANT]},
+        "'tool_calls' of turn 2 of 'messages'",
+    ),
+    "result": (
+        {"messages": [USER, {"role": "tool", "content": "6"}, ASSISTANT]},
+        "turn 2 of 'messages' has the role 'tool'",
+    ),
+    "reasoning": ({"messages": [USER, {**ASSISTANT, "reasoning_content": "Hm."}]}, "'reasoning_content' of turn 2"),
+    "weight": ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "the last turn of 'messages' has the weight 0"),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_a_row_says_beside_its_pair_is_not_dropped_in_silence(name, streamed):
+    said, message = SAID[name]
+    record = said if "messages" in said else {"prompt": X, "completion": Y, **said}
+    dataset = IterableDataset.from_generator(lambda: iter([record])) if streamed else Dataset.from_list([record])
+    with pytest.raises(UserError, match=f"row 0: .*{message}"):
+        list(reader().prepare(dataset, "train"))
+
+
+def test_columns_that_say_nothing_are_none_of_that():
+    """Arrow gives every row the columns and keys that one of them has."""
+    nothing = {"tools": None, "chat_template_kwargs": {"enable_thinking": None}, "images": [], "label": True}
+    turns = [{**turn, "tool_calls": None, "reasoning_content": ""} for turn in (USER, ASSISTANT)]
+    rows = read(
+        [{"messages": turns, "tools_of_others": "[]", **nothing}, {"messages": turns, **nothing, "tools": "null"}]
+    )
+    assert [row["row"] for row in rows] == [0, 1]
+
+
+def test_padding_of_tokenised_rows_is_no_part_of_them():
+    plain = {"input_ids": [10, 11, 12, 20, 21], "labels": [-100, -100, -100, 20, 21], "attention_mask": [1] * 5}
+    padded = {"input_ids": [0, 0, *plain["input_ids"]], "labels": [-100] * 2 + plain["labels"]}
+    padded |= {"attention_mask": [0, 0, 1, 1, 1, 1, 1]}
+    first, second = read([plain, padded], tokenizer=byte_tokenizer(template=None))
+    assert [first[name] for name in ("x_ids", "y_ids", "context_ids")] == [[10, 11, 12], [20, 21], []]
+    assert [second[name] for name in ("x_ids", "y_ids", "context_ids")] == [[10, 11, 12], [20, 21], []]
 
 
 def test_many_bad_rows_are_counted_and_some_named():

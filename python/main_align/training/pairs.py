@@ -25,6 +25,8 @@ from ..directional import Directional, Encoded
 from ..errors import UserError
 from ..forms import CONVERSATIONS, SHAPES, Fields, pair_from_record
 from ..packing import shortened
+from .columns import refusal
+from .tokenised import MASKS, Unusable, split_tokenised
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +41,6 @@ _TOKENISED = Features(
     | {name: Value("int64") for name in ("row", "length", "x_hash", "y_hash")}
     | {"problem": Value("string")}
 )
-
-
-class _Unusable(Exception):
-    """Why a row cannot be trained on."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +129,14 @@ class PairReader:
         try:
             pair, mask = self._encode(record, number)
             if not pair.x or not pair.y:
-                raise _Unusable(f"the {'instruction' if not pair.x else 'response'} holds no text")
+                raise Unusable(f"the {'instruction' if not pair.x else 'response'} holds no text")
             if unknown := self.directional.unknown_token(pair.context, pair.x, pair.y):
-                raise _Unusable(f"it holds {unknown}")
+                raise Unusable(f"it holds {unknown}")
             fitted = self._fit(pair)
             cut = fitted is not None and fitted is not pair
             problem = "" if fitted is not None else OVERLONG
             pair = fitted or Encoded([], [], [])
-        except _Unusable as error:
+        except Unusable as error:
             problem = str(error)
         return {
             "x_ids": pair.x,
@@ -155,16 +153,18 @@ class PairReader:
         }
 
     def _encode(self, record: Mapping[str, Any], number: int) -> tuple[Encoded, list[int] | None]:
+        if refused := refusal(record):
+            raise Unusable(refused)
         if record.get("input_ids") is not None:
-            return _split_tokenised(record, self.directional)
+            return split_tokenised(record, self.directional)
         pair = pair_from_record({k: v for k, v in record.items() if k != "id"}, number, Fields(), unit="row")
         if pair.status != "ok":
-            raise _Unusable(pair.reason.partition(": ")[2])
+            raise Unusable(pair.reason.partition(": ")[2])
         for side, text in (("instruction", pair.instruction), ("response", pair.response)):
             if not text.strip():
-                raise _Unusable(f"the {side} holds no text")
+                raise Unusable(f"the {side} holds no text")
         if problem := self.directional.context_problem(pair.context):
-            raise _Unusable(problem)
+            raise Unusable(problem)
         return self.directional.encode([(pair.instruction, pair.response)], [pair.context])[0], None
 
     def _fit(self, pair: Encoded) -> Encoded | None:
@@ -175,7 +175,7 @@ class PairReader:
             return None
         fitted = shortened(pair, self.directional, self.max_length) if self.overlong == "truncate" else None
         if fitted is None:
-            raise _Unusable(f"{length} tokens ({len(pair.x)} + {len(pair.y)} and markers), over {self.max_length}")
+            raise Unusable(f"{length} tokens ({len(pair.x)} + {len(pair.y)} and markers), over {self.max_length}")
         return fitted
 
     def _check(self, problems: Sequence[str], rows: Sequence[int], name: str) -> None:
@@ -202,30 +202,11 @@ def _check_columns(names: Sequence[str], name: str) -> None:
             f"the {name} data set has the columns {', '.join(map(repr, names))}, and no pair can be read from them: "
             f"want one of {wanted}. Rename them (dataset.rename_columns); plain text has no two sides to align."
         )
-    if {"input_ids"} <= set(names) and not {"labels", "completion_mask", "assistant_masks"} & set(names):
+    if {"input_ids"} <= set(names) and not {"labels", *MASKS} & set(names):
         raise UserError(
             f"the {name} data set is tokenised (input_ids) but does not say where the response begins: add a "
             "completion_mask (1 on the response) or labels (-100 before it), or give the pairs as text"
         )
-
-
-def _split_tokenised(record: Mapping[str, Any], directional: Directional) -> tuple[Encoded, list[int]]:
-    """The pair inside input_ids: what is masked before the first scored token is the prompt, and the markers that the
-    chat template put round the last two turns are taken off, since they are laid out anew in both directions."""
-    ids = list(record["input_ids"])
-    scored = [1] * len(ids)
-    for column in ("completion_mask", "assistant_masks"):
-        if record.get(column) is not None:
-            scored = [a and int(bool(b)) for a, b in zip(scored, record[column], strict=True)]
-    if record.get("labels") is not None:
-        scored = [a and int(b != -100) for a, b in zip(scored, record["labels"], strict=True)]
-    if 1 not in scored:
-        raise _Unusable("no token of it is scored: the masks or labels leave out everything")
-    start = scored.index(1)
-    context, x = directional.unframe_prompt(ids[:start])
-    begin, stop = directional.unframe_response(ids[start:])
-    span = slice(start + begin, start + stop)
-    return Encoded(context, x, ids[span]), scored[span]
 
 
 def connected(*keys: Sequence[int]) -> list[int]:
