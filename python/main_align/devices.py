@@ -30,7 +30,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type != "meta":  # it computes nothing
-            torch.zeros(1, device=device).cpu()
+            torch.zeros(1, dtype=torch.float32, device=device).cpu()
             return device
         why = "it holds no numbers"
     except Exception as error:  # each kind of device has errors of its own for not being there

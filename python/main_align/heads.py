@@ -32,7 +32,7 @@ class AlignmentHead(nn.Module):
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
-        self.x, self.y = nn.Linear(width, dim), nn.Linear(width, dim)
+        self.x, self.y = (nn.Linear(width, dim, dtype=torch.float32) for _ in range(2))
         nn.init.orthogonal_(self.x.weight)
         nn.init.zeros_(self.x.bias)
         self.y.load_state_dict(self.x.state_dict())

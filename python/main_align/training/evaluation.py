@@ -42,7 +42,7 @@ class Evaluation:
     def add_loss(self, loss: Tensor) -> None:
         """Takes in the last batch's loss as compute_loss returned it, with what a subclass added."""
         assert self._loss is not None
-        pairs = torch.tensor(float(len(self._batches[-1]["row"])), device=loss.device)
+        pairs = torch.tensor(float(len(self._batches[-1]["row"])), dtype=torch.float32, device=loss.device)
         self._added.append(torch.stack([(loss.detach() - self._loss).float() * pairs, pairs]))
 
     def read(self, module: MutualAlignmentLoss, columns: tuple[int, ...], alpha: Tensor) -> dict[str, float]:
@@ -86,7 +86,7 @@ class Evaluation:
         keys = torch.stack([whole["row"], whole["group"]], dim=1)  # rows of a stream are numbered by each worker
         unique, place = keys.unique(dim=0, return_inverse=True)
         first = place.new_full((len(unique),), len(keys))
-        first = first.scatter_reduce(0, place, torch.arange(len(keys), device=place.device), "amin")
+        first = first.scatter_reduce(0, place, torch.arange(len(keys), dtype=torch.int64, device=place.device), "amin")
         return {name: tensor[first] for name, tensor in whole.items()}
 
     def _contrast(

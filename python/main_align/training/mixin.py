@@ -201,8 +201,8 @@ class AlignmentMixin(_Trainer):
         values, metrics = self._loss.of_embeddings(x, y, gather_rows(pairs["group"]))
         if log and len(x) > 1:  # a pair alone has no contrast, and what it has not does not count
             self._monitor.measure_contrast(values | metrics, len(x))
-        share = len(x) / update.pairs  # of the update's pairs, where micro-batches are contrasted each by itself
-        return parts | {name: value * share for name, value in values.items()}
+        # micro-batches are contrasted each by itself: each counts by its share of the update's pairs
+        return parts | {name: value * len(x) / update.pairs for name, value in values.items()}
 
     # ---- contrast over all micro-batches of an update ----
 
