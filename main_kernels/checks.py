@@ -85,13 +85,13 @@ def in_range(name: str, ids: Tensor, begin: int, end: int) -> None:
 
 
 def offsets(name: str, tensor: Tensor, *, like: Tensor) -> None:
-    """cu_seqlens of segments: int32 or int64 [B + 1]."""
+    """cu_seqlens of segments: int32 or int64 [B + 1], B may be 0."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{name}: got {got}, want an int32 or int64 tensor")
     local(name, tensor)
-    if tensor.ndim != 1 or tensor.shape[0] < 2:
-        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want (B + 1,) with B >= 1")
+    if tensor.ndim != 1 or not tensor.shape[0]:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want (B + 1,)")
     if tensor.device != like.device:
         raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
 

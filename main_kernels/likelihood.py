@@ -246,6 +246,8 @@ def sequence_logprobs(
 
 def _segment_sums(values: Tensor, segment_ids: Tensor, segments: int) -> Tensor:
     """values[T] summed by segment, in row order whatever the device: [segments]."""
+    if not segments:
+        return values[:0]
     order = segment_ids.argsort(stable=True)  # those of no segment come first
     bounds = torch.arange(segments, dtype=torch.int64, device=values.device)
     begins, ends = (torch.searchsorted(segment_ids[order], bounds, right=right) for right in (False, True))

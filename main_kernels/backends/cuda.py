@@ -31,10 +31,10 @@ class CudaPooling(PlainBackend):
     """Pooling of states in device memory; a base before the backend that does the rest."""
 
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
-        if not _served(hidden, hidden.dtype):
+        segments = pooling.offsets.numel() - 1
+        if not segments or not _served(hidden, hidden.dtype):  # a grid of no blocks is an error
             return super().pool_forward(hidden, pooling)
         (rows, width), device = hidden.shape, hidden.device
-        segments = pooling.offsets.numel() - 1
         pooled = hidden.new_empty(segments, width, dtype=torch.float32)
         norms = hidden.new_empty(segments, dtype=torch.float32)
         sums = _piece_sums(hidden, rows, width, segments)
@@ -67,9 +67,9 @@ class CudaPooling(PlainBackend):
         pooling: Pooling,
         wanted: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        if not _served(upstream, dtype):
-            return super().pool_backward(upstream, pooled, norms, units, hidden, rows, dtype, pooling, wanted)
         (segments, width), device = upstream.shape, upstream.device
+        if not segments or not _served(upstream, dtype):
+            return super().pool_backward(upstream, pooled, norms, units, hidden, rows, dtype, pooling, wanted)
         d_hidden = upstream.new_empty(rows, width, dtype=dtype) if wanted[0] else None
         d_weights = upstream.new_empty(rows) if wanted[1] else None
         d_query = upstream.new_empty(width) if wanted[2] else None

@@ -63,7 +63,6 @@ def test_everything_is_made_there_and_nothing_is_read(monkeypatch, name, dtype):
         assert not strangers, f"{self.__name__} is given a tensor of another device"
         asked.append(self.__name__)
 
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # knows no such device
     monkeypatch.setattr(torch, "autocast", lambda *_, **options: nullcontext())
     monkeypatch.setattr(JITFunction, "run", run)
     monkeypatch.setattr(product, "architecture", lambda _: 90)

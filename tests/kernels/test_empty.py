@@ -25,7 +25,7 @@ from main_kernels import (
 from .calls import ids, number, values_and_gradients
 from .contract import DEVICE
 
-OFFSETS = torch.tensor([0, 0, 0], device=DEVICE)
+OFFSETS, NO_SEGMENT = torch.tensor([0, 0, 0], device=DEVICE), torch.tensor([0], device=DEVICE)
 
 # name -> (call on query[0, D], key[0, D] and head[V, D], shape of the first output)
 CALLS = {
@@ -54,6 +54,8 @@ CALLS = {
     "token_logprobs": (lambda q, k, w: token_logprobs(q, w, ids(q)), (0,)),
     "token_logprobs_stats": (lambda q, k, w: token_logprobs(q, w, ids(q), return_stats=True), (0,)),
     "sequence_logprobs": (lambda q, k, w: sequence_logprobs(q, w, ids(q), OFFSETS), (2,)),
+    "sequence_logprobs_none": (lambda q, k, w: sequence_logprobs(q, w, ids(q), NO_SEGMENT), (0,)),
+    "sequence_logprobs_no_id": (lambda q, k, w: sequence_logprobs(q, w, ids(q), segment_ids=ids(q), segments=0), (0,)),
     "sequence_logprobs_ids": (lambda q, k, w: sequence_logprobs(q, w, ids(q), segment_ids=ids(q)), (1,)),
     "pair_scores": (lambda q, k, w: pair_scores(q, k, pair_ids=ids(q)), (0,)),
     "pair_scores_bank": (lambda q, k, w: pair_scores(q, w, targets=ids(q)), (0,)),
@@ -61,6 +63,9 @@ CALLS = {
     "cyclic_consistency": (lambda q, k, w: cyclic_consistency(q, k, within=0.5), ()),
     "relational_scores": (lambda q, k, w: relational_scores(q, k), (0,)),
     "segment_pool": (lambda q, k, w: segment_pool(q, OFFSETS), (2, 4)),
+    "segment_pool_none": (lambda q, k, w: segment_pool(q, NO_SEGMENT), (0, 4)),
+    "segment_pool_last_none": (lambda q, k, w: segment_pool(q, NO_SEGMENT, mode="last"), (0, 4)),
+    "segment_pool_attention_none": (lambda q, k, w: segment_pool(q, NO_SEGMENT, mode="attention", query=w[0]), (0, 4)),
     "segment_pool_last": (lambda q, k, w: segment_pool(q, OFFSETS, mode="last"), (2, 4)),
     "segment_pool_attention": (
         lambda q, k, w: segment_pool(q, OFFSETS, mode="attention", query=w[0], weights=q.sum(1)),
@@ -90,6 +95,15 @@ def test_as_torch():
     for reduction in ("sum", "none"):
         want = F.cross_entropy(hidden @ weight.T, targets, reduction=reduction)
         assert torch.equal(linear_cross_entropy(hidden, weight, targets, reduction=reduction), want)
+
+
+def test_rows_of_no_segment(backend):
+    hidden, weight = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    for offset in (0, 2, 6):
+        none = torch.tensor([offset])
+        (segment_pool(hidden, none).sum() + sequence_logprobs(hidden, weight, ids(hidden), none).sum()).backward()
+    assert not hidden.grad.any()
+    assert not weight.grad.any()
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def counted(name, query, key) -> int:
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="fused products are no separate events")
 @pytest.mark.parametrize("name", [name for name in CALLS if name not in ("info_nce_own", "segment_pool_attention")])
-def test_as_many_as_the_profiler_sees(backend, name):
+def test_as_many_as_the_profiler_sees(name):
     query, key = (torch.randn(40, 24, requires_grad=True) for _ in range(2))
     assert counted(name, query, key) == 2 * multiply_adds(lambda: values_and_gradients(CALLS[name], query, key))
 

@@ -33,7 +33,7 @@ def test_a_large_operand_is_never_converted_as_a_whole(monkeypatch):
 
 @pytest.mark.parametrize("name", PUBLIC)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_blocks_change_nothing_but_rounding(backend, monkeypatch, name, dtype):
+def test_blocks_change_nothing_but_rounding(monkeypatch, name, dtype):
     query, key = narrow_pair(dtype)
     whole = values_and_gradients(PUBLIC[name], query, key)
     monkeypatch.setattr(operand, "BLOCK_BYTES", 1)
