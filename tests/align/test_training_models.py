@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from test_training_step import gradients_of, one_step
 from tiny import DEVICE, byte_tokenizer, tiny_model, tiny_model_folder
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
+from trl import SFTTrainer
 from update_gradients import PAIRS, trainer_of
 
 ROWS = Dataset.from_list(PAIRS)
@@ -169,6 +170,23 @@ def test_what_is_saved_is_an_ordinary_model_and_the_head_beside_it(tmp_path):
     head = load_file(folder / FILE)
     assert torch.equal(head["head.x.weight"], trainer._head.x.weight.cpu())
     assert torch.equal(model.lm_head.weight, trainer.model.lm_head.weight.cpu())
+
+
+@pytest.mark.parametrize("base", [SFTTrainer, Trainer])
+def test_the_model_card_names_the_method_and_its_terms(tmp_path, base):
+    mixed = MutualAlignmentTrainer if base is SFTTrainer else type("Mixed", (AlignmentMixin, Trainer), {})
+    args = config(tmp_path, semantic=0.25, intentional=0.0, directions="forward")
+    trainer = mixed(tiny_model(), args, train_dataset=ROWS, processing_class=byte_tokenizer())
+    for _ in range(2):
+        trainer.create_model_card(model_name="mine")
+    card = (tmp_path / "README.md").read_text()
+    assert card.count("## Mutual alignment") == 1
+    assert "arxiv.org/abs/2504.12913" in card
+    assert "| `semantic` | 0.25 |" in card
+    assert "| `forward` | 1 | -log p(y" in card
+    assert not any(f"`{name}`" in card for name in ("reverse", "intentional", "duality"))
+    if base is SFTTrainer:
+        assert "a method introduced in [Mutual Alignment Is Necessary" in card
 
 
 @pytest.mark.parametrize("lora", [False, True])

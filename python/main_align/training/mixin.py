@@ -6,6 +6,7 @@ all its micro-batches and processes beforehand, so gradients do not depend on ho
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, Predict
 from ..devices import warn_if_slow
 from ..errors import UserError
 from ..heads import AlignmentHead
-from . import checkpoint
+from . import card, checkpoint
 from . import head as heads
 from .across import gather_rows, world_size
 from .alpha import Alpha
@@ -299,6 +300,12 @@ class AlignmentMixin(_Trainer):
         return loss, None, None
 
     # ---- checkpoints ----
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        super().create_model_card(*args, **options)
+        path = Path(self.args.output_dir or ".") / "README.md"
+        if self.is_world_process_zero() and path.is_file():
+            card.add_section(path, self.alignment)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         weights: dict[str, Tensor] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trl import SFTTrainer
 
+from .card import PAPER
 from .mixin import AlignmentMixin
 
 
@@ -18,3 +19,4 @@ class MutualAlignmentTrainer(AlignmentMixin, SFTTrainer):  # type: ignore[misc]
 
     _tag_names = ["trl", "sft", "mutual-alignment"]  # noqa: RUF012
     _name = "MutualAlignment"
+    _paper = PAPER
