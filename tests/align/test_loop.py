@@ -21,7 +21,10 @@ import torch
 from main_align.cli import app
 from main_align.errors import UserError
 from main_align.loop import LoopConfig, MutualAlignmentLoop, read_config
+from main_align.loop.charts import draw
+from main_align.loop.folder import RunFolder
 from main_align.loop.pairs import read_written
+from main_align.loop.plan import make_plan
 from safetensors.torch import load_file
 from tiny import byte_tokenizer, cpu_only, tiny_model, tiny_model_folder
 from typer.testing import CliRunner
@@ -144,6 +147,19 @@ def test_the_filter_keeps_the_likeliest_responses_of_both_models(finished: Path)
     assert report["rounds"]["1"]["forward"]["nll_of"] == "heldout"
     assert Path(report["models"]["reverse"]) == stage(finished, "train-reverse") / "reverse"
     assert (finished / "report.png").stat().st_size > 20_000
+
+
+def test_the_chart_shows_a_point_alone_and_the_counts_of_the_command(ground: Path, finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    figure = draw(report, make_plan(config_of(ground, finished)), RunFolder(finished))
+    _, alpha, _, scores = figure.axes
+    assert alpha.lines
+    assert all(line.get_marker() == "." for line in alpha.lines)
+    rows = len(lines(ground / "new.jsonl"))
+    assert (
+        sum(report["filter"]["counts"].values()) == rows > len(read_written(stage(finished, "augment") / "pairs.jsonl"))
+    )
+    assert scores.get_title(loc="left") == f"augmented pairs: {report['filter']['kept']} of {rows} kept"
 
 
 def test_checkpoints_are_ordinary_adapters(ground: Path, finished: Path) -> None:

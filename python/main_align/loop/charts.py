@@ -45,7 +45,17 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def plot_report(path: Path, report: Mapping[str, Any], plan: list[Stage], folder: RunFolder) -> None:
-    """Loss and alpha of every step, -log p after every round, and what the filter kept."""
+    """Write report.png, whole or not at all."""
+    from matplotlib import pyplot
+
+    figure = draw(report, plan, folder)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    pyplot.close(figure)
+
+
+def draw(report: Mapping[str, Any], plan: list[Stage], folder: RunFolder) -> Any:
+    """The figure: loss and alpha of every step, -log p after every round, and what the filter kept."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -62,9 +72,7 @@ def plot_report(path: Path, report: Mapping[str, Any], plan: list[Stage], folder
     figure.suptitle(
         f"MAIN's loop: {report['config']['rounds']} rounds of {report['config']['model']}", x=0.01, ha="left"
     )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-    pyplot.close(figure)
+    return figure
 
 
 def _title(axis: Any, title: str, x: str, y: str) -> None:
@@ -82,10 +90,10 @@ def _steps(loss: Any, alpha: Any, plan: list[Stage], folder: RunFolder) -> None:
             log = [entry for entry in read_log(folder.stage(stage.name)) if "loss" in entry]
             steps = [before + entry["step"] for entry in log]
             first = {"label": direction} if before == 0 else {}
-            loss.plot(steps, [entry["loss"] for entry in log], color=colour, **first)
+            loss.plot(steps, [entry["loss"] for entry in log], ".-", color=colour, **first)
             weighed = [(step, entry["alpha"]) for step, entry in zip(steps, log, strict=True) if "alpha" in entry]
             if weighed:
-                alpha.plot(*zip(*weighed, strict=True), color=colour)
+                alpha.plot(*zip(*weighed, strict=True), ".-", color=colour)  # a point alone has no line
             before += folder.manifest(stage.name)["steps"]
             loss.axvline(before, color=colour, linewidth=0.6, linestyle=":")
     alpha.set_ylim(0, 1)
@@ -114,7 +122,8 @@ def _kept(axis: Any, plan: list[Stage], folder: RunFolder) -> None:
     made = folder.manifest(stage.name)
     values = read_columns(folder.stage(stage.name) / SCORES, made["by"]).columns[made["by"]]
     values = values[np.isfinite(values)]
-    _title(axis, f"augmented pairs: {made['kept']:,} of {len(values):,} kept", made["by"], "pairs")
+    rows = sum(made["counts"].values())  # as the command says it: those without a score are no part of the bars
+    _title(axis, f"augmented pairs: {made['kept']:,} of {rows:,} kept", made["by"], "scored pairs")
     axis.hist(values, bins=min(40, max(10, len(values) // 4)), color=BLUE)
     axis.yaxis.get_major_locator().set_params(integer=True)
     axis.axvline(made["limit"], color=GREY, linestyle="--", linewidth=1.2, label="limit of what was kept")
