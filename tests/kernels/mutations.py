@@ -41,6 +41,7 @@ CONTRASTIVE, LIKELIHOOD = "main_kernels/contrastive.py", "main_kernels/likelihoo
 DIVERGENCE, POOL = "csrc/cpu/divergence.cpp", "csrc/cpu/pool.cpp"
 CONSISTENCY, INFORMATION = "main_kernels/consistency.py", "main_kernels/information.py"
 BACKWARD, INPUTS = "main_kernels/sweep/backward.py", "main_kernels/sweep/inputs.py"
+OPERAND = "main_kernels/sweep/operand.py"
 
 MUTATIONS = [
     # the C++ walk: masks, running sums, tails
@@ -116,6 +117,13 @@ MUTATIONS = [
         "mask = None if mask is None else Mask(mask.rows[selected]",
         "mask = None if True else Mask(mask.rows[selected]",
     ),
+    Mutation(OPERAND, "first=rows.start == 0", "first=True"),
+    Mutation(OPERAND, "out=out[:, rows]", "out=out[:, : len(block)]"),
+    Mutation("main_kernels/sweep/plan.py", "(small or slow)", "small"),
+    Mutation(
+        "main_kernels/backends/cpu.py", "hidden.new_empty(segments, dtype=torch.float32)", "torch.empty(segments)"
+    ),
+    Mutation("main_kernels/amp.py", "return torch.get_autocast_dtype(kind)", "return tensor.dtype"),
     # two score matrices at once
     Mutation(DIVERGENCE, "(p - q) - norms.shift", "p - q"),
     Mutation(DIVERGENCE, "far = p * ratio + (q - p)", "far = p * ratio"),
