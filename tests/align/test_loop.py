@@ -222,6 +222,7 @@ def test_two_full_models_without_warmup(ground: Path, tmp_path: Path) -> None:
         ({"model": "./absent"}, "cannot be loaded"),
         ({"max_length": 5000}, "max_length 5000 exceeds the 512 tokens"),
         ({"training": {"lerning_rate": 1}}, "did you mean 'learning_rate'"),
+        ({"training": {"assistant_only_loss": True}}, "assistant_only_loss=True"),
         ({"training": {"semantic": -1}}, "semantic is the weight of a term"),
         ({"training": {"lr_scheduler_type": "wild"}}, "training: "),
         ({"lora_target_modules": ["nothing"]}, "lora_target_modules"),

@@ -274,6 +274,25 @@ def test_a_stream(tmp_path):
         trainer_with(tmp_path, dataset=stream, packing=True, max_steps=3)
 
 
+def test_a_shuffled_stream_with_workers_gives_all_rows_in_another_order_every_epoch(tmp_path):
+    stream = ROWS.to_iterable_dataset(num_shards=4).shuffle(seed=0, buffer_size=8)
+    settings = {"per_device_train_batch_size": 2, "dataloader_num_workers": 2, "max_steps": 8}
+    trainer, seen = trainer_with(tmp_path, dataset=stream, **settings), []
+    reading = trainer._wrapped.forward
+
+    def watched(model, batch, **options):  # type: ignore[no-untyped-def]
+        seen.append(batch["pairs"]["targets"].tolist())
+        return reading(model, batch, **options)
+
+    trainer._wrapped.forward = watched
+    trainer.train()
+    assert [entry["epoch"] for entry in trainer.state.log_history if "loss" in entry][3] == 0.5
+    texts = byte_tokenizer().batch_decode(seen)
+    for epoch in (texts[:4], texts[4:]):
+        assert all(sum(pair["prompt"] in text for text in epoch) == 1 for pair in PAIRS)
+    assert texts[:4] != texts[4:]
+
+
 def test_alpha_is_logged_where_there_are_synthetic_pairs(tmp_path):
     trainer = trainer_with(tmp_path)
     trainer.train()

@@ -17,7 +17,7 @@ from main_align.training.collator import Y_GIVEN_X
 from main_align.training.settings import REFUSED as REFUSED_SETTINGS
 from peft import LoraConfig
 from test_training_models import LORA, ROWS, config, trainer_with
-from tiny import CHATML, DEVICE, byte_tokenizer, tiny_model
+from tiny import CHATML, DEVICE, byte_tokenizer, cpu_only, tiny_model
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig
 from update_gradients import PAIRS
@@ -113,6 +113,12 @@ def test_settings_of_sfttrainer_are_refused_by_another_trainer(tmp_path, name):
     mixed = type("Mixed", (AlignmentMixin, Trainer), {})
     with pytest.raises(UserError, match=f"{name}='<s>' is read by SFTTrainer"):
         mixed(tiny_model(), config(tmp_path, **{name: "<s>"}), train_dataset=ROWS, processing_class=byte_tokenizer())
+
+
+@cpu_only("it has nothing to offload from")
+def test_offloading_wants_an_accelerator(tmp_path):
+    with pytest.raises(UserError, match="activation_offloading=True empties an accelerator, and there is none"):
+        trainer_with(tmp_path, activation_offloading=True)
 
 
 def test_every_setting_of_sfttrainer_is_used_or_refused():

@@ -42,10 +42,13 @@ DEFAULTS: Mapping[str, Any] = {
 def check_training(config: LoopConfig, stage: Stage, dtype: str, device: torch.device) -> None:
     """Raise UserError for a key of `training` that MutualAlignmentConfig does not have, or a value it refuses."""
     from ..training import MutualAlignmentConfig
+    from ..training.settings import check_settings
 
     known = [item.name for item in fields(MutualAlignmentConfig) if item.init]
     check_names(config.training, known, "training")
-    arguments(config, stage, config.output_dir, dtype, device).check()
+    settings = arguments(config, stage, config.output_dir, dtype, device)
+    settings.check()
+    check_settings(settings, sft=True)
 
 
 def arguments(config: LoopConfig, stage: Stage, folder: str, dtype: str, device: torch.device) -> Any:

@@ -95,6 +95,8 @@ def check_settings(args: Any, *, sft: bool) -> None:
         value = getattr(args, name, None)
         if not sft and is_unused(value):
             raise UserError(f"{name}={value!r} is read by SFTTrainer and this trainer is none: {why}")
+    if getattr(args, "activation_offloading", False) and not torch.accelerator.is_available():
+        raise UserError("activation_offloading=True empties an accelerator, and there is none: leave it out")
     packs = getattr(args, "packing", False) or getattr(args, "eval_packing", False)
     if packs and args.packing_strategy != "bfd":
         raise UserError(
