@@ -244,6 +244,21 @@ def test_columns_that_say_nothing_are_none_of_that():
     assert [row["row"] for row in rows] == [0, 1]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_text_that_is_dropped_is_reported_once(streamed, caplog):
+    said = {"id": "one", "domain": "numbers", "score": 0.5, "note": None, "echo": "a prime"}
+    records = [{"prompt": X, "completion": Y, **said}] * 3
+    dataset = Dataset.from_list(records)
+    assert len(list(reader().prepare(dataset.to_iterable_dataset() if streamed else dataset, "train"))) == 3
+    assert [record.message for record in caplog.records if "dropped" in record.message] == [
+        "train data set: text that is no part of the pairs is dropped: columns 'domain'. If one belongs to the "
+        "instruction, join it to it with dataset.map"
+    ]
+    caplog.clear()
+    read([FORMS["alpaca"], {**FORMS["alpaca"], "input": ""}])
+    assert not caplog.records
+
+
 def test_padding_of_tokenised_rows_is_no_part_of_them():
     plain = {"input_ids": [10, 11, 12, 20, 21], "labels": [-100, -100, -100, 20, 21], "attention_mask": [1] * 5}
     padded = {"input_ids": [0, 0, *plain["input_ids"]], "labels": [-100] * 2 + plain["labels"]}

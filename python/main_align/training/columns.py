@@ -1,10 +1,12 @@
-"""refusal: what a row says beside its pair and would be dropped, so that the row is not trained on unread."""
+"""What a row says beside its pair: refused where dropping it would change what is learned, else reported."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from ..forms import Fields, pair_from_record
 
 _COLUMNS = {
     "tools": "tools are not laid out",
@@ -38,6 +40,21 @@ def refusal(record: Mapping[str, Any]) -> str:
         if turns[-1].get("weight") == 0:
             return f"the last turn of {name!r} has the weight 0: filter such rows out"
     return ""
+
+
+def unused_texts(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The columns whose text is no part of the pair in some of the records, `id` left out."""
+    names: dict[str, None] = {}
+    for number, record in enumerate(records):
+        pair = pair_from_record(record, number, Fields(), unit="row")
+        if pair.status != "ok":
+            continue
+        texts = (pair.instruction, pair.response, *(turn.text for turn in pair.context))
+        for name, value in record.items():
+            is_plain = isinstance(value, str) and value.strip() and value.lstrip()[0] not in "[{"
+            if is_plain and name != "id" and not any(value.strip() in text for text in texts):
+                names[name] = None
+    return list(names)
 
 
 def _conversations(record: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:

@@ -25,7 +25,7 @@ from ..directional import Directional, Encoded
 from ..errors import UserError
 from ..forms import CONVERSATIONS, SHAPES, Fields, pair_from_record
 from ..packing import shortened
-from .columns import refusal
+from .columns import refusal, unused_texts
 from .tokenised import MASKS, Unusable, split_tokenised
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 COLUMNS = ("x_ids", "y_ids", "context_ids", "y_mask", "synthetic", "group", "length", "row")
 Overlong = Literal["raise", "drop", "truncate"]
 SHOWN = 5  # bad rows named in an error
+LOOKED_AT = 64  # rows in which text that is dropped is looked for
 OVERLONG = "overlong"  # the problem of a row that is left out because the user asked for it
 
 _TOKENISED = Features(
@@ -77,10 +78,12 @@ class PairReader:
         dataset = dataset.with_format(None)
         if names is not None:
             _check_columns(names, name)
+        if isinstance(dataset, Dataset) and not len(dataset):
+            raise UserError(f"the {name} data set has no rows")
+        if "input_ids" not in (names or ()):
+            _report_unused(dataset, name)
         if isinstance(dataset, IterableDataset):
             return self._stream(dataset, name)
-        if not len(dataset):
-            raise UserError(f"the {name} data set has no rows")
         table = dataset.map(
             self._rows,
             batched=True,
@@ -206,6 +209,17 @@ def _check_columns(names: Sequence[str], name: str) -> None:
         raise UserError(
             f"the {name} data set is tokenised (input_ids) but does not say where the response begins: add a "
             "completion_mask (1 on the response) or labels (-100 before it), or give the pairs as text"
+        )
+
+
+def _report_unused(dataset: Dataset | IterableDataset, name: str) -> None:
+    """Says once which text of the first rows is dropped."""
+    if unused := unused_texts(dataset.take(LOOKED_AT if isinstance(dataset, Dataset) else 1)):
+        log.warning(
+            "%s data set: text that is no part of the pairs is dropped: columns %s. If one belongs to the instruction, "
+            "join it to it with dataset.map",
+            name,
+            ", ".join(map(repr, unused)),
         )
 
 
