@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 # The CPU build of torch; with a GPU, say e.g. `make test TORCH="torch --index-url <your CUDA index>"`.
 TORCH  ?= torch==2.13.0
+# Processes that the tests are spread over.
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 OUT    := out
 
@@ -31,10 +33,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 quick: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 bench: setup
 	$(BIN)/python bench/kernels.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -10,6 +12,13 @@ from main_kernels import backends
 from main_kernels.sweep import plan
 
 from .kernels.contract import BUILDS, DEVICE
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # processes that share the cores wait for each other with more threads than this
+    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the programs that tests start
 
 settings.register_profile(
     "quick",
@@ -20,6 +29,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("quick")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: "longest" not in item.keywords)
 
 
 @pytest.fixture(autouse=True)

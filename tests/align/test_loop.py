@@ -308,21 +308,22 @@ def test_two_processes_share_the_work(ground: Path, finished: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_the_whole_loop_on_a_real_model(tmp_path: Path) -> None:
     pairs = [row for row in lines(HERE.parent.parent / "examples" / "pairs.jsonl") if row["aligned"]]
     short = sorted(pairs, key=lambda row: len(row["instruction"] + row["response"]))
     fields = ("id", "instruction", "response")
-    write_lines(tmp_path / "seeds.jsonl", [{name: row[name] for name in fields} for row in short[:12]])
-    write_lines(tmp_path / "new.jsonl", [{name: row[name] for name in ("id", "response")} for row in short[12:18]])
+    write_lines(tmp_path / "seeds.jsonl", [{name: row[name] for name in fields} for row in short[:6]])
+    write_lines(tmp_path / "new.jsonl", [{name: row[name] for name in ("id", "response")} for row in short[6:9]])
     config = LoopConfig(
         seeds=str(tmp_path / "seeds.jsonl"),
         unlabelled=str(tmp_path / "new.jsonl"),
         output_dir=str(tmp_path / "run"),
         rounds=1,
         warmup_epochs=2.0,
-        max_length=256,
-        max_new_tokens=64,
-        training={"per_device_train_batch_size": 6, "learning_rate": 5e-4},
+        max_length=128,
+        max_new_tokens=16,
+        training={"per_device_train_batch_size": 3, "learning_rate": 5e-4},
     )
     report = MutualAlignmentLoop(config).run()
     for direction in ("forward", "reverse"):

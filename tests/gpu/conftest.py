@@ -24,13 +24,13 @@ if INTERPRETED:
     repair()
     # a tile takes the interpreter some milliseconds whatever its size; test_aot.py compiles the real ones
     for config, size in (
-        (chunks.REDUCE_ROWS, {"BM": 64, "BN": 512}),
-        (chunks.REDUCE_COLUMNS, {"BM": 256, "BN": 256}),
-        (chunks.WEIGH, {"BM": 128, "BN": 512}),
+        (chunks.REDUCE_ROWS, {"BM": 256, "BN": 512}),
+        (chunks.REDUCE_COLUMNS, {"BM": 512, "BN": 256}),
+        (chunks.WEIGH, {"BM": 256, "BN": 512}),
         (combine.COMBINE, {"BN": 512}),
         (planes.PLANES, {"BLOCK": 1 << 16}),
-        *((tile, {"BM": 128, "BN": 256, "BD": 128}) for tile in walked),
-        *((tile, {"BM": 128, "BD": 128}) for tile in product.TARGETS[80].values()),
+        *((tile, {"BM": 256, "BN": 512, "BD": 128}) for tile in walked),
+        *((tile, {"BM": 256, "BD": 128}) for tile in product.TARGETS[80].values()),
     ):
         config.update(size)
     settings.register_profile("interpreted", settings.get_profile("quick"), max_examples=6)

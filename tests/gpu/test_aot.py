@@ -29,6 +29,7 @@ CASES = (
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @pytest.mark.parametrize("architecture", aot.ARCHITECTURES)
 def test_nothing_spills_and_products_run_on_tensor_cores(architecture):
     cases = (case for some in (aot.fused_cases(), aot.chunk_cases()) for case in some if case[0] in CASES)

@@ -17,11 +17,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_kernels_under_the_interpreter():
+@pytest.mark.longest
+@pytest.mark.parametrize("file", ["test_library.py", "test_fused.py"])
+def test_the_kernels_under_the_interpreter(file):
     """In a process of its own: what TRITON_INTERPRET says when triton is imported is final."""
     pytest.importorskip("triton")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "tests/gpu"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", f"tests/gpu/{file}"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
