@@ -16,7 +16,7 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def local(name: str, tensor: Tensor) -> None:
-    """A tensor that holds all of its values: kernels read memory, of which a DTensor has a part only."""
+    """A dense tensor that holds all of its values: kernels read memory, of which a DTensor has a part only."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name}: got {type(tensor).__name__}, want a tensor")
     if hasattr(tensor, "full_tensor"):
@@ -24,6 +24,8 @@ def local(name: str, tensor: Tensor) -> None:
             f"{name}: got a DTensor, want a plain tensor: pass {name}.full_tensor(), or call this in the "
             "wrapped module's forward, where FSDP has gathered its parameters"
         )
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name}: got layout {tensor.layout}, want a dense tensor: pass {name}.to_dense()")
 
 
 def readable(tensor: Tensor) -> bool:

@@ -52,10 +52,12 @@ def _load_triton() -> str:
 
 def _why_not_triton(device: int) -> str:
     """Why the Triton backend does not serve a CUDA device; empty where it does."""
+    if why_not := _load_triton():
+        return why_not
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < MIN_CAPABILITY:
         return f"compute capability {major}.{minor}, want {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or newer"
-    return _load_triton()
+    return ""
 
 
 # torch.compiler.assume_constant_result, which would import all of torch._dynamo for this one mark

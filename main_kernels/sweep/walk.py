@@ -80,7 +80,7 @@ class Problem:
         small = self.query.shape[0] * self.key.shape[0] < _SMALL_SCORES
         if self.backend.bounded is None or not plain_map or not kept_targets or small:
             return None
-        lengths = [float(torch.linalg.vector_norm(t, dim=1, dtype=torch.float32).max()) for t in (self.query, self.key)]
+        lengths = [_longest_row(Operand.of(t, torch.float32)) for t in (self.query, self.key)]
         bound = 1.01 * float(self.score_map.scale) * lengths[0] * lengths[1]  # 1.01: the products are rounded
         return bound if bound <= MAX_REFERENCE else None
 
@@ -305,6 +305,11 @@ def backward_walk(
         _add_products(problem, scores, chunk, d_query, d_key)
     if raw is not None:
         give_back(raw)
+
+
+def _longest_row(operand: Operand) -> float:
+    """The largest Euclidean norm of a row, NaN where a row has one."""
+    return float(torch.cat([torch.linalg.vector_norm(block, dim=1) for _, block in operand.blocks()]).max())
 
 
 def _above(reference: float, lse: Lse) -> Tensor:

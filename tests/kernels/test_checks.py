@@ -82,6 +82,7 @@ with torch.device(DEVICE):
         (lambda: segment_pool(HIDDEN, TARGETS[:0]), "cu_seqlens: got shape"),
         (lambda: segment_pool(HIDDEN, TARGETS, mode="max"), "mode: got 'max'"),
         (lambda: segment_pool([1], TARGETS), "hidden: got list"),
+        (lambda: info_nce(PAIRS[0], PAIRS[1].to_sparse()), r"key: got layout torch.sparse_coo, .*key\.to_dense\(\)"),
         (lambda: get("tpu"), "backend: got 'tpu'"),
     ],
 )

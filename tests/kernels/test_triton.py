@@ -57,6 +57,12 @@ def test_who_is_served(monkeypatch, capability, why_not, dtype, want):
     assert why_not in line
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or backends._load_triton() == "", reason="there is one")
+def test_tensors_of_a_gpu_that_is_not_there():
+    """As FakeTensorMode makes them."""
+    assert backends.choose(on_cuda()) == "plain"
+
+
 def test_a_machine_without_a_gpu_does_not_import_the_kernels():
     code = "import sys, main_kernels as m; m.backend_report(); assert 'main_kernels.backends.triton' not in sys.modules"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
