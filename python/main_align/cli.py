@@ -14,7 +14,11 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from .dialects import DIALECTS
 from .errors import UserError
+from .forms import INPUTS, Fields
+from .reading import ENDINGS
+from .streams import COMPRESSED
 
 # Optional[...] below, not X | None: typer reads these annotations at run time on every Python.
 # ruff: noqa: UP045
@@ -36,6 +40,13 @@ class Dtype(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Side(str, Enum):
+    """The two responses of a preference pair."""
+
+    chosen = "chosen"
+    rejected = "rejected"
 
 
 def _version(wanted: bool) -> None:
@@ -76,13 +87,18 @@ def _stop(message: str, code: int) -> None:
     raise typer.Exit(code)
 
 
-@app.command(no_args_is_help=True)
+FORMS = "**Forms** (the first that fits is read)\n\n" + "\n\n".join(
+    f"- {dialect.form}: {dialect.seen_in}" for dialect in DIALECTS
+)
+
+
+@app.command(no_args_is_help=True, epilog=FORMS)
 def score(
     source: Annotated[
         str,
         typer.Argument(
             metavar="INPUT",
-            help=".jsonl, .json (array), .parquet, .csv, a saved `datasets` folder, or a hub id.",
+            help=f"{', '.join(ENDINGS)}, text also with {', '.join(COMPRESSED)}; `-`, a `datasets` folder, a hub id.",
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--output", help="Score file: .parquet, .jsonl or .csv.")],
@@ -115,13 +131,22 @@ def score(
         bool, typer.Option("--restart", help="Start over, overwriting unfinished or finished work.")
     ] = False,
     split: Annotated[Optional[str], typer.Option(help="Split of a `datasets` source.")] = None,
+    config: Annotated[Optional[str], typer.Option(help="Configuration of a `datasets` source.")] = None,
     instruction_field: Annotated[
-        Optional[str], typer.Option(help="Field of the instruction; with --response-field.")
+        Optional[str],
+        typer.Option(help="Field of the instruction, nested ones as data.question; with --response-field."),
     ] = None,
     response_field: Annotated[
         Optional[str], typer.Option(help="Field of the response; with --instruction-field.")
     ] = None,
-    id_field: Annotated[Optional[str], typer.Option(help="Field of the row's id. Default: id.")] = None,
+    input_field: Annotated[
+        Optional[str], typer.Option(help=f"Field of a text that ends the instruction. Default: {', '.join(INPUTS)}.")
+    ] = None,
+    system_field: Annotated[
+        Optional[str], typer.Option(help="Field of the system prompt. Default: system, system_prompt and the like.")
+    ] = None,
+    side: Annotated[Side, typer.Option(help="Response of a preference pair that is scored.")] = Side.chosen,
+    id_field: Annotated[Optional[str], typer.Option(help="Field of the row's label. Default: id.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
@@ -129,11 +154,11 @@ def score(
     """Score every pair of INPUT: likelihoods both ways, mutual, semantic and structural alignment.
 
     Likelihoods and PMI are in nats per token, mutual in nats per √token; OUT.manifest.json defines
-    every column. A row that cannot be scored keeps its id and gets a status, a reason and nulls.
-    Killed or interrupted, the same command resumes where it was.
+    every column. A row that cannot be scored keeps its id and gets a status, a reason and nulls; exit
+    code 1 where no row can be scored. Killed or interrupted, the same command resumes where it was.
 
-    Understood without options: prompt/completion, instruction (+ input) with response or output,
-    and messages or conversations that end in a user and an assistant turn.
+    Forms of rows that need no options are listed below. `input` and `context` end the instruction; a system
+    prompt and a history stand before the pair, given to the model and not scored.
 
     **Examples**
 
@@ -155,8 +180,9 @@ def score(
             source,
             out,
             scorer={"model": model, "dtype": dtype.value, "device": device, **options},
-            fields=(instruction_field, response_field, id_field),
+            fields=Fields(instruction_field, response_field, id_field, input_field, system_field, side.value),
             split=split,
+            config=config,
             window=window,
             restart=restart,
             plot=plot,
@@ -175,11 +201,11 @@ def filter_command(
     top: Annotated[Optional[int], typer.Option(help="Number of rows to keep.")] = None,
     minimum: Annotated[
         Optional[float],
-        typer.Option("--min", help="Lowest value kept, where higher is better, in its unit."),
+        typer.Option("--min", help="Lowest value kept, in the column's unit."),
     ] = None,
     maximum: Annotated[
         Optional[float],
-        typer.Option("--max", help="Highest value kept, where lower is better, in its unit."),
+        typer.Option("--max", help="Highest value kept, in the column's unit."),
     ] = None,
     source: Annotated[
         Optional[str],
@@ -192,17 +218,19 @@ def filter_command(
 ) -> None:
     """Keep the best rows of a scored data set, in their own fields with the scores added.
 
-    Give exactly one of --keep, --top, --min, --max. Lower is better for forward_nll, reverse_nll
-    and the other nll columns, ifd, r_ifd, duality_gap and copy_overlap (use --max there); higher is
-    better for everything else (use --min). Rows without a score are never kept. Ties go to the
-    earlier row, and rows stay in input order. A score column whose name the input already has is
-    written as main_NAME.
+    Give --keep or --top for the best rows, --min and --max for a range of values, or both: the best within
+    the range. Lower is better for forward_nll, reverse_nll and the other nll columns, ifd, r_ifd,
+    duality_gap and copy_overlap; higher is better for everything else. Rows without a score are never
+    kept. Ties go to the earlier row, and rows stay in input order. A score column whose name the input
+    already has is written as main_NAME.
 
     **Examples**
 
     `main-align filter scores.parquet -o best.jsonl --keep 0.5`
 
     `main-align filter scores.parquet -o best.jsonl --by forward_nll --max 2.5`
+
+    `main-align filter scores.parquet -o hard.jsonl --by ifd --min 0.8 --max 1`
 
     `main-align filter scores.parquet -o top.parquet --by semantic --top 10000 --plot kept.png`
     """

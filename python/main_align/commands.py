@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from .display import Display, clock
+from .errors import UserError
 from .filtering import filter_scores
 from .forms import Fields
 from .labels import read_aligned
 from .partial import check_partial, partial_folder
 from .plotting import check_plot, plot_scores
-from .reading import check_fields, open_source
+from .reading import check_fields, check_readable, open_source
+from .records import SCORED
 from .report import filter_summary, rounds_table, score_summary, status_table
 from .scorefile import read_columns
 from .writing import check_ending
@@ -24,21 +27,24 @@ def run_score(
     out: Path,
     *,
     scorer: dict[str, Any],
-    fields: tuple[str | None, str | None, str | None],
+    fields: Fields,
     split: str | None,
+    config: str | None,
     window: int,
     restart: bool,
     plot: Path | None,
 ) -> None:
     """`main-align score`. Raises UserError before the model is loaded where it can."""
-    named = Fields(*fields)
     check_ending(out)
     check_partial(out)
-    check_fields(named)
+    check_fields(fields)
     if plot:
         check_plot(plot)
-    opened = open_source(source, split=split)
+    opened = open_source(source, split=split, config=config)
+    notes = check_readable(opened, fields)
     with Display() as display:
+        if notes.unused:
+            display.say(notes.sentence())
         display.say(f"loading {scorer['model']} ...")
         _hush()
         command = {"input": source, "output": str(out), **scorer}
@@ -48,10 +54,11 @@ def run_score(
         try:
             manifest = score_file(
                 Scorer(**scorer),
-                source,
+                opened,
                 out,
-                fields=named,
+                fields=fields,
                 split=split,
+                config=config,
                 window=window,
                 restart=restart,
                 command=command,
@@ -63,6 +70,9 @@ def run_score(
             raise
     if not display.used:
         display.say(f"{out} was already complete for this input and model; --restart scores again")
+    _say_reasons(display, manifest["counts"], manifest["first_reasons"])
+    if not any(manifest["counts"].get(status) for status in SCORED):
+        raise UserError(f"{out}: no row could be scored; each row of it has its reason")
     columns = read_columns(out, "mutual").columns
     console = Console()
     console.print(status_table(manifest["counts"]), "", score_summary(columns), "")
@@ -71,6 +81,12 @@ def run_score(
         title = f"{Path(source).name} scored with {manifest['settings']['scorer']['model']}"
         plot_scores(plot, columns, title=title, aligned=read_aligned(opened))
         console.print(f"histograms: {plot}", highlight=False, markup=False)
+
+
+def _say_reasons(display: Display, counts: Mapping[str, int], reasons: Mapping[str, str]) -> None:
+    """The first reason of each status but ok."""
+    for status, reason in reasons.items():
+        display.say(f"{status}: {counts[status]:,} rows, the first: {reason}")
 
 
 def _hush() -> None:
@@ -105,6 +121,7 @@ def run_filter(
     if plot:
         check_plot(plot)
     done = filter_scores(scores, out, by=by, **limits, input=source, scores_only=scores_only)
+    _say_reasons(Display(), done.table.counts, done.table.reasons)
     console = Console()
     console.print(filter_summary(done), "")
     console.print(f"kept rows: {out}", highlight=False, markup=False)

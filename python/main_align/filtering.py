@@ -16,11 +16,12 @@ from .errors import UserError
 from .forms import Fields
 from .joining import Join, write_kept, write_kept_scores
 from .manifest import manifest_path, read_manifest
-from .reading import open_source
+from .reading import first_reasons, open_source
 from .records import SCORED
 from .scorefile import ScoreTable, read_columns
 from .selecting import ALIASES, Rule, lower_is_better, select
 from .sources import Source
+from .stdin import STDIN
 from .writing import check_ending
 
 
@@ -59,8 +60,10 @@ def filter_scores(
         scores: the output of `score_file`.
         by: a column, or forward_nll (nll_y_given_x) or reverse_nll (nll_x_given_y). Lower is better
             for the nll columns, ifd, r_ifd, duality_gap and copy_overlap, higher for all others.
-        keep, top, min, max: exactly one: a share of the scored rows, a number of rows, or the
-            lowest or highest value kept.
+        keep: the best share of the scored rows, of those within `min` and `max` where these are given.
+        top: the best so many of these rows; not together with `keep`.
+        min: lowest value kept, of any column.
+        max: highest value kept, of any column. IFD as published is min and max=1.
         input: the scored data set; found through the manifest beside `scores` by default.
         scores_only: write the rows of `scores` instead of those of the input.
 
@@ -69,10 +72,12 @@ def filter_scores(
     """
     scores, out, by = Path(scores), Path(out), ALIASES.get(by, by)
     rule = Rule(keep, top, min, max)
-    rule.check(by)
+    rule.check()
     check_ending(out)
     _refuse_overwriting(out, scores, input)
     table = read_columns(scores, by)
+    if np.isnan(table.columns[by]).all():
+        raise UserError(f"{scores}: no row has a value of {by}. {first_reasons(table.reasons)}")
     kept = select(table.columns[by], by, rule)
     aligned = None
     if scores_only:
@@ -98,22 +103,24 @@ def _refuse_overwriting(out: Path, *inputs: str | Path | None) -> None:
 
 def _find_input(scores: Path, out: Path, given: str | Path | None) -> tuple[Source, Fields]:
     manifest = read_manifest(scores)
-    reading = manifest["settings"]["reading"] if manifest else {"fields": {}, "split": None}
-    fields = Fields(**reading["fields"])
+    reading = manifest["settings"]["reading"] if manifest else {"fields": {}}
+    fields, place = Fields(**reading["fields"]), {name: reading.get(name) for name in ("split", "config")}
     if given is not None:
-        return open_source(given, split=reading["split"]), fields
+        return open_source(given, **place), fields
     if manifest is None:
         raise UserError(
             f"{manifest_path(scores)} is missing, so the scored data set is not known; "
             "name it with --input, or write the score rows alone with --scores-only"
         )
     path = manifest["source_path"] or manifest["source"]
+    if path == STDIN:
+        raise UserError(f"{scores} was scored from standard input; name the data with --input, or say --scores-only")
     try:
-        source = open_source(path, split=reading["split"])
+        source = open_source(path, **place)
     except UserError as error:
         raise UserError(f"{error} It was scored from there; name its new place with --input.") from None
     _refuse_overwriting(out, path)
-    if source.survey().digest != manifest["settings"]["input"]["digest"]:
+    if source.digest() != manifest["settings"]["input"]["digest"]:
         raise UserError(
             f"{path} has changed since it was scored; score it again, or name the unchanged copy with --input"
         )

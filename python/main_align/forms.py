@@ -1,165 +1,209 @@
-"""From one record (a dict of any of the usual shapes) to its Pair, or to why there is none.
+"""From one record (a dict of any of the usual forms) to its Pair, or to why there is none.
 
-Tried in this order: fields named by the user; prompt/completion; instruction(+input)/response or
-output; messages or conversations. A shape counts where all its fields are there and not null.
+Forms are the Dialects of dialects.py, tried in their order. What else belongs to the prompt joins it: `input` and
+`context` end the instruction, a system field and a history stand before the pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from .dialect import Conversation, Dialect, TwoFields, joined
+from .dialects import DIALECTS
 from .records import Pair, Turn
+from .turns import Message, Unfit, content_text, context_of, exchanges_of, is_null, parsed, split_last_pair
+from .view import View
 
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-
-SHAPES = (
-    ("prompt", "completion"),
-    ("instruction", "response"),
-    ("instruction", "output"),
-)
-
-CONVERSATIONS = ("messages", "conversations")
+INPUTS = ("input", "context")
+SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
+HISTORIES = ("history", "chat_history")
+SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Field names given by the user; instruction and response are named together or not at all."""
+    """Field names given by the user, dotted where nested (`data.question`).
+
+    Args:
+        instruction: of the instruction; named together with `response` or not at all.
+        response: of the response.
+        id: of the row's label. Default: `id`.
+        input: of a text that ends the instruction, in place of the known ones (`INPUTS`).
+        system: of the system prompt, in place of the known ones (`SYSTEMS`).
+        side: `chosen` or `rejected`, the response of a preference pair that is read.
+    """
 
     instruction: str | None = None
     response: str | None = None
     id: str | None = None
+    input: str | None = None
+    system: str | None = None
+    side: str = "chosen"
 
 
-class _Unfit(Exception):
-    """Why a record cannot be scored: args are the status and the reason, without the line."""
+@dataclass
+class Notes:
+    """What the reading of rows noticed. `unused`: rows in which a text field was no part of what is scored, by field;
+    `repeats`: rows whose own id an earlier row has, ids kept as 16-byte digests in `seen`."""
+
+    unused: Counter[str] = field(default_factory=Counter)
+    repeats: int = 0
+    seen: set[bytes] = field(default_factory=set)
+
+    def sentence(self) -> str:
+        """One sentence on the unused text fields, empty where there are none."""
+        if not self.unused:
+            return ""
+        names = ", ".join(map(repr, self.unused))
+        return (
+            f"text fields that are not scored: {names}. If one belongs to the prompt, name it with "
+            "--input-field or --system-field."
+        )
 
 
-def pair_from_record(record: Mapping[str, Any], line: int, fields: Fields, *, unit: str = "line") -> Pair:
+def pair_from_record(
+    record: Mapping[str, Any], line: int, fields: Fields, *, unit: str = "line", notes: Notes | None = None
+) -> Pair:
     """The Pair of one record. Never raises for bad data: the Pair's status and reason say it.
 
-    `unit` is what `line` counts ("line" or "row"), for the reason.
+    `unit` is what `line` counts ("line" or "row"), for the reason; `notes` learns of text fields that are not used.
     """
-    row_id = str(line)
+    view = View(record)
     try:
-        row_id = _row_id(record, line, fields)
-        instruction, response, context = _read_shape(record, fields)
+        view, dialect = _resolve(view, fields)
+        instruction, response, context = _read(view, dialect, fields)
         for name, text in (("instruction", instruction), ("response", response)):
             _check_encoding(name, text)
         for turn in context:
             _check_encoding(f"{turn.role} turn", turn.text)
-    except _Unfit as unfit:
+    except Unfit as unfit:
         status, reason = unfit.args
-        return Pair(id=row_id, line=line, status=status, reason=f"{unit} {line}: {reason}")
-    return Pair(row_id, line, instruction, response, context)
-
-
-def _row_id(record: Mapping[str, Any], line: int, fields: Fields) -> str:
-    name = fields.id or "id"
-    value = record.get(name)
-    if fields.id and value is None:
-        raise _Unfit("missing_field", f"no field {name!r}, named by --id-field")
-    if value is None or value == "":
-        return str(line)
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise _Unfit("missing_field", f"the id is {_kind(value)}, not text or a whole number")
-    _check_encoding("id", str(value))
-    return str(value)
-
-
-def _read_shape(record: Mapping[str, Any], fields: Fields) -> tuple[str, str, tuple[Turn, ...]]:
-    if fields.instruction and fields.response:
-        _require(record, fields.instruction, fields.response)
-        return _two_sides(record, fields.instruction, fields.response)
-    for names in SHAPES:
-        if all(record.get(name) is not None for name in names):
-            return _two_sides(record, *names)
-    for name in CONVERSATIONS:
-        if record.get(name) is not None:
-            return _split_last_pair(_turns(record[name], name), name)
-    for names in SHAPES:
-        if names[0] in record:
-            _require(record, *names)
-    found = ", ".join(map(repr, record)) or "no fields"
-    raise _Unfit(
-        "missing_field",
-        f"found {found}; name the two sides with --instruction-field and --response-field",
-    )
-
-
-def _require(record: Mapping[str, Any], *names: str) -> None:
-    for name in names:
-        if record.get(name) is None:
-            what = "is null" if name in record else "is absent"
-            raise _Unfit("missing_field", f"the field {name!r} {what}")
-
-
-def _two_sides(record: Mapping[str, Any], left: str, right: str) -> tuple[str, str, tuple[Turn, ...]]:
-    context: tuple[Turn, ...] = ()
-    if isinstance(record[left], list):
-        turns = _turns(record[left], left)
-        if not turns or turns[-1].role != "user":
-            raise _Unfit("unsupported_turns", f"{left!r} does not end in a user turn")
-        instruction, context = turns[-1].text, turns[:-1]
+        sides: dict[str, Any] = {"status": status, "reason": f"{unit} {line}: {reason}"}
     else:
-        instruction = _text(record, left)
-        extra = _text(record, "input") if _is_alpaca(record, left) else ""
-        if extra.strip():
-            instruction = f"{instruction}\n{extra}" if instruction else extra
-    if isinstance(record[right], list):
-        turns = _turns(record[right], right)
-        if len(turns) != 1 or turns[0].role != "assistant":
-            raise _Unfit("unsupported_turns", f"{right!r} is not exactly one assistant turn")
-        return instruction, turns[0].text, context
-    return instruction, _text(record, right), context
+        sides = {"instruction": instruction, "response": response, "context": context}
+        if notes is not None:
+            texts = (instruction, response, *(turn.text for turn in context))
+            unused = (name for name in view.unused_texts() if not any(view.record[name] in text for text in texts))
+            notes.unused.update(unused)
+    own_id = _label(view, fields)
+    return Pair(str(line) if own_id is None else own_id, line, unit=unit, own_id=own_id is not None, **sides)
 
 
-def _is_alpaca(record: Mapping[str, Any], left: str) -> bool:
-    return left == "instruction" and record.get("input") is not None
+def can_hold_pairs(names: Sequence[str]) -> bool:
+    """True where a table with these columns can be read without naming any."""
+    view = View(dict.fromkeys(names, " "))
+    return any(dialect.has_fields(view) for dialect in DIALECTS)
 
 
-def _text(record: Mapping[str, Any], name: str) -> str:
-    value = record[name]
-    if not isinstance(value, str):
-        raise _Unfit("missing_field", f"the field {name!r} is {_kind(value)}, not text")
-    return value
+def _label(view: View, fields: Fields) -> str | None:
+    value = view.at(fields.id) if fields.id else view.get("id")
+    return None if is_null(value) or value == "" else as_label(value)
 
 
-def _turns(value: Any, name: str) -> tuple[Turn, ...]:
-    if not isinstance(value, list):
-        raise _Unfit("missing_field", f"the field {name!r} is {_kind(value)}, not a list of turns")
-    turns = []
-    for number, message in enumerate(value, 1):
-        where = f"turn {number} of {name!r}"
-        if not isinstance(message, Mapping):
-            raise _Unfit("unsupported_turns", f"{where} is {_kind(message)}, not an object")
-        role = message.get("role", message.get("from"))
-        text = message.get("content", message.get("value"))
-        if not isinstance(role, str) or role not in ROLES:
-            raise _Unfit("unsupported_turns", f"{where} has the role {role!r}; known: {_known()}")
-        if not isinstance(text, str):
-            raise _Unfit("unsupported_turns", f"the content of {where} is {_kind(text)}, not text")
-        turns.append(Turn(ROLES[role], text))
-    return tuple(turns)
+def as_label(value: Any) -> str:
+    """Any value as the text of an id: JSON for lists and objects, Python's own text for others."""
+    if isinstance(value, (dict, list, bool)):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
-def _split_last_pair(turns: tuple[Turn, ...], name: str) -> tuple[str, str, tuple[Turn, ...]]:
-    roles = [turn.role for turn in turns[-2:]]
-    if roles != ["user", "assistant"]:
-        ending = " then ".join(roles) or "nothing"
-        raise _Unfit("unsupported_turns", f"{name!r} ends in {ending}, not user then assistant")
-    return turns[-2].text, turns[-1].text, turns[:-2]
+def _resolve(view: View, fields: Fields) -> tuple[View, Dialect]:
+    """The dialect of a record, with the view of the object that is of it."""
+    if fields.instruction and fields.response:
+        return view, _named(view, fields.instruction, fields.response)
+    if dialect := _recognise(view, fields.side):
+        return view, dialect
+    return _unwrapped(view, fields.side)
 
 
-def _known() -> str:
-    return ", ".join(ROLES)
+def _read(view: View, dialect: Dialect, fields: Fields) -> tuple[str, str, tuple[Turn, ...]]:
+    x, y, before = split_last_pair(dialect.messages(view, fields.side), dialect.where(view))
+    x = joined(x, *_inputs(view, fields, known=not isinstance(dialect, Conversation)))
+    systems = next((place for place, message in enumerate(before) if message.role != "system"), len(before))
+    earlier = [*_system(view, fields), *before[:systems], *_history(view), *before[systems:]]
+    return x, y, context_of(earlier)
+
+
+def _named(view: View, left: str, right: str) -> TwoFields:
+    for name in (left, right):
+        if not view.has(name):
+            raise Unfit("missing_field", f"no field {name!r}; the row has {_names(view.record)}")
+        if is_null(view.at(name)):
+            raise Unfit("missing_field", f"the field {name!r} is null")
+    return TwoFields(left, (right,), exact=True)
+
+
+def _recognise(view: View, side: str) -> Dialect | None:
+    """The first dialect whose fields hold something; failing that, the first whose fields are not null."""
+    for filled in (True, False):
+        for dialect in DIALECTS:
+            if dialect.fits(view, side, filled):
+                return dialect
+    return None
+
+
+def _unwrapped(view: View, side: str) -> tuple[View, Dialect]:
+    """The one inner object that is of a dialect; what stands beside it stays readable."""
+    inner = []
+    for name, value in view.record.items():
+        value = parsed(value)
+        if isinstance(value, Mapping) and (dialect := _recognise(View(value), side)):
+            rest = {key: other for key, other in view.record.items() if key != name}
+            inner.append((View({**rest, **value}), dialect))
+    if len(inner) == 1:
+        return inner[0]
+    if side != "chosen":
+        raise Unfit("missing_field", f"no {side} response; the row has {_names(view.record)}")
+    for dialect in DIALECTS:
+        dialect.explain(view)
+    found = _names(view.record) or "no fields"
+    raise Unfit("missing_field", f"found {found}; name the two sides with --instruction-field and --response-field")
+
+
+def _inputs(view: View, fields: Fields, *, known: bool) -> list[str]:
+    """The texts that end the instruction; of a conversation only what the user names does."""
+    if fields.input:
+        return [view.text_at(fields.input)]
+    return [_input_text(view, name) for name in INPUTS if known and not view.is_used(name)]
+
+
+def _input_text(view: View, name: str) -> str:
+    value = view.get(name)
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        view.use(name)
+        return "\n".join(value)
+    return "" if is_null(value) else view.text(name)
+
+
+def _system(view: View, fields: Fields) -> list[Message]:
+    names = [fields.system] if fields.system else [name for name in SYSTEMS if not view.is_used(name)]
+    texts = []
+    for name in names:
+        value = view.at(name) if fields.system else view.get(name)
+        if not is_null(value) and value != []:
+            view.use(name)
+            texts.append(content_text(value, f"the field {name!r}"))
+    return [Message("system", text) for text in texts]
+
+
+def _history(view: View) -> list[Message]:
+    """Turns of a history; a history that is plain text is no list of turns, and stays unused."""
+    for name in HISTORIES:
+        value = parsed(view.get(name))
+        if isinstance(value, (list, dict)) and value:
+            view.use(name)
+            return exchanges_of(value, name)
+    return []
+
+
+def _names(record: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, record))
 
 
 def _check_encoding(name: str, text: str) -> None:
@@ -167,10 +211,4 @@ def _check_encoding(name: str, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise _Unfit("bad_encoding", f"the {name} is not valid Unicode text") from None
-
-
-def _kind(value: Any) -> str:
-    kinds = {type(None): "null", bool: "true/false", int: "a number", float: "a number"}
-    kinds |= {str: "text", list: "a list", dict: "an object", bytes: "bytes"}
-    return kinds.get(type(value), f"of type {type(value).__name__}")
+        raise Unfit("bad_encoding", f"the {name} is not valid Unicode text") from None

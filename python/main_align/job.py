@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .finishing import finished_rows, pack_record, window_record
-from .forms import Fields
+from .forms import Fields, Notes
 from .journal import Journal
 from .manifest import read_manifest, versions, write_manifest
 from .partial import discard, finished, journal_path, open_partial
-from .reading import NO_FIELDS, check_fields, open_source, pairs_of
+from .reading import NO_FIELDS, check_fields, check_readable, open_source, pairs_of
 from .records import SCORED, Pair
 from .scores import COLUMNS
 from .sources import Source, Survey
@@ -32,7 +32,7 @@ from .writing import check_ending, write_scores
 if TYPE_CHECKING:
     from .scorer import Scorer
 
-FORMAT = 1  # of the journal; raise it when records change, so that old ones are not resumed
+FORMAT = 2  # raise it when the journal or what is read from a row changes, so that old jobs are not resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,12 @@ Report = Callable[[Progress], None]
 
 def score_file(
     scorer: Scorer,
-    source: str | Path,
+    source: str | Path | Source,
     out: str | Path,
     *,
     fields: Fields = NO_FIELDS,
     split: str | None = None,
+    config: str | None = None,
     window: int = 4096,
     restart: bool = False,
     command: Mapping[str, Any] | None = None,
@@ -68,23 +69,26 @@ def score_file(
     """Score every row of `source` into `out` (.parquet, .jsonl or .csv) and return the manifest.
 
     Args:
+        source: what `read_pairs` reads, or a Source that was opened already.
+        fields: field names that override the recognised forms.
+        split: the split of a `datasets` source.
+        config: the configuration of a `datasets` source.
         window: rows tokenised, length-sorted and packed together; bounds the memory used.
         restart: throw away an unfinished job and overwrite a finished one.
         command: what the user asked for, kept in the manifest.
         progress: called after each pack and each window of the bank pass.
 
     Raises:
-        UserError: a bad input file or output path, or an unfinished or finished job at `out` with
-            other settings; the message names each setting that differs.
+        UserError: a bad input file or output path; an input of whose first rows none can be scored, or that changes
+            during the run; an unfinished or finished job at `out` with other settings, each of which is named.
     """
     out, say = Path(out), progress or (lambda _: None)
     check_ending(out)
     check_fields(fields)
-    opened = open_source(source, split=split)
+    opened = open_source(source, split=split, config=config)
+    check_readable(opened, fields)
     survey = opened.survey()
-    if survey.rows == 0:
-        raise UserError(f"{source} holds no rows; give a file with at least one pair")
-    settings = _settings(scorer, survey, fields, split, window)
+    settings = _settings(scorer, survey, {"fields": asdict(fields), "split": split, "config": config}, window)
     if restart:
         _throw_away(out)
     elif finished(out, settings):
@@ -94,20 +98,21 @@ def score_file(
     open_partial(out, settings)
     with Journal(journal_path(out)) as journal:
         state = _score_windows(scorer, opened, fields, window, journal, survey.rows, say)
-        counts: Counter[str] = Counter()
-        rows = _watched(finished_rows(journal, scorer), counts, state, window, say)
+        if opened.digest() != survey.digest:
+            raise UserError(f"{opened.name} changed while it was scored; run again with --restart when it is complete")
+        rows = _watched(finished_rows(journal, scorer), state, window, say)
         write_scores(out, rows, COLUMNS)
-        manifest = _manifest(scorer, source, survey, settings, counts, state, command)
+        manifest = _manifest(scorer, opened, survey, settings, state, command)
         write_manifest(out, manifest)
         discard(out)
     return manifest
 
 
-def _settings(scorer: Scorer, survey: Survey, fields: Fields, split: str | None, window: int) -> dict[str, Any]:
+def _settings(scorer: Scorer, survey: Survey, reading: Mapping[str, Any], window: int) -> dict[str, Any]:
     settings = {
         "format": FORMAT,
         "input": {"size": survey.size, "digest": survey.digest},
-        "reading": {"fields": asdict(fields), "split": split},
+        "reading": dict(reading),
         "window": window,
         "scorer": scorer.fingerprint,
     }
@@ -126,13 +131,19 @@ def _throw_away(out: Path) -> None:
 
 @dataclass(slots=True)
 class _State:
-    """Where the walk over the input is; `done` maps a window to its packs expected and seen."""
+    """Where the walk over the input is; `done` maps a window to its packs expected and seen.
+
+    `notes` is what the reading noticed; `counts` and `reasons` are the rows and the first reason of each status.
+    """
 
     total: int
     done: dict[int, list[int]] = field(default_factory=dict)
     pairs: int = 0
     earlier: int = 0
     tokens: int = 0
+    notes: Notes = field(default_factory=Notes)
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def progress(self) -> Progress:
@@ -155,7 +166,7 @@ def _score_windows(
             state.done[header["window"]] = [header["packs"], 0]
         else:
             state.done[header["window"]][1] += 1
-    for index, pairs in enumerate(_windows(pairs_of(source, fields), size)):
+    for index, pairs in enumerate(_windows(pairs_of(source, fields, state.notes), size)):
         expected, seen = state.done.get(index, (1, 0))
         if seen == expected:
             state.pairs += len(pairs)
@@ -196,12 +207,12 @@ def _score_window(scorer: Scorer, index: int, pairs: list[Pair], journal: Journa
         say(state.progress())
 
 
-def _watched(
-    rows: Iterable[dict[str, Any]], counts: Counter[str], state: _State, every: int, say: Report
-) -> Iterator[dict[str, Any]]:
+def _watched(rows: Iterable[dict[str, Any]], state: _State, every: int, say: Report) -> Iterator[dict[str, Any]]:
     scoring = state.progress()
     for number, row in enumerate(rows, 1):
-        counts[row["status"]] += 1
+        state.counts[row["status"]] += 1
+        if row["reason"]:
+            state.reasons.setdefault(row["status"], row["reason"])
         yield row
         if number % every == 0 or number == state.total:
             say(replace(scoring, stage="bank", pairs=number))
@@ -209,10 +220,9 @@ def _watched(
 
 def _manifest(
     scorer: Scorer,
-    source: str | Path,
+    source: Source,
     survey: Survey,
     settings: Mapping[str, Any],
-    counts: Mapping[str, int],
     state: _State,
     command: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -220,14 +230,17 @@ def _manifest(
 
     seconds = time.monotonic() - state.started
     fresh = state.pairs - state.earlier
-    scored = sum(counts.get(status, 0) for status in SCORED)
+    scored = sum(state.counts[status] for status in SCORED)
     return {
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "source": str(source),
-        "source_path": str(Path(source).absolute()) if Path(source).exists() else None,
+        "source": source.name,
+        "source_path": str(source.path.absolute()) if source.path else None,
         "rows": survey.rows,
         "blank_lines": survey.blank_lines,
-        "counts": dict(counts),
+        "counts": dict(state.counts),
+        "first_reasons": state.reasons,
+        "repeated_ids": state.notes.repeats,
+        "unused_text_fields": dict(state.notes.unused),
         "bank": {"pairs": min(scorer.bank, scored), "of_scored": scored, "seed": scorer.seed},
         "throughput": {
             "seconds": round(seconds, 3),

@@ -1,7 +1,7 @@
 """Walks a data set and its scores side by side and writes the rows that were kept.
 
-Row k of the scores belongs to row k of the input; both ids are compared at every row, before
-anything is written.
+Row k of the scores belongs to row k of the input. Ids are labels that may repeat; where the input has
+one of its own, it is compared as a check, before anything is written.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Join:
                     f"where the {shorter} end; name the scored data set with --input"
                 )
             pair, record = found
-            if pair.id != score["id"]:
+            if pair.own_id and pair.id != str(score["id"]):
                 raise UserError(
                     f"{self.scores} is not of this input: row {number} has the id {score['id']!r} "
                     f"in the scores and {pair.id!r} in the input; name the scored data with --input"

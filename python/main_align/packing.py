@@ -130,15 +130,23 @@ def _fit(
     sizes = f"{length} tokens ({x} of the instruction, {y} of the response), over {max_length}"
     fitted = shortened(pair, directional, max_length)
     if not truncate or fitted is None:
-        remedy = "--truncate cuts both ends" if fitted else "its context alone is too long"
+        remedy = "--truncate cuts both ends" if fitted else _too_long(pair, directional)
         _refuse(window, row, "too_long", f"{sizes}; {remedy}")
         return None
     window.status[row] = "truncated"
     window.reason[row] = (
-        f"line {window.pairs[row].line}: {sizes}; cut to the first {len(fitted.x)} tokens of the "
+        f"{window.pairs[row].where}: {sizes}; cut to the first {len(fitted.x)} tokens of the "
         f"instruction and {len(fitted.y)} of the response"
     )
     return fitted
+
+
+def _too_long(pair: Encoded, directional: Directional) -> str:
+    """Why nothing is left to cut: what stands round the two sides fills the sequence."""
+    markers = f"the {directional.overhead} tokens of the markers"
+    if not pair.context:
+        return f"{markers} leave no room for a token of each; raise --max-length"
+    return f"{len(pair.context)} tokens of context and {markers} leave no room for a token of each"
 
 
 def shortened(pair: Encoded, directional: Directional, max_length: int) -> Encoded | None:
@@ -154,4 +162,4 @@ def shortened(pair: Encoded, directional: Directional, max_length: int) -> Encod
 
 def _refuse(window: Window, row: int, status: str, why: str) -> None:
     window.status[row] = status
-    window.reason[row] = f"line {window.pairs[row].line}: {why}"
+    window.reason[row] = f"{window.pairs[row].where}: {why}"

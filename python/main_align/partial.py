@@ -50,7 +50,7 @@ def finished(out: Path, settings: Mapping[str, Any]) -> bool:
             f"{out} exists and has no manifest, so nobody knows what it holds. "
             "Give another -o, or overwrite it with --restart."
         )
-    changed = differences(manifest["settings"], settings)
+    changed = _changed(manifest["settings"], settings)
     if changed:
         raise UserError(f"{out} is complete, but under other settings: {_list(changed)} {REMEDY}")
     return True
@@ -62,7 +62,7 @@ def open_partial(out: Path, settings: Mapping[str, Any]) -> None:
     folder = partial_folder(out)
     job = folder / "job.json"
     if job.is_file():
-        changed = differences(read_object(job, "start over with --restart"), settings)
+        changed = _changed(read_object(job, "start over with --restart"), settings)
         if changed:
             raise UserError(f"{folder} holds an unfinished job that differs: {_list(changed)} {REMEDY}")
         return
@@ -79,6 +79,14 @@ def discard(out: Path) -> None:
     folder = partial_folder(out)
     (folder / "job.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ; a model of the same digest is the same one, whatever its path is called."""
+    old, new = before.get("scorer", {}), now["scorer"]
+    if "digest" in new and old.get("digest") == new["digest"]:
+        now = {**now, "scorer": {**new, "model": old["model"]}}
+    return differences(before, now)
 
 
 def _list(changed: list[str]) -> str:

@@ -3,74 +3,91 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .csvfiles import Csv
 from .errors import UserError
-from .forms import Fields, pair_from_record
+from .forms import Fields, Notes, pair_from_record
+from .jsonfiles import json_source
 from .records import Pair
-from .sources import BOM, Csv, FileSource, JsonArray, JsonLines, Row, Source
-from .tables import HubDataset, Parquet
-
-READERS: dict[str, type[FileSource]] = {
-    ".jsonl": JsonLines,
-    ".json": JsonArray,
-    ".parquet": Parquet,
-    ".csv": Csv,
-}
+from .sources import FileSource, Row, Source
+from .stdin import STDIN, spooled
+from .streams import COMPRESSED, is_compressed, read_head
+from .tables import ARROW_FILE, Arrow, HubDataset, Parquet
+from .view import View
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 NO_FIELDS = Fields()
+FIRST = 1000  # rows that are looked at before a model is loaded
 
 
-def read_pairs(source: str | Path, *, fields: Fields = NO_FIELDS, split: str | None = None) -> Iterator[Pair]:
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file: its endings, what it holds, and whether it is text, which may be compressed."""
+
+    endings: tuple[str, ...]
+    holds: str
+    text: bool = True
+
+
+FILE_KINDS = (
+    FileKind((".jsonl", ".ndjson"), "one JSON object, or one list of messages, a line"),
+    FileKind(
+        (".json",),
+        "an array; an object that holds one (`data`, `instances`); columns, as pandas writes them; or lines",
+    ),
+    FileKind((".csv", ".tsv"), "a table with a header; comma, semicolon, tab or bar; lists as JSON text"),
+    FileKind((".parquet",), "a table, structs and lists included", text=False),
+    FileKind((".arrow",), "an Arrow file or stream", text=False),
+)
+ENDINGS = tuple(ending for kind in FILE_KINDS for ending in kind.endings)
+
+
+def read_pairs(
+    source: str | Path, *, fields: Fields = NO_FIELDS, split: str | None = None, config: str | None = None
+) -> Iterator[Pair]:
     """Stream the pairs of a file or data set, in order.
 
     Args:
-        source: a .jsonl, .json (array), .parquet or .csv file, a folder saved by `datasets`, or a
-            hub id.
-        fields: field names that override the recognised forms (see main_align.forms).
+        source: a file of one of FILE_KINDS, text also compressed (.gz, .bz2, .xz, .zst); `-` for standard input; a
+            folder saved by `datasets`; or a hub id.
+        fields: field names that override the recognised forms (see main_align.dialects).
         split: the split of a `datasets` source.
+        config: the configuration of a `datasets` source.
 
     Raises:
         UserError: the file is absent, empty, of an unknown kind or unreadable. A bad row never
             raises: it comes as a Pair whose status and reason say what is wrong.
     """
-    return pairs_of(open_source(source, split=split), fields)
+    return pairs_of(open_source(source, split=split, config=config), fields)
 
 
-def pairs_of(source: Source, fields: Fields) -> Iterator[Pair]:
-    """The pairs of an opened source."""
-    return (pair for pair, _ in rows_of(source, fields))
+def pairs_of(source: Source, fields: Fields, notes: Notes | None = None) -> Iterator[Pair]:
+    """The pairs of an opened source; `notes` gathers what is noticed on the way."""
+    return (pair for pair, _ in rows_of(source, fields, notes))
 
 
-def rows_of(source: Source, fields: Fields) -> Iterator[tuple[Pair, dict[str, Any] | None]]:
-    """Each pair with the record it came from (None where the row could not be parsed).
-
-    The later of two rows with one id of their own gets the status duplicate_id; a line number that
-    stands in for an id is no claim to it. Ids already seen are kept as 16-byte digests.
-    """
+def rows_of(source: Source, fields: Fields, notes: Notes | None = None) -> Iterator[tuple[Pair, dict[str, Any] | None]]:
+    """Each pair with the record it came from (None where the row could not be parsed)."""
     check_fields(fields)
-    seen: set[bytes] = set()
     for row in source.rows():
-        pair = _pair_of(row, fields, source.unit)
-        if (row.record or {}).get(fields.id or "id") not in (None, ""):
+        pair = _pair_of(row, fields, source.unit, notes)
+        if notes is not None and pair.own_id:
             digest = hashlib.blake2b(pair.id.encode(), digest_size=16).digest()
-            if digest in seen and pair.status == "ok":
-                reason = f"{source.unit} {row.line}: an earlier row has the id {pair.id!r}"
-                pair = Pair(id=pair.id, line=row.line, status="duplicate_id", reason=reason)
-            seen.add(digest)
+            notes.repeats += digest in notes.seen
+            notes.seen.add(digest)
         yield pair, row.record
 
 
-def _pair_of(row: Row, fields: Fields, unit: str) -> Pair:
-    pair = Pair(id=str(row.line), line=row.line)
-    if row.record is not None:
-        pair = pair_from_record(row.record, row.line, fields, unit=unit)
+def _pair_of(row: Row, fields: Fields, unit: str, notes: Notes | None) -> Pair:
+    if row.record is None:
+        return Pair(id=str(row.line), line=row.line, status=row.status, reason=row.reason, unit=unit)
+    pair = pair_from_record(row.record, row.line, fields, unit=unit, notes=notes if row.status == "ok" else None)
     if row.status == "ok":
         return pair
     return replace(pair, instruction="", response="", context=(), status=row.status, reason=row.reason)
@@ -82,46 +99,92 @@ def check_fields(fields: Fields) -> None:
         raise UserError("name both sides: --instruction-field and --response-field go together")
 
 
-def open_source(source: str | Path, *, split: str | None = None) -> Source:
-    """The Source behind a path or hub id. Raises UserError where there is none."""
+def check_readable(source: Source, fields: Fields) -> Notes:
+    """Look at the first rows and return what was noticed.
+
+    Raises UserError where none of them can be scored, or where a named field is in none of them.
+    """
+    notes, reasons, names, rows = Notes(), dict[str, str](), dict[str, None](), 0
+    wanted = {"--id-field": fields.id, "--input-field": fields.input, "--system-field": fields.system}
+    missing = {option: name for option, name in wanted.items() if name}
+    good = False
+    for pair, record in islice(rows_of(source, fields, notes), FIRST):
+        rows += 1
+        names.update(dict.fromkeys(map(str, record or ())))
+        missing = {option: name for option, name in missing.items() if not View(record or {}).has(name)}
+        blank = pair.status == "ok" and not (pair.instruction.strip() and pair.response.strip())
+        good = good or (pair.status == "ok" and not blank)
+        if pair.status != "ok":
+            reasons.setdefault(pair.status, pair.reason)
+        elif blank:
+            side = "response" if pair.instruction.strip() else "instruction"
+            reasons.setdefault(f"empty_{side}", f"{pair.where}: the {side} holds no text")
+    if not rows:
+        raise UserError(f"{source.name} holds no rows; give a file with at least one pair")
+    if not good:
+        raise UserError(f"{source.name}: none of the first {rows} rows can be scored. {first_reasons(reasons)}")
+    if missing:
+        absent = ", ".join(f"{option} {name}" for option, name in missing.items())
+        raise UserError(
+            f"{source.name}: no row has the field of {absent}; its fields are {', '.join(map(repr, names))}"
+        )
+    return notes
+
+
+def first_reasons(reasons: dict[str, str]) -> str:
+    """The first reason of each status as one text."""
+    return "; ".join(f"{status}: {reason}" for status, reason in reasons.items())
+
+
+def open_source(source: str | Path | Source, *, split: str | None = None, config: str | None = None) -> Source:
+    """The Source behind a path, `-` or a hub id; a Source is returned as it is.
+
+    Raises UserError where there is none, or where it is no file of rows.
+    """
+    if isinstance(source, Source):
+        return source
+    if str(source) == STDIN:
+        file = spooled()
+        opened = _open_file(Path(file.name), STDIN)
+        opened.keep = file
+        return opened
     path = Path(source)
     if path.is_dir():
-        return HubDataset(str(source), split)
-    reader = READERS.get(path.suffix.lower())
-    known = ", ".join(READERS)
+        return HubDataset(str(source), split, config)
+    endings = [suffix.lower() for suffix in path.suffixes]
+    ending = endings[-2] if endings[-1:] and endings[-1] in COMPRESSED and len(endings) > 1 else "".join(endings[-1:])
+    known = ", ".join(ENDINGS)
     if path.is_file():
-        if reader is None:
+        if ending not in ENDINGS:
             raise UserError(
-                f"{path}: unknown kind of file {path.suffix!r}; known are {known}. Rename it if it is one of these."
+                f"{path}: unknown kind of file {path.suffix!r}; known are {known}, text also with "
+                f"{', '.join(COMPRESSED)}. Rename it if it is one of these."
             )
-        if split:
-            raise UserError(f"{path} is one file and has no splits; leave out --split {split}")
-        return _check_file(path, reader)
-    if reader is None and HUB_ID.fullmatch(str(source)):
-        return HubDataset(str(source), split)
-    raise UserError(f"{path}: no such file. INPUT is a file ({known}), a folder or a hub id.")
+        for option, value in (("split", split), ("config", config)):
+            if value:
+                raise UserError(f"{path} is one file and has no {option}s; leave out --{option} {value}")
+        return _open_file(path, None, ending)
+    if ending not in ENDINGS and HUB_ID.fullmatch(str(source)):
+        return HubDataset(str(source), split, config)
+    raise UserError(f"{path}: no such file. INPUT is a file ({known}), `-`, a folder or a hub id.")
 
 
-def _check_file(path: Path, reader: type[FileSource]) -> Source:
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes); write it again, or give another file")
-    with path.open("rb") as file:
-        start = file.read(1 << 16)
-    if reader is not Parquet and start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path} is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8")
-    if reader is JsonArray and not start.removeprefix(BOM).lstrip().startswith(b"["):
-        return _json_lines_in_disguise(path)
-    return reader(path)
+def _open_file(path: Path, name: str | None, ending: str = "") -> FileSource:
+    """The reader by what a file holds, by its ending where that leaves a choice."""
+    start = read_head(path)
+    table = _table(start, ending)
+    if table is not None:
+        if is_compressed(path):
+            raise UserError(f"{name or path}: a compressed table cannot be read from the middle; decompress it first")
+        return table(path, name)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    is_json = text.startswith((b"{", b"["))
+    if ending in (".csv", ".tsv") or (not ending and not is_json):
+        return Csv(path, name)
+    return json_source(path, start, name)
 
 
-def _json_lines_in_disguise(path: Path) -> Source:
-    """JSON lines under the name .json are common; a single JSON object is not a data set."""
-    with path.open("rb") as file:
-        first = next((line for line in file if line.removeprefix(BOM).strip()), b"")
-    try:
-        value = json.loads(first.decode("utf-8-sig"))
-    except ValueError:
-        value = None
-    if isinstance(value, dict):
-        return JsonLines(path)
-    raise UserError(f"{path} is not a JSON array of objects; write [{{...}}, ...] or use .jsonl")
+def _table(start: bytes, ending: str) -> type[FileSource] | None:
+    if start.startswith(b"PAR1") or ending == ".parquet":
+        return Parquet
+    return Arrow if start.startswith((ARROW_FILE, b"\xff\xff\xff\xff")) or ending == ".arrow" else None

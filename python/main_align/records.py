@@ -14,7 +14,6 @@ STATUSES: dict[str, str] = {
     "bad_csv": "the row does not fit the header, or its quotes are broken",
     "missing_field": "a field is absent, null or not text",
     "bad_encoding": "the row is not valid UTF-8",
-    "duplicate_id": "an earlier row has the same id",
     "unknown_token": "the tokenizer makes a token of it that the model has no embedding for",
     "unsupported_turns": "the conversation does not end in a user turn and an assistant turn",
     "non_finite": "the model returned NaN or infinity",
@@ -39,9 +38,9 @@ class Turn:
 class Pair:
     """One row of the input; a row that cannot be scored says so in `status` and `reason`.
 
-    `id` is the row's own id, or `str(line)` where it has none. `line` counts from 1: the line of a
-    .jsonl or .csv file, the row number of anything else. `context` holds the system turn and the
-    earlier turns: given to the model, never scored.
+    `line` counts from 1 in `unit`s: the line of a .jsonl or .csv file, the row number of anything else. `id` is a
+    label: the row's own id as text, or `str(line)` where it has none (`own_id` is False then). It need not be unique.
+    `context` holds the system turn and the earlier turns: given to the model, never scored.
     """
 
     id: str
@@ -51,3 +50,10 @@ class Pair:
     context: tuple[Turn, ...] = ()
     status: str = "ok"
     reason: str = ""
+    unit: str = "line"
+    own_id: bool = False
+
+    @property
+    def where(self) -> str:
+        """The row's place for a message: "line 3" or "row 3"."""
+        return f"{self.unit} {self.line}"

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .csvfiles import Csv
 from .errors import UserError
 from .reading import open_source
 from .scores import COLUMNS
-from .sources import Csv
 from .writing import INTEGERS, TEXTS
 
 NUMERIC = tuple(name for name in COLUMNS if name not in TEXTS)
@@ -22,10 +22,11 @@ NUMERIC = tuple(name for name in COLUMNS if name not in TEXTS)
 
 @dataclass(frozen=True, slots=True)
 class ScoreTable:
-    """Numeric columns float64[N] with NaN for null, and the number of rows per status."""
+    """Numeric columns float64[N] with NaN for null, and the rows and the first reason of each status."""
 
     columns: dict[str, NDArray[np.float64]]
     counts: Counter[str]
+    reasons: dict[str, str]
     rows: int
 
 
@@ -65,9 +66,12 @@ def _parse(text: str, name: str, path: Path) -> float:
 def read_columns(path: Path, by: str) -> ScoreTable:
     """The score columns and the column `by` as arrays: 8 bytes a value, the texts stay on disk."""
     counts: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
     values: dict[str, list[float]] = {}
     for number, row in enumerate(score_rows_of(path), 1):
         counts[row["status"]] += 1
+        if row.get("reason"):
+            reasons.setdefault(row["status"], row["reason"])
         if number == 1:
             values = {name: [] for name in dict.fromkeys((*NUMERIC, by)) if name in row}
             if by not in values:
@@ -77,7 +81,7 @@ def read_columns(path: Path, by: str) -> ScoreTable:
     if not values:
         raise UserError(f"{path} holds no rows; write it again with main-align score")
     arrays = {name: np.array(column, dtype=np.float64) for name, column in values.items()}
-    return ScoreTable(arrays, counts, counts.total())
+    return ScoreTable(arrays, counts, reasons, counts.total())
 
 
 def _number(value: Any, name: str, number: int, path: Path) -> float:

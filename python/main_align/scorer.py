@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -20,14 +21,17 @@ from .bank import Bank
 from .devices import pick_device, pick_dtype
 from .directional import Directional, Layout
 from .errors import UserError
-from .forms import Fields, pair_from_record
+from .forms import Fields
 from .forward import Forward, is_out_of_memory
 from .heads import AlignmentHead
+from .inputs import count, is_columns, pairs_in
 from .models import LoadedModel, changes_rope, context_length, load, vocabulary
+from .notebook import OnProgress, bar
 from .packing import Pack, Window, make_window
+from .reading import NO_FIELDS
 from .records import Pair
 from .results import PackResult, empty_result, join_results
-from .scores import score_rows
+from .scores import COLUMNS, score_rows
 from .smollm2 import SMOLLM2
 
 DEFINITIONS = 1  # raise it when any column's definition changes: old journals do not resume then
@@ -146,26 +150,49 @@ class Scorer:
             halves = (self._pack(window, rows) for rows in (pack.rows[:middle], pack.rows[middle:]))
             return join_results([self.run(window, half) for half in halves])
         result = empty_result(pack.rows, self.forward.width)
-        line = window.pairs[pack.rows[0]].line
-        why = f"line {line}: its {pack.tokens} tokens did not fit into memory even alone"
+        where = window.pairs[pack.rows[0]].where
+        why = f"{where}: its {pack.tokens} tokens did not fit into memory even alone"
         result.fail(0, "out_of_memory", why)
         return result
 
+    @overload
+    def score(
+        self, pairs: Mapping[str, list[Any]], *, fields: Fields = NO_FIELDS, progress: bool | OnProgress | None = None
+    ) -> dict[str, list[Any]]: ...
+
+    @overload
+    def score(
+        self, pairs: Iterable[Any], *, fields: Fields = NO_FIELDS, progress: bool | OnProgress | None = None
+    ) -> list[dict[str, Any]]: ...
+
     def score(
         self,
-        pairs: Iterable[Pair | Mapping[str, Any]],
+        pairs: Iterable[Any],
         *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[dict[str, Any]]:
+        fields: Fields = NO_FIELDS,
+        progress: bool | OnProgress | None = None,
+    ) -> list[dict[str, Any]] | dict[str, list[Any]]:
         """Score pairs in memory: one row each, in order, with exactly the columns of COLUMNS.
 
-        Mappings are read as rows of a file are (instruction/response, prompt/completion,
-        messages ...). `progress(pairs, tokens)` is called after each pack with what it held.
+        Args:
+            pairs: an iterable of records, a pandas, polars or pyarrow table, or a `datasets.Dataset`. A record is a
+                mapping in any form that a file may have, an (instruction, response) tuple, a list of messages or a
+                Pair; one mapping alone is one record. A dict of lists, one list a field, comes back as one, so
+                `ds.map(scorer.score, batched=True)` works; `semantic` and `structural` then compare within a batch.
+            fields: field names that override the recognised forms.
+            progress: True for a bar in the terminal or notebook, or a function that is called after each pack with
+                its pairs and its tokens.
+
+        Raises UserError for what holds no records; a record that cannot be scored is a row with a status.
         """
-        read = (
-            pair if isinstance(pair, Pair) else pair_from_record(pair, line, Fields(), unit="row")
-            for line, pair in enumerate(pairs, 1)
-        )
+        columns, total = is_columns(pairs, fields), count(pairs, fields)
+        with bar(total) if progress is True else nullcontext(progress or None) as tell:
+            rows = self._score(pairs_in(pairs, fields), tell)
+        if columns:
+            return {name: [row[name] for row in rows] for name in COLUMNS}
+        return rows
+
+    def _score(self, read: Iterator[Pair], tell: OnProgress | None) -> list[dict[str, Any]]:
         windows: list[Window] = []
         results: list[PackResult] = []
         before = 0
@@ -173,8 +200,8 @@ class Scorer:
             window = self.prepare(chunk)
             for pack in window.packs:
                 results.append(self.run(window, pack).shifted(before))
-                if progress:
-                    progress(len(pack.rows), pack.tokens)
+                if tell:
+                    tell(len(pack.rows), pack.tokens)
             windows.append(window)
             before += len(chunk)
         return self._rows(windows, results)
@@ -187,8 +214,8 @@ class Scorer:
         result = PackResult(np.array(rows, np.int64), logp, pooled[0::2], pooled[1::2])
         finite = np.isfinite(logp).all(1) & np.isfinite(pooled).all(1).reshape(-1, 2).all(1)
         for place in np.flatnonzero(~finite).tolist():
-            line = window.pairs[rows[place]].line
-            result.fail(place, "non_finite", f"line {line}: the model returned NaN or infinity")
+            where = window.pairs[rows[place]].where
+            result.fail(place, "non_finite", f"{where}: the model returned NaN or infinity")
         return result
 
     def _layouts(self, window: Window, row: int) -> tuple[Layout, Layout]:

@@ -1,4 +1,4 @@
-"""Which rows a filter keeps: one column, one rule, ties broken by input order."""
+"""The rows a filter keeps: one column, its limits, the best of what lies within; ties broken by input order."""
 
 from __future__ import annotations
 
@@ -29,35 +29,28 @@ ALIASES: Mapping[str, str] = {"forward_nll": "nll_y_given_x", "reverse_nll": "nl
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Exactly one of: a share of the scored rows, a number of rows, a lowest or highest value."""
+    """The values that may be kept (`min` to `max`, both included), and the best of them (`keep`, `top`)."""
 
     keep: float | None = None
     top: int | None = None
     min: float | None = None
     max: float | None = None
 
-    def check(self, column: str) -> None:
-        """Raise UserError unless one rule is given, is in range and suits the column."""
-        given = {name: getattr(self, name) for name in ("keep", "top", "min", "max")}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) != 1:
-            found = " and ".join(f"--{name}" for name in given) or "none"
-            raise UserError(f"give exactly one of --keep, --top, --min, --max; found {found}")
+    def check(self) -> None:
+        """Raise UserError unless something is given, and all of it is in range."""
+        values = (self.keep, self.top, self.min, self.max)
+        if all(value is None for value in values):
+            raise UserError("give one of --keep, --top, --min, --max; found none")
+        if self.keep is not None and self.top is not None:
+            raise UserError("give one of --keep and --top; found --keep and --top")
+        if any(value is not None and math.isnan(value) for value in values):
+            raise UserError("the limit is not a number")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise UserError(f"--keep {self.keep} is not a share; give more than 0 and at most 1")
         if self.top is not None and self.top < 1:
             raise UserError(f"--top {self.top}: keep at least one row")
-        if any(math.isnan(value) for value in given.values()):
-            raise UserError("the limit is not a number")
-        if self.min is not None and column in LOWER_IS_BETTER:
-            raise UserError(
-                f"lower {column} is better, so --min would keep the worst rows; use --max {self.min:g}, --keep or --top"
-            )
-        if self.max is not None and column in HIGHER_IS_BETTER:
-            raise UserError(
-                f"higher {column} is better, so --max would keep the worst rows; "
-                f"use --min {self.max:g}, --keep or --top"
-            )
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise UserError(f"--min {self.min:g} is above --max {self.max:g}, so no row can be kept")
 
 
 def lower_is_better(column: str) -> bool:
@@ -68,20 +61,22 @@ def lower_is_better(column: str) -> bool:
 def select(values: NDArray[np.float64], column: str, rule: Rule) -> NDArray[np.bool_]:
     """bool[N], which rows are kept. values: float64[N], NaN where a row has no score: never kept.
 
-    `--keep` counts scored rows only and rounds up. Of equal values the earlier row is better.
+    `keep` counts the scored rows within the limits and rounds up. Of equal values the earlier row is better.
     """
-    rule.check(column)
-    scored = ~np.isnan(values)
+    rule.check()
+    within = ~np.isnan(values)
     if rule.min is not None:
-        return scored & (values >= rule.min)
+        within &= values >= rule.min
     if rule.max is not None:
-        return scored & (values <= rule.max)
-    rows = np.flatnonzero(scored)
+        within &= values <= rule.max
+    rows = np.flatnonzero(within)
     if rule.keep is not None:
         # 0.07 * 100 is 7.000000000000001 in binary and means 7.
         count = math.ceil(rule.keep * len(rows) - 1e-9)
+    elif rule.top is not None:
+        count = min(rule.top, len(rows))
     else:
-        count = min(rule.top or 0, len(rows))
+        return within
     best = values[rows] if lower_is_better(column) else -values[rows]
     kept = np.zeros(len(values), dtype=bool)
     kept[rows[np.argsort(best, kind="stable")[:count]]] = True

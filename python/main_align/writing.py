@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from .errors import UserError
 
@@ -138,8 +141,13 @@ class _JsonlWriter(_Writer):
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON, readable text where Unicode allows it, escapes for lone surrogates."""
-    text = json.dumps(value, ensure_ascii=False, default=_plain)
+    """One line of JSON: readable text where Unicode allows it, escapes for lone surrogates, null for NaN and infinity,
+    which JSON has not."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:
+        value = _finite(value)
+        text = json.dumps(value, ensure_ascii=False, default=_plain)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -147,9 +155,19 @@ def to_json(value: Any) -> str:
     return text
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _plain(value: Any) -> str:
     if hasattr(value, "isoformat"):
         return str(value.isoformat())
+    if isinstance(value, (Decimal, UUID)):
+        return str(value)
     raise UserError(f"a value of type {type(value).__name__} does not fit .jsonl; use .parquet")
 
 

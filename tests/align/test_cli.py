@@ -106,8 +106,8 @@ def test_score_then_filter(tmp_path: Path, pairs: Path, model: Path) -> None:
         (("score", "PAIRS", "-o", "o.csv", "--model", "./no-such-model"), "no-such-model"),
         (("filter", "absent.csv", "-o", "k.csv", "--top", 1), "no such file"),
         (("filter", "PAIRS", "-o", "k.csv", "--top", 1), "not a score file"),
-        (("filter", "PAIRS", "-o", "k.csv"), "exactly one of --keep"),
-        (("filter", "PAIRS", "-o", "k.csv", "--by", "forward_nll", "--min", 2), "use --max 2"),
+        (("filter", "PAIRS", "-o", "k.csv"), "give one of --keep"),
+        (("filter", "PAIRS", "-o", "k.csv", "--min", 2, "--max", 1), "--min 2 is above --max 1"),
     ],
 )
 def test_mistakes_get_a_message_and_exit_1(

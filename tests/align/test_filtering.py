@@ -36,6 +36,11 @@ NAN = float("nan")
         (Rule(max=1.0), "ifd", [0, 4]),
         (Rule(min=9.0), "mutual", []),
         (Rule(max=2.0), "tokens_y", [0, 3, 4]),
+        (Rule(min=1.1, max=2.5), "mutual", [3]),
+        (Rule(min=2.0), "nll_y_given_x", [1, 3]),
+        (Rule(max=2.5, top=1), "mutual", [3]),
+        (Rule(max=2.5, top=1), "ifd", [0]),
+        (Rule(max=2.5, keep=0.5), "mutual", [0, 3]),
     ],
 )
 def test_select(rule: Rule, column: str, expected: list[int]) -> None:
@@ -56,20 +61,19 @@ def test_a_share_of_a_hundred_is_what_it_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "column", "message"),
+    ("rule", "message"),
     [
-        (Rule(), "mutual", "found none"),
-        (Rule(top=1, keep=0.5), "mutual", "found --keep and --top"),
-        (Rule(keep=50), "mutual", "not a share"),
-        (Rule(top=0), "mutual", "at least one"),
-        (Rule(min=NAN), "mutual", "not a number"),
-        (Rule(min=2.0), "nll_y_given_x", "use --max 2"),
-        (Rule(max=2.0), "mutual", "use --min 2"),
+        (Rule(), "found none"),
+        (Rule(top=1, keep=0.5), "found --keep and --top"),
+        (Rule(keep=50), "not a share"),
+        (Rule(top=0), "at least one"),
+        (Rule(min=NAN), "not a number"),
+        (Rule(min=2.0, max=1.0), "--min 2 is above --max 1"),
     ],
 )
-def test_rules_that_make_no_sense(rule: Rule, column: str, message: str) -> None:
+def test_rules_that_make_no_sense(rule: Rule, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        rule.check(column)
+        rule.check()
 
 
 def make(folder: Path, ending: str = "jsonl", scores: str = "parquet") -> tuple[Path, Path]:

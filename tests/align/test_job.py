@@ -26,7 +26,7 @@ def write_pairs(path: Path, count: int = 23) -> Path:
     ]
     lines[5] = '{"id": "r5", "instruction": '
     lines[8] = json.dumps({"id": "r8", "instruction": "explode", "response": "now"})
-    lines[11] = json.dumps({"id": "r2", "instruction": "again", "response": "duplicate"})
+    lines[11] = json.dumps({"id": "r2", "instruction": "again", "response": "the same id"})
     lines[13] = json.dumps({"id": "r13", "instruction": "why", "response": ""})
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -54,7 +54,7 @@ def test_rows_come_out_in_input_order_with_statuses_and_nulls(tmp_path: Path) ->
     ids = [f"r{n}" for n in range(23)]
     ids[5], ids[11] = "6", "r2"
     assert [row["id"] for row in rows] == ids
-    bad = {5: "bad_json", 8: "non_finite", 11: "duplicate_id", 13: "empty_response"}
+    bad = {5: "bad_json", 8: "non_finite", 13: "empty_response"}
     for number, row in enumerate(rows):
         assert row["status"] == bad.get(number, "ok")
         numbers = [row[name] for name in COLUMNS if name not in ("id", "status", "reason")]
@@ -64,8 +64,10 @@ def test_rows_come_out_in_input_order_with_statuses_and_nulls(tmp_path: Path) ->
         else:
             assert row["semantic"] is not None
             assert row["nll_y"] > 0
-    assert manifest["counts"]["ok"] == 19
-    assert manifest["bank"] == {"pairs": 19, "of_scored": 19, "seed": 0}
+    assert manifest["counts"]["ok"] == 20
+    assert manifest["first_reasons"].keys() == set(bad.values())
+    assert manifest["repeated_ids"] == 1
+    assert manifest["bank"] == {"pairs": 20, "of_scored": 20, "seed": 0}
     assert not partial_folder(out).exists()
     assert json.loads(manifest_path(out).read_text()) == manifest
 
@@ -85,7 +87,7 @@ def test_a_bank_smaller_than_the_data_is_sampled_across_windows(tmp_path: Path) 
     outs = {size: tmp_path / f"{size}.parquet" for size in (4, 5)}
     for size, out in outs.items():
         manifest = score_file(FakeScorer(bank=size), source, out, window=6)
-        assert manifest["bank"] == {"pairs": size, "of_scored": 19, "seed": 0}
+        assert manifest["bank"] == {"pairs": size, "of_scored": 20, "seed": 0}
     whole = tmp_path / "whole.parquet"
     score_file(FakeScorer(bank=5), source, whole, window=1000)
     for name in ("semantic", "structural"):
@@ -93,7 +95,7 @@ def test_a_bank_smaller_than_the_data_is_sampled_across_windows(tmp_path: Path) 
         assert pq.read_table(outs[5])[name].to_pylist() == pytest.approx(expected, abs=1e-5)
     semantic = [pq.read_table(out)["semantic"].to_pylist() for out in outs.values()]
     assert semantic[0] != semantic[1]
-    assert sum(value is not None for value in semantic[0]) == 19
+    assert sum(value is not None for value in semantic[0]) == 20
 
 
 @pytest.mark.parametrize("packs", [1, 3, 6])
@@ -160,11 +162,45 @@ def test_progress_counts_every_row_and_both_stages(tmp_path: Path) -> None:
 
 def test_rows_that_all_fail_still_make_a_file(tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("no json\n\n[1]\n")
+    source.write_text("no json\n\n" + json.dumps({"instruction": "explode", "response": "now"}) + "\n")
     manifest = score_file(FakeScorer(), source, out)
-    assert manifest["counts"] == {"bad_json": 2}
+    assert manifest["counts"] == {"bad_json": 1, "non_finite": 1}
     assert manifest["blank_lines"] == 1
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["1", "3"]
+
+
+def test_nothing_is_run_where_no_row_can_be_read(tmp_path: Path) -> None:
+    source, scorer = tmp_path / "in.jsonl", FakeScorer()
+    source.write_text('no json\n[1]\n{"instruction": "x"}\n')
+    message = (
+        "none of the first 3 rows can be scored. bad_json: line 1: .*; missing_field: line 3: .*'response' is absent"
+    )
+    with pytest.raises(UserError, match=message):
+        score_file(scorer, source, tmp_path / "out.jsonl")
+    assert scorer.ran == 0
+
+
+def test_an_input_that_changes_during_the_run_is_noticed(tmp_path: Path) -> None:
+    source, out = write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
+
+    def change(_: Progress) -> None:
+        source.write_text(source.read_text() + "\n")
+
+    with pytest.raises(UserError, match="changed while it was scored"):
+        score_file(FakeScorer(), source, out, window=6, progress=change)
+    assert not out.exists()
+
+
+def test_the_same_model_by_another_name_resumes(tmp_path: Path) -> None:
+    source, out = write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
+    with pytest.raises(Killed):
+        score_file(FakeScorer(model="./m", digest="d"), source, out, window=6, progress=killed_after(2))
+    assert score_file(FakeScorer(model="/m", digest="d"), source, out, window=6)["throughput"]["resumed"]
+    again = FakeScorer(model="../m", digest="d")
+    score_file(again, source, out, window=6)
+    assert again.ran == 0
+    with pytest.raises(UserError, match=r"scorer\.model was '/m', now '/n'"):
+        score_file(FakeScorer(model="/n", digest="e"), source, out, window=6)
 
 
 def test_a_file_of_blank_lines_is_refused(tmp_path: Path) -> None:

@@ -187,8 +187,8 @@ def test_unlabelled_files_without_responses(tmp_path: Path, rows: list[Any], mes
 
 
 def test_seeds_without_a_usable_row_say_why_the_first_is_none(tmp_path: Path) -> None:
-    source = write_lines(tmp_path / "s.jsonl", [{"question": "a", "answer": "b"}])
-    with pytest.raises(UserError, match="missing_field, line 1: found 'question', 'answer'"):
+    source = write_lines(tmp_path / "s.jsonl", [{"q": "a", "a": "b"}])
+    with pytest.raises(UserError, match="missing_field, line 1: found 'q', 'a'"):
         read_seeds(source, LoopConfig(**NEEDED))
 
 

@@ -60,7 +60,7 @@ def make_prompts(
     refused = {row: Written(pair.status, reason=pair.reason) for row, pair in enumerate(pairs) if pair.status != "ok"}
     for row, pair in enumerate(pairs):
         if row not in refused and (problem := directional.context_problem(pair.context)):
-            refused[row] = Written("unsupported_turns", reason=f"line {pair.line}: {problem}")
+            refused[row] = Written("unsupported_turns", reason=f"{pair.where}: {problem}")
     rows = [row for row in range(len(pairs)) if row not in refused]
     given = [pairs[row].instruction if writer == "forward" else pairs[row].response for row in rows]
     texts = [(text, "") if writer == "forward" else ("", text) for text in given]
@@ -68,13 +68,13 @@ def make_prompts(
     for row, encoded in zip(rows, directional.encode(texts, [pairs[row].context for row in rows]), strict=True):
         ids = _prompt(directional, encoded, writer)
         if problem := directional.unknown_token(ids):
-            refused[row] = Written("unknown_token", reason=f"line {pairs[row].line}: it holds {problem}")
+            refused[row] = Written("unknown_token", reason=f"{pairs[row].where}: it holds {problem}")
             continue
         if len(ids) + max_new_tokens <= context:
             prompts.append(Prompt(row, ids))
             continue
         reason = (
-            f"line {pairs[row].line}: a prompt of {len(ids)} tokens and max_new_tokens {max_new_tokens} "
+            f"{pairs[row].where}: a prompt of {len(ids)} tokens and max_new_tokens {max_new_tokens} "
             f"exceed the model's context of {context}"
         )
         refused[row] = Written("too_long", reason=reason)

@@ -76,14 +76,14 @@ def _response_field(rows: Iterator[Any], source: str) -> str:
 def _checked(pair: Pair, *sides: str) -> Pair:
     for side in sides:
         if pair.status == "ok" and not getattr(pair, side).strip():
-            return replace(pair, status=f"empty_{side}", reason=f"line {pair.line}: the {side} holds no text")
+            return replace(pair, status=f"empty_{side}", reason=f"{pair.where}: the {side} holds no text")
     return pair
 
 
 def _mismatched(pair: Pair) -> Pair:
     if pair.status != "ok":
         return pair
-    return replace(pair, status="mismatched", reason=f"line {pair.line}: its field `aligned` is false")
+    return replace(pair, status="mismatched", reason=f"{pair.where}: its field `aligned` is false")
 
 
 def _usable(found: PairSet, what: str) -> PairSet:

@@ -21,9 +21,10 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Sequence as ListOf
 from torch.utils.data import get_worker_info
 
+from ..dialects import DIALECTS
 from ..directional import Directional, Encoded
 from ..errors import UserError
-from ..forms import CONVERSATIONS, SHAPES, Fields, pair_from_record
+from ..forms import Fields, can_hold_pairs, pair_from_record
 from ..packing import shortened
 from .columns import refusal, unused_texts
 from .tokenised import MASKS, Unusable, split_tokenised
@@ -198,9 +199,8 @@ class PairReader:
 
 
 def _check_columns(names: Sequence[str], name: str) -> None:
-    shapes = (*SHAPES, *((c,) for c in CONVERSATIONS), ("input_ids",))
-    if not any(set(shape) <= set(names) for shape in shapes):
-        wanted = ", ".join(" + ".join(shape) for shape in shapes)
+    if not can_hold_pairs(names) and "input_ids" not in names:
+        wanted = "; ".join([*(dialect.form for dialect in DIALECTS), "input_ids"])
         raise UserError(
             f"the {name} data set has the columns {', '.join(map(repr, names))}, and no pair can be read from them: "
             f"want one of {wanted}. Rename them (dataset.rename_columns); plain text has no two sides to align."
