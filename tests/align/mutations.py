@@ -26,9 +26,9 @@ COLLATOR, LOSS, PAIRS, ALPHA = (HOME + name + ".py" for name in ("collator", "lo
 MUTATIONS = [
     Mutation(MIXIN, "gaps.sum() / update.pairs * world_size()", "gaps.mean()"),
     Mutation(MIXIN, "cached.terms[name] / update.micro_batches", "cached.terms[name]"),
-    Mutation(MIXIN, "share = len(x) / update.pairs", "share = 1 / update.micro_batches"),
+    Mutation(MIXIN, "value * len(x) / update.pairs", "value / update.micro_batches"),
     Mutation(MIXIN, "restore_generators(update.cached.generators[update.position], self.args.device)", "pass"),
-    Mutation(MIXIN, "heads.attach(base, self._head)", "pass"),
+    Mutation(MIXIN, "heads.attach(self._base, self._head)", "pass"),
     Mutation(MIXIN, "update.position += 1", "update.position += 0"),
     Mutation(MIXIN, "checkpoint.read(folder, self._head, self._alpha)", "pass"),
     Mutation(
