@@ -39,7 +39,7 @@ def info_nce(
 
     Args:
         query: [N, D] and key: [N, D], float32, bfloat16, float16 or float64; row i of one is the pair of row i of the
-            other. Normalise them first where cosine similarity is meant.
+            other. N may be 0. Normalise them first where cosine similarity is meant.
         temperature: the scores are divided by it. Ignored where logit_scale is given.
         logit_scale: 0-dimensional tensor in log space, the scores are multiplied by exp(clamp(logit_scale, 0, ln 100));
             its gradient is exact (zero outside the clamp).

@@ -71,8 +71,8 @@ def token_logprobs(
     weights the weight's gradient is recomputed (two more).
 
     Args:
-        hidden: [T, D] states, already shifted: row t predicts targets[t].
-        weight: [V, D] of the head, the dtype of hidden.
+        hidden: [T, D] states, already shifted: row t predicts targets[t]. T may be 0.
+        weight: [V, D] of the head, the dtype of hidden (under autocast any).
         targets: int64 [T], in [0, V) or ignore_index.
         bias: [V], floating. softcap: as in Gemma 2 (final_logit_softcapping). temperature: positive.
         ignore_index: marks the targets that do not count; None: all count, and nobody looks for others.
@@ -128,8 +128,8 @@ def linear_cross_entropy(
     (label smoothing as in torch's cross_entropy; the z-loss of PaLM, Chowdhery et al., 2022, keeps r near 0).
 
     Args:
-        hidden: [T, D] states, already shifted: row t predicts targets[t].
-        weight: [V, D] of the head, the dtype of hidden.
+        hidden: [T, D] states, already shifted: row t predicts targets[t]. T may be 0.
+        weight: [V, D] of the head, the dtype of hidden (under autocast any).
         targets: int64 [T], in [0, V) or ignore_index.
         weights: floating [T], not negative: factors of the tokens' losses; the mean is then the weighted mean. Tokens
             of weight 0 cost nothing, unless weights require a gradient. Put weights here rather than on the result:
