@@ -33,10 +33,13 @@ def rows_in(value: Any, name: str) -> list[Any]:
         return list(value[lists[0]])
     if all(isinstance(inner, list) for inner in value.values()):
         return _transposed(value, name)
+    deeper = [item for item in value.values() if isinstance(item, Mapping) and not is_record(item)]
+    deeper = [item for item in deeper if any(map(_is_list_of_rows, item.values()))]
+    if len(deeper) == 1:
+        return rows_in(deeper[0], name)
     if all(isinstance(inner, Mapping) for inner in value.values()):
         return _rows_of_objects(value)
-    inner = [item for item in value.values() if isinstance(item, Mapping) and any(map(_is_list_of_rows, item.values()))]
-    return rows_in(inner[0], name) if len(inner) == 1 else [value]
+    return [value]
 
 
 def is_record(value: Mapping[str, Any]) -> bool:

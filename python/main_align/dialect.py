@@ -54,7 +54,8 @@ def side_messages(value: Any, name: str, role: str) -> list[Message]:
     """One side as messages: a text is one turn of `role`, a list of turns or a transcript is what it says."""
     if isinstance(value, Mapping) and (inner := next((value[c] for c in CONVERSATIONS if c in value), None)):
         return messages_of(inner, name)
-    if isinstance(value, (list, Mapping)) or looks_like_turns(value):
+    texts = isinstance(value, list) and any(isinstance(item, str) for item in value)  # a list of answers is no side
+    if (isinstance(value, (list, Mapping)) and not texts) or looks_like_turns(value):
         return messages_of(value, name)
     if not isinstance(value, str):
         raise Unfit("missing_field", f"the field {name!r} is {kind(value)}, not text")
