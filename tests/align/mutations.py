@@ -37,9 +37,9 @@ MUTATIONS = [
         "weights = token_weights",
     ),
     Mutation(PREPARATION, "sequences * self.reader.max_length", "self.reader.max_length"),
-    Mutation(EVALUATION, "{name: tensor[first] for name, tensor in whole.items()}", "whole"),
     Mutation(EVALUATION, "float(value) * len(x) / count", "float(value)"),
     Mutation(EVALUATION, "loss + added / count", "loss"),
+    Mutation(MIXIN, "self._read_checkpoint(best)", "pass"),
     Mutation(MONITOR, "token_weights > 0", "token_weights >= 0"),
     Mutation(MONITOR, "value * count, count", "value"),
     Mutation(UPDATE, "share = torch.stack([1 - alpha, alpha])", "share = torch.stack([alpha, 1 - alpha])"),
@@ -67,8 +67,9 @@ MUTATIONS = [
     Mutation(PAIRS, "(mask or [1] * len(pair.y))[: len(pair.y)]", "[1] * len(pair.y)"),
     Mutation(ALPHA, "ratio = seed / (seed + synthetic)", "ratio = synthetic / (seed + synthetic)"),
     Mutation(ALPHA, "moved = torch.where(means.isnan(), losses, moved)", "pass"),
-    # these two are noticed by the tests of several processes alone, which are slow: run them by hand with `-m slow`
+    # these are noticed by the tests of several processes alone, which are slow: run them by hand with `-m slow`
     # across.py: `upstream[ctx.mine] * world_size()` -> `upstream[ctx.mine]`
+    # evaluation.py: `{name: tensor[first] for name, tensor in whole.items()}` -> `whole`
     # mixin.py: `output.lm_loss * world_size()` -> `output.lm_loss`
 ]
 

@@ -160,14 +160,17 @@ def test_what_a_subclass_adds_to_the_loss_is_in_that_of_the_evaluation(tmp_path)
     assert trainer.evaluate(FIVE)["eval_loss"] == pytest.approx(plain + (4 * 4 + 1) / 5, rel=1e-5)
 
 
-def test_contrast_of_micro_batches_is_logged_by_pairs(tmp_path):
-    """A batch of one pair has no contrast, so it takes nothing from the mean of those that have."""
+@pytest.mark.parametrize("rows", [5, 7])
+def test_contrast_of_micro_batches_is_logged_by_pairs(tmp_path, rows):
+    """Four pairs and three count as seven; one pair alone has no contrast, so it takes nothing from the mean."""
     settings = {"contrast_accumulated": False, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    trainer = trainer_with(tmp_path, dataset=FIVE, max_steps=1, train_sampling_strategy="sequential", **settings)
-    wanted = untimed(trainer.evaluate(Dataset.from_list(PAIRS[:4])))
+    settings |= {"max_steps": 1, "train_sampling_strategy": "sequential"}
+    trainer = trainer_with(tmp_path, dataset=Dataset.from_list(PAIRS[:rows]), **settings)
+    four, rest = (untimed(trainer.evaluate(Dataset.from_list(part))) for part in (PAIRS[:4], PAIRS[4:rows]))
     trainer.train()
     for name in TERMS - {"loss", "alpha", "nll_y_given_x", "nll_x_given_y"}:
-        assert trainer.state.log_history[0][name] == pytest.approx(wanted[name], rel=1e-5), name
+        wanted = four[name] if rows == 5 else (4 * four[name] + 3 * rest[name]) / 7
+        assert trainer.state.log_history[0][name] == pytest.approx(wanted, rel=1e-5), name
 
 
 def test_plain_trainer_evaluates_the_same(tmp_path):

@@ -321,8 +321,8 @@ class AlignmentMixin(_Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        assert self.state.best_model_checkpoint is not None
-        self._read_checkpoint(self.state.best_model_checkpoint)
+        if (best := self.state.best_model_checkpoint) and checkpoint.is_in(best):  # else the trainer has said that it
+            self._read_checkpoint(best)  # cannot find it, and a run that is complete is not thrown away for that
 
     def _read_checkpoint(self, folder: str) -> None:
         if not self.is_fsdp_enabled:
