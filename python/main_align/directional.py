@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -221,7 +222,7 @@ def _beginning(tokenizer: PreTrainedTokenizerBase, markers: Markers) -> int:
     0.967 with the header's own `<|im_start|>` alone, 0.969 with two of them.
     """
     roles = (markers.x_header, markers.y_header, markers.x_end)
-    special = sorted(tokenizer.convert_tokens_to_ids(list(special_tokens(tokenizer))))
+    special = sorted(cast("list[int]", tokenizer.convert_tokens_to_ids(list(special_tokens(tokenizer)))))
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, *special)
     known = [number for number in ids if number is not None]
     for number in known:
