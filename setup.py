@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.editable_wheel import editable_wheel
@@ -129,6 +129,8 @@ kernels = Pybind11Extension(
     extra_compile_args=["-O3", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"],
     optional=True,
 )
+
+ParallelCompile(default=0).install()  # one compiler a core
 
 setup(
     packages=[*find_packages(include=["main_kernels*"]), *find_packages("python", include=["main_align*"])],

@@ -49,7 +49,8 @@ class Scorer:
         dtype: float32, bfloat16, float16, or auto: bfloat16 where the device has instructions for it, else float32.
         device: "auto" (CUDA where there is one), or a torch device.
         pack_tokens: tokens of one forward pass, both directions of its pairs together.
-        max_length: longest sequence in tokens; default the longest that the model takes.
+        max_length: longest sequence in tokens; default the longest that the model takes, and where its RoPE depends on
+            the longest sequence of a batch (longrope, dynamic) the longest at which it does not.
         truncate: cut longer pairs (status `truncated`) instead of refusing them (`too_long`).
         bank: pairs in the reference bank of `semantic` and `structural`.
         seed: of the bank's sample.
