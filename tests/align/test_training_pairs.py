@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 pytest.importorskip("datasets")
@@ -209,6 +210,7 @@ SAID = {
     ),
     "undesirable": ({"label": False}, "its column 'label' is false.*filter such rows out"),
     "mismatched": ({"aligned": False}, "its column 'aligned' is false"),
+    "sound": ({"audio": {"array": np.zeros(2), "path": None}}, "its column 'audio' would be dropped"),
     "image": ({"images": [b"png"]}, "its column 'images' would be dropped: only text"),
     "synthetic_text": ({"synthetic": "false"}, "its column 'synthetic' must be true or false, got 'false'"),
     "calls": (

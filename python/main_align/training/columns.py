@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..forms import Fields, pair_from_record
+from ..forms import Fields, Notes, pair_from_record
 
 _COLUMNS = {
     "tools": "tools are not laid out",
@@ -43,18 +43,11 @@ def refusal(record: Mapping[str, Any]) -> str:
 
 
 def unused_texts(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The columns whose text is no part of the pair in some of the records, `id` left out."""
-    names: dict[str, None] = {}
+    """The columns whose text is no part of the pair in some of the records."""
+    notes = Notes()
     for number, record in enumerate(records):
-        pair = pair_from_record(record, number, Fields(), unit="row")
-        if pair.status != "ok":
-            continue
-        texts = (pair.instruction, pair.response, *(turn.text for turn in pair.context))
-        for name, value in record.items():
-            is_plain = isinstance(value, str) and value.strip() and value.lstrip()[0] not in "[{"
-            if is_plain and name != "id" and not any(value.strip() in text for text in texts):
-                names[name] = None
-    return list(names)
+        pair_from_record(record, number, Fields(), unit="row", notes=notes)
+    return list(notes.unused)
 
 
 def _conversations(record: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
@@ -71,7 +64,7 @@ def _is_filled(value: Any) -> bool:
         return any(map(_is_filled, value.values()))
     if isinstance(value, (list, tuple)):
         return any(map(_is_filled, value))
-    return value is not None and value != ""
+    return value is not None and not (isinstance(value, str) and not value)
 
 
 def _parsed(value: Any) -> Any:
