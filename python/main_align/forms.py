@@ -211,4 +211,5 @@ def _check_encoding(name: str, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise Unfit("bad_encoding", f"the {name} is not valid Unicode text") from None
+        remedy = "from Windows? convert the file with: iconv -f WINDOWS-1252 -t UTF-8"
+        raise Unfit("bad_encoding", f"the {name} is not valid Unicode text ({remedy})") from None

@@ -124,9 +124,10 @@ def _inferred(rows: Iterable[Row], out: Path) -> Any:
         while batch := list(islice(rows, BATCH)):
             schemas.append(pa.schema(pa.array(batch).type))
         return pa.unify_schemas(schemas, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise UserError(
-            f"{out}: a field holds values of different types ({error}), which .parquet cannot; write .jsonl instead"
+            f"{out}: a field holds values of different types, or too large ones ({error}), which .parquet cannot; "
+            "write .jsonl instead"
         ) from None
 
 

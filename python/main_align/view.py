@@ -54,11 +54,14 @@ class View:
         return self.name(name) in self._used
 
     def unused_texts(self) -> list[str]:
-        """Fields with text that nobody used, the id left out."""
+        """Fields with text that nobody used; the id and pandas' nameless index are left out."""
         return [
             name
             for name, value in self.record.items()
-            if isinstance(value, str) and value.strip() and name not in self._used and plain_name(str(name)) != "id"
+            if isinstance(value, str)
+            and value.strip()
+            and name not in self._used
+            and plain_name(str(name)) not in ("", "id")
         ]
 
     def text(self, name: str) -> str:

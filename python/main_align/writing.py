@@ -12,7 +12,8 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,23 @@ class _Writer(ABC):
     def close(self) -> None: ...
 
 
+@contextmanager
+def _parquet_errors() -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+        raise UserError(f"a field does not fit .parquet ({error}); write .jsonl instead") from None
+
+
 class _ParquetWriter(_Writer):
     def __init__(self, path: Path, schema: Any) -> None:
         from pyarrow.parquet import ParquetWriter
 
         self.schema = schema
-        self.file = ParquetWriter(path, schema, compression="zstd")
+        with _parquet_errors():
+            self.file = ParquetWriter(path, schema, compression="zstd")
         self.rows: list[Mapping[str, Any]] = []
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -126,7 +138,8 @@ class _ParquetWriter(_Writer):
 
         rows, self.rows = self.rows, []
         if rows:
-            self.file.write_table(pa.Table.from_pylist(rows, schema=self.schema))
+            with _parquet_errors():
+                self.file.write_table(pa.Table.from_pylist(rows, schema=self.schema))
 
 
 class _JsonlWriter(_Writer):
@@ -166,8 +179,11 @@ def _finite(value: Any) -> Any:
 def _plain(value: Any) -> str:
     if hasattr(value, "isoformat"):
         return str(value.isoformat())
-    if isinstance(value, (Decimal, UUID)):
+    if isinstance(value, (Decimal, UUID, timedelta)):
         return str(value)
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode("utf-8")
     raise UserError(f"a value of type {type(value).__name__} does not fit .jsonl; use .parquet")
 
 

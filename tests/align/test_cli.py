@@ -93,6 +93,37 @@ def test_score_then_filter(tmp_path: Path, pairs: Path, model: Path) -> None:
     assert invoke("score", pairs, "-o", out, "--model", model, "--seed", 1, "--restart")[0] == 0
 
 
+def test_a_run_that_scores_nothing_exits_1_and_says_why(tmp_path: Path, model: Path) -> None:
+    rows, out = tmp_path / "in.jsonl", tmp_path / "o.jsonl"
+    rows.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    code, _, log = invoke("score", rows, "-o", out, "--model", model, "--max-length", 12)
+    assert code == 1
+    assert "too_long: 12 rows, the first: line 1: " in log
+    assert "the 21 tokens of the markers leave no room" in " ".join(log.split())
+    assert "no row could be scored" in log
+    code, _, log = invoke("filter", out, "-o", tmp_path / "k.jsonl", "--keep", 1)
+    assert code == 1
+    assert "no row has a value of mutual" in log
+    rows.write_text("".join(json.dumps({"question": "a", "reply": "b"}) + "\n" for _ in range(3)))
+    code, _, log = invoke("score", rows, "-o", out, "--model", "./no-such-model")
+    assert code == 1
+    assert "none of the first 3 rows" in log
+
+
+def test_unused_text_fields_and_standard_input(tmp_path: Path, model: Path) -> None:
+    text = "".join(json.dumps(pair | {"hint": "h"}) + "\n" for pair in PAIRS)
+    args = ["score", "-", "-o", str(tmp_path / "o.jsonl"), "--model", str(model)]
+    result = CliRunner().invoke(app, args, input=text)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("text fields that are not scored: 'hint'") == 1
+    assert json.loads(manifest_path(tmp_path / "o.jsonl").read_text())["unused_text_fields"] == {"hint": 12}
+    result = CliRunner().invoke(app, args, input=text)
+    assert "already complete" in result.stderr
+    code, _, log = invoke("filter", tmp_path / "o.jsonl", "-o", tmp_path / "k.jsonl", "--keep", 1)
+    assert code == 1
+    assert "scored from standard input" in log
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -222,6 +222,22 @@ def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
         assert target.read_bytes() == before
 
 
+@pytest.mark.parametrize("value", [{}, 2**70, [1, "one"]])
+def test_what_does_not_fit_parquet_is_an_error_with_the_remedy(tmp_path: Path, value: object) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "p", "completion": "c", "tag": value}))
+    score_file(FakeScorer(), tmp_path / "in.jsonl", tmp_path / "s.jsonl")
+    with pytest.raises(UserError, match=r"write \.jsonl instead"):
+        filter_scores(tmp_path / "s.jsonl", tmp_path / "k.parquet", keep=1.0)
+
+
+def test_scores_without_a_value_are_no_empty_success(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "explode", "completion": "c"}))
+    score_file(FakeScorer(), tmp_path / "in.jsonl", tmp_path / "s.jsonl")
+    with pytest.raises(UserError, match=r"no row has a value of mutual\. non_finite: line 1: NaN"):
+        filter_scores(tmp_path / "s.jsonl", tmp_path / "k.jsonl", keep=1.0)
+    assert not (tmp_path / "k.jsonl").exists()
+
+
 def test_mixed_types_do_not_fit_parquet(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     rows = [{"prompt": "p", "completion": "c", "tag": tag} for tag in (1, "one")]

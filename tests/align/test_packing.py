@@ -90,6 +90,14 @@ def test_a_context_that_leaves_no_room_is_too_long_even_with_truncate(directiona
     assert not w.packs
 
 
+def test_markers_that_leave_no_room_are_named_without_a_context(directional):
+    w = window(directional, [Pair("a", 1, "xy", "yz", unit="row")], max_length=directional.overhead + 1, truncate=True)
+    assert w.status == ["too_long"]
+    assert w.reason[0].startswith("row 1: ")
+    assert f"{directional.overhead} tokens of the markers leave no room" in w.reason[0]
+    assert "context" not in w.reason[0]
+
+
 def test_a_window_is_the_same_every_time(directional):
     pairs = [Pair(str(n), n, "x" * (n % 17 + 1), "y" * (n % 13 + 1)) for n in range(100)]
     first, again = window(directional, pairs), window(directional, pairs)
