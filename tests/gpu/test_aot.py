@@ -16,26 +16,24 @@ sys.path.append(str(ROOT / "bench"))
 import aot  # noqa: E402
 
 SHAPE = "bfloat16 8192x32768"
-CASES = (
+PLAIN = (
     f"reduce rows  {SHAPE}",
-    f"reduce both ids {SHAPE}",
-    f"reduce everything everything {SHAPE}",
-    f"weigh rows  {SHAPE}",
     f"weigh both  {SHAPE}",
-    f"weigh everything everything {SHAPE}",
     "chunk weigh both  bfloat16",
     "divergence JS both bfloat16 bfloat16",
 )
+HEAVIEST = (f"reduce everything everything {SHAPE}", f"weigh everything everything {SHAPE}")
+CASES = {80: PLAIN, 90: PLAIN + HEAVIEST, 100: PLAIN}  # the heaviest take ptxas up to a minute for each architecture
 
 
 @pytest.mark.slow
 @pytest.mark.longest
 @pytest.mark.parametrize("architecture", aot.ARCHITECTURES)
 def test_nothing_spills_and_products_run_on_tensor_cores(architecture):
-    cases = (case for some in (aot.fused_cases(), aot.chunk_cases()) for case in some if case[0] in CASES)
+    cases = (case for some in (aot.fused_cases(), aot.chunk_cases()) for case in some if case[0] in CASES[architecture])
     rows = list(aot.measured(cases, architecture))
     assert {row["kernel"] for row in rows} >= {"forward", "weights", "target_scores", "combine", "weigh", "divergence"}
-    assert {row["case"] for row in rows} == set(CASES)
+    assert {row["case"] for row in rows} == set(CASES[architecture])
     for row in rows:
         assert not aot.faults(row), row
 
