@@ -121,7 +121,7 @@ def _find_adapter(
     adapter = json.loads(described.read_text(encoding="utf-8"))
     base_name = adapter.get("base_model_name_or_path")
     if not base_name:
-        raise UserError(f"{name!r} is an adapter and does not say of which model: {_MERGE}")
+        raise UserError(f"{name!r} is an adapter and does not say of which model: {MERGE}")
     if tokenizer is None and cached_file(
         name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
     ):
@@ -159,7 +159,7 @@ def _merge(found: Checkpoint, base: PreTrainedModel) -> PreTrainedModel:
     except ModuleNotFoundError as error:
         base_name = found.base.name if found.base else ""
         raise UserError(
-            f"{found.name!r} is an adapter on {base_name!r}: pip install 'main-kernels[train]' loads it, or {_MERGE}"
+            f"{found.name!r} is an adapter on {base_name!r}: pip install 'main-kernels[train]' loads it, or {MERGE}"
         ) from error
     with _readable(found.name), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be random numbers
@@ -167,7 +167,7 @@ def _merge(found: Checkpoint, base: PreTrainedModel) -> PreTrainedModel:
         return adapted.merge_and_unload()
 
 
-_MERGE = (
+MERGE = (
     "merge it yourself: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder), with the "
     "tokenizer saved beside it"
 )
@@ -201,6 +201,8 @@ def _readable(name: str) -> Iterator[None]:
 
 def _cannot_load(name: str, error: Exception) -> str:
     said = f"{type(error).__name__}: {str(error).strip() or 'no more is known'}"
+    if Path(name).is_file():
+        return f"the model {name!r} cannot be loaded: it is a file; give the folder that holds config.json"
     if Path(name).is_dir() or name == SMOLLM2:
         return (
             f"the model {name!r} cannot be loaded: the folder does not hold one that transformers reads ({said}). "

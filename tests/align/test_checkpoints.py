@@ -92,6 +92,11 @@ def test_a_damaged_or_foreign_file_is_a_message(copy, file, text):
     assert str(copy) in str(caught.value)
 
 
+def test_a_file_is_no_model(folder):
+    with pytest.raises(UserError, match="it is a file; give the folder"):
+        models.load(folder / "model.safetensors")
+
+
 @pytest.fixture
 def adapter(folder, tmp_path) -> Path:
     """A LoRA adapter with weights on the tiny model, as PEFT saves it: without a tokenizer."""
@@ -153,6 +158,8 @@ def test_the_loop_starts_from_an_adapter(adapter, tmp_path):
 
     known = identify(str(adapter), LoopConfig(seeds="s", output_dir=str(tmp_path), max_length=64))
     assert known.digest == models.find(str(adapter)).digest
+    with pytest.raises(UserError, match="is an adapter, which vLLM does not start from"):
+        identify(str(adapter), LoopConfig(seeds="s", output_dir=str(tmp_path), max_length=64, generator="vllm"))
 
 
 def test_a_token_without_an_embedding_is_refused_only_where_it_is_used(tmp_path):

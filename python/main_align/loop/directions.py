@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from ..devices import DTYPES
 from ..directional import Directional
 from ..errors import UserError
-from ..models import LoadedModel, context_length, find, fit_layout, folder_digest, load
+from ..models import MERGE, LoadedModel, context_length, find, fit_layout, folder_digest, load
 from .config import Direction, LoopConfig
 from .folder import RunFolder
 from .plan import Stage
@@ -40,6 +40,10 @@ class Known:
 def identify(name: str, config: LoopConfig) -> Known:
     """Load a model's config and tokenizer. Raises UserError, with the remedy, where it cannot serve."""
     found = find(name, trust_remote_code=config.trust_remote_code)
+    if found.base is not None and config.generator != "transformers":
+        raise UserError(
+            f"{name!r} is an adapter, which vLLM does not start from: use generator transformers, or {MERGE}"
+        )
     tokenizer = found.tokenizer
     if tokenizer.eos_token_id is None:
         raise UserError(
