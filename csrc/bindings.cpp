@@ -73,12 +73,13 @@ void bind(py::module_& m, const std::string& dtype) {
   m.def(("weigh_" + dtype).c_str(),
         [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets,
            Address row_ids, Address column_ids, bool keep_target, Address a, Address r, Address r_low, Address b,
-           Address c, Address c_low, Address d, Address e, Address u, Address v, Address d_scale, int threads) {
+           Address c, Address c_low, Address d, Address e, Address u, Address v, Address h, Address d_scale,
+           int threads) {
           mk::weigh(at<T>(raw), rows, M, {scale, cap, at<const float>(bias)}, at<const int64_t>(targets),
                     mask(row_ids, column_ids, keep_target),
                     {at<const float>(a), {at<const float>(r), at<const float>(r_low)}, at<const float>(b),
                      {at<const float>(c), at<const float>(c_low)}, at<const float>(d), at<const float>(e),
-                     at<const float>(u), at<const float>(v)},
+                     at<const float>(u), at<const float>(v), at<const float>(h)},
                     at<double>(d_scale), threads);
         },
         unlocked);

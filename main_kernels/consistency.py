@@ -23,6 +23,7 @@ from torch import Tensor
 from . import checks
 from .amp import autocast
 from .backends import choose
+from .derivatives import first_only, no_tangents
 from .sweep.divergence import divergence_op
 from .sweep.flops import count_products
 
@@ -49,6 +50,7 @@ def cyclic_consistency(query: Tensor, key: Tensor, *, cross: float = 1.0, within
     for name, value in (("cross", cross), ("within", within)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name}: got {value}, want a number that is not negative")
+    no_tangents("cyclic_consistency", query, key)
     count_products()
     return _cyclic(query, key, cross, within)[0]
 
@@ -66,6 +68,7 @@ def relational_scores(query: Tensor, key: Tensor) -> Tensor:
         ValueError: for shapes, dtypes or devices that do not fit, naming the argument.
     """
     checks.pairs(query, key)
+    no_tangents("relational_scores", query, key)
     count_products()
     return _relational(query, key)[0]
 
@@ -130,6 +133,7 @@ def linear_kl(
     if mask is not None:
         checks.mask("mask", mask, student_hidden.shape[0], like=student_hidden)
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+    no_tangents("linear_kl", student_hidden, student_weight, teacher_hidden, teacher_weight)
     student, teacher = (student_hidden, student_weight), (teacher_hidden, teacher_weight)
     operands = [autocast(t) for t in ((*student, *teacher) if kind == "reverse" else (*teacher, *student))]
     wider = operands[0] if operands[0].dtype == torch.float64 else operands[2]
@@ -215,6 +219,7 @@ def _cyclic_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.mark_non_differentiable(*output[1:])
 
 
+@first_only("cyclic_consistency")
 def _cyclic_backward(ctx, grads):  # type: ignore[no-untyped-def]
     wants = ctx.needs_input_grad[:2]
     gradients = _cyclic_gradient(grads[0], *ctx.saved_tensors, ctx.cross, ctx.within, *wants)
@@ -287,6 +292,7 @@ def _relational_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-d
     ctx.mark_non_differentiable(*output[1:])
 
 
+@first_only("relational_scores")
 def _relational_backward(ctx, grads):  # type: ignore[no-untyped-def]
     wants = ctx.needs_input_grad
     gradients = _relational_gradient(grads[0], *ctx.saved_tensors, *wants)

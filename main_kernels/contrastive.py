@@ -86,7 +86,6 @@ def info_nce(
         key if shared is None else torch.cat([key, shared]),
         scale=scale,
         targets=torch.arange(count, dtype=torch.int64, device=query.device),
-        complete=True,
         row_ids=pair_ids,
         column_ids=pair_ids,
         columns=direction == "both",
@@ -96,25 +95,26 @@ def info_nce(
     )
     if by_rows:
         return _reduce(swept.loss, weight, reduction)
-    rows, row_sum = swept.row_lse, swept.row_logits
+    by_row, row_sum = swept.row_nll, swept.row_logits
     if own is not None:
         extra = _own_scores(query, own) * scale
-        rows = torch.logaddexp(rows, extra.logsumexp(1))
-        row_sum = row_sum + extra.sum(1) if label_smoothing else row_sum
+        by_row = torch.logaddexp(by_row, (extra - swept.target[:, None]).logsumexp(1))
+        row_sum = row_sum + extra.sum(1, dtype=torch.float64) if label_smoothing else row_sum
     in_row: Tensor | int = 0
     in_column: Tensor | int = 0
     if label_smoothing:  # over how many entries it is spread
         in_column = count if pair_ids is None else count + 1 - _occurrences(pair_ids, pair_ids)
         in_row = in_column + sum(x.shape[-2] for x in (shared, own) if x is not None)
 
-    def cross_entropy(lse: Tensor, sums: Tensor, entries: Tensor | int) -> Tensor:
+    def smoothed(loss: Tensor, sums: Tensor, entries: Tensor | int) -> Tensor:
         if not label_smoothing:
-            return lse - swept.target
-        return lse - (1 - label_smoothing) * swept.target - label_smoothing * (sums / entries)
+            return loss
+        return loss + label_smoothing * (swept.target - sums / entries).to(loss.dtype)
 
-    loss = cross_entropy(rows, row_sum, in_row)
+    loss = smoothed(by_row, row_sum, in_row)
     if direction == "both":
-        loss = 0.5 * (loss + cross_entropy(swept.column_lse[:count], swept.column_logits[:count], in_column))
+        by_column = swept.column_nll(slice(count))
+        loss = 0.5 * (loss + smoothed(by_column, swept.column_logits[:count], in_column))
     return _reduce(loss if weight is None else loss * weight.to(loss.dtype), weight, reduction)
 
 
@@ -161,7 +161,6 @@ def sigmoid_loss(
         scale=scale,
         bias=(logit_bias.to(scale) / scale).expand(count),  # the sweep adds it before it scales
         targets=torch.arange(count, dtype=torch.int64, device=query.device),
-        complete=True,
         row_ids=pair_ids,
         column_ids=pair_ids,
         keep_target=False,
@@ -238,20 +237,19 @@ def pair_scores(
         key,
         scale=1 / temperature,
         targets=targets,
-        complete=True,
         row_ids=pair_ids,
         column_ids=key_ids,
         columns=True,
         statistics=True,
     )
-    column_lse, column_rank = (v[targets] for v in (swept.column_lse, swept.column_rank))
+    query_to_key, key_to_query = -swept.row_nll, -swept.column_nll(targets)
     entries = swept.target.new_ones(()) * in_row * in_column
     return PairScores(
-        query_to_key=swept.target - swept.row_lse,
-        key_to_query=swept.target - column_lse,
-        pmi=0.5 * entries.log() + swept.target - 0.5 * (swept.row_lse + column_lse),
+        query_to_key=query_to_key,
+        key_to_query=key_to_query,
+        pmi=0.5 * (entries.log() + query_to_key + key_to_query),
         rank_query=swept.row_rank,
-        rank_key=column_rank,
+        rank_key=swept.column_rank[targets],
     )
 
 

@@ -76,7 +76,6 @@ def mutual_information(
         key,
         scale=1 / temperature,
         targets=torch.arange(rows, dtype=torch.int64, device=query.device),
-        complete=True,
         keep_target=estimator == "infonce",
         row_lse=estimator != "js",
         softplus=estimator in ("js", "smile"),
@@ -92,7 +91,7 @@ def mutual_information(
     if estimator == "tuba":
         return _tuba(joint, swept.row_lse, baseline)
     if estimator == "dv":
-        return _dv(joint, swept.row_lse)
+        return _dv(joint, swept.row_lse, swept.row_low)
     js = _js(joint, swept.softplus)
     return js if estimator == "js" else _smile(joint, swept.clipped, js)
 
@@ -123,7 +122,6 @@ def mutual_information_bounds(
         key,
         scale=1 / temperature,
         targets=torch.arange(query.shape[0], dtype=torch.int64, device=query.device),
-        complete=True,
         keep_target=False,
         softplus=True,
         clip=clip,
@@ -132,10 +130,10 @@ def mutual_information_bounds(
     joint, others = swept.target, swept.row_lse
     js = _js(joint, swept.softplus)
     return {
-        "infonce": _infonce(torch.logaddexp(others, joint) - joint),
+        "infonce": _infonce(torch.logaddexp(swept.row_nll, torch.zeros_like(joint))),
         "nwj": _nwj(joint, others),
         "tuba": _tuba(joint, others, None),
-        "dv": _dv(joint, others),
+        "dv": _dv(joint, others, swept.row_low),
         "js": js,
         "smile": _smile(joint, swept.clipped, js),
         "club": _club(query, key, temperature),
@@ -167,8 +165,10 @@ def _tuba(joint: Tensor, others: Tensor, baseline: Tensor | None) -> Tensor:
     return 1 + joint.mean() - _log_mean_exp(others).exp()
 
 
-def _dv(joint: Tensor, others: Tensor) -> Tensor:
-    return joint.mean() - _log_mean_exp(others)
+def _dv(joint: Tensor, others: Tensor, low: Tensor | float = 0.0) -> Tensor:
+    """low[N]: what others lack. Both are counted from a score, so that an offset that all have costs no digits."""
+    start = joint.detach()[0]
+    return (joint - start).mean() - _log_mean_exp((others - start) + low)
 
 
 def _js(joint: Tensor, others_softplus: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ class TokenStats(NamedTuple):
     logprobs: Tensor
     """float32 [T] log p(target), nats"""
     entropy: Tensor
-    """float32 [T] entropy of the distribution, nats; not differentiable"""
+    """float32 [T] entropy of the distribution, nats; its gradient is exact"""
     rank: Tensor
-    """int64 [T] how many tokens are more likely than the target"""
+    """int64 [T] how many tokens are more likely than the target; not differentiable"""
     is_argmax: Tensor
-    """bool [T] whether none is"""
+    """bool [T] True where none is"""
 
 
 @overload
@@ -68,25 +68,27 @@ def token_logprobs(
     T x V is never stored. Ignored rows cost nothing, in the forward and in the backward; the host waits for the device
     to learn how many they are, unless ``ignore_index`` is None. Where the gradient that arrives is the same for all
     rows (a sum or a mean), both cost three matrix products and the gradients are ready when the forward is; with other
-    weights the weight's gradient is recomputed (two more).
+    weights the weight's gradient is recomputed (two more). With ``return_stats`` both cost four, whatever arrives.
 
     Args:
         hidden: [T, D] states, already shifted: row t predicts targets[t]. T may be 0.
         weight: [V, D] of the head, the dtype of hidden (under autocast any).
         targets: int64 [T], in [0, V) or ignore_index.
-        bias: [V], floating. softcap: as in Gemma 2 (final_logit_softcapping). temperature: positive.
+        bias: [V], floating. -inf leaves a token out: its probability is 0, whatever the softcap.
+        softcap: positive, as in Gemma 2 (final_logit_softcapping).
+        temperature: positive.
         ignore_index: marks the targets that do not count; None: all count, and nobody looks for others.
         return_stats: also entropy, rank of the target and whether it is the arg-max.
 
     Returns:
-        float32 [T] (float64 for float64 inputs), nats, 0 at ignored positions; or TokenStats.
+        float32 [T] (float64 for float64 inputs), nats, 0 at ignored positions, -inf for a token that is left out; or
+        TokenStats. Where every token is left out the log-probability is -inf, entropy, rank and gradients are 0.
 
     Raises:
         ValueError: for shapes, dtypes, devices or ids that do not fit, naming the argument.
     """
     _check_head(hidden, weight, targets, bias, softcap)
     checks.positive("temperature", temperature)
-    ignored = None if ignore_index is None else targets == ignore_index
     # a loss that is turned round by its weights: turned round afterwards, a gradient of one number would become T
     minus = torch.full_like(targets, -1, dtype=torch.float32)
     swept = sweep(
@@ -95,17 +97,16 @@ def token_logprobs(
         scale=1 / temperature,
         bias=bias,
         softcap=softcap,
-        targets=targets if ignored is None else targets.masked_fill(ignored, -1),
-        complete=ignored is None,
+        targets=targets,
+        ignore_index=ignore_index,
         statistics=return_stats,
-        loss=CrossEntropy(minus),
+        loss=None if return_stats else CrossEntropy(minus),
     )
-    logprobs = swept.loss
     if not return_stats:
-        return logprobs
+        return swept.loss
     rank = swept.row_rank.nan_to_num(nan=weight.shape[0]).to(torch.int64)  # a row of NaN beats nothing
-    best = rank == 0
-    return TokenStats(logprobs, swept.row_lse - swept.mean, rank, best if ignored is None else best & ~ignored)
+    best = rank == 0 if ignore_index is None else (rank == 0) & (targets != ignore_index)
+    return TokenStats(-swept.row_nll, swept.entropy, rank, best)
 
 
 def linear_cross_entropy(
@@ -125,7 +126,8 @@ def linear_cross_entropy(
 
     With the logits z_t = softcap * tanh((hidden_t weightᵀ + bias) / softcap) and r_t their log-sum-exp, the loss of
     token t is ``r_t - (1 - label_smoothing) z_t,target - label_smoothing * mean_v z_tv + z_loss * r_t²``
-    (label smoothing as in torch's cross_entropy; the z-loss of PaLM, Chowdhery et al., 2022, keeps r near 0).
+    (label smoothing as in torch's cross_entropy, over the tokens that bias does not leave out; the z-loss of PaLM,
+    Chowdhery et al., 2022, keeps r near 0).
 
     Args:
         hidden: [T, D] states, already shifted: row t predicts targets[t]. T may be 0.
@@ -134,8 +136,10 @@ def linear_cross_entropy(
         weights: floating [T], not negative: factors of the tokens' losses; the mean is then the weighted mean. Tokens
             of weight 0 cost nothing, unless weights require a gradient. Put weights here rather than on the result:
             told beforehand, they cost no further products.
-        label_smoothing: from 0 to below 1. z_loss: not negative, 1e-4 is usual.
-        bias: [V], floating. softcap: as in Gemma 2 (final_logit_softcapping).
+        label_smoothing: from 0 to below 1.
+        z_loss: not negative, 1e-4 is usual.
+        bias: as in token_logprobs; the loss of a token that is left out is +inf.
+        softcap: as in token_logprobs.
         ignore_index: as in token_logprobs; with None tokens of weight 0 cost what the others do.
         reduction: mean over the tokens that are not ignored (0 where there are none), sum, or none ([T], 0 at ignored
             tokens). For a loss per global batch take the sum and divide by its number of tokens.
@@ -151,18 +155,17 @@ def linear_cross_entropy(
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
     if not 0 <= z_loss < float("inf"):
         raise ValueError(f"z_loss: got {z_loss}, want a number that is not negative")
-    ignored = None if ignore_index is None else targets == ignore_index
     if weights is not None:
         checks.vector("weights", weights, hidden.shape[0], integer=False, like=hidden)
-        if ignored is not None and not weights.requires_grad:
-            ignored = ignored | (weights == 0)
+        if ignore_index is not None and not weights.requires_grad:
+            targets = _ignoring(targets, weights == 0, ignore_index, weight.shape[0])
     loss = sweep(
         hidden,
         weight,
         bias=bias,
         softcap=softcap,
-        targets=targets if ignored is None else targets.masked_fill(ignored, -1),
-        complete=ignored is None,
+        targets=targets,
+        ignore_index=ignore_index,
         loss=CrossEntropy(weights, label_smoothing, z_loss),
     ).loss
     if reduction == "none":
@@ -170,7 +173,7 @@ def linear_cross_entropy(
     if reduction == "sum":
         return loss.sum()
     counted = torch.ones_like(loss) if weights is None else weights.to(loss.dtype)
-    total = (counted if ignored is None else counted.masked_fill(ignored, 0)).sum()
+    total = (counted if ignore_index is None else counted.masked_fill(targets == ignore_index, 0)).sum()
     return loss.sum() / torch.where(total == 0, 1, total)
 
 
@@ -230,7 +233,7 @@ def sequence_logprobs(
         if checks.readable(segment_ids):
             checks.in_range("segment_ids", segment_ids, -1, segments)
     if ignore_index is not None:
-        targets = targets.masked_fill((segment_ids < 0) | (targets == ignore_index), -1)
+        targets = _ignoring(targets, segment_ids < 0, ignore_index, weight.shape[0])
     swept = sweep(
         hidden,
         weight,
@@ -238,22 +241,27 @@ def sequence_logprobs(
         bias=bias,
         softcap=softcap,
         targets=targets,
-        complete=ignore_index is None,
+        ignore_index=ignore_index,
         workspace=workspace,
     )
-    return _segment_sums(swept.target - swept.row_lse, segment_ids, segments)
+    return _segment_sums(-swept.row_nll, segment_ids, segments)
 
 
 def _segment_sums(values: Tensor, segment_ids: Tensor, segments: int) -> Tensor:
-    """values[T] summed by segment, in row order whatever the device: [segments]."""
+    """values[T] summed by segment in float64, in row order whatever the device: [segments]."""
     if not segments:
         return values[:0]
     order = segment_ids.argsort(stable=True)  # those of no segment come first
     bounds = torch.arange(segments, dtype=torch.int64, device=values.device)
     begins, ends = (torch.searchsorted(segment_ids[order], bounds, right=right) for right in (False, True))
     lengths = torch.cat([begins[:1], ends - begins, (values.shape[0] - ends[-1:])])
-    sums = torch.segment_reduce(values[order], "sum", lengths=lengths, initial=0, unsafe=True)
-    return sums[1:-1]
+    sums = torch.segment_reduce(values[order].double(), "sum", lengths=lengths, initial=0, unsafe=True)
+    return sums[1:-1].to(values.dtype)
+
+
+def _ignoring(targets: Tensor, rows: Tensor, ignore_index: int, vocabulary: int) -> Tensor:
+    """The targets with those of ``rows`` (bool [T]) ignored, but for wrong ones, which the sweep has to find."""
+    return targets.masked_fill(rows & (targets >= 0) & (targets < vocabulary), ignore_index)
 
 
 def _check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None) -> None:

@@ -44,12 +44,14 @@ def logits(
     temperature: float = 1.0,
     product: Product = exact,
 ) -> Tensor:
-    """[T, V]."""
+    """[T, V]; -inf where the bias is."""
     z = product(hidden, weight)
     if bias is not None:
         z = z + bias.to(z)
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
+        if bias is not None:
+            z = z.masked_fill(bias == -math.inf, -math.inf)
     return z / temperature
 
 
@@ -68,7 +70,7 @@ def token_logprobs(
     scored = targets != ignore_index
     index = targets.where(scored, 0)[:, None]
     logp = z.log_softmax(1)
-    entropy = -(logp.exp() * logp).sum(1)
+    entropy = -(logp.exp() * logp.masked_fill(logp == -math.inf, 0)).sum(1)
     rank = (z > z.gather(1, index)).sum(1)
     return TokenStats(
         torch.where(scored, logp.gather(1, index)[:, 0], 0),
@@ -96,7 +98,9 @@ def linear_cross_entropy(
     scored = targets != ignore_index
     own = z.gather(1, targets.where(scored, 0)[:, None])[:, 0]
     lse = z.logsumexp(1)
-    each = lse - (1 - label_smoothing) * own - label_smoothing * z.mean(1) + z_loss * lse.square()
+    in_part = z > -math.inf
+    mean = z.masked_fill(~in_part, 0).sum(1) / in_part.sum(1)
+    each = lse - (1 - label_smoothing) * own - label_smoothing * mean + z_loss * lse.square()
     factors = torch.ones_like(each) if weights is None else weights.to(each)
     loss = torch.where(scored, each * factors, 0)
     total = torch.where(scored, factors, 0).sum()

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import checks
 from .backends import choose, get
 from .backends.interface import Pooling
+from .derivatives import first_only, no_tangents
 
 
 def segment_pool(
@@ -68,6 +69,7 @@ def segment_pool(
             raise ValueError("weights: got a tensor, want none with mode 'last'")
         checks.vector("weights", weights, hidden.shape[0], integer=False, like=hidden)
         weights = weights.to(accumulator)
+    no_tangents("segment_pool", hidden, weights, query)
     pooled, _, _ = _segment_pool(hidden, cu_seqlens, mode == "last", normalize, choose(hidden), weights, query)
     return pooled.to(hidden.dtype)
 
@@ -191,6 +193,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.mark_non_differentiable(norms, units)
 
 
+@first_only("segment_pool")
 def _backward(ctx, upstream, _norms, _units):  # type: ignore[no-untyped-def]
     needed = (*ctx.needs_input_grad, False, False)  # an argument left at its default is not among them
     grad_hidden, grad_weights, grad_query = needed[0], needed[5], needed[6]

@@ -16,21 +16,33 @@ namespace {
 
 constexpr int64_t kBlock = 1024;  // a multiple of kLanes
 constexpr float kNegInf = -std::numeric_limits<float>::infinity();
+constexpr float kNothing = -1e4f;  // e^x is 0 long before: a finite stand-in for the logarithm of 0
 
+// With a bias, -inf is the score of an entry that it leaves out. With a bias or a cap, a raw product that is not finite
+// becomes NaN: it passes for no score.
 template <class T>
 MK_INLINE void map_block(const T* raw, int64_t n, ScoreMap map, const float* bias, float* s) {
   if (map.cap > 0) {
     const float inverse = 1.f / map.cap, outer = map.scale * map.cap;
     if (bias) {
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) s[j] = outer * tanh_((load(raw[j]) + bias[j]) * inverse);
+      for (int64_t j = 0; j < n; ++j) {
+        const float x = load(raw[j]), capped = outer * tanh_((x + bias[j]) * inverse);
+        s[j] = select(bias[j] == kNegInf, kNegInf, capped) + x * 0.f;
+      }
     } else {
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) s[j] = outer * tanh_(load(raw[j]) * inverse);
+      for (int64_t j = 0; j < n; ++j) {
+        const float x = load(raw[j]);
+        s[j] = outer * tanh_(x * inverse) + x * 0.f;
+      }
     }
   } else if (bias) {
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) s[j] = map.scale * (load(raw[j]) + bias[j]);
+    for (int64_t j = 0; j < n; ++j) {
+      const float x = load(raw[j]);
+      s[j] = map.scale * (x + bias[j]) + x * 0.f;
+    }
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) s[j] = map.scale * load(raw[j]);
@@ -77,7 +89,8 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
   float maximum = sums.total ? sums.maximum[i] : kNegInf;
   double total = sums.total ? sums.total[i] : 0, weighted = sums.weighted ? sums.weighted[i] : 0;
   double clipped = sums.clipped ? sums.clipped[i] : 0, logits = 0, softplus = 0, above = 0;
-  float poison = 0;  // 0 * s: NaN as soon as one score is not finite
+  float poison = 0;  // 0 * s: NaN as soon as one score is not finite, but for those that the bias leaves out
+  const float left_out = map.bias ? kNegInf : std::numeric_limits<float>::quiet_NaN();  // NaN equals nothing
   float at_target = 0;
   if (target >= 0 && target < M) {
     map_block(raw + target, 1, map, map.bias ? map.bias + target : nullptr, s);
@@ -90,7 +103,7 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
 #pragma omp simd reduction(max : top) reduction(+ : poison)
     for (int64_t j = 0; j < n; ++j) {
       top = s[j] > top ? s[j] : top;
-      poison += s[j] * 0.f;
+      poison += select(s[j] == left_out, 0.f, s[j] * 0.f);
     }
     if (mask.rows) {
       leave_out(s, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, kNegInf);
@@ -98,10 +111,11 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
 #pragma omp simd reduction(max : top)
       for (int64_t j = 0; j < n; ++j) top = s[j] > top ? s[j] : top;
     }
-    if (sums.logits) {
-#pragma omp simd
-      for (int64_t j = 0; j < n; ++j) terms[j] = select(s[j] > kNegInf, s[j], 0.f);
-      logits += sum(terms, n);
+    if (sums.logits) {  // in double: an offset that all scores have costs no digits
+      double part = 0;
+#pragma omp simd reduction(+ : part)
+      for (int64_t j = 0; j < n; ++j) part += select(s[j] > kNegInf, s[j], 0.f);
+      logits += part;
     }
     bool shared = false;
     if (sums.total) {
@@ -185,9 +199,10 @@ constexpr int64_t kStrip = 256;  // columns a thread takes at a time: a strip of
 template <class T>
 MK_INLINE void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_t j0, int64_t n, ScoreMap map,
                                    const int64_t* targets, Mask mask, ColumnSums sums) {
-  float s[kStrip], top[kStrip], zero[kStrip], part[kStrip], above[kStrip], logits[kStrip];
-  double total[kStrip] = {}, logit_total[kStrip] = {};
+  float s[kStrip], top[kStrip], zero[kStrip], part[kStrip], above[kStrip];
+  double total[kStrip] = {}, logits[kStrip];
   const float* bias = map.bias ? map.bias + j0 : nullptr;
+  const float left_out = bias ? kNegInf : std::numeric_limits<float>::quiet_NaN();
   for (int64_t j = 0; j < n; ++j) {
     top[j] = sums.maximum[j0 + j];
     part[j] = above[j] = logits[j] = 0;
@@ -202,13 +217,10 @@ MK_INLINE void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) zero[j] = select(top[j] > kNegInf, top[j], 0.f);
   for (int64_t i = 0; i < rows; ++i) {
-    if (i % kRun == 0) {
-      end_run(part, n, total);
-      if (sums.logits) end_run(logits, n, logit_total);
-    }
+    if (i % kRun == 0) end_run(part, n, total);
     map_block(raw + i * M + j0, n, map, bias, s);
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) part[j] += s[j] * 0.f;
+    for (int64_t j = 0; j < n; ++j) part[j] += select(s[j] == left_out, 0.f, s[j] * 0.f);
     const int64_t own = targets ? targets[i] - j0 : -1;
     if (mask.rows) leave_out(s, n, mask.columns + j0, mask.rows[i], own, mask.keep_target, kNegInf);
 #pragma omp simd
@@ -229,7 +241,7 @@ MK_INLINE void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_
     sums.total[j0 + j] = sums.total[j0 + j] * factor + (total[j] + part[j]);
     sums.maximum[j0 + j] = top[j];
     if (sums.rank) sums.rank[j0 + j] += above[j];
-    if (sums.logits) sums.logits[j0 + j] += logit_total[j] + logits[j];
+    if (sums.logits) sums.logits[j0 + j] += logits[j];
   }
 }
 
@@ -342,6 +354,7 @@ template <class T>
 MK_INLINE void weigh_row(T* raw, int64_t i, int64_t M, ScoreMap map, const int64_t* targets, Mask mask, Upstream up,
                          double* d_scale) {
   float s[kBlock], g[kBlock];
+  const float lowest = -map.scale * map.cap;  // a finite stand-in for -inf, where tanh has no slope
   T* row = raw + i * M;
   const int64_t target = targets ? targets[i] : -1;
   double against_score = 0;
@@ -351,8 +364,17 @@ MK_INLINE void weigh_row(T* raw, int64_t i, int64_t M, ScoreMap map, const int64
     const float ui = up.u ? up.u[i] : 0.f;
     if (up.a) {
       const float ai = up.a[i], ri = up.r.high[i], ri_low = up.r.low[i];
+      if (up.h) {
+        const float hi = up.h[i];
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) g[j] = ai * exp_((s[j] - ri) - ri_low) + ui;
+        for (int64_t j = 0; j < n; ++j) {
+          const float x = (s[j] - ri) - ri_low;
+          g[j] = (ai + hi * select(x < kNothing, kNothing, x)) * exp_(x) + ui;
+        }
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) g[j] = ai * exp_((s[j] - ri) - ri_low) + ui;
+      }
     } else {
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) g[j] = ui;
@@ -373,6 +395,13 @@ MK_INLINE void weigh_row(T* raw, int64_t i, int64_t M, ScoreMap map, const int64
       for (int64_t j = 0; j < n; ++j) g[j] += v[j];
     }
     if (mask.rows) leave_out(g, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, 0.f);
+    if (map.bias) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) {
+        g[j] = select(s[j] == kNegInf, 0.f, g[j]);
+        s[j] = select(s[j] == kNegInf, lowest, s[j]);
+      }
+    }
     if (up.d && target >= j0 && target < j0 + n) g[target - j0] += up.d[i];
     if (d_scale) {
       float terms[kBlock];

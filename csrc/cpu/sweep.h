@@ -8,7 +8,7 @@ namespace mk {
 struct ScoreMap {
   float scale;
   float cap;          // 0: no soft cap
-  const float* bias;  // [M] or null
+  const float* bias;  // [M] or null; -inf leaves its column out
 };
 
 // Entries that take no part: those of row i and column j with rows[i] == columns[j], the row's target excepted where
@@ -69,8 +69,8 @@ struct Lse {
   const float* low;
 };
 
-// Weights of dL/ds_ij = a_i e^(s - r_i) + b_j e^(s - c_j) + e_i sigmoid(s) + u_i + v_j, 0 where left out,
-// + d_i at the target. Each may be null; r goes with a, c with b.
+// Weights of dL/ds_ij = (a_i + h_i (s - r_i)) e^(s - r_i) + b_j e^(s - c_j) + e_i sigmoid(s) + u_i + v_j, 0 where left
+// out, + d_i at the target. Each may be null; r goes with a, and so does h, c with b.
 struct Upstream {
   const float* a;
   Lse r;
@@ -80,6 +80,7 @@ struct Upstream {
   const float* e;
   const float* u;
   const float* v;
+  const float* h;
 };
 
 // In place: raw[i, j] becomes dL/draw[i, j]. d_scale[i] (null: not wanted) receives sum_j dL/ds[i, j] * s[i, j] / scale.

@@ -208,6 +208,7 @@ class CpuBackend:
             _floats(upstream.e),
             _floats(upstream.u),
             _floats(upstream.v),
+            _floats(upstream.h),
             _doubles(d_scale),
             torch.get_num_threads(),
         )

@@ -14,11 +14,21 @@ MAX_REFERENCE = 40.0
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """How a raw product becomes a score: ``s = scale * softcap * tanh((raw + bias) / softcap)``."""
+    """How a raw product becomes a score: ``s = scale * softcap * tanh((raw + bias) / softcap)``.
+
+    A bias of -inf leaves its column out of every row, and so does a finite one that scale takes to -inf: the score is
+    -inf. With a bias or a softcap a raw product that is not finite becomes NaN, so that it passes for no score."""
 
     scale: Tensor  # 0-dimensional, accumulator dtype: a device need not tell the host its value
     softcap: float = 0.0  # 0: none, s = scale * (raw + bias)
     bias: Tensor | None = None  # [M], accumulator dtype
+
+    def taking_part(self, columns: int) -> Tensor | int:
+        """How many of the columns the bias does not leave out, at least 1."""
+        if self.bias is None:
+            return columns
+        lowest = self.bias if self.softcap else self.bias * self.scale
+        return (lowest != -torch.inf).sum(dtype=self.scale.dtype).clamp(min=1)
 
     def of_columns(self, columns: slice) -> ScoreMap:
         """The map of some of the columns."""
@@ -26,12 +36,17 @@ class ScoreMap:
 
     def apply(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
         """Scores of raw[..., M] in ``dtype``."""
-        s = raw.to(dtype)
+        s = raw = raw.to(dtype)
         if self.bias is not None:
             s = s + self.bias
         if self.softcap:
             s = (s / self.softcap).tanh() * self.softcap
-        return s * self.scale
+        s = s * self.scale
+        if self.bias is None and not self.softcap:
+            return s
+        if self.bias is not None and self.softcap:
+            s = s.masked_fill(self.bias == -torch.inf, -torch.inf)
+        return s + raw * 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class Wants:
 
     row_lse: bool = True
     columns: bool = False  # the columns' log-sum-exps, and what else is wanted of them
-    statistics: bool = False  # weighted sums and ranks
+    statistics: bool = False  # entropies and ranks
     logit_sums: bool = False
     softplus: bool = False
     clip: float = 0.0  # positive: also the clipped log-sum-exps of the rows
@@ -119,10 +134,12 @@ class RowSums:
     def lse(self) -> Lse | None:
         return None if self.total is None else Lse.of(self.maximum, self.total.log().to(self.maximum.dtype))
 
-    def mean(self) -> Tensor | None:
+    def entropy(self) -> Tensor | None:
+        """Of the softmax over the entries that take part; 0 where none does."""
         if self.weighted is None or self.total is None:
             return None
-        return (self.maximum + self.weighted / self.total).to(self.maximum.dtype)
+        entropy = self.total.log() - self.weighted / self.total
+        return torch.where(self.total == 0, 0, entropy).to(self.maximum.dtype)
 
     def clipped_lse(self) -> Tensor | None:
         if self.clipped is None:
@@ -160,10 +177,10 @@ class ColumnSums:
 
 @dataclass(frozen=True)
 class Upstream:
-    """Weights of ``dL/ds_ij = a_i exp(s_ij - r_i) + b_j exp(s_ij - c_j) + e_i sigmoid(s_ij) + u_i + v_j`` where an
-    entry takes part, ``+ d_i`` at the target; None is zero."""
+    """Weights of ``dL/ds_ij = (a_i + h_i (s_ij - r_i)) exp(s_ij - r_i) + b_j exp(s_ij - c_j) + e_i sigmoid(s_ij) + u_i
+    + v_j`` where an entry takes part, ``+ d_i`` at the target; None is zero."""
 
-    a: Tensor | None = None  # [c] of the row log-sum-exps
+    a: Tensor | None = None  # [c] of the row log-sum-exps; there where h is
     r: Lse | None = None  # [c] these
     b: Tensor | None = None  # [M] of the column log-sum-exps
     c: Lse | None = None  # [M] these
@@ -171,13 +188,14 @@ class Upstream:
     e: Tensor | None = None  # [c] of the softplus sums
     u: Tensor | None = None  # [c] of the row sums of scores
     v: Tensor | None = None  # [M] of the column sums of scores
+    h: Tensor | None = None  # [c] of the entropies, their part in proportion to log p
 
     def of_rows(self, rows: slice | Tensor) -> Upstream:
         def some(vector: Tensor | None) -> Tensor | None:
             return None if vector is None else vector[rows]
 
         r = None if self.r is None else self.r[rows]
-        return replace(self, a=some(self.a), r=r, d=some(self.d), e=some(self.e), u=some(self.u))
+        return replace(self, a=some(self.a), r=r, d=some(self.d), e=some(self.e), u=some(self.u), h=some(self.h))
 
 
 @dataclass(frozen=True)

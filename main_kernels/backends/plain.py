@@ -10,9 +10,11 @@ from torch import Tensor
 from .interface import BoundedKernels, ColumnSums, FusedKernels, Mask, Pooling, RowSums, ScoreMap, Upstream
 
 
-def _poison(s: Tensor, dim: int) -> Tensor:
-    """Zero, or NaN where a score along ``dim`` is not finite: an Inf must not pass for a number."""
-    return (s * 0).sum(dim)
+def _poison(s: Tensor, dim: int, *, biased: bool = False) -> Tensor:
+    """Zero, or NaN where a score along ``dim`` is not finite: an Inf must not pass for a number. ``biased``: -inf is
+    what the bias leaves out."""
+    zeros = s * 0
+    return (zeros.masked_fill(s == -torch.inf, 0) if biased else zeros).sum(dim)
 
 
 def _left_out(columns: int, targets: Tensor | None, mask: Mask) -> Tensor:
@@ -24,6 +26,9 @@ def _left_out(columns: int, targets: Tensor | None, mask: Mask) -> Tensor:
     return out & ~own if mask.keep_target else out | own
 
 
+_NOTHING = -1e4  # a finite stand-in for the logarithm of 0
+
+
 class PlainBackend:
     bounded: BoundedKernels | None = None
     fused: FusedKernels | None = None
@@ -32,7 +37,7 @@ class PlainBackend:
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums
     ) -> None:
         s = score_map.apply(raw, sums.maximum.dtype)
-        poison = _poison(s, 1)
+        poison = _poison(s, 1, biased=score_map.bias is not None)
         at_target = None
         if targets is not None:
             inside = (targets >= 0) & (targets < s.shape[1])
@@ -41,7 +46,7 @@ class PlainBackend:
         if mask is not None:
             s = s.masked_fill(_left_out(s.shape[1], targets, mask), -torch.inf)
         if sums.logits is not None:
-            sums.logits.add_(s.where(s > -torch.inf, 0).sum(1) + poison)
+            sums.logits.add_(s.where(s > -torch.inf, 0).sum(1, dtype=torch.float64) + poison)
         if sums.softplus is not None:
             sums.softplus.add_(_softplus(s).sum(1) + poison)
         if sums.rank is not None and at_target is not None:
@@ -69,11 +74,11 @@ class PlainBackend:
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnSums
     ) -> None:
         s = score_map.apply(raw, sums.maximum.dtype)
-        poison = _poison(s, 0)
+        poison = _poison(s, 0, biased=score_map.bias is not None)
         if mask is not None:
             s = s.masked_fill(_left_out(s.shape[1], targets, mask), -torch.inf)
         if sums.logits is not None:
-            sums.logits.add_(s.where(s > -torch.inf, 0).sum(0))
+            sums.logits.add_(s.where(s > -torch.inf, 0).sum(0, dtype=torch.float64))
         maximum = torch.maximum(sums.maximum, s.amax(0))
         part = (s - maximum.where(maximum > -torch.inf, 0)).exp().sum(0) + poison
         shift = torch.where(sums.maximum > -torch.inf, sums.maximum - maximum, 0)
@@ -96,7 +101,11 @@ class PlainBackend:
         s = score_map.apply(raw, torch.promote_types(raw.dtype, torch.float32))
         g = torch.zeros_like(s)
         if upstream.a is not None and r is not None:
-            g = (s - r.high[:, None]).sub_(r.low[:, None]).exp_().mul_(upstream.a[:, None])
+            log_p = (s - r.high[:, None]).sub_(r.low[:, None])
+            factor = upstream.a[:, None]
+            if upstream.h is not None:
+                factor = factor + upstream.h[:, None] * log_p.clamp(min=_NOTHING)
+            g = log_p.exp_() * factor
         if upstream.b is not None and c is not None:
             g += (s - c.high).sub_(c.low).exp_().mul_(upstream.b)
         if upstream.e is not None:
@@ -107,6 +116,10 @@ class PlainBackend:
             g += upstream.v
         if mask is not None:
             g.masked_fill_(_left_out(s.shape[1], targets, mask), 0)
+        if score_map.bias is not None:
+            out = s == -torch.inf
+            g.masked_fill_(out, 0)
+            s = torch.where(out, -score_map.scale * score_map.softcap, s)  # finite, where tanh has no slope
         if upstream.d is not None and targets is not None:
             g.scatter_add_(1, targets[:, None], upstream.d[:, None])
         if d_scale is not None:

@@ -15,18 +15,20 @@ from torch import Tensor
 
 from ..amp import autocast
 from ..backends import choose
+from ..derivatives import no_tangents
 from . import backward  # noqa: F401  (joins the op to autograd)
 from .flops import count_products
 from .inputs import Inputs, accumulator_dtype
-from .op import sweep_op
+from .op import NAMES, sweep_op
 from .plan import DEFAULT_WORKSPACE
+from .walk import negative_log
 
 __all__ = ["DEFAULT_WORKSPACE", "CrossEntropy", "Sweep", "sweep"]
 
 
 class Sweep(NamedTuple):
-    """The sweep's outputs, float32 (float64 for float64 inputs), sums over the entries that take part; of length 0
-    where not asked for."""
+    """The sweep's outputs, float32 (float64 for float64 inputs) unless said, sums over the entries that take part; of
+    length 0 where not asked for."""
 
     row_lse: Tensor
     """[N] log sum_j exp S_ij; -inf where nothing takes part"""
@@ -35,26 +37,40 @@ class Sweep(NamedTuple):
     target: Tensor
     """[N] S_i,targets[i]"""
     row_logits: Tensor
-    """[N] sum_j S_ij"""
+    """float64 [N] sum_j S_ij"""
     column_logits: Tensor
-    """[M] sum_i S_ij"""
+    """float64 [M] sum_i S_ij"""
     softplus: Tensor
     """[N] sum_j log(1 + exp S_ij)"""
     loss: Tensor
     """[N] of the CrossEntropy that was asked for"""
+    entropy: Tensor
+    """[N] -sum_j p_ij log p_ij, p_i = softmax_j(S_i); 0 where nothing takes part"""
     clipped: Tensor
     """[N] log sum_j exp(clamp(S_ij, -clip, clip)); not differentiable"""
-    mean: Tensor
-    """[N] sum_j softmax_j(S_i) S_ij; not differentiable"""
     row_rank: Tensor
     """[N] how many scores of row i beat its target's; not differentiable"""
     column_rank: Tensor
     """[M] how many scores of column j beat that of the row whose target it is; not differentiable"""
+    row_low: Tensor
+    """[N] the rest: row_lse + row_low is the log-sum-exp to more digits than one number has; not differentiable"""
+    column_low: Tensor
+    """[M] the same of column_lse"""
+
+    @property
+    def row_nll(self) -> Tensor:
+        """[N] row_lse - target to all digits, however large both are; +inf where nothing takes part."""
+        return negative_log(self.row_lse, self.row_low, self.target)
+
+    def column_nll(self, columns: Tensor | slice) -> Tensor:
+        """[N] the same of ``columns``, which are those of the rows' targets."""
+        return negative_log(self.column_lse[columns], self.column_low[columns], self.target)
 
 
 class CrossEntropy(NamedTuple):
     """A loss of each row, with r_i = row_lse:
-    ``weight_i (r_i - (1 - label_smoothing) S_i,target - label_smoothing / M sum_j S_ij + z_loss r_i²)``.
+    ``weight_i (r_i - (1 - label_smoothing) S_i,target - label_smoothing mean_j S_ij + z_loss r_i²)``, the mean over the
+    columns that bias does not leave out.
 
     The forward walk makes its gradients while it holds the scores, up to the factor of each row, which the backward
     brings. It serves the key's gradient only where that factor is the same for all rows, so weights belong here, not on
@@ -75,7 +91,7 @@ def sweep(
     bias: Tensor | None = None,
     softcap: float | None = None,
     targets: Tensor | None = None,
-    complete: bool = False,
+    ignore_index: int | None = None,
     row_ids: Tensor | None = None,
     column_ids: Tensor | None = None,
     keep_target: bool = True,
@@ -93,23 +109,27 @@ def sweep(
     Args:
         query: [N, D], key: [M, D], one dtype and device. Under autocast both are cast to its dtype.
         scale: a number, or a 0-dimensional tensor that may require a gradient.
-        bias: [M]. softcap: a positive number; None for none.
-        targets: int64 [N]; a row whose target is -1 takes no part, its outputs and gradients are 0.
-        complete: no target is -1. A promise that saves looking, and on a CUDA device waiting for it.
+        bias: [M]; -inf leaves its column out of every row, whatever the softcap. softcap: a positive number; None for
+            none.
+        targets: int64 [N].
+        ignore_index: a row with this target takes no part, its outputs and gradients are 0. None: every row does, which
+            saves looking for it, and on a CUDA device waiting.
         row_ids, column_ids: int64 [N] and at most [M]: entries with equal ids take no part. Columns beyond the last id
             share one with nobody.
         keep_target: the target's own entry takes part whatever its ids; False: it never does (``target`` still is its
             score).
         row_lse: False where only sums without it are wanted, statistics and clip need it.
         columns: also column_lse, from the same walk, and what else is asked for of columns.
-        statistics: also mean and the ranks. logit_sums, softplus: also these. clip: positive: also ``clipped``.
+        statistics: also entropy and the ranks. logit_sums, softplus: also these. clip: positive: also ``clipped``.
         loss: the one to be returned; makes the backward cheaper than one from the other outputs, where rows are all
             that is differentiated.
         workspace: bytes of scores that may be kept for the backward, which then costs two products, not three.
 
-    The caller has checked shapes and dtypes. Raises ValueError for a target that is neither below M nor -1, and with
-    statistics of columns for one that two rows share; a CUDA device raises its own error later, as nobody waits for it.
+    The caller has checked shapes and dtypes. Raises ValueError for a target that is neither in [0, M) nor
+    ignore_index, and with statistics of columns for one that two rows share; a CUDA device raises its own error later,
+    as nobody waits for it. NotImplementedError for forward-mode AD; second derivatives raise RuntimeError.
     """
+    no_tangents("the score sweep", query, key, scale, bias, None if loss is None else loss.weight)
     query, key = autocast(query), autocast(key)
     accumulator = accumulator_dtype(query.dtype)
     if isinstance(scale, Tensor):
@@ -127,7 +147,7 @@ def sweep(
             bias=bias,
             softcap=softcap or 0.0,
             targets=targets,
-            complete=complete,
+            ignore_index=ignore_index,
             row_ids=row_ids,
             column_ids=column_ids,
             keep_target=keep_target,
@@ -149,4 +169,5 @@ def sweep(
             backend=choose(query),
         )
     )
-    return Sweep(*outputs[: len(Sweep._fields)])
+    named = dict(zip(NAMES, outputs, strict=False))
+    return Sweep(**{name: named[name] for name in Sweep._fields})

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backends.interface import Lse, Upstream
 from ..backends.memory import give_back
+from ..derivatives import first_only
 from .gradient import Gradient
 from .inputs import (
     GradientInputs,
@@ -23,10 +24,10 @@ from .inputs import (
     schema,
     selected_rows,
 )
-from .op import VECTORS, sweep_op
+from .op import NAMES, VECTORS, sweep_op
 from .walk import Problem, backward_walk
 
-_DIFFERENTIABLE = 7  # the first outputs of the sweep
+_DIFFERENTIABLE = VECTORS.index("entropy") + 1  # the first outputs of the sweep
 _WEIGHTS = Inputs._fields.index("weights")
 
 
@@ -40,7 +41,8 @@ def sweep_gradient_op(*arguments) -> None:  # type: ignore[no-untyped-def]
     inputs = GradientInputs(*arguments)
     with torch.autocast(inputs.query.device.type, enabled=False):
         selected = selected_rows(inputs)
-        problem, upstream = make_problem(inputs, selected), _upstream(inputs)
+        problem = make_problem(inputs, selected)
+        upstream = _upstream(inputs, problem.columns)
         whole = Gradient(inputs.d_query, inputs.d_query_low)
         dq, dk = whole, Gradient(inputs.d_key, inputs.d_key_low)
         if selected is not None:
@@ -69,8 +71,8 @@ def sweep_gradient_op(*arguments) -> None:  # type: ignore[no-untyped-def]
             whole.high[selected] = dq.high
 
 
-def _upstream(inputs: GradientInputs) -> Upstream:
-    """What arrives for the scores, whichever output it arrives at."""
+def _upstream(inputs: GradientInputs, columns: Tensor | int) -> Upstream:
+    """What arrives for the scores, whichever output it arrives at; ``columns``: how many take part."""
     dtype, targets = inputs.query.dtype, inputs.targets is not None
     r = Lse(inputs.row_lse, inputs.row_low) if inputs.row_lse.numel() else None
     b = accumulating(inputs.d_column, dtype)
@@ -84,10 +86,13 @@ def _upstream(inputs: GradientInputs) -> Upstream:
         u=accumulating(inputs.d_row_logits, dtype),
         v=accumulating(inputs.d_column_logits, dtype),
     )
+    d_entropy = accumulating(inputs.d_entropy, dtype)
+    if d_entropy is not None:  # of -sum_j p_j log p_j: -p_j (log p_j + entropy)
+        upstream = replace(upstream, a=_sum(upstream.a, -d_entropy * inputs.entropy), h=-d_entropy)
     d_loss = accumulating(inputs.d_loss, dtype)
     if d_loss is None or r is None:
         return upstream
-    by_loss = announced_of(inputs).upstream(r, inputs.key.shape[0], targets=targets, factor=d_loss)
+    by_loss = announced_of(inputs).upstream(r, columns, targets=targets, factor=d_loss)
     return replace(
         upstream, a=_sum(upstream.a, by_loss.a), d=_sum(upstream.d, by_loss.d), u=_sum(upstream.u, by_loss.u)
     )
@@ -111,7 +116,7 @@ def _forward_mode(
 
     The forward walk made those of the announced losses' sum. If these are all that is differentiated, they serve
     d_query, and d_key where all losses have the same factor; what they do not serve is walked for again."""
-    others = (inputs.d_row, inputs.d_target, inputs.d_row_logits, inputs.d_softplus)
+    others = (inputs.d_row, inputs.d_target, inputs.d_row_logits, inputs.d_softplus, inputs.d_entropy)
     factor = accumulating(inputs.d_loss, inputs.query.dtype)
     if factor is not None and selected is not None:
         factor = factor[selected]
@@ -125,7 +130,7 @@ def _forward_mode(
         announced = announced_of(inputs)
         announced = announced if selected is None else announced.of_rows(selected)
         assert upstream.r is not None
-        unit = announced.upstream(upstream.r, problem.key.shape[0], targets=problem.targets is not None)
+        unit = announced.upstream(upstream.r, problem.columns, targets=problem.targets is not None)
         _walk_again(problem, unit, dq, dk if uniform else no_dk)
     if not uniform:
         _walk_again(problem, upstream, dq.rows(slice(0)), dk)
@@ -141,16 +146,16 @@ def _walk_again(problem: Problem, upstream: Upstream, dq: Gradient, dk: Gradient
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     given = Inputs(*inputs)
-    out = dict(zip([*VECTORS, "row_low", "column_low"], output, strict=False))
+    out = dict(zip(NAMES, output, strict=False))
     ctx.save_for_backward(
         *given[:4],
         given.targets,
         given.row_ids,
         given.column_ids,
         given.weights,
-        *(out[name] for name in ("row_lse", "row_low", "column_lse", "column_low", "target", "row_logits")),
+        *(out[name] for name in ("row_lse", "row_low", "column_lse", "column_low", "entropy", "unweighted")),
     )
-    ctx.softcap, ctx.complete, ctx.keep_target = given.softcap, given.complete, given.keep_target
+    ctx.softcap, ctx.ignore_index, ctx.keep_target = given.softcap, given.ignore_index, given.keep_target
     ctx.label_smoothing, ctx.z_loss = given.label_smoothing, given.z_loss
     ctx.donate, ctx.backend = given.donate, given.backend
     ctx.held = output[len(out) :]
@@ -161,6 +166,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.set_materialize_grads(False)
 
 
+@first_only("the score sweep")
 def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     query, key, scale, bias, targets, row_ids, column_ids, weights, *vectors = ctx.saved_tensors
     wants_query, wants_key, wants_scale, wants_bias = ctx.needs_input_grad[:4]
@@ -181,7 +187,7 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     d_bias = query.new_zeros(key.shape[0] if wants_bias else 0, dtype=accumulator)
     d_scale = query.new_zeros(1 if wants_scale else 0, dtype=accumulator)
     upstream = [None if g is None or not g.numel() else g for g in grads[:_DIFFERENTIABLE]]
-    row_lse, row_low, column_lse, column_low, target, row_logits = vectors
+    row_lse, row_low, column_lse, column_low, entropy, unweighted = vectors
     d_loss = upstream[6]
     inputs = GradientInputs(
         query=query,
@@ -190,7 +196,7 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
         bias=bias,
         softcap=ctx.softcap,
         targets=targets,
-        complete=ctx.complete,
+        ignore_index=ctx.ignore_index,
         row_ids=row_ids,
         column_ids=column_ids,
         keep_target=ctx.keep_target,
@@ -201,6 +207,7 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
         row_low=row_low,
         column_lse=column_lse,
         column_low=column_low,
+        entropy=entropy,
         d_row=upstream[0],
         d_column=upstream[1],
         d_target=upstream[2],
@@ -208,6 +215,7 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
         d_column_logits=upstream[4],
         d_softplus=upstream[5],
         d_loss=d_loss,
+        d_entropy=upstream[7],
         uniform=d_loss is not None and one_number(d_loss),
         kept=kept,
         d_query=d_query.high,
@@ -233,8 +241,7 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     if wants_bias:
         gradients[3] = d_bias.to(bias.dtype)
     if ctx.needs_input_grad[_WEIGHTS] and d_loss is not None:
-        values = announced_of(inputs).values(row_lse, target if targets is not None else None, row_logits, key.shape[0])
-        gradients[_WEIGHTS] = (d_loss * values).to(weights.dtype)
+        gradients[_WEIGHTS] = (d_loss * unweighted).to(weights.dtype)
     return tuple(gradients)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..backends import Backend, get
 from ..backends.memory import borrow, give_back
+from ..derivatives import first_only
 from . import plan
 from .gradient import Gradient
 from .inputs import one_number, taking_part
@@ -265,6 +266,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.mark_non_differentiable(*output[1:])
 
 
+@first_only("linear_kl")
 def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     *operands, mask = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:4]

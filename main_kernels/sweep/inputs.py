@@ -23,8 +23,8 @@ class Inputs(NamedTuple):
     scale: Tensor  # 0-dimensional
     bias: Tensor | None  # [M]
     softcap: float
-    targets: Tensor | None  # [N] int64; a row whose target is -1 takes no part
-    complete: bool  # the caller knows that no target is -1, and nobody need look
+    targets: Tensor | None  # [N] int64
+    ignore_index: int | None  # a row with this target takes no part; None: all do, and nobody need look
     row_ids: Tensor | None  # [N] int64
     column_ids: Tensor | None  # int64, at most M; the columns beyond have an id of their own
     keep_target: bool
@@ -55,7 +55,7 @@ class GradientInputs(NamedTuple):
     bias: Tensor | None
     softcap: float
     targets: Tensor | None
-    complete: bool
+    ignore_index: int | None
     row_ids: Tensor | None
     column_ids: Tensor | None
     keep_target: bool
@@ -66,6 +66,7 @@ class GradientInputs(NamedTuple):
     row_low: Tensor
     column_lse: Tensor
     column_low: Tensor
+    entropy: Tensor
     d_row: Tensor | None  # upstream gradients of the differentiable outputs; None is zero
     d_column: Tensor | None
     d_target: Tensor | None
@@ -73,6 +74,7 @@ class GradientInputs(NamedTuple):
     d_column_logits: Tensor | None
     d_softplus: Tensor | None
     d_loss: Tensor | None
+    d_entropy: Tensor | None
     uniform: bool  # d_loss is known to be one number
     kept: Changed  # raw scores, used up; empty where not kept
     d_query: Changed  # the gradient buffers, empty where not wanted
@@ -86,7 +88,7 @@ class GradientInputs(NamedTuple):
     backend: str
 
 
-_KINDS = {"Tensor | None": "Tensor?"}
+_KINDS = {"Tensor | None": "Tensor?", "int | None": "int?"}
 
 
 def schema(arguments: type, returns: str) -> str:
@@ -187,9 +189,9 @@ def one_number(vector: Tensor) -> bool:
 
 def selected_rows(inputs: Inputs | GradientInputs) -> Tensor | None:
     """Indices of the rows that take part, or None when all do."""
-    if inputs.targets is None or inputs.complete:
+    if inputs.targets is None or inputs.ignore_index is None:
         return None
-    return taking_part(inputs.targets >= 0)
+    return taking_part(inputs.targets != inputs.ignore_index)
 
 
 def taking_part(mask: Tensor) -> Tensor | None:

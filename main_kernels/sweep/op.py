@@ -15,8 +15,10 @@ from .inputs import Inputs, accumulator_dtype, announced_of, make_problem, mode_
 from .walk import Reductions, forward_walk
 
 VECTORS = [f.name for f in fields(Reductions)]
-"""Outputs of the op: these, the lower parts of both log-sum-exps, then what is held for the backward: the kept scores,
-(high, low) of both gradients."""
+NAMES = [*VECTORS, "row_low", "column_low"]
+"""Outputs of the op: these, of which the last are the lower parts of both log-sum-exps, then what is held for the
+backward: the kept scores, (high, low) of both gradients."""
+SUMS = ("row_logits", "column_logits")  # float64, because an objective takes differences of them
 
 
 def _held(inputs: Inputs) -> list[Tensor]:
@@ -33,14 +35,19 @@ def _check_targets(inputs: Inputs) -> None:
     targets, columns = inputs.targets, inputs.key.shape[0]
     if targets is None:
         return
-    wrong = (targets >= columns) | (targets < (0 if inputs.complete else -1))
-    wanted = f"want an id from 0 to {columns - 1} or the ignored one"
+    wrong = (targets >= columns) | (targets < 0)
+    wanted = f"want an id from 0 to {columns - 1}"
+    if inputs.ignore_index is not None:
+        wrong &= targets != inputs.ignore_index
+        wanted += f", or {inputs.ignore_index}, which is ignored"
     if not checks.on_device(~wrong.any(), f"targets: {wanted}") and bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
         raise ValueError(f"targets: row {row} has {int(targets[row])}, {wanted}")
     if inputs.statistics and inputs.columns:
         order = targets.argsort(stable=True)
-        twice = (targets[order].diff() == 0) & (targets[order][1:] >= 0)
+        twice = targets[order].diff() == 0
+        if inputs.ignore_index is not None:
+            twice &= targets[order][1:] != inputs.ignore_index
         wanted = "want a column of its own for each row"
         if not checks.on_device(~twice.any(), f"targets: {wanted}") and bool(twice.any()):
             first, second = (int(order[int(twice.nonzero()[0, 0]) + i]) for i in (0, 1))
@@ -53,7 +60,7 @@ def _check_targets(inputs: Inputs) -> None:
 @torch.library.custom_op("main_kernels::sweep", mutates_args=(), schema=schema(Inputs, "Tensor[]"))
 def sweep_op(*arguments) -> list[Tensor]:  # type: ignore[no-untyped-def]
     """Inputs -> the vectors of Reductions (length 0 where not asked for), the lower parts of both log-sum-exps, then
-    the held state. Rows whose target is negative take no part at all: their outputs and gradients are 0."""
+    the held state. Rows whose target is ignored take no part at all: their outputs and gradients are 0."""
     inputs = Inputs(*arguments)
     query = inputs.query
     with torch.autocast(query.device.type, enabled=False):
@@ -86,8 +93,9 @@ def sweep_op(*arguments) -> list[Tensor]:  # type: ignore[no-untyped-def]
         vectors = [getattr(out, name) for name in VECTORS]
         highs = [v.high if isinstance(v, Lse) else v for v in vectors]
         lows = [None if lse is None else lse.low for lse in (row, column)]
-        absent = query.new_empty(0, dtype=accumulator)
-        return [absent.clone() if v is None else v for v in (*highs, *lows)] + held
+        absent = {name: query.new_empty(0, dtype=torch.float64 if name in SUMS else accumulator) for name in NAMES}
+        given = zip(NAMES, (*highs, *lows), strict=True)
+        return [absent[name] if v is None else v for name, v in given] + held
 
 
 def _scatter_rows(out: Reductions, selected: Tensor, count: int) -> None:
@@ -116,12 +124,17 @@ def _sweep_fake(*arguments):  # type: ignore[no-untyped-def]
         "column_logits": inputs.logit_sums and inputs.columns,
         "softplus": inputs.softplus,
         "loss": inputs.announced,
+        "entropy": statistics,
+        "unweighted": inputs.announced and inputs.weights is not None,
         "clipped": inputs.clip > 0,
-        "mean": statistics,
         "row_rank": statistics and targets,
         "column_rank": statistics and targets and inputs.columns,
     }
-    lengths = [0 if not wanted[v] else columns if v.startswith("column") else rows for v in VECTORS]
-    lows = [rows if inputs.row_lse else 0, columns if inputs.columns else 0]
+    wanted |= {"row_low": inputs.row_lse, "column_low": inputs.columns}
     accumulator = accumulator_dtype(inputs.query.dtype)
-    return [inputs.query.new_empty(n, dtype=accumulator) for n in lengths + lows] + _held(inputs)
+
+    def vector(name: str) -> Tensor:
+        length = 0 if not wanted[name] else columns if name.startswith("column") else rows
+        return inputs.query.new_empty(length, dtype=torch.float64 if name in SUMS else accumulator)
+
+    return [vector(name) for name in NAMES] + _held(inputs)

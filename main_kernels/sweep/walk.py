@@ -50,6 +50,11 @@ class Problem:
         assert self.fused is not None
         return self.fused.aligned(self.query), self.fused.aligned(self.key)
 
+    @cached_property
+    def columns(self) -> Tensor | int:
+        """How many columns take part."""
+        return self.score_map.taking_part(self.key.shape[0])
+
     def workspace(self) -> Tensor:
         """Room for the raw scores of one chunk."""
         rows, columns = min(self.plan.rows, self.query.shape[0]), self.key.shape[0]
@@ -97,27 +102,34 @@ class Announced:
     def of_rows(self, rows: slice | Tensor) -> Announced:
         return self if self.weights is None else replace(self, weights=self.weights[rows])
 
-    def values(self, r: Tensor, target: Tensor | None, logits: Tensor | None, columns: int) -> Tensor:
-        """The losses [N] without their weights, given row_lse, the target scores and the rows' sums of scores."""
-        loss = r.clone() if target is None else r - (1 - self.label_smoothing) * target
+    def values(self, r: Lse, target: Tensor | None, logits: Tensor | None, columns: Tensor | int) -> Tensor:
+        """The losses [N] without their weights, given row_lse, the target scores and the rows' sums of scores over the
+        ``columns`` that take part."""
+        loss = r.high.clone() if target is None else negative_log(r.high, r.low, target)
         if self.label_smoothing:
             assert logits is not None
-            loss = loss - (self.label_smoothing / columns) * logits
-        return loss + self.z_loss * r.square() if self.z_loss else loss
+            own = logits.new_zeros(()) if target is None else target.where(target > -torch.inf, 0)
+            loss = loss + self.label_smoothing * (own - logits / columns).to(loss.dtype)
+        return loss + self.z_loss * r.high.square() if self.z_loss else loss
 
     def weighted(self, values: Tensor) -> Tensor:
         return values if self.weights is None else values * self.weights.to(values.dtype)
 
-    def upstream(self, r: Lse, columns: int, *, targets: bool, factor: Tensor | None = None) -> Upstream:
+    def upstream(self, r: Lse, columns: Tensor | int, *, targets: bool, factor: Tensor | None = None) -> Upstream:
         """The weights of the gradient, given the log-sum-exps of the rows and the factor [N] of each row's loss."""
         w = self.weighted(torch.ones_like(r.high) if factor is None else factor)
         eps = self.label_smoothing
         return Upstream(
             a=w * (1 + 2 * self.z_loss * r.high) if self.z_loss else w,
             r=r,
-            d=w * (eps - 1) if targets else None,
+            d=torch.where(r.high == -torch.inf, 0, w * (eps - 1)) if targets else None,
             u=w * (-eps / columns) if eps else None,
         )
+
+
+def negative_log(high: Tensor, low: Tensor, score: Tensor) -> Tensor:
+    """-log of the share that ``score`` has in the sum whose logarithm is high + low: +inf where the sum is empty."""
+    return torch.where(high == -torch.inf, torch.inf, (high - score) + low)
 
 
 @dataclass
@@ -131,8 +143,9 @@ class Reductions:
     column_logits: Tensor | None
     softplus: Tensor | None
     loss: Tensor | None  # of what was announced
+    entropy: Tensor | None
+    unweighted: Tensor | None  # the announced loss without its weights, where it has some
     clipped: Tensor | None
-    mean: Tensor | None
     row_rank: Tensor | None
     column_rank: Tensor | None
 
@@ -173,22 +186,21 @@ def forward_walk(
         # a rank among scores that are not finite is none: NaN, as their log-sum-exp is (-inf: nothing to beat)
         return None if of is None or lse is None or problem.targets is None else of + 0 * lse.high.clamp(min=0)
 
-    def narrow(sums: Tensor | None) -> Tensor | None:
-        return None if sums is None else sums.to(accumulator)
-
-    target, row_logits, loss = None if problem.targets is None else rows.target, narrow(rows.logits), None
+    target, loss, unweighted = None if problem.targets is None else rows.target, None, None
     if announced is not None and row_lse is not None:
-        loss = announced.weighted(announced.values(row_lse.high, target, row_logits, problem.key.shape[0]))
+        unweighted = announced.values(row_lse, target, rows.logits, problem.columns)
+        loss = announced.weighted(unweighted)
     return Reductions(
         row_lse=row_lse,
         column_lse=column_lse,
         target=target,
-        row_logits=row_logits,
-        column_logits=None if columns is None else narrow(columns.logits),
-        softplus=narrow(rows.softplus),
+        row_logits=rows.logits,
+        column_logits=None if columns is None else columns.logits,
+        softplus=None if rows.softplus is None else rows.softplus.to(accumulator),
         loss=loss,
+        entropy=rows.entropy(),
+        unweighted=None if announced is None or announced.weights is None else unweighted,
         clipped=rows.clipped_lse(),
-        mean=rows.mean(),
         row_rank=rank(rows.rank, row_lse),
         column_rank=None if columns is None else rank(columns.rank, column_lse),
     )
@@ -228,7 +240,7 @@ def _walk_rows(
             continue
         lse = sums.lse()
         if lse is not None:
-            upstream = announced.of_rows(chunk).upstream(lse, scores.shape[1], targets=targets is not None)
+            upstream = announced.of_rows(chunk).upstream(lse, problem.columns, targets=targets is not None)
             backend.weigh_(scores, score_map, targets, mask, upstream, None)
             _add_products(problem, scores, chunk, d_query, d_key)
     if raw is not None:
@@ -276,7 +288,7 @@ def backward_walk(
     reference = None
     alpha = beta = problem.query.new_empty(0)
     a, r, b, c = upstream.a, upstream.r, upstream.b, upstream.c
-    others = (upstream.e, upstream.u, upstream.v)
+    others = (upstream.e, upstream.u, upstream.v, upstream.h)
     if a is not None and r is not None and b is not None and c is not None and all(x is None for x in others):
         reference = problem.reference()
         if reference is not None:
@@ -333,10 +345,12 @@ def _paired_scores(problem: Problem, at_target: Tensor) -> Tensor:
     query, key, targets = problem.query, problem.key, problem.targets
     if problem.fused is not None and targets is not None:
         return at_target.new_full((key.shape[0],), -torch.inf).index_copy_(0, targets, at_target)
-    dot = query.new_full((key.shape[0],), -torch.inf, dtype=problem.plan.compute)
+    dot = query.new_zeros(key.shape[0], dtype=problem.plan.compute)
+    paired = torch.zeros_like(dot, dtype=torch.bool)
     if targets is not None:
         for chunk in problem.chunks():
             mine = targets[chunk]
             products = query[chunk].to(at_target.dtype) * key[mine].to(at_target.dtype)
             dot[mine] = products.sum(1).to(dot.dtype)
-    return problem.score_map.apply(dot, at_target.dtype)
+        paired[targets] = True
+    return problem.score_map.apply(dot, at_target.dtype).where(paired, -torch.inf)

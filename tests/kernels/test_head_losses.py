@@ -9,7 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from main_kernels import linear_cross_entropy, oracle, sequence_logprobs, token_logprobs
+from main_kernels import (
+    info_nce,
+    linear_cross_entropy,
+    mutual_information,
+    mutual_information_bounds,
+    oracle,
+    pair_scores,
+    sequence_logprobs,
+    token_logprobs,
+)
 from main_kernels.sweep import CrossEntropy, plan, sweep
 
 from .contract import DEVICE, Matrices, assert_contract, error, exact, largest_logit, matrices, seeded
@@ -176,6 +185,57 @@ def test_exactness_does_not_depend_on_what_is_differentiated(backend):
             assert error(got, wanted) < 1e-5
 
 
+def test_any_index_may_be_the_ignored_one(backend):
+    hidden, weight, targets = torch.randn(6, 4), torch.randn(9, 4), torch.tensor([3, 0, 8, 0, 1, 2])
+    for index in (0, -1, 99):
+        marked = targets.where(targets > 0, index)
+        want = oracle.linear_cross_entropy(hidden, weight, marked, ignore_index=index)
+        assert error(linear_cross_entropy(hidden, weight, marked, ignore_index=index), want) < 1e-6
+        got = token_logprobs(hidden, weight, marked, ignore_index=index, return_stats=True)
+        assert error(got.logprobs, oracle.token_logprobs(hidden, weight, marked, ignore_index=index).logprobs) < 1e-6
+
+
+def test_long_sequences_lose_no_digits(backend):
+    """The tokens of a segment are added in float64: the error of the sum is that of its tokens."""
+    hidden, weight = torch.randn(40_000, 1), torch.randn(3, 1)
+    targets = torch.randint(0, 3, (40_000,))
+    leaves = exact(hidden, weight)
+    got = sequence_logprobs(hidden, weight, targets, torch.tensor([0, 5000, 40_000]))
+    each = oracle.token_logprobs(*leaves, targets).logprobs
+    want = torch.stack([each[:5000].sum(), each[5000:].sum()])
+    assert got.dtype == torch.float32
+    assert error(got, want) < 4e-3  # an ulp of 40,000 nats
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_common_offset_costs_no_digits(backend, dtype):
+    """Logits of 1e4 and more whose products are exact: losses, gradients and entropy are as without the offset."""
+    spread = torch.randint(-8, 8, (50, 2)) / 4
+    hidden = torch.cat([torch.ones(20, 1), torch.randint(-3, 4, (20, 2))], 1).to(dtype).requires_grad_()
+    targets, offset = torch.arange(20), 16384.0
+    rows = []
+    for first in (0.0, offset):
+        weight = torch.cat([torch.full((50, 1), first), spread], 1).to(dtype).requires_grad_()
+        pair = hidden, weight[:20]
+        outs = [
+            linear_cross_entropy(hidden, weight, targets, label_smoothing=0.1, reduction="none"),
+            token_logprobs(hidden, weight, targets),
+            *token_logprobs(hidden, weight, targets, return_stats=True)[:2],
+            sequence_logprobs(hidden, weight, targets, torch.tensor([0, 1, 2, 20])),
+            info_nce(*pair, temperature=1.0, reduction="none", label_smoothing=0.1),
+            info_nce(*pair, temperature=1.0, reduction="none", negatives=weight[None, 20:].expand(20, -1, -1)),
+            *pair_scores(*pair, temperature=1.0)[:3],
+            mutual_information(*pair, estimator="infonce"),
+            mutual_information(*pair, estimator="dv"),
+            mutual_information_bounds(*pair)["infonce"],
+            mutual_information_bounds(*pair)["dv"],
+        ]
+        total = sum((out * torch.arange(1.0, out.numel() + 1)).sum() for out in outs)
+        rows.append([*outs, torch.autograd.grad(total, weight)[0]])
+    for plain, far in zip(*rows, strict=True):
+        assert error(plain, far) <= 3e-6 * max(1.0, float(plain.detach().abs().max()))
+
+
 @pytest.mark.parametrize("workspace", [0, 1 << 20])
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_loss_beside_the_other_outputs(backend, workspace, ignored):
@@ -186,7 +246,7 @@ def test_a_loss_beside_the_other_outputs(backend, workspace, ignored):
     if ignored:
         targets[::3] = -1
     told = CrossEntropy(weights, label_smoothing=0.1, z_loss=0.02)
-    got = sweep(hidden, weight, targets=targets, loss=told, workspace=workspace)
+    got = sweep(hidden, weight, targets=targets, ignore_index=-1, loss=told, workspace=workspace)
     leaves = exact(hidden, weight, weights)
     options = {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.1, "z_loss": 0.02}
     want = oracle.linear_cross_entropy(*leaves[:2], targets, weights=leaves[2], **options)

@@ -23,7 +23,7 @@ from main_kernels.sweep.inputs import Inputs
 from .contract import BACKENDS, DEVICE, error
 
 UNASKED = {
-    "complete": False,
+    "ignore_index": -1,
     "row_ids": None,
     "column_ids": None,
     "keep_target": True,
@@ -51,6 +51,12 @@ CALLS = {
     "token_logprobs": lambda q, k: token_logprobs(q, k, torch.arange(len(q))),
     "token_logprobs_masked": lambda q, k: token_logprobs(q, k, torch.arange(len(q)).where(q[:, 0] > 0, -100)),
     "token_logprobs_softcap": lambda q, k: token_logprobs(q, k, torch.arange(len(q)), softcap=2.0, temperature=0.7),
+    "token_entropy": lambda q, k: token_logprobs(q, k, torch.arange(len(q)), softcap=9.0, return_stats=True).entropy,
+    "token_stats": lambda q, k: torch.stack(
+        token_logprobs(
+            q, k, torch.arange(len(q)).where(q[:, 0] > 0, -100), bias=torch.arange(len(k)) / 9, return_stats=True
+        )[:2]
+    ),
     "info_nce": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, reduction="none"),
     "info_nce_recomputed": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, workspace=0),
     "info_nce_query": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, direction="query", workspace=0),

@@ -46,6 +46,7 @@ class Terms(NamedTuple):
     e: Any
     u: Any
     v: Any
+    h: Any
 
 
 class Entries(NamedTuple):

@@ -49,4 +49,4 @@ def terms_of(upstream: Upstream, *, targets: bool) -> Terms:
     up, none = upstream, (None, None, None)
     a, r_high, r_low = none if up.a is None or up.r is None else (up.a, up.r.high, up.r.low)
     b, c_high, c_low = none if up.b is None or up.c is None else (up.b, up.c.high, up.c.low)
-    return Terms(a, r_high, r_low, b, c_high, c_low, up.d if targets else None, up.e, up.u, up.v)
+    return Terms(a, r_high, r_low, b, c_high, c_low, up.d if targets else None, up.e, up.u, up.v, up.h)

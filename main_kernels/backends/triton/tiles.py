@@ -7,6 +7,7 @@ from triton.language.extra import libdevice
 from .arguments import Entries, Sums
 
 NOTHING = tl.constexpr(float("-inf"))  # the score of an entry that takes no part
+_LOWEST = tl.constexpr(-1e4)  # a finite stand-in for the logarithm of 0
 
 # Kernels are launched with fused multiply-adds off: a score is then the same number wherever it is computed, so that
 # exp(s - lse) fits the sum it was made with, and equal scores are equal.
@@ -80,13 +81,19 @@ def bias_of(j, there, scoring):
 @triton.jit
 def score(raw, bias, scoring):
     """Scores of raw products; ``bias`` has their shape or broadcasts to it. An infinite one comes out as NaN, so that
-    no sum passes it for a number."""
-    s = raw.to(tl.float32)
+    no sum passes it for a number, but for -inf where the bias is, or becomes, -inf: an entry that it leaves out."""
+    raw = raw.to(tl.float32)
+    s = raw
     if bias is not None:
         s = s + bias
     if scoring.cap is not None:
         s = tanh(s / scoring.cap) * scoring.cap
+        if bias is not None:
+            s = tl.where(bias == NOTHING, NOTHING, s)
+        s = tl.fma(raw, 0.0, s)
     s = s * scoring.scale
+    if bias is not None:
+        return tl.fma(tl.where(s == NOTHING, raw, s), 0.0, s)
     return tl.fma(s, 0.0, s)
 
 
@@ -249,15 +256,18 @@ def put_sums(sums, parts, at, there):
 
 
 @triton.jit
-def _weights_of(s, own, part, entries, terms):
+def _weights_of(s, own, part, entries, scoring, terms):
     """dL/ds [BM, BN] of scores s."""
     g = tl.zeros_like(s)
     i, j = entries.i, entries.j
     has_row, has_column = i < entries.rows, j < entries.columns
     if terms.a is not None:
         high, low = tl.load(terms.r_high + i, has_row, 0.0), tl.load(terms.r_low + i, has_row, 0.0)
-        factor = tl.load(terms.a + i, has_row, 0.0)
-        g += factor[:, None] * exp((s - high[:, None]) - low[:, None])
+        factor = tl.load(terms.a + i, has_row, 0.0)[:, None]
+        log_p = (s - high[:, None]) - low[:, None]
+        if terms.h is not None:
+            factor = factor + tl.load(terms.h + i, has_row, 0.0)[:, None] * tl.maximum(log_p, _LOWEST)
+        g += factor * exp(log_p)
     if terms.b is not None:
         high, low = tl.load(terms.c_high + j, has_column, 0.0), tl.load(terms.c_low + j, has_column, 0.0)
         factor = tl.load(terms.b + j, has_column, 0.0)
@@ -270,6 +280,8 @@ def _weights_of(s, own, part, entries, terms):
         g += tl.load(terms.v + j, has_column, 0.0)[None, :]
     if part is not None:
         g = tl.where(part, g, 0.0)
+    if scoring.bias is not None:
+        g = tl.where(s == NOTHING, 0.0, g)
     if terms.d is not None:
         g += tl.where(own, tl.load(terms.d + i, has_row, 0.0)[:, None], 0.0)
     return g
@@ -294,7 +306,12 @@ def weighed(raw, entries, scoring, where, terms, share):
     part = None  # what lies outside is not stored, but it would be summed
     if where.row_ids is not None or share is not None:
         part = taking_part(own, entries, where)
-    g = _weights_of(s, own, part, entries, terms)
+    g = _weights_of(s, own, part, entries, scoring, terms)
+    if scoring.bias is not None:  # finite, where tanh has no slope
+        lowest = 0.0
+        if scoring.cap is not None:
+            lowest = -scoring.scale * scoring.cap
+        s = tl.where(s == NOTHING, lowest, s)
     along_rows = tl.zeros((s.shape[0],), tl.float32)
     if share is not None:
         along_rows = tl.sum(g * s, 1)
