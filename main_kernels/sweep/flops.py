@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .. import checks
-from .inputs import GradientInputs, Inputs, mode_of, one_number
+from .inputs import GradientInputs, Inputs, mode_of, one_number, scored
 
 
 def count_products() -> None:
@@ -41,8 +41,7 @@ def _equal(vector: Tensor) -> bool:
 
 def _product(inputs: Inputs | GradientInputs) -> int:
     """Flops of one product of the size of the scores."""
-    taking_part = None if inputs.targets is None or inputs.complete else inputs.targets >= 0
-    return 2 * _count(taking_part, inputs.query.shape[0]) * inputs.key.shape[0] * inputs.query.shape[1]
+    return 2 * _count(scored(inputs), inputs.query.shape[0]) * inputs.key.shape[0] * inputs.query.shape[1]
 
 
 def _sweep(*arguments, **_) -> int:  # type: ignore[no-untyped-def]
@@ -55,14 +54,15 @@ def _sweep_gradient(*arguments, **_) -> int:  # type: ignore[no-untyped-def]
     inputs = GradientInputs(*arguments)
     by_query, by_key = bool(inputs.d_query.shape[0]), bool(inputs.d_key.shape[0])
     product = _product(inputs)
-    others = (inputs.d_row, inputs.d_target, inputs.d_row_logits, inputs.d_softplus)
+    others = (inputs.d_row, inputs.d_target, inputs.d_row_logits, inputs.d_softplus, inputs.d_entropy)
     factor = inputs.d_loss
     if inputs.gradient == "kept" and inputs.kept.numel():
         return product * (by_query + by_key)
     if inputs.gradient != "forward" or factor is None or any(d is not None for d in others):
         return product * (1 + by_query + by_key)
-    if inputs.targets is not None and not inputs.complete and checks.readable(inputs.targets):
-        factor = factor[inputs.targets >= 0]
+    mask = scored(inputs)
+    if mask is not None and checks.readable(mask):
+        factor = factor[mask]
     uniform = not by_key or inputs.uniform or _equal(factor)
     again = 0 if inputs.ready else 1 + by_query + (by_key and uniform)
     return product * (again + (0 if uniform else 2))

@@ -187,11 +187,17 @@ def one_number(vector: Tensor) -> bool:
     return vector.shape[0] == 1 or (vector.shape[0] > 0 and vector.stride(0) == 0)
 
 
-def selected_rows(inputs: Inputs | GradientInputs) -> Tensor | None:
-    """Indices of the rows that take part, or None when all do."""
+def scored(inputs: Inputs | GradientInputs) -> Tensor | None:
+    """bool [N], which rows take part; None where all are known to."""
     if inputs.targets is None or inputs.ignore_index is None:
         return None
-    return taking_part(inputs.targets != inputs.ignore_index)
+    return inputs.targets != inputs.ignore_index
+
+
+def selected_rows(inputs: Inputs | GradientInputs) -> Tensor | None:
+    """Indices of the rows that take part, or None when all do."""
+    mask = scored(inputs)
+    return None if mask is None else taking_part(mask)
 
 
 def taking_part(mask: Tensor) -> Tensor | None:

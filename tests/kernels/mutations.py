@@ -98,7 +98,7 @@ MUTATIONS = [
     Mutation(PLAIN, ".sub_(r.low[:, None])", ""),
     Mutation(PLAIN, "g *= 1 - (s /", "g *= 1 + (s /"),
     # the walk, the plan, autograd
-    Mutation(WALK, "d=w * (eps - 1) if targets else None", "d=-w if targets else None"),
+    Mutation(WALK, "0, w * (eps - 1)) if targets", "0, -w) if targets"),
     Mutation(WALK, "1 + 2 * self.z_loss * r.high", "1 + self.z_loss * r.high"),
     Mutation(WALK, "u=w * (-eps / columns) if eps else None", "u=None"),
     Mutation(WALK, "(self.label_smoothing / columns) * logits", "self.label_smoothing * logits"),
@@ -165,14 +165,14 @@ MUTATIONS = [
     Mutation(CONTRASTIVE, "- F.logsigmoid(swept.target)", "- F.logsigmoid(-swept.target)"),
     Mutation(CONTRASTIVE, "loss.sum() / torch.where(total == 0, 1, total)", "loss.mean()"),
     Mutation(CONTRASTIVE, "in_column - _occurrences(own, pair_ids) + (own == pair_ids)", "in_column"),
-    Mutation(CONTRASTIVE, "0.5 * entries.log() +", "entries.log() +"),
+    Mutation(CONTRASTIVE, "0.5 * (entries.log() +", "0.5 * (2 * entries.log() +"),
     Mutation(CONTRASTIVE, "clamp(0.0, MAX_LOGIT_SCALE)", "clamp(max=MAX_LOGIT_SCALE)"),
-    Mutation(LIKELIHOOD, "ignored = ignored | (weights == 0)", "pass"),
-    Mutation(LIKELIHOOD, "counted.masked_fill(ignored, 0)", "counted"),
+    Mutation(LIKELIHOOD, "_ignoring(targets, weights == 0, ", "_ignoring(targets, weights != 0, "),
+    Mutation(LIKELIHOOD, "counted.masked_fill(targets == ignore_index, 0)", "counted"),
     Mutation(LIKELIHOOD, "right=True) - 1", "right=False) - 1"),
     Mutation(LIKELIHOOD, "segment_ids.masked_fill(segment_ids >= segments, -1)", "segment_ids"),
     Mutation(LIKELIHOOD, "return sums[1:-1]", "return sums[:-2]"),
-    Mutation(LIKELIHOOD, "swept.row_lse - swept.mean", "swept.mean - swept.row_lse"),
+    Mutation(LIKELIHOOD, "-swept.row_nll, swept.entropy", "-swept.row_nll, -swept.entropy"),
 ]
 
 

@@ -169,7 +169,7 @@ def test_smile_has_the_value_of_clipped_dv_and_the_gradient_of_js(backend):
         f = (query @ key.T).detach().double()
         others = f[~torch.eye(20, dtype=torch.bool)]
         assert joined[clip] == pytest.approx(float(f.diagonal().mean() - others.clamp(-clip, clip).exp().mean().log()))
-    assert joined[1e3] == pytest.approx(mutual_information(query, key, estimator="dv").item(), rel=1e-6)
+    assert joined[1e3] == pytest.approx(mutual_information(query, key, estimator="dv").item(), abs=2e-6)
     assert len(set(joined.values())) == 3
 
 
