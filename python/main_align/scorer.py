@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .bank import Bank
+from .context import changes_rope, context_length
 from .devices import pick_device, pick_dtype
 from .directional import Directional, Layout
 from .errors import UserError
@@ -25,7 +26,7 @@ from .forms import Fields
 from .forward import Forward, is_out_of_memory
 from .heads import AlignmentHead
 from .inputs import count, is_columns, pairs_in
-from .models import LoadedModel, changes_rope, context_length, load, vocabulary
+from .models import LoadedModel, load, vocabulary
 from .notebook import OnProgress, bar
 from .packing import Pack, Window, make_window
 from .reading import NO_FIELDS

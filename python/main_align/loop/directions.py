@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ..context import context_length
 from ..devices import DTYPES
 from ..directional import Directional
 from ..errors import UserError
-from ..models import MERGE, LoadedModel, context_length, find, fit_layout, folder_digest, load
+from ..models import MERGE, LoadedModel, find, fit_layout, folder_digest, load
 from .config import Direction, LoopConfig
 from .folder import RunFolder
 from .plan import Stage

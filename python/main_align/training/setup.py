@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..context import context_length
 from ..errors import UserError
 from ..forward import Forward
-from ..models import check_model, context_length, find, load_weights
+from ..models import check_model, find, load_weights
 from .arguments import AlignmentArguments
 from .wrapped import head_weight
 
