@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .dialect import CONVERSATIONS, Conversation, Dialect, Instances, Preference, TwoFields
 
-LISTS = ("conversation", "dialogue", "dialog", "chat", "turns")  # names that also mean other things
+LISTS = ("conversation", "dialogue", "dialog", "chat")  # names that also mean other things
 
 _X, _Y = "Name a prime.", "Seven."
 _TURNS = [{"role": "user", "content": _X}, {"role": "assistant", "content": _Y}]

@@ -88,7 +88,7 @@ def pair_from_record(
         if notes is not None:
             texts = (instruction, response, *(turn.text for turn in context))
             unused = (name for name in view.unused_texts() if not any(view.record[name] in text for text in texts))
-            notes.unused.update(unused)
+            notes.unused.update(dict.fromkeys([*unused, *view.left_over()], 1))
     own_id = _label(view, fields)
     return Pair(str(line) if own_id is None else own_id, line, unit=unit, own_id=own_id is not None, **sides)
 

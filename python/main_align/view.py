@@ -7,6 +7,8 @@ from typing import Any
 
 from .turns import Unfit, is_null, kind, parsed, plain_name
 
+TOOLS = ("tools", "functions")
+
 
 class View:
     """A record whose fields are found by plain or dotted names, and which fields have been used."""
@@ -63,6 +65,13 @@ class View:
             and name not in self._used
             and plain_name(str(name)) not in ("", "id")
         ]
+
+    def left_over(self) -> list[str]:
+        """Parts of the prompt other than text that are not read: tools, and instances after the first."""
+        tools = [name for name in map(self.name, TOOLS) if name is not None and parsed(self.record[name])]
+        instances = self.name("instances")
+        found = parsed(self.record[instances]) if instances is not None else None
+        return tools + ([f"{instances} after the first"] if isinstance(found, list) and len(found) > 1 else [])
 
     def text(self, name: str) -> str:
         """A known field's text. Raises Unfit where it is no text."""

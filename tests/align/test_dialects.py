@@ -244,6 +244,7 @@ def test_a_row_without_a_rejected_response() -> None:
         ({"messages": [USER, ASSISTANT, ASSISTANT]}, "unsupported_turns", "ends in assistant then assistant"),
         ({"messages": [USER, {"role": "assistant", "content": None}]}, "unsupported_turns", "is null"),
         ({"chosen": Y, "rejected": "Nine."}, "missing_field", "no prompt"),
+        ({"question_id": 1, "turns": [X, "And another?"]}, "missing_field", "found 'question_id', 'turns'"),
         ({"question": X, "answers": ["a", "b"], "answer": ["a", "b"]}, "missing_field", "a list, not text"),
         ({"a": {"prompt": X, "completion": Y}, "b": {"prompt": X, "completion": Y}}, "missing_field", "found 'a', 'b'"),
     ],
@@ -273,6 +274,11 @@ def test_text_fields_that_nobody_uses_are_noted() -> None:
         assert pair_from_record(record, 1, Fields(), notes=notes).status == "ok"
     assert dict(notes.unused) == {"text": 2, "history": 2}
     assert "'text', 'history'" in notes.sentence()
+    notes = Notes()
+    instance = {"input": "", "output": Y}
+    assert pair_from_record({"instruction": X, "instances": [instance] * 2}, 1, Fields(), notes=notes).status == "ok"
+    assert pair_from_record({"messages": [USER, ASSISTANT], "tools": "[{}]"}, 2, Fields(), notes=notes).status == "ok"
+    assert dict(notes.unused) == {"instances after the first": 1, "tools": 1}
 
 
 @pytest.mark.parametrize(
