@@ -127,6 +127,23 @@ def positive(name: str, value: float) -> None:
         raise ValueError(f"{name}: got {value}, want a positive number")
 
 
+def inverse_temperature(temperature: float | Tensor, like: Tensor) -> float | Tensor:
+    """1 / temperature, a positive number; of a 0-dimensional tensor beside ``like`` and in its accumulator's dtype."""
+    if not isinstance(temperature, Tensor):
+        positive("temperature", temperature)
+        return 1 / temperature
+    if temperature.ndim or not temperature.is_floating_point():
+        raise ValueError(
+            f"temperature: got {temperature.dtype} of shape {tuple(temperature.shape)}, want a number or a"
+            " 0-dimensional floating tensor: one for all rows"
+        )
+    if readable(temperature):
+        fine = (temperature > 0) & temperature.isfinite()
+        if not on_device(fine, "temperature: want a positive number") and not bool(fine):
+            positive("temperature", float(temperature))
+    return temperature.to(like.device, torch.promote_types(like.dtype, torch.float32)).reciprocal()
+
+
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, want one of {', '.join(map(repr, choices))}")

@@ -81,7 +81,7 @@ def linear_kl(
     *,
     kind: Literal["forward", "reverse", "js"] = "forward",
     beta: float = 0.5,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     mask: Tensor | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> Tensor:
@@ -100,7 +100,8 @@ def linear_kl(
         teacher_hidden: [T, Dt] and teacher_weight: [V, Dt] of one dtype, which may be another. Its gradients are made
             only where it requires them.
         kind, beta: see above; beta, between 0 and 1, is the teacher's share and serves "js" alone.
-        temperature: positive, divides the logits of both.
+        temperature: a positive number, or a 0-dimensional tensor, which may require a gradient; divides the logits of
+            both. The hidden states are divided by a tensor and rounded to their dtype.
         mask: bool [T], True counts. reduction: "mean" is over the rows that count, and 0 where none does.
 
     Returns:
@@ -129,18 +130,21 @@ def linear_kl(
     checks.one_of("kind", kind, ("forward", "reverse", "js"))
     if kind == "js" and not 0 < beta < 1:
         raise ValueError(f"beta: got {beta}, want a number between 0 and 1")
-    checks.positive("temperature", temperature)
+    scale = checks.inverse_temperature(temperature, student_hidden)
     if mask is not None:
         checks.mask("mask", mask, student_hidden.shape[0], like=student_hidden)
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
     no_tangents("linear_kl", student_hidden, student_weight, teacher_hidden, teacher_weight)
+    if isinstance(scale, Tensor):
+        student_hidden, teacher_hidden = ((h * scale).to(h.dtype) for h in (student_hidden, teacher_hidden))
+        scale = 1.0
     student, teacher = (student_hidden, student_weight), (teacher_hidden, teacher_weight)
     operands = [autocast(t) for t in ((*student, *teacher) if kind == "reverse" else (*teacher, *student))]
     wider = operands[0] if operands[0].dtype == torch.float64 else operands[2]
     count_products()
     values = divergence_op(
         *operands,
-        1 / temperature,
+        scale,
         beta if kind == "js" else None,
         mask,
         *(torch.is_grad_enabled() and t.requires_grad for t in operands),

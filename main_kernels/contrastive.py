@@ -21,7 +21,7 @@ def info_nce(
     query: Tensor,
     key: Tensor,
     *,
-    temperature: float = 0.07,
+    temperature: float | Tensor = 0.07,
     logit_scale: Tensor | None = None,
     direction: Literal["both", "query", "key"] = "both",
     weight: Tensor | None = None,
@@ -40,7 +40,8 @@ def info_nce(
     Args:
         query: [N, D] and key: [N, D], float32, bfloat16, float16 or float64; row i of one is the pair of row i of the
             other. N may be 0. Normalise them first where cosine similarity is meant.
-        temperature: the scores are divided by it. Ignored where logit_scale is given.
+        temperature: a positive number, or a 0-dimensional tensor, which may require a gradient: the scores are divided
+            by it. Ignored where logit_scale is given.
         logit_scale: 0-dimensional tensor in log space, the scores are multiplied by exp(clamp(logit_scale, 0, ln 100));
             its gradient is exact (zero outside the clamp).
         weight: floating [N], not negative: factors of the pairs' losses; the mean is then the weighted mean (0 where
@@ -71,8 +72,9 @@ def info_nce(
     if pair_ids is not None:
         checks.vector("pair_ids", pair_ids, count, integer=True, like=query)
     if logit_scale is None:
-        checks.positive("temperature", temperature)
-    scale = 1 / temperature if logit_scale is None else _learned_scale(logit_scale, query)
+        scale = checks.inverse_temperature(temperature, query)
+    else:
+        scale = _learned_scale(logit_scale, query)
     shared = own = None
     if negatives is not None:
         if direction == "key":
@@ -191,7 +193,7 @@ def pair_scores(
     query: Tensor,
     key: Tensor,
     *,
-    temperature: float = 0.07,
+    temperature: float | Tensor = 0.07,
     targets: Tensor | None = None,
     pair_ids: Tensor | None = None,
     key_ids: Tensor | None = None,
@@ -220,7 +222,7 @@ def pair_scores(
         checks.vector("targets", targets, query.shape[0], integer=True, like=query)
         if checks.readable(targets):
             checks.in_range("targets", targets, 0, key.shape[0])
-    checks.positive("temperature", temperature)
+    scale = checks.inverse_temperature(temperature, query)
     in_row: Tensor | float = key.shape[0]
     in_column: Tensor | float = query.shape[0]
     if pair_ids is not None or key_ids is not None:
@@ -235,7 +237,7 @@ def pair_scores(
     swept = sweep(
         query,
         key,
-        scale=1 / temperature,
+        scale=scale,
         targets=targets,
         row_ids=pair_ids,
         column_ids=key_ids,
@@ -254,7 +256,7 @@ def pair_scores(
 
 
 def row_logsumexp(
-    query: Tensor, key: Tensor, *, temperature: float = 1.0, workspace: int = DEFAULT_WORKSPACE
+    query: Tensor, key: Tensor, *, temperature: float | Tensor = 1.0, workspace: int = DEFAULT_WORKSPACE
 ) -> Tensor:
     """log sum_j exp(query_i·key_j / temperature) of every query against a bank of keys, differentiable.
 
@@ -269,8 +271,8 @@ def row_logsumexp(
     """
     checks.matrix("query", query, least=0)
     checks.matrix("key", key, width=query.shape[1], like=query)
-    checks.positive("temperature", temperature)
-    return sweep(query, key, scale=1 / temperature, workspace=workspace).row_lse
+    scale = checks.inverse_temperature(temperature, query)
+    return sweep(query, key, scale=scale, workspace=workspace).row_lse
 
 
 def _learned_scale(logit_scale: Tensor, query: Tensor) -> Tensor:

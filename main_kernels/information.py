@@ -23,7 +23,7 @@ def mutual_information(
     query: Tensor,
     key: Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     estimator: Literal["infonce", "nwj", "tuba", "dv", "js", "smile", "club"] = "infonce",
     clip: float = 5.0,
     baseline: Tensor | None = None,
@@ -52,7 +52,8 @@ def mutual_information(
     Args:
         query: [N, D] and key: [N, D], float32, bfloat16, float16 or float64; row i of one is the pair of row i of the
             other. N >= 2 for all but ``infonce``.
-        temperature: positive; the scores are divided by it.
+        temperature: a positive number, or a 0-dimensional tensor, which may require a gradient; the scores are divided
+            by it.
         clip: positive, nats; for ``smile``.
         baseline: b, floating, 0-dimensional or [N], nats; for ``tuba``, None is 0. May require a gradient.
         workspace: bytes of scores kept between forward and backward, which then costs a matrix product less.
@@ -65,16 +66,16 @@ def mutual_information(
         ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
     """
     checks.one_of("estimator", estimator, ESTIMATORS)
-    _check(query, key, temperature, clip, least=1 if estimator == "infonce" else 2)
+    scale = _check(query, key, temperature, clip, least=1 if estimator == "infonce" else 2)
     if baseline is not None:
         _check_baseline(baseline, query, estimator)
     if estimator == "club":
-        return _club(query, key, temperature)
+        return _club(query, key, scale)
     rows = query.shape[0]
     swept = sweep(
         query,
         key,
-        scale=1 / temperature,
+        scale=scale,
         targets=torch.arange(rows, dtype=torch.int64, device=query.device),
         keep_target=estimator == "infonce",
         row_lse=estimator != "js",
@@ -100,7 +101,7 @@ def mutual_information_bounds(
     query: Tensor,
     key: Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     clip: float = 5.0,
     workspace: int = DEFAULT_WORKSPACE,
 ) -> dict[str, Tensor]:
@@ -116,11 +117,11 @@ def mutual_information_bounds(
     Raises:
         ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
     """
-    _check(query, key, temperature, clip, least=2)
+    scale = _check(query, key, temperature, clip, least=2)
     swept = sweep(
         query,
         key,
-        scale=1 / temperature,
+        scale=scale,
         targets=torch.arange(query.shape[0], dtype=torch.int64, device=query.device),
         keep_target=False,
         softplus=True,
@@ -136,7 +137,7 @@ def mutual_information_bounds(
         "dv": _dv(joint, others, swept.row_low),
         "js": js,
         "smile": _smile(joint, swept.clipped, js),
-        "club": _club(query, key, temperature),
+        "club": _club(query, key, scale),
     }
 
 
@@ -181,19 +182,20 @@ def _smile(joint: Tensor, others_clipped: Tensor, js: Tensor) -> Tensor:
     return _dv(joint, others_clipped).detach() + (js - js.detach())
 
 
-def _club(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+def _club(query: Tensor, key: Tensor, scale: float | Tensor) -> Tensor:
     """From centred embeddings: the difference of the two means would lose what they have in common."""
     wide = torch.promote_types(query.dtype, torch.float32)
     query, key = query.to(wide), key.to(wide)
-    return ((query - query.mean(0)) * (key - key.mean(0))).sum() / (query.shape[0] * temperature)
+    return ((query - query.mean(0)) * (key - key.mean(0))).sum() * scale / query.shape[0]
 
 
-def _check(query: Tensor, key: Tensor, temperature: float, clip: float, *, least: int) -> None:
+def _check(query: Tensor, key: Tensor, temperature: float | Tensor, clip: float, *, least: int) -> float | Tensor:
+    """Returns 1 / temperature."""
     checks.pairs(query, key)
-    checks.positive("temperature", temperature)
     checks.positive("clip", clip)
     if query.shape[0] < least:
         raise ValueError(f"query: got {query.shape[0]} rows, want at least {least}: others are needed to compare with")
+    return checks.inverse_temperature(temperature, query)
 
 
 def _check_baseline(baseline: Tensor, query: Tensor, estimator: str) -> None:

@@ -32,7 +32,7 @@ def token_logprobs(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     ignore_index: int | None = -100,
     return_stats: Literal[False] = False,
 ) -> Tensor: ...
@@ -46,7 +46,7 @@ def token_logprobs(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     ignore_index: int | None = -100,
     return_stats: Literal[True],
 ) -> TokenStats: ...
@@ -59,7 +59,7 @@ def token_logprobs(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     ignore_index: int | None = -100,
     return_stats: bool = False,
 ) -> Tensor | TokenStats:
@@ -76,7 +76,7 @@ def token_logprobs(
         targets: int64 [T], in [0, V) or ignore_index.
         bias: [V], floating. -inf leaves a token out: its probability is 0, whatever the softcap.
         softcap: positive, as in Gemma 2 (final_logit_softcapping).
-        temperature: positive.
+        temperature: a positive number, or a 0-dimensional tensor, which may require a gradient.
         ignore_index: marks the targets that do not count; None: all count, and nobody looks for others.
         return_stats: also entropy, rank of the target and whether it is the arg-max.
 
@@ -88,13 +88,13 @@ def token_logprobs(
         ValueError: for shapes, dtypes, devices or ids that do not fit, naming the argument.
     """
     _check_head(hidden, weight, targets, bias, softcap)
-    checks.positive("temperature", temperature)
+    scale = checks.inverse_temperature(temperature, hidden)
     # a loss that is turned round by its weights: turned round afterwards, a gradient of one number would become T
     minus = torch.full_like(targets, -1, dtype=torch.float32)
     swept = sweep(
         hidden,
         weight,
-        scale=1 / temperature,
+        scale=scale,
         bias=bias,
         softcap=softcap,
         targets=targets,
@@ -187,7 +187,7 @@ def sequence_logprobs(
     segments: int | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     ignore_index: int | None = -100,
     workspace: int = DEFAULT_WORKSPACE,
 ) -> Tensor:
@@ -212,7 +212,7 @@ def sequence_logprobs(
         ValueError: for shapes, dtypes, devices or ids that do not fit, naming the argument.
     """
     _check_head(hidden, weight, targets, bias, softcap)
-    checks.positive("temperature", temperature)
+    scale = checks.inverse_temperature(temperature, hidden)
     rows = hidden.shape[0]
     if (cu_seqlens is None) == (segment_ids is None):
         given = "neither" if cu_seqlens is None else "both"
@@ -237,7 +237,7 @@ def sequence_logprobs(
     swept = sweep(
         hidden,
         weight,
-        scale=1 / temperature,
+        scale=scale,
         bias=bias,
         softcap=softcap,
         targets=targets,

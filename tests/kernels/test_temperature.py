@@ -1,0 +1,62 @@
+"""A temperature is a number, or a 0-dimensional tensor, which is differentiated; anything else says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from main_kernels import (
+    info_nce,
+    linear_kl,
+    mutual_information,
+    mutual_information_bounds,
+    pair_scores,
+    row_logsumexp,
+    sequence_logprobs,
+    token_logprobs,
+)
+
+from .contract import error
+
+CALLS = {
+    "token_logprobs": lambda q, k, t: token_logprobs(q, k, torch.arange(5), softcap=4.0, temperature=t),
+    "token_stats": lambda q, k, t: token_logprobs(q, k, torch.arange(5), temperature=t, return_stats=True).entropy,
+    "sequence_logprobs": lambda q, k, t: sequence_logprobs(
+        q, k, torch.arange(5), torch.tensor([0, 2, 5]), temperature=t
+    ),
+    "info_nce": lambda q, k, t: info_nce(q, k, temperature=t, direction="query"),
+    "pair_scores": lambda q, k, t: pair_scores(q, k, temperature=t).pmi,
+    "row_logsumexp": lambda q, k, t: row_logsumexp(q, k, temperature=t),
+    "infonce": lambda q, k, t: mutual_information(q, k, temperature=t),
+    "club": lambda q, k, t: mutual_information(q, k, temperature=t, estimator="club"),
+    "bounds": lambda q, k, t: mutual_information_bounds(q, k, temperature=t)["dv"],
+    "linear_kl": lambda q, k, t: linear_kl(q, k, k, q, kind="js", temperature=t, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_tensor_is_differentiated(name):
+    query, key = (torch.randn(5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    temperature = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(CALLS[name], (query, key, temperature))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_tensor_is_what_the_number_is(backend, name):
+    query, key = torch.randn(5, 3), torch.randn(5, 3)
+    assert error(CALLS[name](query, key, torch.tensor(0.5)), CALLS[name](query, key, 0.5)) < 1e-6
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_others_are_refused(name):
+    query, key = torch.randn(5, 3), torch.randn(5, 3)
+    for wrong, words in (
+        (torch.ones(1), r"shape \(1,\), want a number or a 0-dimensional floating tensor: one for all rows"),
+        (torch.ones(5), r"shape \(5,\)"),
+        (torch.tensor(1), "torch.int64"),
+        (torch.tensor(0.0), "temperature: got 0.0, want a positive number"),
+        (torch.tensor(float("nan")), "temperature: got nan"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            CALLS[name](query, key, wrong)
