@@ -115,6 +115,8 @@ def linear_kl(
     checks.matrix("student_weight", student_weight, width=student_hidden.shape[1], like=student_hidden)
     checks.matrix("teacher_hidden", teacher_hidden, least=0)
     checks.matrix("teacher_weight", teacher_weight, width=teacher_hidden.shape[1])
+    if teacher_hidden.device != student_hidden.device:
+        raise ValueError(f"teacher_hidden: got device {teacher_hidden.device}, want {student_hidden.device}")
     if teacher_hidden.shape[0] != student_hidden.shape[0]:
         raise ValueError(
             f"teacher_hidden: got {teacher_hidden.shape[0]} rows, want {student_hidden.shape[0]}, one for each of"
@@ -125,8 +127,6 @@ def linear_kl(
             f"teacher_weight: got {teacher_weight.shape[0]} rows, want {student_weight.shape[0]}: one vocabulary"
         )
     checks.same_kind("teacher_weight", teacher_weight, teacher_hidden)
-    if teacher_hidden.device != student_hidden.device:
-        raise ValueError(f"teacher_hidden: got device {teacher_hidden.device}, want {student_hidden.device}")
     checks.one_of("kind", kind, ("forward", "reverse", "js"))
     if kind == "js" and not 0 < beta < 1:
         raise ValueError(f"beta: got {beta}, want a number between 0 and 1")

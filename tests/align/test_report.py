@@ -28,7 +28,7 @@ def shown(what: RenderableType) -> str:
 
 
 def filtered(aligned: bool = False) -> Filtered:
-    table = ScoreTable({"mutual": VALUES, "ifd": VALUES}, Counter(ok=4, bad_json=1), 5)
+    table = ScoreTable({"mutual": VALUES, "ifd": VALUES}, Counter(ok=4, bad_json=1), {"bad_json": "line 3: no JSON"}, 5)
     kept = np.array([False, False, True, True, False])
     marks = np.array([0, 1, 1, 1, np.nan]) if aligned else None
     return Filtered("mutual", table, kept, 2.0, {"bad_json": 1}, marks)

@@ -33,9 +33,9 @@ CALLS = {
 }
 
 
-@pytest.fixture(scope="module")
-def pretended(tmp_path_factory):
-    """A device of compute capability 9.0 for tensors of the CPU. Gives the function that tells what it was asked."""
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    """Load a libcuda.so.1 that notes calls, once in a process: Triton's launchers stay with the first they find."""
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("no gcc to compile the stand-in with")
@@ -45,6 +45,13 @@ def pretended(tmp_path_factory):
     subprocess.run([compiler, *flags, Path(__file__).with_name("driver.c"), "-o", library], check=True)
     loaded = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)  # whoever opens libcuda.so.1 now gets this one
     loaded.noted.restype = ctypes.c_char_p
+    return folder, loaded
+
+
+@pytest.fixture(scope="module")
+def pretended(stand_in):
+    """A device of compute capability 9.0 for tensors of the CPU. Gives the function that tells what it was asked."""
+    folder, loaded = stand_in
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_LIBCUDA_PATH", str(folder))
         patch.setenv("TRITON_CACHE_DIR", str(folder))

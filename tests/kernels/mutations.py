@@ -145,7 +145,7 @@ MUTATIONS = [
     Mutation(CONSISTENCY, "c.T + sign * a", "c + sign * a"),
     Mutation(CONSISTENCY, "squares / (-4 * query.shape[0])", "squares / (-4 * query.shape[0] ** 2)"),
     Mutation(CONSISTENCY, "x.mul_(weights[rows, None]).add_(y)", "x.mul_(weights[rows, None])"),
-    Mutation(CONSISTENCY, "1 / temperature,", "1.0,"),
+    Mutation(CONSISTENCY, "checks.inverse_temperature(temperature, student_hidden)", "1.0"),
     Mutation(CONSISTENCY, "mask.sum().clamp(min=1)", "values.shape[0]"),
     Mutation(INFORMATION, "math.log(rows * (rows - 1))", "2 * math.log(rows)"),
     Mutation(INFORMATION, "(_log_mean_exp(others) - 1).exp()", "_log_mean_exp(others).exp()"),
