@@ -29,8 +29,8 @@ if INTERPRETED:
         (chunks.WEIGH, {"BM": 256, "BN": 512}),
         (combine.COMBINE, {"BN": 512}),
         (planes.PLANES, {"BLOCK": 1 << 16}),
-        *((tile, {"BM": 256, "BN": 512, "BD": 128}) for tile in walked),
-        *((tile, {"BM": 256, "BD": 128}) for tile in product.TARGETS[80].values()),
+        *((tile, {"BM": 512, "BN": 512, "BD": 128}) for tile in walked),
+        *((tile, {"BM": 512, "BD": 128}) for tile in product.TARGETS[80].values()),
     ):
         config.update(size)
     settings.register_profile("interpreted", settings.get_profile("quick"), max_examples=6)
