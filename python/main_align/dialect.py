@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,32 +16,32 @@ NO_INPUT = "<noinput>"  # self-instruct's way to leave an input empty
 
 
 @dataclass(frozen=True)
-class Dialect:
+class Dialect(ABC):
     """One form of a record. `form` and `seen_in` say for people what it is, `example` is a record of it."""
 
+    @abstractmethod
     def fits(self, view: View, side: str, filled: bool) -> bool:
         """True where the fields are there and not null, with `filled` also not empty."""
-        raise NotImplementedError
 
     def has_fields(self, view: View) -> bool:
         """True where a table has the columns of this form."""
         return any(self.fits(view, side, False) for side in ("chosen", "rejected"))
 
+    @abstractmethod
     def messages(self, view: View, side: str) -> list[Message]:
         """The whole conversation, the response last. Raises Unfit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def where(self, view: View) -> str:
         """The field to name in a reason."""
-        raise NotImplementedError
 
-    def explain(self, view: View) -> None:
+    def explain(self, view: View) -> None:  # noqa: B027 (most forms have nothing to explain)
         """Raise Unfit where a record is of this form but for a field that is absent or null."""
 
     @property
+    @abstractmethod
     def form(self) -> str:
         """The fields, for people."""
-        raise NotImplementedError
 
     seen_in: str = field(default="", kw_only=True)
     example: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
