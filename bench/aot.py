@@ -29,7 +29,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from main_kernels.backends.interface import ColumnSums, Lse, Mask, RowSums, ScoreMap, Upstream, Wants
-from main_kernels.backends.triton import TritonBackend, product
+from main_kernels.backends.triton import TritonBackend, matmul_tile
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
@@ -95,7 +95,7 @@ def compiling(architecture: int) -> Iterator[list[tuple[str, Any]]]:
     """Inside, kernels are compiled for an architecture instead of being launched, and listed with their names."""
     compiled: list[tuple[str, Any]] = []
     before, run = driver._active, JITFunction.run
-    chosen, counted = product.architecture, product.multiprocessors
+    chosen, counted = matmul_tile.architecture, matmul_tile.multiprocessors
 
     def compile_only(self, *args, grid, warmup, **kwargs):  # type: ignore[no-untyped-def]
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
@@ -105,10 +105,10 @@ def compiling(architecture: int) -> Iterator[list[tuple[str, Any]]]:
     try:
         driver.set_active(_Pretended(architecture))
         JITFunction.run = compile_only
-        product.architecture, product.multiprocessors = lambda _: architecture, lambda _: 132
+        matmul_tile.architecture, matmul_tile.multiprocessors = lambda _: architecture, lambda _: 132
         yield compiled
     finally:
-        JITFunction.run, product.architecture, product.multiprocessors = run, chosen, counted
+        JITFunction.run, matmul_tile.architecture, matmul_tile.multiprocessors = run, chosen, counted
         driver._active = before
 
 

@@ -44,7 +44,7 @@ step sanitize 150 "$python" bench/sanitize.py &
 # one thread a worker; the session ends in time to say what it has seen
 step tests 215 env OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1 \
   "$python" -m pytest -q -p no:cacheprovider "${parallel[@]}" --junitxml "$logs/tests.xml" --durations 15 \
-  --session-timeout 180 -m "not slow" tests/kernels tests/cuda tests/align
+  --session-timeout 180 -m "not slow" tests/kernels tests/cuda_cpp tests/device tests/align
 wait
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from main_align.attention import packing_arguments
-from main_align.devices import DTYPES
-from main_align.directional import Layout
-from main_align.models import SMOLLM2, load
-from main_align.records import SCORED, Pair
-from main_align.scorer import PACK_TOKENS, Scorer
+from main_align.data.pairs import SCORED, Pair
+from main_align.models.devices import DTYPES
+from main_align.models.encoding import Layout
+from main_align.models.load import SMOLLM2, load
+from main_align.models.packed_attention import packing_arguments
+from main_align.scoring.scorer import PACK_TOKENS, Scorer
 from measure import machine
 
 SEPARATED = ("pmi_forward", "pmi_reverse", "mutual", "semantic")

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from main_align.attention import packed_forward, packing_arguments
-from main_align.directional import Directional, Encoded
-from main_align.models import SMOLLM2, load
+from main_align.models.encoding import Directional, Encoded
+from main_align.models.load import SMOLLM2, load
+from main_align.models.packed_attention import packed_forward, packing_arguments
 from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
 from measure import interleaved, machine, peak_over, ratio, summary
 from scoring import read_seed_tasks
@@ -107,7 +107,7 @@ class Contest:
         return step
 
     def _backbone(self) -> Callable[[], None]:
-        from main_align.forward import Forward
+        from main_align.models.forward import Forward
 
         model: Any = load(self.model).model.train()
         Forward(model)

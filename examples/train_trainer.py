@@ -10,7 +10,7 @@ import argparse
 import torch
 from datasets import load_dataset
 from main_align import AlignmentArguments, AlignmentMixin
-from main_align.models import load
+from main_align.models.load import load
 from transformers import Trainer, TrainingArguments
 
 

@@ -2,8 +2,14 @@
 
 from ._version import __version__
 from .backends import backend_report
-from .consistency import cyclic_consistency, linear_kl, relational_scores
+from .consistency import (
+    cyclic_consistency,
+    relational_scores,
+)
 from .contrastive import PairScores, info_nce, pair_scores, row_logsumexp, sigmoid_loss
+from .distillation import (
+    linear_kl,
+)
 from .information import mutual_information, mutual_information_bounds
 from .likelihood import TokenStats, linear_cross_entropy, sequence_logprobs, token_logprobs
 from .pooling import segment_pool

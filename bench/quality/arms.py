@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from main_align.models import LoadedModel, load
-from main_align.records import Pair
+from main_align.data.pairs import Pair
+from main_align.models.load import LoadedModel, load
 from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
 from peft import LoraConfig
 from transformers import PrinterCallback

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from main_align.directional import Directional
-from main_align.forward import Forward
-from main_align.packing import make_window
-from main_align.records import Pair
-from main_align.scores import likelihood_scores
+from main_align.data.pairs import Pair
+from main_align.models.encoding import Directional
+from main_align.models.forward import Forward
+from main_align.scoring.batching import make_window
+from main_align.scoring.columns import likelihood_scores
 from numpy.typing import NDArray
 from shared import auc
 from torch import nn

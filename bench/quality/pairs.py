@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from main_align.directional import Directional
-from main_align.records import Pair
+from main_align.data.pairs import Pair
+from main_align.models.encoding import Directional
 from numpy.typing import NDArray
 from shared import read_seed_tasks
 

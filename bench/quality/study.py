@@ -37,8 +37,8 @@ import torch
 import transformers
 from arms import Setting
 from ledger import Ledger
-from main_align.directional import Directional
-from main_align.records import Pair
+from main_align.data.pairs import Pair
+from main_align.models.encoding import Directional
 from measures import held_out, read, summary
 from pairs import corruption, neighbours, short, split, swapped
 from pairs import read as read_pairs

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..backends.interface import Lse, Upstream
-from ..backends.memory import give_back
+from ..backends.workspace import give_back
 from ..derivatives import first_only
-from .gradient import Gradient
+from .grad_buffer import Gradient
 from .inputs import (
     GradientInputs,
     Inputs,
@@ -25,7 +25,7 @@ from .inputs import (
     selected_rows,
 )
 from .op import NAMES, VECTORS, sweep_op
-from .walk import Problem, backward_walk
+from .tiling import Problem, backward_walk
 
 _DIFFERENTIABLE = VECTORS.index("entropy") + 1  # the first outputs of the sweep
 _WEIGHTS = Inputs._fields.index("weights")

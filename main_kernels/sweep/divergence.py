@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, get
-from ..backends.memory import borrow, give_back
+from ..backends.workspace import borrow, give_back
 from ..derivatives import first_only
 from . import plan
-from .gradient import Gradient
+from .grad_buffer import Gradient
 from .inputs import one_number, taking_part
 from .operand import Operand
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..backends import ScoreMap, get
 from ..backends.interface import Mask
 from .plan import GradientMode, Plan, gradient_mode, make_plan
-from .walk import Announced, Problem
+from .tiling import Announced, Problem
 
 Changed = Tensor  # an argument that the op writes to
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import checks
 from ..backends.interface import Lse, Wants
-from ..backends.memory import borrow
-from .gradient import Gradient
+from ..backends.workspace import borrow
+from .grad_buffer import Gradient
 from .inputs import Inputs, accumulator_dtype, announced_of, make_problem, mode_of, plan_of, schema, selected_rows
-from .walk import Reductions, forward_walk
+from .tiling import Reductions, forward_walk
 
 VECTORS = [f.name for f in fields(Reductions)]
 NAMES = [*VECTORS, "row_low", "column_low"]

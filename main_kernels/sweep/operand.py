@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend
-from ..backends.memory import borrow, give_back
-from .gradient import Gradient
+from ..backends.workspace import borrow, give_back
+from .grad_buffer import Gradient
 
 BLOCK_BYTES = 8 << 20  # converted at a time: still in the cache when the product reads it
 _MIN_BLOCK_ROWS = 512

@@ -12,16 +12,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data.formats.record import Fields
+    from .data.pairs import Pair, Turn
+    from .data.read import read_pairs
     from .errors import UserError
-    from .filtering import Filtered, filter_scores
-    from .forms import Fields
-    from .heads import AlignmentHead
-    from .job import Progress, score_file
+    from .filtering.filter import Filtered, filter_scores
     from .loop import LoopConfig, MutualAlignmentLoop
-    from .reading import read_pairs
-    from .records import Pair, Turn
-    from .scorer import Scorer
-    from .scores import COLUMNS
+    from .models.projection_heads import AlignmentHead
+    from .progress import (
+        Progress,
+    )
+    from .scoring.columns import COLUMNS
+    from .scoring.job import (
+        score_file,
+    )
+    from .scoring.scorer import Scorer
     from .training import (
         AlignmentArguments,
         AlignmentMixin,
@@ -57,27 +62,27 @@ __all__ = [
 ]
 
 _HOMES = {
-    "COLUMNS": "scores",
+    "COLUMNS": "scoring.columns",
     "AlignmentArguments": "training",
-    "AlignmentHead": "heads",
+    "AlignmentHead": "models.projection_heads",
     "AlignmentMixin": "training",
     "AlignmentTerms": "training",
-    "Fields": "forms",
-    "Filtered": "filtering",
+    "Fields": "data.formats.record",
+    "Filtered": "filtering.filter",
     "Likelihoods": "training",
     "LoopConfig": "loop",
     "MutualAlignmentConfig": "training",
     "MutualAlignmentLoop": "loop",
     "MutualAlignmentLoss": "training",
     "MutualAlignmentTrainer": "training",
-    "Pair": "records",
-    "Progress": "job",
-    "Scorer": "scorer",
-    "Turn": "records",
+    "Pair": "data.pairs",
+    "Progress": "scoring.job",
+    "Scorer": "scoring.scorer",
+    "Turn": "data.pairs",
     "UserError": "errors",
-    "filter_scores": "filtering",
-    "read_pairs": "reading",
-    "score_file": "job",
+    "filter_scores": "filtering.filter",
+    "read_pairs": "data.read",
+    "score_file": "scoring.job",
 }
 
 

@@ -12,7 +12,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        from .cli import app
+        from .cli.app import app
     except ModuleNotFoundError as error:
         sys.exit(_without_extras(sys.argv[1:], error))
     app()
@@ -21,12 +21,14 @@ def main() -> None:
 def _without_extras(arguments: list[str], error: ModuleNotFoundError) -> int:
     """Serve `--version` and `doctor`, which need torch alone, and refuse everything else with the install line."""
     if arguments == ["--version"]:
-        from .manifest import installed
+        from .environment import (
+            installed,
+        )
 
         print(f"main-align {installed('main-kernels')}")
         return 0
     if arguments == ["doctor"]:
-        from .doctor import run_doctor
+        from .cli.doctor import run_doctor
 
         return run_doctor()
     print(f"main-align: {error}. Install what is missing: pip install 'main-kernels[hf]'", file=sys.stderr)

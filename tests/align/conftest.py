@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny import DEVICE
+
+from tests.align.tiny_models import DEVICE
 
 
 @pytest.fixture

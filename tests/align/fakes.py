@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from main_align.packing import Pack, Window
-from main_align.records import SCORED, Pair
-from main_align.results import PackResult
+from main_align.data.pairs import SCORED, Pair
+from main_align.scoring.batching import Pack, Window
+from main_align.scoring.results import PackResult
 
 WIDTH = 8
 

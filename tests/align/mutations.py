@@ -1,27 +1,24 @@
 """Breaks the training code in one place after the other and sees whether its tests notice:
 
-    python tests/align/mutations.py [word ...]
+    python -m tests.align.mutations [word ...]
 
-What tests/kernels/mutations.py does for the kernels, whose machinery this is.
+What tests.kernels.mutations does for the kernels, whose machinery this is.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-
-from mutations import Mutation, run
+from tests.kernels.mutations import Mutation, run
 
 TESTS = [
-    f"tests/align/test_training_{name}.py"
-    for name in ("step", "scale", "loss", "pairs", "models", "settings", "evaluation")
+    f"tests/align/training/test_{name}.py"
+    for name in ("step", "scale", "loss", "dataset", "models", "settings", "evaluation")
 ]
 HOME = "python/main_align/training/"
-MIXIN, UPDATE, ACROSS, WRAPPED = (HOME + name + ".py" for name in ("mixin", "update", "across", "wrapped"))
-MONITOR, EVALUATION, PREPARATION = (HOME + name + ".py" for name in ("monitor", "evaluation", "preparation"))
-COLLATOR, LOSS, PAIRS, ALPHA = (HOME + name + ".py" for name in ("collator", "loss", "pairs", "alpha"))
+MIXIN, UPDATE, ACROSS, WRAPPED = (HOME + name + ".py" for name in ("mixin", "step", "distributed", "hooks"))
+MONITOR, EVALUATION, PREPARATION = (HOME + name + ".py" for name in ("monitor", "evaluation", "prepare_data"))
+COLLATOR, LOSS, PAIRS, ALPHA = (HOME + name + ".py" for name in ("collator", "loss", "dataset", "alpha"))
 
 MUTATIONS = [
     Mutation(MIXIN, "gaps.sum() / update.pairs * world_size()", "gaps.mean()"),

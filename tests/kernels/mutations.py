@@ -1,4 +1,4 @@
-"""Breaks the formulas one by one and sees whether the tests notice: python tests/kernels/mutations.py [word ...]
+"""Breaks the formulas one by one and sees whether the tests notice: python -m tests.kernels.mutations [word ...]
 
 Each mutation is applied to a copy of the repository, the C++ rebuilt where it is in C++, and the quick kernel tests run
 until one fails. A mutation that survives is a missing test; the exit status is then 1. With words, only mutations whose
@@ -36,7 +36,7 @@ class Mutation(NamedTuple):
     new: str
 
 
-SWEEP, PLAIN, WALK = "csrc/cpu/sweep.cpp", "main_kernels/backends/plain.py", "main_kernels/sweep/walk.py"
+SWEEP, PLAIN, WALK = "csrc/cpu/sweep.cpp", "main_kernels/backends/plain.py", "main_kernels/sweep/tiling.py"
 CONTRASTIVE, LIKELIHOOD = "main_kernels/contrastive.py", "main_kernels/likelihood.py"
 DIVERGENCE, POOL = "csrc/cpu/divergence.cpp", "csrc/cpu/pool.cpp"
 CONSISTENCY, INFORMATION = "main_kernels/consistency.py", "main_kernels/information.py"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from main_kernels import consistency, cyclic_consistency, oracle, relational_scores
+from main_kernels import consistency, cyclic_consistency, reference, relational_scores
 
 from .contract import DEVICE, Matrices, assert_contract, error, exact, matrices, seeded
 from .test_ops import multiply_adds
@@ -36,7 +36,7 @@ def test_matches_the_oracle(drawn: Matrices, cross: float, within: float):
     options = {"cross": cross, "within": within}
     wide = [t.detach().to(torch.promote_types(t.dtype, torch.float32)).requires_grad_() for t in (query, key)]
     size = float(torch.cat(leaves).detach().square().sum(1).max())  # of the largest inner product
-    got, want = cyclic_consistency(query, key, **options), oracle.cyclic_consistency(*leaves, **options)
+    got, want = cyclic_consistency(query, key, **options), reference.cyclic_consistency(*leaves, **options)
     rough = dense(*wide, cross, within)
     assert_contract("value", got, rough, want, 8 * drawn.width * size**2)
     mine = torch.autograd.grad(got, (query, key))
@@ -44,7 +44,7 @@ def test_matches_the_oracle(drawn: Matrices, cross: float, within: float):
     for name, g, r, t in zip(("query", "key"), mine, theirs, torch.autograd.grad(want, leaves), strict=True):
         assert_contract(f"d_{name}", g, r, t, 8 * drawn.width * size**1.5)
 
-    rows, true_rows = relational_scores(query, key), oracle.relational_scores(*leaves)
+    rows, true_rows = relational_scores(query, key), reference.relational_scores(*leaves)
     gaps = wide[0] @ wide[0].T - wide[1] @ wide[1].T
     assert_contract("rows", rows, -gaps.square().mean(1), true_rows, 8 * drawn.width * size**2)
     up = torch.randn(drawn.rows, generator=seeded(drawn.seed))
@@ -148,11 +148,11 @@ def test_no_cancellation_where_the_sides_are_close():
     query = torch.nn.functional.normalize(torch.randn(500, 64))
     key = query + 1e-4 * torch.randn(500, 64)
     for cross, within in ((1.0, 0.0), (0.0, 1.0)):
-        want = float(oracle.cyclic_consistency(query, key, cross=cross, within=within))
+        want = float(reference.cyclic_consistency(query, key, cross=cross, within=within))
         assert float(cyclic_consistency(query, key, cross=cross, within=within)) == pytest.approx(want, rel=1e-5)
     gram = (query.T @ query).square().sum() - 2 * (query.T @ key).square().sum() + (key.T @ key).square().sum()
     assert abs(float(gram) / 500**2 - want) > 0.01 * want
-    assert error(relational_scores(query, key), oracle.relational_scores(query, key)) < 1e-5 * want
+    assert error(relational_scores(query, key), reference.relational_scores(query, key)) < 1e-5 * want
 
 
 def test_perfect_consistency_is_zero():

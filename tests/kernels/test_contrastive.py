@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from main_kernels import info_nce, oracle, pair_scores, row_logsumexp, sigmoid_loss
+from main_kernels import info_nce, pair_scores, reference, row_logsumexp, sigmoid_loss
 from main_kernels.sweep import plan
 
 from .contract import Matrices, assert_contract, error, exact, largest_logit, matrices, seeded
@@ -58,13 +58,13 @@ def check(drawn: Matrices, *, temperature=0.07, learnable=False, weighted=False,
     options["temperature"] = temperature
     got = info_nce(**leaves, **options, workspace=workspace)
     true_leaves = dict(zip(leaves, exact(*leaves.values()), strict=True))
-    want = oracle.info_nce(**true_leaves, **options)
-    rough = oracle.info_nce(**leaves, **options, product=oracle.rough)
-    scores = oracle.exact(query, key) * scale
+    want = reference.info_nce(**true_leaves, **options)
+    rough = reference.info_nce(**leaves, **options, product=reference.rough)
+    scores = reference.exact(query, key) * scale
     largest = largest_logit(scores)
     if extra is not None:
         rows = leaves["negatives"].reshape(-1, drawn.width)
-        largest = max(largest, largest_logit(oracle.exact(query, rows) * scale), math.log(drawn.rows + 5))
+        largest = max(largest, largest_logit(reference.exact(query, rows) * scale), math.log(drawn.rows + 5))
     rows_summed = drawn.rows if options.get("reduction") == "sum" else 1
     assert_contract("loss", got, rough, want, largest * rows_summed)
 
@@ -149,10 +149,10 @@ def test_sigmoid_loss_matches_the_oracle(backend, drawn, scale, bias, ids, reduc
     options = {"reduction": reduction, "pair_ids": some_ids(drawn, drawn.rows) if ids else None}
     got = sigmoid_loss(**leaves, **options, workspace=workspace)
     true_leaves = dict(zip(leaves, exact(*leaves.values()), strict=True))
-    want = oracle.sigmoid_loss(**true_leaves, **options)
-    rough = oracle.sigmoid_loss(**leaves, **options, product=oracle.rough)
+    want = reference.sigmoid_loss(**true_leaves, **options)
+    rough = reference.sigmoid_loss(**leaves, **options, product=reference.rough)
     factor = math.exp(min(scale, math.log(100)))
-    scores = oracle.exact(query, key) * factor + bias
+    scores = reference.exact(query, key) * factor + bias
     largest = max(largest_logit(scores), 1.0) * (drawn.rows if reduction == "sum" else 1)
     assert_contract("loss", got, rough, want, largest * drawn.rows)
     share = 1 / drawn.rows if reduction == "mean" else 1
@@ -239,19 +239,19 @@ def test_pair_scores_match_the_oracle(backend, drawn, temperature, bank, ids):
     if ids:
         options |= {"pair_ids": some_ids(drawn, drawn.rows), "key_ids": some_ids(drawn, drawn.rows + bank)}
     got = pair_scores(query, key, **options)
-    want = oracle.pair_scores(query, key, **options)
-    rough = oracle.pair_scores(query, key, **options, product=oracle.rough)
-    s = (oracle.exact(query, key) / temperature).detach()
+    want = reference.pair_scores(query, key, **options)
+    rough = reference.pair_scores(query, key, **options, product=reference.rough)
+    s = (reference.exact(query, key) / temperature).detach()
     for name, g, r, t in zip(got._fields[:3], got, rough, want, strict=False):
         assert_contract(name, g, r, t, largest_logit(s))
-    near = 1e-5 * (1 + float(oracle.rough(query, key).detach().abs().max()) / temperature)
+    near = 1e-5 * (1 + float(reference.rough(query, key).detach().abs().max()) / temperature)
     targets = options.get("targets", torch.arange(drawn.rows))
     left_out = torch.zeros_like(s, dtype=torch.bool)
     if ids:
         left_out = options["pair_ids"][:, None] == options["key_ids"]
     left_out[torch.arange(drawn.rows), targets] = True
     s.masked_fill_(left_out, -math.inf)
-    own = (oracle.exact(query, key) / temperature).detach().gather(1, targets[:, None])
+    own = (reference.exact(query, key) / temperature).detach().gather(1, targets[:, None])
     for rank, matrix in ((got.rank_query, s), (got.rank_key, s[:, targets].T)):
         slack = near if drawn.dtype != torch.bfloat16 else near + float(own.abs().max()) / 64
         assert (rank >= (matrix > own + slack).sum(1)).all()
@@ -272,9 +272,9 @@ def test_row_logsumexp_matches_the_oracle(backend, drawn, workspace):
     query, key = drawn.draw()
     got = row_logsumexp(query, key, temperature=0.5, workspace=workspace)
     true_leaves = exact(query, key)
-    want = oracle.row_logsumexp(*true_leaves, temperature=0.5)
-    rough = oracle.row_logsumexp(query, key, temperature=0.5, product=oracle.rough)
-    assert_contract("lse", got, rough, want, largest_logit(oracle.exact(query, key) * 2))
+    want = reference.row_logsumexp(*true_leaves, temperature=0.5)
+    rough = reference.row_logsumexp(query, key, temperature=0.5, product=reference.rough)
+    assert_contract("lse", got, rough, want, largest_logit(reference.exact(query, key) * 2))
     bounds = [2 * float(other.detach().abs().max()) for other in (key, query)]
     check_gradients(drawn, ("query", "key"), got, rough, want, [(query, key), true_leaves], bounds)
 

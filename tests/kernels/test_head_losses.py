@@ -14,8 +14,8 @@ from main_kernels import (
     linear_cross_entropy,
     mutual_information,
     mutual_information_bounds,
-    oracle,
     pair_scores,
+    reference,
     sequence_logprobs,
     token_logprobs,
 )
@@ -51,10 +51,10 @@ def check(drawn: Matrices, *, weights=None, masked="some", biased=False, **optio
     options["targets"] = draw_targets(drawn, masked)
     got = linear_cross_entropy(**leaves, **options)
     true_leaves = dict(zip(leaves, exact(*leaves.values()), strict=True))
-    want = oracle.linear_cross_entropy(**true_leaves, **options)
-    rough = oracle.linear_cross_entropy(**leaves, **options, product=oracle.rough)
+    want = reference.linear_cross_entropy(**true_leaves, **options)
+    rough = reference.linear_cross_entropy(**leaves, **options, product=reference.rough)
     map_options = {name: options[name] for name in ("softcap",) if name in options}
-    z = oracle.logits(hidden, weight, bias=leaves.get("bias"), **map_options)
+    z = reference.logits(hidden, weight, bias=leaves.get("bias"), **map_options)
     logit = largest_logit(z)
     largest = logit + options.get("z_loss", 0.0) * logit**2
     summed = drawn.rows if options.get("reduction") == "sum" else 1
@@ -151,9 +151,9 @@ def test_sequence_logprobs_match_the_oracle(backend, drawn, masked, packed, soft
     options = {"softcap": softcap, "temperature": 0.7}
     got = sequence_logprobs(hidden, weight, targets, **segments, **options, workspace=workspace)
     leaves = exact(hidden, weight)
-    want = oracle.sequence_logprobs(*leaves, targets, **segments, **options)
-    rough = oracle.sequence_logprobs(hidden, weight, targets, **segments, **options, product=oracle.rough)
-    logit = largest_logit(oracle.logits(hidden, weight, **options))
+    want = reference.sequence_logprobs(*leaves, targets, **segments, **options)
+    rough = reference.sequence_logprobs(hidden, weight, targets, **segments, **options, product=reference.rough)
+    logit = largest_logit(reference.logits(hidden, weight, **options))
     assert_contract("logprobs", got, rough, want, logit * drawn.rows)
     bounds = [float(other.detach().abs().max()) / 0.7 for other in (weight, hidden)]
     check_gradients(drawn, ("hidden", "weight"), got, rough, want, [(hidden, weight), leaves], bounds)
@@ -178,7 +178,7 @@ def test_exactness_does_not_depend_on_what_is_differentiated(backend):
     for factors in (torch.ones(20) * 3, torch.rand(20), torch.eye(20)[3]):
         each = linear_cross_entropy(hidden, weight, targets, label_smoothing=0.1, z_loss=0.01, reduction="none")
         leaves = exact(hidden, weight)
-        want = oracle.linear_cross_entropy(*leaves, targets, label_smoothing=0.1, z_loss=0.01, reduction="none")
+        want = reference.linear_cross_entropy(*leaves, targets, label_smoothing=0.1, z_loss=0.01, reduction="none")
         mine = torch.autograd.grad(each, (hidden, weight), factors)
         true = torch.autograd.grad(want, leaves, factors.double())
         for got, wanted in zip(mine, true, strict=True):
@@ -189,10 +189,10 @@ def test_any_index_may_be_the_ignored_one(backend):
     hidden, weight, targets = torch.randn(6, 4), torch.randn(9, 4), torch.tensor([3, 0, 8, 0, 1, 2])
     for index in (0, -1, 99):
         marked = targets.where(targets > 0, index)
-        want = oracle.linear_cross_entropy(hidden, weight, marked, ignore_index=index)
+        want = reference.linear_cross_entropy(hidden, weight, marked, ignore_index=index)
         assert error(linear_cross_entropy(hidden, weight, marked, ignore_index=index), want) < 1e-6
         got = token_logprobs(hidden, weight, marked, ignore_index=index, return_stats=True)
-        assert error(got.logprobs, oracle.token_logprobs(hidden, weight, marked, ignore_index=index).logprobs) < 1e-6
+        assert error(got.logprobs, reference.token_logprobs(hidden, weight, marked, ignore_index=index).logprobs) < 1e-6
 
 
 def test_long_sequences_lose_no_digits(backend):
@@ -201,7 +201,7 @@ def test_long_sequences_lose_no_digits(backend):
     targets = torch.randint(0, 3, (40_000,))
     leaves = exact(hidden, weight)
     got = sequence_logprobs(hidden, weight, targets, torch.tensor([0, 5000, 40_000]))
-    each = oracle.token_logprobs(*leaves, targets).logprobs
+    each = reference.token_logprobs(*leaves, targets).logprobs
     want = torch.stack([each[:5000].sum(), each[5000:].sum()])
     assert got.dtype == torch.float32
     assert error(got, want) < 4e-3  # an ulp of 40,000 nats
@@ -249,7 +249,7 @@ def test_a_loss_beside_the_other_outputs(backend, workspace, ignored):
     got = sweep(hidden, weight, targets=targets, ignore_index=-1, loss=told, workspace=workspace)
     leaves = exact(hidden, weight, weights)
     options = {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.1, "z_loss": 0.02}
-    want = oracle.linear_cross_entropy(*leaves[:2], targets, weights=leaves[2], **options)
+    want = reference.linear_cross_entropy(*leaves[:2], targets, weights=leaves[2], **options)
     assert error(got.loss, want) < 1e-5
     lse = torch.where(targets < 0, 0, torch.logsumexp(leaves[0] @ leaves[1].T, 1))
     for mine, true in (

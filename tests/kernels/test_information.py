@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 from torch.nn.functional import logsigmoid
 
 from bench.gaussians import Gaussians
-from main_kernels import mutual_information, mutual_information_bounds, oracle
+from main_kernels import mutual_information, mutual_information_bounds, reference
 from main_kernels.information import ESTIMATORS
 
 from .contract import DEVICE, Matrices, assert_contract, error, exact, matrices, seeded
@@ -83,7 +83,7 @@ def test_matches_the_oracle(backend, drawn: Matrices, estimator, temperature, cl
         for function, given in (
             (mutual_information, leaves),
             (dense, leaves),
-            (oracle.mutual_information, true_leaves),
+            (reference.mutual_information, true_leaves),
         )
     )
     assert got.dtype == torch.promote_types(drawn.dtype, torch.float32)
@@ -109,7 +109,7 @@ def test_bounds_are_the_estimators(backend, drawn: Matrices, estimator, temperat
     bounds = mutual_information_bounds(query, key, **options)
     assert tuple(bounds) == ESTIMATORS
     leaves = exact(query, key)
-    want = oracle.mutual_information_bounds(*leaves, **options)[estimator]
+    want = reference.mutual_information_bounds(*leaves, **options)[estimator]
     rough = dense(query, key, estimator=estimator, **options)
     assert_contract(estimator, bounds[estimator], rough, want, value)
     mine, theirs, true = (
@@ -265,7 +265,7 @@ def test_huge_scores(backend, estimator, size):
     key = (torch.rand(5, 4) * size / 200).requires_grad_()
     leaves = exact(query, key)
     got, want = mutual_information(query, key, estimator=estimator), None
-    want = oracle.mutual_information(*leaves, estimator=estimator)
+    want = reference.mutual_information(*leaves, estimator=estimator)
     assert_contract("value", got, dense(query, key, temperature=1.0, estimator=estimator), want, 1e4)
     for a, b in zip(torch.autograd.grad(got, (query, key)), torch.autograd.grad(want, leaves), strict=True):
         assert error(a, b) <= 2e-3 * 50
@@ -480,6 +480,6 @@ def test_the_best_baseline_of_tuba_makes_it_tight(backend):
 def test_scores_that_rise_along_the_row(backend):
     """Every block of a row has a new maximum, so every running sum is rescaled."""
     query, key = torch.ones(3000, 1), torch.linspace(-12, 12, 3000)[:, None]
-    got, want = mutual_information_bounds(query, key), oracle.mutual_information_bounds(query, key)
+    got, want = mutual_information_bounds(query, key), reference.mutual_information_bounds(query, key)
     for name, value in got.items():
         assert abs(value.item() - want[name].item()) <= 2e-6 * max(1.0, abs(want[name].item())), name

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from main_kernels import linear_cross_entropy, oracle, sequence_logprobs, token_logprobs
+from main_kernels import linear_cross_entropy, reference, sequence_logprobs, token_logprobs
 from main_kernels.sweep import CrossEntropy, sweep
 
 from .contract import error, exact
@@ -43,7 +43,7 @@ def test_linear_cross_entropy(backend, options, reduction):
     options = {**options, **({"weights": torch.rand(ROWS)} if "weights" in options else {}), "reduction": reduction}
     leaves = exact(hidden, weight, bias)
     got = linear_cross_entropy(hidden, weight, targets, bias=bias, **options)
-    want = oracle.linear_cross_entropy(*leaves[:2], targets, bias=leaves[2], **options)
+    want = reference.linear_cross_entropy(*leaves[:2], targets, bias=leaves[2], **options)
     up = torch.arange(want.numel()).view(want.shape) + 1.0
     mine = torch.autograd.grad(got, (hidden, weight, bias), up)
     assert_close([got, *mine], [want, *torch.autograd.grad(want, leaves, up.double())])
@@ -63,7 +63,7 @@ def test_statistics(backend, lowest, softcap, temperature):
     options = {"softcap": softcap, "temperature": temperature}
     leaves = exact(hidden, weight, bias)
     got = token_logprobs(hidden, weight, targets, bias=bias, return_stats=True, **options)
-    want = oracle.token_logprobs(*leaves[:2], targets, bias=leaves[2], **options)
+    want = reference.token_logprobs(*leaves[:2], targets, bias=leaves[2], **options)
     assert torch.equal(got.rank, want.rank)
     up = torch.randn(2, ROWS)
     mine, true = ((up.to(s.entropy) * torch.stack([s.logprobs, s.entropy])).sum() for s in (got, want))

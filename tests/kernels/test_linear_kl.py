@@ -13,10 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from main_kernels import backends, linear_kl, oracle
+from main_kernels import backends, linear_kl, reference
 from main_kernels.sweep import divergence, plan
 
-from .contract import BACKENDS, DEVICE, DTYPES, Matrices, assert_contract, error, exact, largest_logit, matrices, seeded
+from .contract import (
+    BACKENDS,
+    DEVICE,
+    DTYPES,
+    Matrices,
+    assert_contract,
+    error,
+    exact,
+    largest_logit,
+    matrices,
+    seeded,
+)
 from .test_ops import multiply_adds
 
 KINDS = ("forward", "reverse", "js")
@@ -69,9 +80,9 @@ def check(operands, mask, *, upstream="equal", frozen=(), **options):
     operands = [t.detach().requires_grad_(name in names) for name, t in zip(NAMES, operands, strict=True)]
     got = linear_kl(*operands, **options)
     leaves = exact(*operands)
-    want, rough = oracle.linear_kl(*leaves, **options), dense(operands, **options)
+    want, rough = reference.linear_kl(*leaves, **options), dense(operands, **options)
     temperature = options.get("temperature", 1.0)
-    z = [oracle.logits(*leaves[i : i + 2], temperature=temperature) for i in (0, 2)]
+    z = [reference.logits(*leaves[i : i + 2], temperature=temperature) for i in (0, 2)]
     largest = max(map(largest_logit, z))
     rows = len(operands[0]) if options.get("reduction") == "sum" else 1
     assert got.dtype == (torch.float64 if torch.float64 in {t.dtype for t in operands} else torch.float32)
@@ -160,7 +171,7 @@ def test_small_divergences_are_not_lost(backend, kind):
     near = weight + 2e-5 * torch.randn(3000, 16)
     operands = (hidden, near, hidden, weight)
     got = linear_kl(*operands, kind=kind, reduction="none")
-    want = oracle.linear_kl(*operands, kind=kind, reduction="none")
+    want = reference.linear_kl(*operands, kind=kind, reduction="none")
     naive = dense(operands, kind=kind, reduction="none")
     assert (got >= 0).all()
     assert float(want.median()) < 1e-8
@@ -174,7 +185,7 @@ def test_every_share_of_the_teacher(backend, beta):
     student = torch.tensor([[0.0, -0.31, -3.0, -200.0, -20.0, 2.0, 0.1001]])
     leaves = [t.requires_grad_() for t in (student, torch.eye(7), teacher, torch.eye(7))]
     got, true = linear_kl(*leaves, kind="js", beta=beta), exact(*leaves)
-    want = oracle.linear_kl(*true, kind="js", beta=beta)
+    want = reference.linear_kl(*true, kind="js", beta=beta)
     assert got.item() == pytest.approx(want.item(), rel=2e-6)
     for g, t in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, true), strict=True):
         assert error(g, t) <= 2e-6 * float(t.abs().max())
@@ -186,7 +197,7 @@ def test_every_ratio_of_two_outcomes(backend, beta):
     apart = torch.linspace(-6, 6, 240)[:, None]
     operands = (torch.zeros(240, 1), torch.eye(2)[:, :1], apart, torch.eye(2)[:, :1])
     got = linear_kl(*operands, kind="js", beta=beta, reduction="none")
-    want = oracle.linear_kl(*operands, kind="js", beta=beta, reduction="none")
+    want = reference.linear_kl(*operands, kind="js", beta=beta, reduction="none")
     assert float(((got - want) / want).abs().max()) < (1e-6 if backend == "cpu" else 2e-5)
 
 
@@ -374,7 +385,7 @@ def test_bad_numbers_come_out_as_nan(backend, kind, bad, side):
 def test_float64_on_one_side_is_enough():
     operands = [t.detach().double() if i < 2 else t.detach() for i, t in enumerate(leaves())]
     for kind in KINDS:
-        got, want = linear_kl(*operands, kind=kind), oracle.linear_kl(*operands, kind=kind)
+        got, want = linear_kl(*operands, kind=kind), reference.linear_kl(*operands, kind=kind)
         assert got.dtype == torch.float64
         assert got.item() == pytest.approx(want.item(), rel=1e-5)
 
@@ -457,8 +468,10 @@ def test_large_vocabulary():
         got = linear_kl(*operands, kind=kind, reduction="none")
         (gradient,) = torch.autograd.grad(got.sum(), operands[0])
         true = exact(*few)
-        want, rough = (f(kind=kind, reduction="none") for f in (partial(oracle.linear_kl, *true), partial(dense, few)))
-        largest = max(largest_logit(oracle.logits(*true[i : i + 2])) for i in (0, 2))
+        want, rough = (
+            f(kind=kind, reduction="none") for f in (partial(reference.linear_kl, *true), partial(dense, few))
+        )
+        largest = max(largest_logit(reference.logits(*true[i : i + 2])) for i in (0, 2))
         assert_contract("value", got[seen], rough, want, largest)
         (theirs,), (exactly,) = (torch.autograd.grad(v.sum(), x[0]) for v, x in ((rough, few), (want, true)))
         assert_contract("d_student_hidden", gradient[seen], theirs, exactly, float(operands[1].abs().max()))

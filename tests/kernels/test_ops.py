@@ -17,7 +17,7 @@ from main_kernels import (
     sigmoid_loss,
     token_logprobs,
 )
-from main_kernels.sweep import plan, walk
+from main_kernels.sweep import plan, tiling
 from main_kernels.sweep.inputs import Inputs
 
 from .contract import BACKENDS, DEVICE, error
@@ -366,8 +366,8 @@ def test_chunk_sizes_do_not_matter(backend, monkeypatch):
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     chunked = token_logprobs(query, key, targets)
     assert error(whole, chunked) < 1e-5
-    monkeypatch.setattr(walk, "_TILE_ROWS", 256)
-    monkeypatch.setattr(walk, "_TILE_COLUMNS", 16)
+    monkeypatch.setattr(tiling, "_TILE_ROWS", 256)
+    monkeypatch.setattr(tiling, "_TILE_COLUMNS", 16)
     with torch.no_grad():
         assert error(whole, token_logprobs(query, key, targets)) < 1e-5
         assert error(row_logsumexp(query, key), (query @ key.T).logsumexp(1)) < 1e-5

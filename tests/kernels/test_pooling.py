@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from main_kernels import backends, oracle, segment_pool
+from main_kernels import backends, reference, segment_pool
 
 from .contract import BACKENDS, DEVICE, DTYPES, assert_contract, error, exact, seeded
 
@@ -87,7 +87,7 @@ def test_matches_the_oracle(
     options = {"mode": mode, "normalize": normalize}
     got = segment_pool(cu_seqlens=offsets, **options, **leaves)
     true_leaves = dict(zip(leaves, exact(*leaves.values()), strict=True))
-    want = oracle.segment_pool(cu_seqlens=offsets, **options, **true_leaves)
+    want = reference.segment_pool(cu_seqlens=offsets, **options, **true_leaves)
     rough = dense(offsets=offsets, **options, **leaves)
     assert got.dtype == dtype
     logit = 1.0
@@ -103,7 +103,7 @@ def test_matches_the_oracle(
         torch.autograd.grad(o, list(v.values()), up.to(o.dtype), allow_unused=True)
         for o, v in ((got, leaves), (rough, leaves), (want, true_leaves))
     )
-    norms = oracle.segment_pool(cu_seqlens=offsets, mode=mode, normalize=False, **true_leaves).detach().norm(dim=1)
+    norms = reference.segment_pool(cu_seqlens=offsets, mode=mode, normalize=False, **true_leaves).detach().norm(dim=1)
     inner = float(up.double().norm(dim=1).max()) / (float(norms[norms > 0].min()) if normalize else 1.0)
     longest = float(states.norm(dim=1).max())
     query = float(true_leaves["query"].detach().abs().max()) if mode == "attention" else 0.0
@@ -282,7 +282,7 @@ def test_scores_of_ten_thousand(backend, dtype):
         options = {"mode": "attention", "query": sign * query, "normalize": False}
         leaves = exact(hidden, query)
         got = segment_pool(hidden, offsets, **options)
-        want = oracle.segment_pool(leaves[0], offsets, mode="attention", query=sign * leaves[1], normalize=False)
+        want = reference.segment_pool(leaves[0], offsets, mode="attention", query=sign * leaves[1], normalize=False)
         assert error(got, want) <= 1e-6
         mine = torch.autograd.grad(got[:, 2].sum(), (hidden, query))
         true = torch.autograd.grad(want[:, 2].sum(), leaves)

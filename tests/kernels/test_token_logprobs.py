@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from main_kernels import oracle, token_logprobs
-from main_kernels.sweep import plan, walk
+from main_kernels import reference, token_logprobs
+from main_kernels.sweep import plan, tiling
 
 from .contract import DTYPES, Matrices, assert_contract, error, exact, largest_logit, matrices, seeded
 
@@ -30,9 +30,9 @@ def check(drawn: Matrices, *, bias_spread=None, softcap=None, temperature=1.0, m
     got = token_logprobs(hidden, weight, targets, **options)
     true_leaves = exact(*leaves)
     true_options = {**options, "bias": true_leaves[2] if bias is not None else None}
-    want = oracle.token_logprobs(*true_leaves[:2], targets, **true_options).logprobs
-    rough = oracle.token_logprobs(hidden, weight, targets, **options, product=oracle.rough).logprobs
-    logits = oracle.logits(hidden, weight, **options)
+    want = reference.token_logprobs(*true_leaves[:2], targets, **true_options).logprobs
+    rough = reference.token_logprobs(hidden, weight, targets, **options, product=reference.rough).logprobs
+    logits = reference.logits(hidden, weight, **options)
     assert_contract("logprobs", got, rough, want, largest_logit(logits))
     assert got.dtype == torch.promote_types(hidden.dtype, torch.float32)
 
@@ -93,8 +93,8 @@ def test_huge_logits(backend, dtype, size):
     weight = (torch.rand(301, 4) * size / 200).to(dtype)
     targets = torch.arange(5) * 60
     got = token_logprobs(hidden, weight, targets)
-    want = oracle.token_logprobs(hidden, weight, targets).logprobs
-    rough = oracle.token_logprobs(hidden, weight, targets, product=oracle.rough).logprobs
+    want = reference.token_logprobs(hidden, weight, targets).logprobs
+    rough = reference.token_logprobs(hidden, weight, targets, product=reference.rough).logprobs
     assert_contract("logprobs", got, rough, want, 1e4)
 
 
@@ -122,8 +122,8 @@ def test_statistics(backend, drawn, masked):
     if masked:
         targets[::2] = -100
     got = token_logprobs(hidden, weight, targets, return_stats=True)
-    want = oracle.token_logprobs(hidden, weight, targets)
-    z = oracle.logits(hidden, weight)
+    want = reference.token_logprobs(hidden, weight, targets)
+    z = reference.logits(hidden, weight)
     tolerance = max(1e-6, 4e-7 * float(z.abs().max()), 4e-7 * drawn.width * drawn.spread**2)
     assert error(got.entropy, want.entropy) <= 20 * tolerance
     own = z.gather(1, targets.clamp(min=0)[:, None])
@@ -160,9 +160,9 @@ def test_scores_that_rise_along_the_row(backend, monkeypatch):
     """Every block has a new maximum, so every running sum is rescaled, many times."""
     weight = torch.linspace(-30, 30, 5000)[:, None]
     hidden, targets = torch.tensor([[1.0], [-1.0], [0.3]]), torch.tensor([4000, 10, 77])
-    want = oracle.token_logprobs(hidden, weight, targets)
+    want = reference.token_logprobs(hidden, weight, targets)
     for columns in (4096, 1000):
-        monkeypatch.setattr(walk, "_TILE_COLUMNS", columns)
+        monkeypatch.setattr(tiling, "_TILE_COLUMNS", columns)
         got = token_logprobs(hidden, weight, targets, return_stats=True)
         assert error(got.logprobs, want.logprobs) < 8e-6
         assert error(got.entropy, want.entropy) < 8e-6

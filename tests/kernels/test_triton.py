@@ -23,7 +23,7 @@ def test_the_kernels_under_the_interpreter(file):
     """In a process of its own: what TRITON_INTERPRET says when triton is imported is final."""
     pytest.importorskip("triton")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", f"tests/gpu/{file}"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", f"tests/triton/{file}"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..interface import BoundedKernels, ColumnSums, FusedKernels, Mask, RowSums, ScoreMap, Upstream
 from ..plain import PlainBackend
-from .chunks import REDUCE_COLUMNS, REDUCE_ROWS, WEIGH, reduce_columns, reduce_rows, weigh
 from .divergence import DIVERGENCE, divergence
+from .epilogue import EXACT
 from .fused import TritonFused
 from .launch import combine_, parts_of, scoring_of, terms_of, where_of
-from .planes import PLANES, accumulate, round_scaled
-from .tiles import EXACT
+from .split_float32 import PLANES, accumulate, round_scaled
+from .unfused import REDUCE_COLUMNS, REDUCE_ROWS, WEIGH, reduce_columns, reduce_rows, weigh
 
 
 def tiles(raw: Tensor, config: dict[str, int]) -> tuple[int, int]:

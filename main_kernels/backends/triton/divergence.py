@@ -4,7 +4,7 @@ a gradient needs the row's value. Beside four products the exponentials that are
 import triton
 import triton.language as tl
 
-from .tiles import NOTHING, exp
+from .epilogue import NOTHING, exp
 
 DIVERGENCE = {"BLOCK": 2048, "num_warps": 8, "maxnreg": 255}
 

@@ -8,12 +8,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..interface import ColumnSums, Mask, RowSums, ScoreMap, Upstream
-from .arguments import Sums, Terms
-from .forward import forward, target_scores
+from .epilogue import EXACT
+from .fused_backward import weights
+from .fused_forward import forward, target_scores
+from .kernel_args import Sums, Terms
 from .launch import combine_, parts_of, scoring_of, terms_of, where_of
-from .product import FORWARD, MOST, TARGETS, WEIGH, aligned, grid, operands, tile_for
-from .tiles import EXACT
-from .weights import weights
+from .matmul_tile import FORWARD, MOST, TARGETS, WEIGH, aligned, grid, operands, tile_for
 
 _ROUNDED = {None: None, torch.float32: None, torch.bfloat16: tl.bfloat16}
 

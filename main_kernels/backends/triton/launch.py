@@ -7,9 +7,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..interface import ColumnSums, Mask, RowSums, ScoreMap, Upstream
-from .arguments import Scoring, Sums, Terms, Where
-from .combine import COMBINE, combine
-from .tiles import EXACT
+from .epilogue import EXACT
+from .kernel_args import Scoring, Sums, Terms, Where
+from .reduce_partials import COMBINE, combine
 
 
 def parts_of(sums: RowSums | ColumnSums | None, count: int, *, targets: bool) -> Sums:

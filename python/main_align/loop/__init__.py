@@ -5,7 +5,7 @@ report = MutualAlignmentLoop(LoopConfig(seeds="pairs.jsonl", output_dir="run")).
 """
 
 from .config import LoopConfig
-from .configfile import read_config
+from .config_file import read_config
 from .loop import MutualAlignmentLoop
 
 __all__ = ["LoopConfig", "MutualAlignmentLoop", "read_config"]

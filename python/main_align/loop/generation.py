@@ -23,9 +23,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ..directional import Directional, Encoded
-from ..records import Pair
-from ..templates import special_tokens
+from ..data.pairs import Pair
+from ..models.chat_template import special_tokens
+from ..models.encoding import Directional, Encoded
 from .config import Direction
 from .pairs import Written
 

@@ -13,23 +13,27 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from ..devices import pick_dtype, warn_if_slow
+from ..environment import (
+    versions,
+)
 from ..errors import UserError
-from ..job import Progress
-from ..manifest import versions
-from ..models import LoadedModel
-from ..scorer import Scorer
-from .charts import make_report, plot_report, write_report
+from ..models.devices import pick_dtype, warn_if_slow
+from ..models.load import LoadedModel
+from ..progress import (
+    Progress,
+)
+from ..scoring.scorer import Scorer
 from .config import Direction, LoopConfig
-from .directions import Directions, Known, check_same_vocabulary, identify, let_go
-from .folder import RunFolder
+from .distributed import Processes
+from .generate_stage import PAIRS, Writer, collect, write_missing_sides
 from .generation import Sampling, TransformersWriter, make_batches, make_prompts
+from .model_pair import Directions, Known, check_same_vocabulary, identify, let_go
+from .mutual_filter import MutualScorer, score_and_keep
 from .pairs import PairSet, counts_of, read_seeds, read_unlabelled, read_written, training_rows
 from .plan import Stage, make_plan
-from .processes import Processes
-from .sifting import MutualScorer, score_and_keep
-from .synthesis import PAIRS, Writer, collect, write_missing_sides
-from .training import check_training, stage_seed, train
+from .report import make_report, plot_report, write_report
+from .run_dir import RunFolder
+from .train_stage import check_training, stage_seed, train
 
 FORMAT = 2  # of the run folder; raise it when stages change what they write
 MEASURED = 256  # pairs whose likelihood is measured after each training stage

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..data.formats.record import Fields
+from ..data.labels import aligned_flag
+from ..data.pairs import Pair
+from ..data.read import open_source, pairs_of
+from ..data.sources.source import Survey
 from ..errors import UserError
-from ..forms import Fields
-from ..labels import aligned_flag
-from ..reading import open_source, pairs_of
-from ..records import Pair
-from ..sources import Survey
 from .config import Direction, LoopConfig
 
 RESPONSES = ("completion", "response", "output", "text")  # tried in this order for `unlabelled`

@@ -3,7 +3,7 @@
 from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
 """
 
-from .arguments import AlignmentArguments, MutualAlignmentConfig
+from .config import AlignmentArguments, MutualAlignmentConfig
 from .loss import Likelihoods, MutualAlignmentLoss
 from .mixin import AlignmentMixin
 from .terms import AlignmentTerms

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..heads import FILE, PREFIX, AlignmentHead
+from ..models.projection_heads import FILE, PREFIX, AlignmentHead
 from .alpha import Alpha
 
 _MEANS = "alpha.means"

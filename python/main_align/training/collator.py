@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from ..attention import packing_arguments
-from ..directional import Directional, Encoded, Layout
+from ..models.encoding import Directional, Encoded, Layout
+from ..models.packed_attention import packing_arguments
 
 Directions = Literal["both", "forward", "reverse"]
 Y_GIVEN_X, Y, X_GIVEN_Y, X = range(4)  # columns of log-probabilities, as the scorer has them

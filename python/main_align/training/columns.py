@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..forms import Fields, Notes, pair_from_record
+from ..data.formats.record import Fields, Notes, pair_from_record
 
 _COLUMNS = {
     "tools": "tools are not laid out",

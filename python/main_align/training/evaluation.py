@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .across import gather_rows
 from .collator import X_GIVEN_Y, Y_GIVEN_X
+from .distributed import gather_rows
+from .hooks import AlignmentOutput
 from .loss import MutualAlignmentLoss, duality_gap, wide
-from .update import SYNTHETIC, Update, likelihoods_of
-from .wrapped import AlignmentOutput
+from .step import SYNTHETIC, Update, likelihoods_of
 
 GROUP = 4096  # pairs that are contrasted with each other at most, which bounds the cost to pairs * GROUP
 

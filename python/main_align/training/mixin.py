@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, PredictionOutput
 
-from ..devices import warn_if_slow
 from ..errors import UserError
-from ..heads import AlignmentHead
-from . import card, checkpoint
-from . import head as heads
-from .across import gather_rows, world_size
+from ..models.devices import warn_if_slow
+from ..models.projection_heads import AlignmentHead
+from . import checkpoint, model_card
+from . import projection as heads
 from .alpha import Alpha
-from .arguments import AlignmentArguments, MutualAlignmentConfig
+from .config import AlignmentArguments, MutualAlignmentConfig
+from .dataset import COLUMNS
+from .distributed import gather_rows, world_size
 from .evaluation import Evaluation
+from .hooks import AlignmentOutput, WrappedForward
 from .loss import MutualAlignmentLoss, duality_gap, wide
 from .monitor import Monitor, check_finite
-from .pairs import COLUMNS
-from .preparation import Preparation, packs_evaluation
-from .randomness import generator_states, restore_generators
+from .prepare import bare, set_up
+from .prepare_data import Preparation, packs_evaluation
+from .rng import generator_states, restore_generators
 from .settings import check_arguments, check_optimizer, check_parallelism, check_settings
-from .setup import bare, set_up
-from .update import EmbeddingGradients, Update, likelihoods_of
-from .wrapped import AlignmentOutput, WrappedForward
+from .step import EmbeddingGradients, Update, likelihoods_of
 
 if TYPE_CHECKING:  # at run time the trainer's class comes after the mixin
     _Trainer = Trainer
@@ -305,7 +305,7 @@ class AlignmentMixin(_Trainer):
         super().create_model_card(*args, **options)
         path = Path(self.args.output_dir or ".") / "README.md"
         if self.is_world_process_zero() and path.is_file():
-            card.add_section(path, self.alignment)
+            model_card.add_section(path, self.alignment)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         weights: dict[str, Tensor] = {}

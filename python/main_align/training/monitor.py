@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .across import world_size
 from .collator import X_GIVEN_Y, Y_GIVEN_X
+from .distributed import world_size
+from .hooks import AlignmentOutput
 from .loss import duality_gap
-from .meter import Meter
-from .update import SYNTHETIC, Update, likelihoods_of
-from .wrapped import AlignmentOutput
+from .metrics import Meter
+from .step import SYNTHETIC, Update, likelihoods_of
 
 
 class Monitor:

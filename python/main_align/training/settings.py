@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from .across import world_size
+from .distributed import world_size
 
 
 class Refusal(NamedTuple):

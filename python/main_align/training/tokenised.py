@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..directional import Directional, Encoded
+from ..models.encoding import Directional, Encoded
 
 MASKS = ("completion_mask", "assistant_masks")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from trl import SFTTrainer
 
-from .card import PAPER
 from .mixin import AlignmentMixin
+from .model_card import PAPER
 
 
 class MutualAlignmentTrainer(AlignmentMixin, SFTTrainer):  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""The layouts in which records hold a pair, and the conversion of a record to its Pair."""

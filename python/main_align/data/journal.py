@@ -1,0 +1,102 @@
+"""An append-only file of checked records: what a killed job has finished and need not do again.
+
+Each record is `length u32 | crc32 u32 | header length u32 | header JSON | tensors (safetensors)`,
+little-endian; the crc covers everything after itself and each append is synced to the disk. A
+record torn by a kill fails its check and is cut off when the journal is opened again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from ..errors import UserError
+
+FRAME = struct.Struct("<II")
+HEADER = struct.Struct("<I")
+
+Record = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+class Journal:
+    """One open journal file, locked against a second process. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise UserError(
+                f"{path}: another main-align is writing this output; wait for it or use another -o"
+            ) from None
+        self._cut_torn_tail()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def append(self, header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None = None) -> None:
+        """Add a record; when this returns it is on the disk."""
+        text = json.dumps(header).encode()
+        body = HEADER.pack(len(text)) + text + (save(dict(tensors)) if tensors else b"")
+        self._file.write(FRAME.pack(len(body), zlib.crc32(body)) + body)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def headers(self) -> Iterator[dict[str, Any]]:
+        """The headers of all records in order, skipping over the tensors."""
+        with self.path.open("rb") as file:
+            while frame := file.read(FRAME.size):
+                length, _ = FRAME.unpack(frame)
+                (size,) = HEADER.unpack(file.read(HEADER.size))
+                yield json.loads(file.read(size))
+                file.seek(length - HEADER.size - size, os.SEEK_CUR)
+
+    def records(self) -> Iterator[Record]:
+        """All records in order, header and tensors."""
+        with self.path.open("rb") as file:
+            while (body := _read_body(file)) is not None:
+                (size,) = HEADER.unpack_from(body)
+                tensors = body[HEADER.size + size :]
+                header = json.loads(body[HEADER.size : HEADER.size + size])
+                yield header, load(tensors) if tensors else {}
+
+    def _cut_torn_tail(self) -> None:
+        good = 0
+        with self.path.open("rb") as file:
+            while _read_body(file) is not None:
+                good = file.tell()
+        if good < self.path.stat().st_size:
+            self._file.truncate(good)
+            os.fsync(self._file.fileno())
+
+
+def _read_body(file: Any) -> bytes | None:
+    """The next body, or None at the end of the file or at a record that fails its check."""
+    frame = file.read(FRAME.size)
+    if len(frame) < FRAME.size:
+        return None
+    length, crc = FRAME.unpack(frame)
+    if length < HEADER.size:  # a power cut may leave zeros, and zero is the crc of nothing
+        return None
+    body: bytes = file.read(length)
+    return body if len(body) == length and zlib.crc32(body) == crc else None

@@ -1,0 +1,1 @@
+"""One module per kind of input file: bytes in, rows out."""

@@ -1,0 +1,1 @@
+"""Keep the best rows of a scored data set."""

@@ -1,0 +1,73 @@
+"""pick_device and pick_dtype: the device a user names, and the number format that is fastest on it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+
+from main_kernels.processor import has_fast_bfloat16
+
+from ..errors import UserError
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SLOW_BFLOAT16 = (
+    "this CPU has no bfloat16 instructions, so torch multiplies bfloat16 seven to sixty times slower than float32: "
+    "float32 is faster and more exact here (--dtype float32 or auto, bf16=False)"
+)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" is CUDA where there is one, else the CPU.
+
+    Raises UserError, naming what this machine has, for one that tensors cannot be put on.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type != "meta":  # it computes nothing
+            torch.zeros(1, dtype=torch.float32, device=device).cpu()
+            return device
+        why = "it holds no numbers"
+    except Exception as error:  # each kind of device has errors of its own for not being there
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise UserError(f"device {name!r} cannot be used here ({why}): this machine has {', '.join(_devices())}")
+
+
+def _devices() -> list[str]:
+    found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return [*found, "mps"] if torch.backends.mps.is_available() else found
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype called `name`; "auto" is bfloat16 where the device has instructions for it, else float32.
+
+    Raises UserError for a name that is none.
+    """
+    if name == "auto":
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise UserError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return True if bfloat16 is the faster format on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and has_fast_bfloat16()
+
+
+def warn_if_slow(dtype: torch.dtype, device: torch.device) -> None:
+    """Say once, in one line, what bfloat16 costs on a CPU without instructions for it."""
+    if dtype == torch.bfloat16 and device.type == "cpu" and not has_fast_bfloat16():
+        _warn(SLOW_BFLOAT16)
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    log.warning(text)

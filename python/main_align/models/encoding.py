@@ -1,0 +1,242 @@
+"""Directional text: one pair as token ids in both directions, <x><y> and <y><x>.
+
+    forward   BOS context x-header x x-end joint y-header y y-end
+    reverse   BOS context y-header y y-end joint x-header x x-end
+
+x and y are tokenised by themselves and joined as ids, so where each begins and ends is known and
+never searched for. An end-of-turn token belongs to its segment: it is scored and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from ..data.pairs import Turn
+from ..errors import UserError
+from .chat_template import Markers, read_markers, special_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One pair in token ids: what stands before it, and its sides without markers."""
+
+    context: list[int]
+    x: list[int]
+    y: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One direction of one pair: the sequence and where its two scored segments lie in it."""
+
+    ids: list[int]
+    first: tuple[int, int]  # [start, stop) of the first segment, its end-of-turn included
+    second: tuple[int, int]
+    pooled: tuple[int, int]  # the first segment without its end-of-turn, which says nothing of it
+
+
+class Directional:
+    """Turns pairs into token ids for one tokenizer.
+
+    `markers` are the template's texts (see `templates.Markers`), `bos` the token before all else.
+
+    With `close`, EOS ends a sequence whose last turn the template does not end (a user turn of Mistral's, any turn
+    without a template): for training and generation, where a model must learn to stop.
+
+    `vocabulary` is the number of tokens that the model has an embedding for. UserError where the markers need one
+    beyond it; `unknown_token` finds one in a pair.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, close: bool = False, vocabulary: int | None = None
+    ) -> None:
+        self.tokenizer, self.vocabulary = tokenizer, vocabulary
+        self.markers: Markers = read_markers(tokenizer)
+        self.bos: list[int] = [_beginning(tokenizer, self.markers)]
+        m = self.markers
+        self._x_first, self._y_first = self._ids(m.x_header), self._ids(m.y_header)
+        self._x_next = self._ids(m.joint + m.x_header)
+        self._y_next = self._ids(m.joint + m.y_header)
+        self._x_end, self._y_end = self._ids(m.x_end), self._ids(m.y_end)
+        closing = [tokenizer.eos_token_id] if close and tokenizer.eos_token_id is not None else []
+        self._x_last, self._y_last = self._x_end or closing, self._y_end or closing
+        parts = (self.bos, self._x_first, self._y_first, self._x_next, self._y_next, self._x_last, self._y_last)
+        if problem := self.unknown_token(*parts):
+            raise UserError(
+                f"every pair needs {problem}: call model.resize_token_embeddings(len(tokenizer)) and train it, or give "
+                "the tokenizer that the model was trained with"
+            )
+
+    @property
+    def overhead(self) -> int:
+        """Tokens of a sequence that are neither context nor content (the longer direction)."""
+        forward = (self._x_first, self._x_end, self._y_next, self._y_last)
+        reverse = (self._y_first, self._y_end, self._x_next, self._x_last)
+        return len(self.bos) + max(sum(map(len, parts)) for parts in (forward, reverse))
+
+    def encode(self, texts: Sequence[tuple[str, str]], contexts: Sequence[tuple[Turn, ...]]) -> list[Encoded]:
+        """Tokenise (x, y) texts with their contexts, in one call of the tokenizer for each side.
+
+        ValueError, naming the role, for a context that `context_problem` objects to.
+        """
+        xs, ys = (self._content([text[side] for text in texts]) for side in (0, 1))
+        return [Encoded(self._context(c), x, y) for c, x, y in zip(contexts, xs, ys, strict=True)]
+
+    def context_problem(self, context: Sequence[Turn]) -> str | None:
+        """Why these turns cannot stand before the pair, or None where they can."""
+        for place, turn in enumerate(context):
+            if turn.role == "system":
+                if place > 0:
+                    return "a system turn must be the first one"
+                if self.markers.system is None:
+                    return "the model's chat template has no place for a system turn"
+            elif turn.role not in ("user", "assistant"):
+                return f"a turn has the role {turn.role!r}; user, assistant and system are known"
+        return None
+
+    def unknown_token(self, *parts: Sequence[int]) -> str | None:
+        """Name the first token of these ids that the model has no embedding for, or None where it has them all."""
+        if self.vocabulary is None:
+            return None
+        for number in (number for part in parts for number in part if number >= self.vocabulary):
+            token = self.tokenizer.convert_ids_to_tokens(number)
+            return f"the token {token!r} ({number}), and the model has embeddings for {self.vocabulary} tokens only"
+        return None
+
+    def tokens(self, pair: Encoded) -> tuple[int, int]:
+        """|x| and |y|, end-of-turn tokens included."""
+        return len(pair.x) + len(self._x_end), len(pair.y) + len(self._y_end)
+
+    def length(self, pair: Encoded) -> int:
+        """Tokens of the longer of the pair's two sequences."""
+        return self.overhead + len(pair.context) + len(pair.x) + len(pair.y)
+
+    def layouts(self, pair: Encoded) -> tuple[Layout, Layout]:
+        """The forward and the reverse sequence."""
+        x, y = pair.x, pair.y
+        before = self.bos + pair.context
+        return (
+            _layout(before + self._x_first, (x, self._x_end), self._y_next, (y, self._y_last)),
+            _layout(before + self._y_first, (y, self._y_end), self._x_next, (x, self._x_last)),
+        )
+
+    def unframe_prompt(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """(context, x) of a prompt that was tokenised elsewhere: the beginning of the text, the markers round the last
+        instruction and the header of the response are taken off where they are there."""
+        rest = list(ids)
+        if rest[:1] and rest[0] in (self.bos[0], self.tokenizer.bos_token_id) and rest[:1] != self._x_first[:1]:
+            del rest[0]
+        for ending in (self._y_next, self._y_first):
+            if ending and rest[-len(ending) :] == ending:
+                del rest[-len(ending) :]
+                break
+        start = _last(rest, self._x_first)
+        if start is None:
+            return [], rest
+        context, x = rest[:start], rest[start + len(self._x_first) :]
+        x = x[slice(*self._inner(x))]
+        if self._x_end and x[-len(self._x_end) :] == self._x_end:
+            x = x[: -len(self._x_end)]
+            x = x[slice(*self._inner(x))]
+        return context, x
+
+    def unframe_response(self, ids: Sequence[int]) -> tuple[int, int]:
+        """Where y begins and stops in a response that was tokenised elsewhere: after the header that some templates
+        leave to it, and before its end-of-turn, or the EOS in its stead."""
+        rest, begin = list(ids), 0
+        if self._y_first and rest[: len(self._y_first)] == self._y_first:
+            begin = len(self._y_first)
+        for ending in (self._y_end, [self.tokenizer.eos_token_id]):
+            stop = _last(rest, ending)
+            if stop is not None and self._inner(rest[stop + len(ending) :])[0] == len(rest) - stop - len(ending):
+                rest = rest[:stop]
+                break
+        if not self._y_first:
+            return begin, len(rest)
+        first, last = self._inner(rest[begin:])
+        return begin + first, begin + last
+
+    def _inner(self, ids: Sequence[int]) -> tuple[int, int]:
+        """Where `ids` begin and stop without the tokens of nothing but white space at both ends, which templates put
+        beside their markers; all blank: both are the length."""
+        solid = [place for place, token in enumerate(ids) if str(self.tokenizer.decode([token])).strip()]
+        return (solid[0], solid[-1] + 1) if solid else (len(ids), len(ids))
+
+    def _context(self, turns: Sequence[Turn]) -> list[int]:
+        """The turns before the pair, each closed so that any first header may follow."""
+        if problem := self.context_problem(turns):
+            raise ValueError(problem)
+        m = self.markers
+        round_turn = {
+            "system": m.system,
+            "user": (m.x_header, m.x_end + m.joint),
+            "assistant": (m.y_header, m.y_end + m.joint),
+        }
+        ids: list[int] = []
+        for turn in turns:
+            before, after = round_turn[turn.role] or ("", "")
+            ids += self._ids(before) + self._content([turn.text])[0] + self._ids(after)
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
+
+    def _content(self, texts: list[str]) -> list[list[int]]:
+        """Text as text: a `<|im_end|>` written inside it is no end of turn."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        return encoded.input_ids
+
+
+def _last(ids: list[int], part: list[int]) -> int | None:
+    """Where `part` occurs last in `ids`."""
+    starts = range(len(ids) - len(part), -1, -1) if part else ()
+    return next((start for start in starts if ids[start : start + len(part)] == part), None)
+
+
+def _layout(
+    before: list[int],
+    first: tuple[list[int], list[int]],  # content, end-of-turn
+    between: list[int],
+    second: tuple[list[int], list[int]],
+) -> Layout:
+    a, b = len(before), len(before) + len(first[0])
+    stop = b + len(first[1])
+    c = stop + len(between)
+    ids = before + first[0] + first[1] + between + second[0] + second[1]
+    return Layout(ids, first=(a, stop), second=(c, len(ids)), pooled=(a, b))
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase, markers: Markers) -> int:
+    """The token before all else: BOS, or EOS where there is none.
+
+    Where that very token is a role marker (ChatML tokenizers name `<|im_start|>` their BOS) it
+    begins nothing, and the first special token that marks no role, the one that separates
+    documents, stands in. Measured with SmolLM2, bfloat16, on 90
+    seed tasks of self-instruct against shuffled responses: AUC of `mutual` 0.986 with `<|endoftext|>`,
+    0.967 with the header's own `<|im_start|>` alone, 0.969 with two of them.
+    """
+    roles = (markers.x_header, markers.y_header, markers.x_end)
+    special = sorted(cast("list[int]", tokenizer.convert_tokens_to_ids(list(special_tokens(tokenizer)))))
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, *special)
+    known = [number for number in ids if number is not None]
+    for number in known:
+        if not any(str(tokenizer.convert_ids_to_tokens(number)) in role for role in roles):
+            return int(number)
+    return int(known[0])
+
+
+def shortened(pair: Encoded, directional: Directional, max_length: int) -> Encoded | None:
+    """A pair over `max_length` with the ends of x and y cut off, in proportion to their lengths; None where what
+    stands round them leaves no room for a token of each."""
+    x, y = len(pair.x), len(pair.y)
+    room = max_length - (directional.length(pair) - x - y)
+    if room < 2:
+        return None
+    keep_x = min(max(1, room * x // (x + y)), room - 1)
+    return Encoded(pair.context, pair.x[:keep_x], pair.y[: room - keep_x])

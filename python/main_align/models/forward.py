@@ -1,0 +1,146 @@
+"""One packed forward pass: summed log-probabilities and pooled states of many sequences at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from main_kernels import segment_pool, token_logprobs
+
+from ..errors import UserError
+from .encoding import Layout
+from .packed_attention import packed_forward, packing_arguments, use_packed_attention
+from .projection_heads import AlignmentHead
+
+KNOWN = ("llama", "mistral")  # our tests cover these; any other type is checked when loaded
+
+
+class Forward:
+    """The backbone without its head, then the head on the rows that predict a scored token.
+
+    `attention` names the attention implementation in use, `width` is D, or that of the projections where there are
+    trained projection heads. UserError for a model whose states or probabilities come out otherwise than its own
+    forward has them, and for projection heads of another width.
+    """
+
+    def __init__(self, model: PreTrainedModel, projection: AlignmentHead | None = None) -> None:
+        if model.base_model is model or model.get_output_embeddings() is None:
+            raise UserError(f"{type(model).__name__} is not a backbone with a head on it")
+        self.model, self.device = model, model.device
+        self.head: Any = model.get_output_embeddings()
+        self.width = int(self.head.weight.shape[1])
+        self.projection = projection
+        if projection is not None:
+            if projection.x.in_features != self.width:
+                raise UserError(
+                    f"the projection heads take states of width {projection.x.in_features}, and the model's have "
+                    f"{self.width}: give the heads that were trained with this model"
+                )
+            self.width = projection.x.out_features
+            self.projection = projection.to(self.device)
+        self.logit_options = logit_options(model.config)
+        if model.config.model_type in KNOWN:
+            self.attention = use_packed_attention(model)
+        else:
+            self.attention = self._switch_and_check()
+
+    @torch.inference_mode()
+    def __call__(
+        self, layouts: Sequence[Layout]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
+        """Run n sequences as one.
+
+        Returns (first, second, pooled): float64[n] summed log-probabilities of the first and of
+        the second segment in nats, and float32[n, D] mean states over the first segment's content,
+        of unit length; projected, where there are projection heads, each side by its own: even sequences are x,
+        odd ones y.
+        """
+        hidden = self.states([layout.ids for layout in layouts])
+        starts = np.cumsum([0] + [len(layout.ids) for layout in layouts])
+        spans, pooled = [], []
+        for start, layout in zip(starts[:-1], layouts, strict=True):
+            spans += [(start + a, start + b) for a, b in (layout.first, layout.second)]
+            pooled.append((start + layout.pooled[0], start + layout.pooled[1]))
+        tokens = np.concatenate([np.arange(a, b) for a, b in spans])
+        ids = np.concatenate([layout.ids for layout in layouts])
+        logp = self.logprobs(hidden[self._to_device(tokens - 1)], self._to_device(ids[tokens]))
+        sizes = np.array([b - a for a, b in spans])
+        sums = np.add.reduceat(logp.double().cpu().numpy(), np.cumsum(sizes) - sizes)
+        return sums[0::2], sums[1::2], self._pool(hidden, pooled)
+
+    def states(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Final-normed hidden states [T, D] of the sequences, one after the other."""
+        ids = self._to_device(np.concatenate(sequences))
+        packing = packing_arguments([len(s) for s in sequences], self.device)
+        with packed_forward():
+            return self.model.base_model(input_ids=ids[None], **packing).last_hidden_state[0]
+
+    def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """float32[R]: log-probability of targets[R] under the head, given hidden[R, D]."""
+        bias = getattr(self.head, "bias", None)
+        return token_logprobs(hidden, self.head.weight, targets, bias=bias, ignore_index=None, **self.logit_options)
+
+    def _pool(self, hidden: Tensor, spans: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+        rows = self._to_device(np.concatenate([np.arange(a, b) for a, b in spans]))
+        bounds = self._to_device(np.cumsum([0] + [b - a for a, b in spans]))
+        if self.projection is None:
+            return segment_pool(hidden[rows].float(), bounds).cpu().numpy()
+        pooled = segment_pool(hidden[rows].float(), bounds, normalize=False)
+        x, y = self.projection(pooled[0::2], pooled[1::2])
+        return F.normalize(torch.stack([x, y], 1).flatten(0, 1).float(), dim=1).cpu().numpy()
+
+    def _to_device(self, numbers: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(numbers).to(self.device)
+
+    def _switch_and_check(self) -> str:
+        """Switch the attention, and compare with the model's own logits one sequence at a time."""
+        sequences = [list(range(5, 12)), list(range(9, 21))]
+        config = self.model.config
+        with torch.inference_mode():
+            own = []
+            for ids in sequences:
+                row = torch.tensor([ids], dtype=torch.int64, device=self.device)
+                logits = self.model(row, use_cache=False).logits[0, :-1].float()
+                own.append(logits.log_softmax(-1).gather(1, row[0, 1:, None])[:, 0])
+            name = use_packed_attention(self.model)
+            hidden = self.states(sequences).split([len(ids) for ids in sequences])
+            ours = [
+                self.logprobs(h[:-1], torch.tensor(ids[1:], dtype=torch.int64, device=self.device))
+                for h, ids in zip(hidden, sequences, strict=True)
+            ]
+        close = 1e-3 if self.model.dtype == torch.float32 else 0.25
+        off = float((torch.cat(own) - torch.cat(ours)).abs().max())
+        if not off <= close:
+            raise UserError(
+                f"a model of type {config.model_type!r} gives other probabilities when sequences "
+                f"are packed (by {off:.3g} nats), so its scores would depend on the batch: use a "
+                "LLaMA or Mistral model."
+            )
+        return name
+
+
+def logit_options(config: Any) -> dict[str, Any]:
+    """How a family changes its logits before the softmax, in `token_logprobs`' terms."""
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    scale = getattr(config, "logit_scale", None)  # Cohere multiplies by it
+    divisor = getattr(config, "logits_scaling", None)  # Granite divides by it
+    temperature = (divisor or 1.0) / (scale or 1.0)
+    if softcap and temperature != 1.0:
+        raise UserError("a model with both a logit scale and a softcap is not supported")
+    options = {"softcap": softcap, "temperature": temperature if temperature != 1.0 else None}
+    return {name: float(value) for name, value in options.items() if value}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on the GPU, in torch's CPU allocator or Python."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return "DefaultCPUAllocator" in text and "memory" in text

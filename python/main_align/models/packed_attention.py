@@ -1,0 +1,168 @@
+"""Attention over a packed sequence: many segments in one row, none of which sees another.
+
+One function is registered with transformers' own attention interface under `PACKED`. It takes the
+segment boundaries the way transformers hands them to flash attention (`cu_seq_lens_q/k`,
+`max_length_q/k`), so any model that uses the interface works and no model is patched. Called without
+boundaries (generation, an evaluation of somebody else's) it is transformers' own sdpa attention.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_flash_attn_2_available
+
+from ..errors import UserError
+
+PACKED = "main_align_packed"
+FLASH = "flash_attention_2"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,  # [1, H, T, d]
+    key: Tensor,  # [1, Hkv, T, d]
+    value: Tensor,  # [1, Hkv, T, dv]
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,  # [B+1]
+    max_length_q: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment; returns [1, T, H, dv] and no weights.
+
+    A `sliding_window` of w lets a token see itself and the w - 1 before it, as in Mistral.
+    """
+    if cu_seq_lens_q is None or max_length_q is None:
+        options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
+        options |= {"softcap": softcap, "s_aux": s_aux}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **others)
+    refused = {"dropout": dropout, "softcap": softcap, "s_aux": s_aux, "mask": attention_mask}
+    for name, given in refused.items():
+        if given is not None and not (isinstance(given, float) and given == 0.0):
+            raise UserError(
+                f"{type(module).__name__} asks for attention with {name}, which packed sequences "
+                "do not support: use a model without it (LLaMA and Mistral have none)."
+            )
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary embeddings have made float32 of some
+        query, key, value = (t.to(torch.get_autocast_dtype("cuda")) for t in (query, key, value))
+    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    varlen = _varlen_attention() if half else None
+    if varlen is not None:
+        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, H, d]
+        bounds, longest = (cu_seq_lens_q,) * 2, (max_length_q,) * 2
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        return varlen(q, k, v, *bounds, *longest, scale=scaling, window_size=window)[None], None
+    segments = []
+    for start, stop in itertools.pairwise(cu_seq_lens_q.tolist()):
+        q, k, v = (t[:, :, start:stop] for t in (query, key, value))
+        segments.append(_segment(q, k, v, scaling, sliding_window).transpose(1, 2))
+    return torch.cat(segments, 1), None
+
+
+def _segment(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
+    """One segment, [1, H, L, d]; beyond the window in blocks of it, so memory stays O(window²)."""
+    length = query.shape[2]
+    if window is None or length <= window:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    blocks = []
+    for start in range(0, length, window):
+        stop, first = min(start + window, length), max(0, start - window + 1)
+        ahead = (
+            torch.arange(start, stop, dtype=torch.int64, device=query.device)[:, None]
+            - torch.arange(first, stop, dtype=torch.int64, device=query.device)[None, :]
+        )  # [block, keys]: how far a query stands behind which key
+        blocks.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start:stop],
+                key[:, :, first:stop],
+                value[:, :, first:stop],
+                attn_mask=(ahead >= 0) & (ahead < window),
+                scale=scale,
+                enable_gqa=True,
+            )
+        )
+    return torch.cat(blocks, 2)
+
+
+@functools.cache
+def _varlen_attention() -> Callable[..., Any] | None:
+    """All segments in one call: torch's variable-length flash attention (CUDA, 16-bit), from torch 2.11 on. Heads that
+    share a key must be announced to later ones; before, they were taken as they come."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    options = inspect.signature(varlen_attn).parameters
+    if "window_size" not in options:
+        return None
+    return functools.partial(varlen_attn, enable_gqa=True) if "enable_gqa" in options else varlen_attn
+
+
+_bounded: ContextVar[bool] = ContextVar("_bounded", default=False)
+
+
+@contextmanager
+def packed_forward() -> Iterator[None]:
+    """Around a forward that is given `packing_arguments`: the boundaries say it all, so transformers need not build
+    a mask of T x T."""
+    token = _bounded.set(True)
+    try:
+        yield
+    finally:
+        _bounded.reset(token)
+
+
+def _mask(*arguments: Any, **options: Any) -> Tensor | None:
+    return None if _bounded.get() else sdpa_mask(*arguments, **options)
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, _mask)
+
+
+def packing_arguments(lengths: list[int], device: torch.device | str) -> dict[str, Any]:
+    """What a model's forward takes beside `input_ids` for segments of these `lengths`."""
+    sizes = torch.tensor(lengths, dtype=torch.int32, device="cpu")
+    bounds = F.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
+    positions = torch.arange(int(bounds[-1]), dtype=torch.int64, device="cpu") - bounds[:-1].long().repeat_interleave(
+        sizes
+    )
+    bounds, longest = bounds.to(device), max(lengths)
+    return {
+        "position_ids": positions[None].to(device),
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "use_cache": False,
+    }
+
+
+def use_packed_attention(model: PreTrainedModel) -> str:
+    """Switch `model` to packed attention and return the name of the implementation.
+
+    flash-attn serves where it is installed and the model is 16-bit on CUDA, `PACKED` elsewhere.
+    """
+    half = model.dtype in (torch.float16, torch.bfloat16)
+    flash = model.device.type == "cuda" and half and is_flash_attn_2_available()
+    name = FLASH if flash else PACKED
+    model.set_attn_implementation(name)
+    return name

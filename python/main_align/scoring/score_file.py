@@ -1,0 +1,112 @@
+"""Reads score files back: row by row, or their numeric columns as arrays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.read import open_source
+from ..data.sources.csv_files import Csv
+from ..data.write import write_rows
+from ..errors import UserError
+from .columns import (
+    COLUMNS,
+    INTEGERS,
+    TEXTS,
+)
+
+NUMERIC = tuple(name for name in COLUMNS if name not in TEXTS)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """Numeric columns float64[N] with NaN for null, and the rows and the first reason of each status."""
+
+    columns: dict[str, NDArray[np.float64]]
+    counts: Counter[str]
+    reasons: dict[str, str]
+    rows: int
+
+
+def score_rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a score file in order; numbers as numbers, null as None, also from .csv."""
+    source = open_source(path)
+    text_only = isinstance(source, Csv)
+    for number, row in enumerate(source.rows(), 1):
+        if row.status != "ok" or row.record is None:
+            raise UserError(f"{path}: {row.reason}; write it again with main-align score")
+        missing = {"id", "status"} - row.record.keys()
+        if missing:
+            raise UserError(
+                f"{path} is not a score file: row {number} lacks {' and '.join(sorted(missing))}; "
+                "give the output of main-align score"
+            )
+        yield _typed(row.record, path) if text_only else row.record
+
+
+def _typed(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in record.items():
+        if name in NUMERIC:
+            row[name] = None if value == "" else _parse(value, name, path)
+        else:
+            row[name] = value if value != "" or name == "id" else None
+    return row
+
+
+def _parse(text: str, name: str, path: Path) -> float:
+    try:
+        return int(text) if name in INTEGERS else float(text)
+    except ValueError:
+        raise UserError(f"{path}: column {name!r} holds {text!r}, not a number") from None
+
+
+def read_columns(path: Path, by: str) -> ScoreTable:
+    """The score columns and the column `by` as arrays: 8 bytes a value, the texts stay on disk."""
+    counts: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    values: dict[str, list[float]] = {}
+    for number, row in enumerate(score_rows_of(path), 1):
+        counts[row["status"]] += 1
+        if row.get("reason"):
+            reasons.setdefault(row["status"], row["reason"])
+        if number == 1:
+            values = {name: [] for name in dict.fromkeys((*NUMERIC, by)) if name in row}
+            if by not in values:
+                raise UserError(f"{path} has no column {by!r}; it has {', '.join(row)}")
+        for name, column in values.items():
+            column.append(_number(row.get(name), name, number, path))
+    if not values:
+        raise UserError(f"{path} holds no rows; write it again with main-align score")
+    arrays = {name: np.array(column, dtype=np.float64) for name, column in values.items()}
+    return ScoreTable(arrays, counts, reasons, counts.total())
+
+
+def _number(value: Any, name: str, number: int, path: Path) -> float:
+    if value is None:
+        return np.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: row {number}, column {name!r} holds {value!r}, not a number") from None
+
+
+def write_scores(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
+    """Stream score rows to `path`: texts, int64 token counts, float64 scores, all nullable."""
+    import pyarrow as pa
+
+    write_rows(path, rows, pa.schema(list(score_types(columns).items())))
+
+
+def score_types(columns: Iterable[str]) -> dict[str, Any]:
+    """The pyarrow type of each score column."""
+    import pyarrow as pa
+
+    special = dict.fromkeys(INTEGERS, pa.int64()) | dict.fromkeys(TEXTS, pa.string())
+    return {name: special.get(name, pa.float64()) for name in columns}

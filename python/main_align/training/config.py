@@ -1,0 +1,94 @@
+"""The settings of a mutual-alignment run: ours alone, to go beside any TrainingArguments, and joined to SFTConfig."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from trl import SFTConfig
+
+from ..errors import UserError
+from ..models.devices import has_bfloat16
+from .alpha import SCHEDULES, Alpha
+from .collator import X_GIVEN_Y, Y_GIVEN_X
+from .terms import EMBEDDING_TERMS, AlignmentTerms
+
+DIRECTIONS = ("both", "forward", "reverse")
+OVERLONG = ("raise", "drop", "truncate")
+
+
+@dataclass
+class AlignmentArguments(AlignmentTerms):
+    """What AlignmentMixin reads beside the trainer's own arguments."""
+
+    directions: str = field(
+        default="both",
+        metadata={
+            "help": "Language-model losses trained: both, forward (p(y|x): plain supervised fine-tuning and the "
+            "embedding terms) or reverse (p(x|y)).",
+            "choices": list(DIRECTIONS),
+        },
+    )
+    projection_dim: int = field(
+        default=256,
+        metadata={"help": "Width of the projection heads of the embedding terms; 0: compare the pooled states."},
+    )
+    contrast_accumulated: bool = field(
+        default=True,
+        metadata={
+            "help": "With gradient accumulation, contrast the pairs of all its micro-batches with each other (exact, "
+            "for one forward more), not those of one."
+        },
+    )
+    alpha_schedule: str = field(
+        default="loss_ratio",
+        metadata={
+            "help": "Weight of pairs whose column `synthetic` is true: loss_ratio, constant or linear.",
+            "choices": list(SCHEDULES),
+        },
+    )
+    alpha: float = field(default=0.5, metadata={"help": "Its value, last value (linear) or first value (loss_ratio)."})
+    overlong: str = field(
+        default="raise",
+        metadata={"help": "A pair over max_length: raise, drop or truncate both its sides.", "choices": list(OVERLONG)},
+    )
+
+    @property
+    def pools(self) -> bool:
+        """Whether a term of embeddings counts."""
+        return bool(self.active(EMBEDDING_TERMS))
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """The likelihoods that are trained, as in collator.Y_GIVEN_X."""
+        return {"both": (Y_GIVEN_X, X_GIVEN_Y), "forward": (Y_GIVEN_X,), "reverse": (X_GIVEN_Y,)}[self.directions]
+
+    def check(self) -> None:
+        """UserError for a setting that makes no sense, naming it."""
+        self.check_terms()
+        Alpha(self.alpha_schedule, self.alpha)
+        for name, known in (("directions", DIRECTIONS), ("overlong", OVERLONG)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.duality > 0 and self.directions != "both":
+            raise UserError(f"the duality gap needs directions='both', got {self.directions!r}: set duality=0")
+        if self.projection_dim < 0:
+            raise UserError(f"projection_dim must not be negative, got {self.projection_dim}")
+        trained = {"both": ("forward", "reverse"), "forward": ("forward",), "reverse": ("reverse",)}[self.directions]
+        if not self.active((*trained, *EMBEDDING_TERMS, "duality")):
+            raise UserError(
+                f"with directions={self.directions!r} every term that counts has weight 0: give one a weight"
+            )
+
+
+@dataclass
+class MutualAlignmentConfig(AlignmentArguments, SFTConfig):
+    """SFTConfig and the settings of mutual alignment in one.
+
+    `bf16` is by default True where the device has instructions for bfloat16; SFTConfig's default is True everywhere.
+    """
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and (self.use_cpu or not torch.accelerator.is_available()):
+            self.bf16 = not self.fp16 and has_bfloat16(torch.device("cpu"))
+        super().__post_init__()

@@ -1,0 +1,45 @@
+"""The section of the model card that says what a model was trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .config import AlignmentArguments
+
+PAPER = {"title": "Mutual Alignment Is Necessary for instruction tuning", "id": "2504.12913"}
+_TITLE = "## Mutual alignment"
+_TERMS = {
+    "forward": "-log p(y\\|x), nats per token",
+    "reverse": "-log p(x\\|y), nats per token",
+    "duality": "the duality gap, nats per token",
+    "semantic": "symmetric InfoNCE of the pooled states of x and y",
+    "intentional": "minus a bound on the mutual information of x and y ({estimator})",
+    "structural": "cyclic consistency of the two similarity matrices",
+}
+
+
+def add_section(card: Path, alignment: AlignmentArguments) -> None:
+    """Appends method, terms and weights to a model card, once; x is the instruction and y the response."""
+    text = card.read_text(encoding="utf-8")
+    if _TITLE in text:
+        return
+    trained = {"forward": ("forward",), "reverse": ("reverse",)}.get(alignment.directions, ("forward", "reverse"))
+    names = (*trained, *(name for name in _TERMS if name not in ("forward", "reverse")))
+    rows = [
+        f"| `{name}` | {alignment.weight(name):g} | {_TERMS[name].format(estimator=alignment.estimator)} |"
+        for name in alignment.active(names)
+    ]
+    section = [
+        f"{_TITLE}\n",
+        f"Trained on pairs of an instruction x and a response y with the terms of *{PAPER['title']}* "
+        f"([arXiv {PAPER['id']}](https://arxiv.org/abs/{PAPER['id']})), directions: {alignment.directions}.\n",
+        "| term | weight | |",
+        "|---|---|---|",
+        *rows,
+    ]
+    if alignment.pools:
+        section.append(
+            f"\nEmbedding terms: temperature {alignment.temperature:g}, projection to {alignment.projection_dim} "
+            "dimensions (0: none)."
+        )
+    card.write_text(text.rstrip() + "\n\n" + "\n".join(section) + "\n", encoding="utf-8")

@@ -1,0 +1,81 @@
+"""What a trainer needs before it starts: model, tokenizer and settings, checked against each other."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..models.context_length import context_length
+from ..models.forward import Forward
+from ..models.load import check_model, find, load_weights
+from .config import AlignmentArguments
+from .hooks import head_weight
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model that can be trained, its tokenizer, and the longest sequence it may see."""
+
+    model: nn.Module  # a PreTrainedModel, or a PeftModel round one
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+
+def set_up(
+    model: str | nn.Module, tokenizer: Any, args: Any, alignment: AlignmentArguments, quantization_config: Any = None
+) -> Setup:
+    """Loads what is given by name, switches the model to packed attention and checks everything that can be known
+    before training; UserError with the remedy for what cannot work."""
+    alignment.check()
+    if isinstance(model, str):
+        model, tokenizer = _load(model, tokenizer, args, quantization_config)
+    base = bare(model)
+    if tokenizer is None:
+        name = getattr(base.config, "_name_or_path", "")
+        if not name:
+            raise UserError("processing_class is needed: the model does not say where its tokenizer is")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UserError(f"processing_class must be a tokenizer, got {type(tokenizer).__name__}")
+    check_model(type(base).__name__, base, tokenizer)
+    head_weight(base)
+    Forward(base)  # switches the attention, and refuses a family whose packed probabilities differ from its own
+    if hasattr(base.config.get_text_config(), "output_router_logits") and getattr(args, "router_aux_loss_coef", 1) != 0:
+        log.warning("the load-balancing loss of a mixture of experts is not trained; router_aux_loss_coef=0.0 says so")
+        args.router_aux_loss_coef = 0.0  # else SFTTrainer has the model compute it
+    limit = context_length(base.config)
+    wanted = getattr(args, "max_length", None)
+    if not (limit or wanted):
+        raise UserError("the model's config has no max_position_embeddings: give max_length")
+    longest = min(n for n in (limit, wanted) if n)
+    return Setup(model, tokenizer, longest)
+
+
+def bare(model: nn.Module) -> PreTrainedModel:
+    """The causal language model inside a PEFT model, or the model itself."""
+    inner: Any = model
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    if not isinstance(inner, PreTrainedModel):
+        raise UserError(f"model must be a PreTrainedModel, a PeftModel or a name, got {type(model).__name__}")
+    return inner
+
+
+def _load(name: str, tokenizer: Any, args: Any, quantization_config: Any) -> tuple[nn.Module, Any]:
+    """As SFTTrainer does, and `smollm2` besides."""
+    options = dict(getattr(args, "model_init_kwargs", None) or {})
+    options.setdefault("dtype", torch.float32)  # weights that are trained; bf16=True is autocast round them
+    options.setdefault("trust_remote_code", getattr(args, "trust_remote_code", False))
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    asked = {"revision": options.get("revision"), "trust_remote_code": options["trust_remote_code"]}
+    found = find(name, tokenizer=tokenizer, **asked)
+    return load_weights(found, **options), found.tokenizer

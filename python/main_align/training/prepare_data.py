@@ -1,0 +1,78 @@
+"""Preparation: data sets of any form to what the dataloaders take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import IterableDataset
+from transformers import PreTrainedModel
+
+from ..errors import UserError
+from ..models.encoding import Directional, Encoded
+from ..models.load import vocabulary
+from .collator import PairCollator
+from .config import AlignmentArguments
+from .dataset import PairReader
+from .packing import PackedPairs, best_fit
+
+
+class Preparation:
+    """Reads, shuffles and packs data sets for one tokenizer, and collates their pairs.
+
+    Args:
+        model: the causal language model itself, whose vocabulary may be smaller than the tokenizer's.
+        tokenizer: as it will be saved with the model, or a processor that has it.
+        args: the trainer's settings.
+        alignment: ours.
+        max_length: tokens of the longest sequence.
+
+    Raises:
+        UserError: for an `eos_token` of the settings that no response ends with.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, args: Any, alignment: AlignmentArguments, max_length: int
+    ) -> None:
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        directional = Directional(tokenizer, close=True, vocabulary=vocabulary(model))
+        _check_ending(directional, getattr(args, "eos_token", None))
+        self.reader = PairReader(directional, max_length, alignment.overlong)  # type: ignore[arg-type]
+        self.collator = PairCollator(
+            directional,
+            alignment.directions,  # type: ignore[arg-type]
+            pooled=alignment.pools,
+            all_likelihoods=alignment.duality > 0,
+        )
+
+    def prepare(self, dataset: Any, args: Any, *, packing: bool, name: str) -> Any:
+        """The data set as pairs (see pairs.COLUMNS), or lists of them; one that is so already is returned as it is."""
+        if dataset is None or isinstance(dataset, PackedPairs):
+            return dataset
+        pairs = self.reader.prepare(dataset, name, getattr(args, "dataset_num_proc", None))
+        if getattr(args, "shuffle_dataset", False) and pairs is not dataset:
+            pairs = pairs.shuffle(seed=args.seed)
+        if not packing:
+            return pairs
+        if isinstance(pairs, IterableDataset):
+            raise UserError(f"packing needs the whole {name} data set, not a stream: set packing=False")
+        lengths = [self.collator.tokens_of(pair) for pair in pairs]
+        sequences = 1 + (self.collator.directions == "both" or self.collator.pooled)
+        return PackedPairs(pairs, best_fit(lengths, sequences * self.reader.max_length))
+
+
+def packs_evaluation(args: Any) -> bool:
+    """Whether the rows of an evaluation are packed: as those of the training, unless the settings say otherwise."""
+    evaluation = getattr(args, "eval_packing", None)
+    return bool(getattr(args, "packing", False) if evaluation is None else evaluation)
+
+
+def _check_ending(directional: Directional, eos_token: str | None) -> None:
+    """UserError for an `eos_token` that no response ends with, so that the model would never learn to stop at it."""
+    forward, _ = directional.layouts(Encoded([], [], []))
+    ending = forward.ids[slice(*forward.second)]
+    if eos_token is not None and directional.tokenizer.eos_token_id not in ending:
+        written = str(directional.tokenizer.decode(ending))
+        raise UserError(
+            f"eos_token {eos_token!r} is not what the chat template ends a response with ({written!r}), so the model "
+            f"would never learn to stop there: use eos_token={written!r}, or another template (chat_template_path)"
+        )

@@ -1,0 +1,196 @@
+"""The command line: help that teaches, exit codes, messages for mistakes, and whole runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from main_align.cli.app import app
+from main_align.models.devices import pick_device, pick_dtype
+from main_align.scoring.manifest import manifest_path
+from typer.testing import CliRunner
+
+from tests.align.tiny_models import tiny_model_folder
+
+PAIRS = [
+    {
+        "id": f"r{n}",
+        "instruction": f"question {n}?",
+        "response": f"answer {n * n}",
+        "aligned": n > 3,
+    }
+    for n in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS) + '{"torn')
+    return path
+
+
+def invoke(*args: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("command", ["score", "filter", "train", "doctor"])
+def test_help_teaches_with_an_example(command: str) -> None:
+    code, text, _ = invoke(command, "--help")
+    assert code == 0
+    assert f"main-align {command}" in text
+    assert command == "doctor" or ("nats" in text or "unit" in text)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'numpy', 'pyarrow', 'matplotlib', 'datasets'}"
+    code = f"import sys, main_align.cli, main_align; print({heavy} & sys.modules.keys() or 'light')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "light"
+
+
+def test_score_then_filter(tmp_path: Path, pairs: Path, model: Path) -> None:
+    out, kept = tmp_path / "scores.parquet", tmp_path / "kept.jsonl"
+    plots = tmp_path / "a.png", tmp_path / "b.png"
+    code, text, log = invoke("score", pairs, "-o", out, "--model", model, "--plot", plots[0])
+    assert code == 0, log
+    assert "bad_json" in text
+    assert "pairs/s" in text
+    assert "mutual" in text
+    manifest = json.loads(manifest_path(out).read_text())
+    assert manifest["counts"] == {"ok": 12, "bad_json": 1}
+    assert manifest["command"]["model"] == str(model)
+    assert f"torch.{manifest['settings']['scorer']['dtype']}" == str(pick_dtype("auto", pick_device("auto")))
+    assert manifest["throughput"]["tokens"] > 0
+    assert manifest["versions"]["torch"]
+    code, text, _ = invoke("filter", out, "-o", kept, "--keep", 0.5, "--plot", plots[1])
+    assert code == 0
+    assert "kept 6 of 13 rows" in text
+    assert "rows marked aligned" in text
+    assert all(plot.stat().st_size > 10_000 for plot in plots)
+    assert [json.loads(line)["instruction"][:8] for line in kept.read_text().splitlines()] == ["question"] * 6
+    code, _, log = invoke("score", pairs, "-o", out, "--model", model)
+    assert code == 0
+    assert "already complete" in log
+    code, _, log = invoke("score", pairs, "-o", out, "--model", model, "--seed", 1)
+    assert code == 1
+    assert "scorer.seed was 0, now 1" in log
+    assert "--restart" in log
+    assert invoke("score", pairs, "-o", out, "--model", model, "--seed", 1, "--restart")[0] == 0
+
+
+def test_a_run_that_scores_nothing_exits_1_and_says_why(tmp_path: Path, model: Path) -> None:
+    rows, out = tmp_path / "in.jsonl", tmp_path / "o.jsonl"
+    rows.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    code, _, log = invoke("score", rows, "-o", out, "--model", model, "--max-length", 12)
+    assert code == 1
+    assert "too_long: 12 rows, the first: line 1: " in log
+    assert "the 21 tokens of the markers leave no room" in " ".join(log.split())
+    assert "no row could be scored" in log
+    code, _, log = invoke("filter", out, "-o", tmp_path / "k.jsonl", "--keep", 1)
+    assert code == 1
+    assert "no row has a value of mutual" in log
+    rows.write_text("".join(json.dumps({"question": "a", "reply": "b"}) + "\n" for _ in range(3)))
+    code, _, log = invoke("score", rows, "-o", out, "--model", "./no-such-model")
+    assert code == 1
+    assert "none of the first 3 rows" in log
+
+
+def test_unused_text_fields_and_standard_input(tmp_path: Path, model: Path) -> None:
+    text = "".join(json.dumps(pair | {"hint": "h"}) + "\n" for pair in PAIRS)
+    args = ["score", "-", "-o", str(tmp_path / "o.jsonl"), "--model", str(model)]
+    result = CliRunner().invoke(app, args, input=text)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("text fields that are not scored: 'hint'") == 1
+    assert json.loads(manifest_path(tmp_path / "o.jsonl").read_text())["unused_text_fields"] == {"hint": 12}
+    result = CliRunner().invoke(app, args, input=text)
+    assert "already complete" in result.stderr
+    code, _, log = invoke("filter", tmp_path / "o.jsonl", "-o", tmp_path / "k.jsonl", "--keep", 1)
+    assert code == 1
+    assert "scored from standard input" in log
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("score", "absent.jsonl", "-o", "o.csv"), "no such file"),
+        (("score", "PAIRS", "-o", "o.xlsx"), "the ending says the format"),
+        (("score", "PAIRS", "-o", "o.csv", "--plot", "p.doc"), ".png"),
+        (
+            ("score", "PAIRS", "-o", "o.csv", "--id-field", "i", "--response-field", "r"),
+            "both sides",
+        ),
+        (("score", "PAIRS", "-o", "o.csv", "--model", "./no-such-model"), "no-such-model"),
+        (("filter", "absent.csv", "-o", "k.csv", "--top", 1), "no such file"),
+        (("filter", "PAIRS", "-o", "k.csv", "--top", 1), "not a score file"),
+        (("filter", "PAIRS", "-o", "k.csv"), "give one of --keep"),
+        (("filter", "PAIRS", "-o", "k.csv", "--min", 2, "--max", 1), "--min 2 is above --max 1"),
+    ],
+)
+def test_mistakes_get_a_message_and_exit_1(
+    tmp_path: Path,
+    pairs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[object, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, log = invoke(*(pairs if arg == "PAIRS" else arg for arg in args))
+    assert code == 1
+    assert log.splitlines()[-1].startswith("main-align: ") or "main-align: " in log
+    assert message in log
+    assert "Traceback" not in log
+
+
+def test_ctrl_c_exits_130_and_says_how_to_resume(tmp_path: Path, model: Path) -> None:
+    many = tmp_path / "many.jsonl"
+    rows = (PAIRS[n % 12] | {"id": f"m{n}", "response": "word " * 60} for n in range(2000))
+    many.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "o.jsonl"
+    command = [sys.executable, "-m", "main_align", "score", str(many), "-o", str(out)]
+    command += ["--model", str(model), "--window", "50"]
+    # a shell that starts the tests in the background has interrupts ignored, which children inherit
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    journal = tmp_path / "o.jsonl.partial" / "journal.bin"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.stat().st_size > 2000) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 130, log
+    assert "run again to resume" in log
+    assert "Traceback" not in log
+    assert journal.exists()
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_the_examples_with_the_real_model(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    source, out = Path(__file__).parents[3] / "examples" / "pairs.jsonl", tmp_path / "s.parquet"
+    code, _, log = invoke("score", source, "-o", out)
+    assert code == 0, log
+    mutual = pq.read_table(out)["mutual"].to_pylist()
+    marks = [json.loads(line)["aligned"] for line in source.read_text().splitlines()]
+    good = [value for value, mark in zip(mutual, marks, strict=True) if mark]
+    bad = [value for value, mark in zip(mutual, marks, strict=True) if not mark]
+    wins = sum(g > b for g in good for b in bad) / (len(good) * len(bad))
+    # Most mismatches answer a similar question and two are echoes, so this is far from 1.
+    assert wins > 0.75, "the area under the curve of mutual, aligned against mismatched"

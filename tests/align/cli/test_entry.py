@@ -1,0 +1,118 @@
+"""The entry point: with and without the extras, on a terminal that is not UTF-8, and for ordinary mistakes."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from main_align import __main__ as entry
+from main_align.cli import doctor
+from main_align.environment import (
+    installed,
+)
+
+from tests.align.tiny_models import tiny_model_folder
+
+PAIRS = [{"instruction": f"say {n}", "response": f"it is {n * n}"} for n in range(3)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Call the entry point as the shell would, and return its exit code."""
+
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["main-align", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            entry.main()
+        return int(stopped.value.code or 0)
+
+    return call
+
+
+def without(monkeypatch, *packages: str) -> None:
+    for name in packages:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "main_align.cli.app", raising=False)
+
+
+def test_the_version(run, monkeypatch, capsys):
+    for missing in ((), ("typer",)):
+        without(monkeypatch, *missing)
+        assert run("--version") == 0
+        assert capsys.readouterr().out == f"main-align {installed('main-kernels')}\n"
+
+
+@pytest.mark.parametrize("arguments", [("score", "x.jsonl", "-o", "y.csv"), ("--help",), ()])
+def test_without_the_extras_the_install_line_is_printed(run, monkeypatch, capsys, arguments):
+    without(monkeypatch, "typer")
+    assert run(*arguments) == 1
+    assert "pip install 'main-kernels[hf]'" in capsys.readouterr().err
+
+
+def test_doctor_works_with_torch_alone(run, monkeypatch, capsys):
+    without(monkeypatch, "typer", "rich", "transformers", "safetensors", "pyarrow", "datasets", "huggingface_hub")
+    for name in ("models", "commands"):
+        monkeypatch.delitem(sys.modules, f"main_align.{name}", raising=False)
+    monkeypatch.setattr(doctor, "installed", lambda name: "1.0" if name == "torch" else None)
+    assert run("doctor") == 1
+    lines = capsys.readouterr().out.splitlines()
+    missing = {line.split()[1] for line in lines if line.endswith(" not installed")}
+    assert missing == {*doctor.NEEDED, *doctor.OPTIONAL}
+    assert {"trl", "peft", "accelerate", "gguf", "sentencepiece"} <= missing
+    bad = {line.split()[1] for line in lines if line.startswith("!!")}
+    assert bad == {*doctor.NEEDED, "default"}
+    assert not [line for line in lines if "Error" in line]
+
+
+def test_doctor_says_what_bfloat16_costs(monkeypatch):
+    for fast, words in ((True, "--dtype auto takes it"), (False, "--dtype auto takes float32")):
+        monkeypatch.setattr("main_kernels.processor.has_fast_bfloat16", lambda fast=fast: fast)
+        (found,) = (finding.found for finding in doctor.examine() if finding.name == "bfloat16")
+        assert words in found
+
+
+def test_an_ascii_terminal(run, monkeypatch, tmp_path, pairs, model):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert run("score", pairs, "-o", tmp_path / "\u00fc.csv", "--model", model) == 0
+    sys.stdout.flush()
+    assert "\\xfc.csv" in raw.getvalue().decode("ascii")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps:7"])
+def test_a_device_that_is_not_there(run, capsys, tmp_path, pairs, model, device):
+    assert run("score", pairs, "-o", tmp_path / "o.csv", "--model", model, "--device", device) == 1
+    assert f"device '{device}' cannot be used here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", '{"format": 1, "inp', "[]", "\ufffd"])
+def test_a_torn_job_file(run, capsys, tmp_path, pairs, model, text):
+    out = tmp_path / "o.csv"
+    (tmp_path / "o.csv.partial").mkdir()
+    (tmp_path / "o.csv.partial" / "job.json").write_text(text)
+    assert run("score", pairs, "-o", out, "--model", model) == 1
+    assert "job.json is damaged; start over with --restart" in capsys.readouterr().err
+    assert run("score", pairs, "-o", out, "--model", model, "--restart") == 0
+
+
+def test_a_file_where_unfinished_work_would_be(run, capsys, tmp_path, pairs):
+    (tmp_path / "o.csv.partial").write_text("mine")
+    for more in ((), ("--restart",)):
+        assert run("score", pairs, "-o", tmp_path / "o.csv", "--model", "not-loaded", *more) == 1
+        assert "o.csv.partial is a file" in capsys.readouterr().err
+    assert (tmp_path / "o.csv.partial").read_text() == "mine"

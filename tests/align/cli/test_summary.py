@@ -1,0 +1,117 @@
+"""What is shown: summaries with the right numbers, pictures that open, progress that adds up."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from main_align.cli.doctor import examine
+from main_align.cli.progress_bar import Display, clock
+from main_align.cli.summary import filter_summary, histogram, score_summary, status_table
+from main_align.errors import UserError
+from main_align.filtering.filter import Filtered
+from main_align.plots import plot_scores
+from main_align.progress import (
+    Progress,
+)
+from main_align.scoring.score_file import ScoreTable
+from rich.console import Console, RenderableType
+
+VALUES = np.array([0.0, 1.0, 2.0, 3.0, np.nan])
+
+
+def shown(what: RenderableType) -> str:
+    console = Console(width=110, record=True, quiet=False, file=io.StringIO())
+    console.print(what)
+    return console.export_text()
+
+
+def filtered(aligned: bool = False) -> Filtered:
+    table = ScoreTable({"mutual": VALUES, "ifd": VALUES}, Counter(ok=4, bad_json=1), {"bad_json": "line 3: no JSON"}, 5)
+    kept = np.array([False, False, True, True, False])
+    marks = np.array([0, 1, 1, 1, np.nan]) if aligned else None
+    return Filtered("mutual", table, kept, 2.0, {"bad_json": 1}, marks)
+
+
+def test_summaries_show_counts_and_quantiles() -> None:
+    text = shown(status_table({"ok": 1234, "bad_json": 1}))
+    assert "1,234" in text
+    assert "not a JSON object" in text
+    text = shown(score_summary({"mutual": VALUES, "pmi_forward": VALUES[-1:]}))
+    assert "1.5" in text, "the median, nulls left out"
+    assert "pmi_forward" not in text, "a score nobody has"
+
+
+def test_a_histogram_counts_every_row_once() -> None:
+    text = shown(histogram(np.array([0.0] * 30 + [1.0] * 5), "t", bins=2))
+    assert [line.split()[3] for line in text.splitlines()[1:3]] == ["30", "5"]
+    assert shown(histogram(np.array([7.0]), "one row"))
+
+
+def test_filter_summary() -> None:
+    text = shown(filter_summary(filtered(aligned=True)))
+    assert "higher is better, kept where >= 2" in text
+    assert "kept 2 of 5 rows" in text
+    assert "bad_json 1" in text
+    assert "kept 2 of 3 rows marked aligned and 0 of 1 rows marked not aligned" in text
+    row = next(line for line in text.splitlines() if line.startswith("mutual")).split()
+    assert row[2] == "2.5", "median of kept"
+    assert row[5] == "0.5", "median of dropped"
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_plot(tmp_path: Path, aligned: bool) -> None:
+    from matplotlib import image
+
+    done = filtered(aligned)
+    path = tmp_path / "plot.png"
+    columns = done.table.columns
+    plot_scores(path, columns, title="t", threshold=("nll_y", 1.0), aligned=done.aligned)
+    pixels = image.imread(path)
+    assert pixels.shape[0] > 600
+    assert pixels.std() > 0.05, "something is drawn"
+    with pytest.raises(UserError, match=r"\.png"):
+        plot_scores(tmp_path / "plot.xyz", columns, title="t")
+
+
+def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display() as display:
+        display(Progress("scoring", 10, 100, 0, 500, 2.0))
+        display(Progress("scoring", 20, 100, 0, 900, 2.5))  # too soon for another line
+        display(Progress("scoring", 100, 100, 0, 5000, 10.0))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "scoring: 10/100 pairs, 250 tokens/s, 0:18 left",
+        "scoring: 100/100 pairs, 500 tokens/s",
+    ]
+
+
+def test_time_left_ignores_what_an_earlier_run_did(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display() as display:
+        display(Progress("scoring", 60, 100, 50, 100, 5.0))
+    assert "0:20 left" in capsys.readouterr().err
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (0, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
+
+
+def test_doctor_finds_everything_and_survives_a_broken_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import main_kernels
+
+    names = {finding.name for finding in examine()}
+    assert {"torch", "backend plain", "transformers", "default model"} <= names
+
+    def broken() -> dict[str, str]:
+        raise RuntimeError("module is gone")
+
+    monkeypatch.setattr(main_kernels, "backend_report", broken)
+    found = {finding.name: finding for finding in examine()}
+    assert not found["backends"].ok
+    assert "module is gone" in found["backends"].found
+    assert "default model" in found

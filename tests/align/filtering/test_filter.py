@@ -1,0 +1,250 @@
+"""Filtering: the right rows by every rule, in their own fields, each beside its own score."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from main_align.data.formats.record import Fields
+from main_align.errors import UserError
+from main_align.filtering.filter import filter_scores
+from main_align.filtering.rules import Rule, select
+from main_align.scoring.job import score_file
+from main_align.scoring.manifest import manifest_path
+from main_align.scoring.score_file import score_rows_of
+
+from tests.align.fakes import FakeScorer
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("rule", "column", "expected"),
+    [
+        (Rule(top=2), "mutual", [1, 3]),
+        (Rule(top=2), "nll_y", [0, 4]),
+        (Rule(keep=0.5), "mutual", [1, 3]),
+        (Rule(keep=0.51), "mutual", [0, 1, 3]),
+        (Rule(keep=0.01), "mutual", [1]),
+        (Rule(top=99), "mutual", [0, 1, 3, 4]),
+        (Rule(min=1.0), "mutual", [0, 1, 3, 4]),
+        (Rule(min=1.1), "mutual", [1, 3]),
+        (Rule(max=1.0), "ifd", [0, 4]),
+        (Rule(min=9.0), "mutual", []),
+        (Rule(max=2.0), "tokens_y", [0, 3, 4]),
+        (Rule(min=1.1, max=2.5), "mutual", [3]),
+        (Rule(min=2.0), "nll_y_given_x", [1, 3]),
+        (Rule(max=2.5, top=1), "mutual", [3]),
+        (Rule(max=2.5, top=1), "ifd", [0]),
+        (Rule(max=2.5, keep=0.5), "mutual", [0, 3]),
+    ],
+)
+def test_select(rule: Rule, column: str, expected: list[int]) -> None:
+    values = np.array([1.0, 3.0, NAN, 2.0, 1.0])
+    assert np.flatnonzero(select(values, column, rule)).tolist() == expected
+
+
+def test_ties_go_to_the_earlier_row_in_both_directions() -> None:
+    for column in ("mutual", "nll_y"):
+        kept = select(np.full(5, 2.0), column, Rule(top=2))
+        assert np.flatnonzero(kept).tolist() == [0, 1]
+
+
+def test_a_share_of_a_hundred_is_what_it_says() -> None:
+    values = np.arange(100.0)
+    for percent in range(1, 101):
+        assert select(values, "mutual", Rule(keep=percent / 100)).sum() == percent
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Rule(), "found none"),
+        (Rule(top=1, keep=0.5), "found --keep and --top"),
+        (Rule(keep=50), "not a share"),
+        (Rule(top=0), "at least one"),
+        (Rule(min=NAN), "not a number"),
+        (Rule(min=2.0, max=1.0), "--min 2 is above --max 1"),
+    ],
+)
+def test_rules_that_make_no_sense(rule: Rule, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        rule.check()
+
+
+def make(folder: Path, ending: str = "jsonl", scores: str = "parquet") -> tuple[Path, Path]:
+    """An input of 12 rows, two of them bad, and its scores."""
+    rows: list[dict[str, Any]] = [
+        {
+            "id": n,
+            "prompt": f"p{n}",
+            "completion": f"c{n}",
+            "status": "draft",
+            "aligned": n % 2 == 0,
+        }
+        for n in range(12)
+    ]
+    source = folder / f"in.{ending}"
+    if ending == "jsonl":
+        lines = [json.dumps(row | {"extra": {"deep": [1, 2]}}) for row in rows]
+        lines[4] = '{"id": 4, "prompt"'
+        lines[7] = json.dumps({"id": 7, "prompt": "p7"})
+        source.write_text("\n".join(lines))
+    elif ending == "csv":
+        with source.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        import pyarrow as pa
+
+        kinds = [("id", pa.int32()), ("prompt", pa.string()), ("completion", pa.large_string())]
+        kinds += [("status", pa.string()), ("aligned", pa.bool_())]
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema(kinds)), source)
+    out = folder / f"scores.{scores}"
+    score_file(FakeScorer(), source, out)
+    return source, out
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    if path.suffix == ".csv":
+        return list(csv.DictReader(path.open(newline="")))
+    return pq.read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize("scores", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+def test_kept_rows_have_their_fields_and_their_scores(tmp_path: Path, kind: str, scores: str, ending: str) -> None:
+    source, scored = make(tmp_path, kind, scores)
+    done = filter_scores(scored, tmp_path / f"kept.{ending}", keep=0.5)
+    rows = read(tmp_path / f"kept.{ending}")
+    expected = {row["id"]: row for row in score_rows_of(scored)}
+    best = sorted((r for r in expected.values() if r["mutual"] is not None), key=lambda r: -r["mutual"])
+    best = best[: (len(best) + 1) // 2]
+    assert [str(r["id"]) for r in rows] == [i for i in expected if expected[i] in best]
+    assert done.kept.sum() == len(rows)
+    assert done.threshold == best[-1]["mutual"]
+    for row in rows:
+        assert row["prompt"] == f"p{row['id']}", "the row's own fields"
+        assert row["status"] == "draft", "an input field is never overwritten"
+        assert row["main_status"] == "ok"
+        assert float(row["mutual"]) == expected[str(row["id"])]["mutual"]
+        if kind == "jsonl":
+            deep = row["extra"] if ending != "csv" else json.loads(row["extra"])
+            assert deep == {"deep": [1, 2]}
+    if kind == ending == "parquet":
+        schema = pq.read_schema(tmp_path / "kept.parquet")
+        assert [str(schema.field(n).type) for n in ("id", "completion")] == [
+            "int32",
+            "large_string",
+        ]
+    if kind == "jsonl":
+        assert done.unscored == {"bad_json": 1, "missing_field": 1}
+    assert done.aligned is not None
+    assert done.aligned[0] == 1
+    assert done.aligned[1] == 0
+    assert source.exists()
+
+
+def test_aliases_and_lower_is_better(tmp_path: Path) -> None:
+    _, scored = make(tmp_path)
+    done = filter_scores(scored, tmp_path / "k.jsonl", by="forward_nll", top=3)
+    values = [r["nll_y_given_x"] for r in score_rows_of(scored) if r["nll_y_given_x"] is not None]
+    assert done.by == "nll_y_given_x"
+    assert done.threshold == sorted(values)[2]
+    again = filter_scores(scored, tmp_path / "l.jsonl", by="forward_nll", max=done.threshold)
+    assert again.kept.tolist() == done.kept.tolist()
+
+
+def test_scores_only_can_be_filtered_again(tmp_path: Path) -> None:
+    _, scored = make(tmp_path)
+    first, second = tmp_path / "a.parquet", tmp_path / "b.jsonl"
+    filter_scores(scored, first, top=6, scores_only=True)
+    filter_scores(first, second, by="semantic", top=2, scores_only=True)
+    assert len(read(second)) == 2
+    assert pq.read_schema(first) == pq.read_schema(scored)
+
+
+def test_ids_that_do_not_match_stop_everything(tmp_path: Path) -> None:
+    source, scored = make(tmp_path)
+    lines = source.read_text().splitlines()
+    other = tmp_path / "other.jsonl"
+    for changed, message in (
+        ([lines[1], lines[0], *lines[2:]], "row 1 has the id '0' in the scores and '1'"),
+        (lines[:-1], "the scores go on at row 12"),
+        ([*lines, '{"id": 99}'], "the input go on at row 13"),
+    ):
+        other.write_text("\n".join(changed))
+        with pytest.raises(UserError, match=message):
+            filter_scores(scored, tmp_path / "k.jsonl", top=3, input=other)
+        assert not (tmp_path / "k.jsonl").exists()
+
+
+def test_a_changed_or_missing_input_is_noticed(tmp_path: Path) -> None:
+    source, scored = make(tmp_path)
+    moved = tmp_path / "moved.jsonl"
+    source.rename(moved)
+    with pytest.raises(UserError, match="name its new place with --input"):
+        filter_scores(scored, tmp_path / "k.jsonl", top=3)
+    filter_scores(scored, tmp_path / "k.jsonl", top=3, input=moved)
+    source.write_text(moved.read_text().replace("c1", "c9"))
+    with pytest.raises(UserError, match="has changed since it was scored"):
+        filter_scores(scored, tmp_path / "k.jsonl", top=3)
+    manifest_path(scored).unlink()
+    with pytest.raises(UserError, match="--scores-only"):
+        filter_scores(scored, tmp_path / "k.jsonl", top=3)
+
+
+def test_named_fields_are_remembered_by_the_manifest(tmp_path: Path) -> None:
+    source, scored = tmp_path / "in.csv", tmp_path / "s.jsonl"
+    source.write_text("uid,q,a\nx,one,two\ny,three,four\n")
+    score_file(FakeScorer(), source, scored, fields=Fields("q", "a", "uid"))
+    filter_scores(scored, tmp_path / "k.jsonl", keep=1.0)
+    assert [(r["uid"], r["q"], "id" in r) for r in read(tmp_path / "k.jsonl")] == [
+        ("x", "one", False),
+        ("y", "three", False),
+    ]
+
+
+def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
+    source, scored = make(tmp_path)
+    for target in (source, scored):
+        before = target.read_bytes()
+        with pytest.raises(UserError, match="overwrite its own input"):
+            filter_scores(scored, target, top=3)
+        assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [{}, 2**70, [1, "one"]])
+def test_what_does_not_fit_parquet_is_an_error_with_the_remedy(tmp_path: Path, value: object) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "p", "completion": "c", "tag": value}))
+    score_file(FakeScorer(), tmp_path / "in.jsonl", tmp_path / "s.jsonl")
+    with pytest.raises(UserError, match=r"write \.jsonl instead"):
+        filter_scores(tmp_path / "s.jsonl", tmp_path / "k.parquet", keep=1.0)
+
+
+def test_scores_without_a_value_are_no_empty_success(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "explode", "completion": "c"}))
+    score_file(FakeScorer(), tmp_path / "in.jsonl", tmp_path / "s.jsonl")
+    with pytest.raises(UserError, match=r"no row has a value of mutual\. non_finite: line 1: NaN"):
+        filter_scores(tmp_path / "s.jsonl", tmp_path / "k.jsonl", keep=1.0)
+    assert not (tmp_path / "k.jsonl").exists()
+
+
+def test_mixed_types_do_not_fit_parquet(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    rows = [{"prompt": "p", "completion": "c", "tag": tag} for tag in (1, "one")]
+    source.write_text("\n".join(map(json.dumps, rows)))
+    score_file(FakeScorer(), source, tmp_path / "s.jsonl")
+    with pytest.raises(UserError, match=r"write \.jsonl instead"):
+        filter_scores(tmp_path / "s.jsonl", tmp_path / "k.parquet", keep=1.0)
+    filter_scores(tmp_path / "s.jsonl", tmp_path / "k.jsonl", keep=1.0)
+    assert [row["tag"] for row in read(tmp_path / "k.jsonl")] == [1, "one"]

@@ -1,0 +1,135 @@
+"""Packed attention against the model's own eager attention, one sequence at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from main_align.errors import UserError
+from main_align.models.packed_attention import (
+    PACKED,
+    _varlen_attention,
+    packed_attention,
+    packed_forward,
+    packing_arguments,
+    use_packed_attention,
+)
+
+from tests.align.tiny_models import DEVICE, tiny_model
+
+pytestmark = pytest.mark.usefixtures("on_the_device")
+LENGTHS = [1, 7, 40, 16, 17]  # the tiny Mistral's window is 16
+
+
+def alone(model, sequences):
+    model.set_attn_implementation("eager")
+    return torch.cat([model.model(s[None]).last_hidden_state[0] for s in sequences])
+
+
+def packed_states(model, ids, lengths):
+    with packed_forward():
+        return model.model(ids[None], **packing_arguments(lengths, DEVICE)).last_hidden_state[0]
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@torch.inference_mode()
+def test_packed_states_equal_each_sequence_alone(kind, heads):
+    model = tiny_model(kind, num_key_value_heads=heads)
+    sequences = list(torch.randint(3, 259, (sum(LENGTHS),)).split(LENGTHS))
+    wanted = alone(model, sequences)
+    assert use_packed_attention(model) == PACKED
+    packed = packed_states(model, torch.cat(sequences), LENGTHS)
+    torch.testing.assert_close(packed, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="flash attention of 16-bit states needs a CUDA device")
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@torch.inference_mode()
+def test_packed_states_in_sixteen_bits(kind, autocast):
+    sequences = list(torch.randint(3, 259, (sum(LENGTHS),)).split(LENGTHS))
+    model = tiny_model(kind)
+    wanted = alone(model, sequences)
+    use_packed_attention(model if autocast else model.bfloat16())
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        packed = packed_states(model, torch.cat(sequences), LENGTHS)
+    torch.testing.assert_close(packed.float(), wanted, rtol=0, atol=0.1)
+
+
+def test_shared_keys_are_announced_where_the_kernel_asks(monkeypatch):
+    """Torch 2.11 knows no enable_gqa, later ones want it; 2.10 has no windows."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    for kernel, told in (
+        (lambda *, is_causal=False: {}, None),
+        (lambda *, window_size: {}, {}),
+        (lambda *, window_size, enable_gqa=False: {"enable_gqa": enable_gqa}, {"enable_gqa": True}),
+    ):
+        monkeypatch.setattr(varlen, "varlen_attn", kernel)
+        found = _varlen_attention.__wrapped__()
+        assert (found and found(window_size=(-1, 0))) == told
+
+
+@torch.inference_mode()
+def test_the_window_changes_what_a_long_segment_sees():
+    ids = torch.randint(3, 259, (40,))
+    states = []
+    for window in (16, 4096):
+        model = tiny_model("mistral", sliding_window=window)
+        use_packed_attention(model)
+        states.append(packed_states(model, ids, [40]))
+    torch.testing.assert_close(states[0][:16], states[1][:16], rtol=0, atol=1e-5)
+    assert (states[0][16:] - states[1][16:]).abs().max() > 1e-2
+
+
+@torch.inference_mode()
+def test_a_segment_does_not_see_its_neighbours():
+    model = tiny_model("llama")
+    use_packed_attention(model)
+    ids = torch.randint(3, 259, (18,))
+    other = ids.clone()
+    other[:5], other[14:] = 7, 9
+    first, second = (packed_states(model, i, [5, 9, 4])[5:14] for i in (ids, other))
+    assert torch.equal(first, second)
+
+
+def test_positions_restart():
+    packing = packing_arguments([2, 3], "cpu")
+    assert packing["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
+    assert packing["cu_seq_lens_q"].tolist() == [0, 2, 5]
+    assert packing["max_length_q"] == 3
+
+
+@pytest.mark.parametrize("asked", [{"softcap": 30.0}, {"dropout": 0.1}, {"s_aux": torch.zeros(4)}])
+def test_unsupported_attention_is_refused(asked):
+    states = torch.randn(1, 4, 5, 8)
+    packing = {"cu_seq_lens_q": torch.tensor([0, 5]), "max_length_q": 5}
+    with pytest.raises(UserError, match=next(iter(asked))):
+        packed_attention(torch.nn.Identity(), states, states, states, None, **packing, **asked)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@torch.inference_mode()
+def test_without_boundaries_it_is_the_model_s_own_attention(kind):
+    """A model that is being trained still generates, from padded prompts too."""
+    model = tiny_model(kind)
+    ids = torch.randint(3, 259, (2, 20))
+    mask = torch.ones_like(ids)
+    mask[0, :6] = 0
+    logits, texts = [], []
+    for switch in (lambda m: m.set_attn_implementation("sdpa"), use_packed_attention):
+        switch(model)
+        logits.append(model(ids, attention_mask=mask).logits[mask.bool()])
+        texts.append(model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0))
+    assert torch.equal(*logits)
+    assert torch.equal(*texts)
+
+
+@torch.inference_mode()
+def test_packed_positions_without_boundaries_are_kept_apart_all_the_same():
+    model = tiny_model("llama")
+    ids = torch.randint(3, 259, (9,))
+    wanted = alone(model, [ids[:4], ids[4:]])
+    use_packed_attention(model)
+    positions = packing_arguments([4, 5], DEVICE)["position_ids"]
+    states = model.model(ids[None], position_ids=positions, use_cache=False).last_hidden_state[0]
+    torch.testing.assert_close(states, wanted, rtol=0, atol=1e-5)

@@ -1,0 +1,277 @@
+"""The scorer against four naive passes with full logits, and what it promises about batches."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from main_align.data.pairs import Pair, Turn
+from main_align.errors import UserError
+from main_align.models.forward import Forward
+from main_align.models.load import load
+from main_align.scoring.columns import COLUMNS
+from main_align.scoring.scorer import Scorer
+
+from tests.align.tiny_models import DEVICE, tiny_model_folder
+
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "while",
+    "seven",
+    "dogs",
+    "were",
+    "asking",
+    "why",
+    "rivers",
+    "run",
+    "to",
+    "sea",
+]
+LIKELIHOODS = ("nll_y_given_x", "nll_y", "nll_x_given_y", "nll_x")
+
+
+def some_pairs(n=24, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def text(longest):
+        return " ".join(rng.choice(WORDS, rng.integers(1, longest)))
+
+    pairs = [Pair(f"p{i}", i + 1, text(12), text(20)) for i in range(n)]
+    context = (Turn("system", "be brief"), Turn("user", "hi"), Turn("assistant", "yes?"))
+    return [*pairs, Pair("with context", n + 1, text(12), text(12), context)]
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral"])
+def folder(request, tmp_path_factory):
+    return tiny_model_folder(tmp_path_factory.mktemp("scorer"), request.param)
+
+
+@pytest.fixture(scope="module")
+def scorer(folder):
+    return Scorer(folder, device=DEVICE, pack_tokens=700)
+
+
+def naive(folder, scorer, pairs):
+    """-log p per token, by four passes of the plain model, one sequence at a time."""
+    model = load(folder, device=DEVICE).model
+    d, out = scorer.directional, []
+    for pair in pairs:
+        (encoded,) = d.encode([(pair.instruction, pair.response)], [pair.context])
+        sums = []
+        for layout in d.layouts(encoded):
+            for ids, (a, b) in (
+                (layout.ids, layout.second),
+                (layout.ids[: layout.first[1]], layout.first),
+            ):
+                with torch.inference_mode():
+                    logp = model(torch.tensor([ids], device=DEVICE)).logits[0].double().log_softmax(-1).cpu()
+                at = torch.arange(a, b)
+                sums.append(float(logp[at - 1, torch.tensor(ids)[at]].sum()))
+        y_given_x, x, x_given_y, y = sums
+        tx, ty = d.tokens(encoded)
+        out.append([-y_given_x / ty, -y / ty, -x_given_y / tx, -x / tx])
+    return np.array(out)
+
+
+def numbers(rows, names=LIKELIHOODS):
+    return np.array([[row[name] for name in names] for row in rows])
+
+
+def test_against_four_naive_passes(folder, scorer):
+    pairs = some_pairs()
+    rows = scorer.score(pairs)
+    assert len(scorer.prepare(pairs).packs) > 3
+    assert [row["id"] for row in rows] == [pair.id for pair in pairs]
+    assert all(row["status"] == "ok" and list(row) == list(COLUMNS) for row in rows)
+    np.testing.assert_allclose(numbers(rows), naive(folder, scorer, pairs), rtol=0, atol=1e-5)
+
+
+def test_a_score_does_not_depend_on_its_batch(folder, scorer):
+    pairs = some_pairs()
+    together = numbers(scorer.score(pairs))
+    alone = np.vstack([numbers(scorer.score([pair])) for pair in pairs])
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+    other = numbers(Scorer(folder, device=DEVICE, pack_tokens=10**6).score(pairs))
+    np.testing.assert_allclose(together, other, rtol=0, atol=1e-5)
+
+
+def test_embeddings_have_not_seen_the_other_side(scorer):
+    a, b = some_pairs(2)[:2]
+    mixed = [a, Pair("m", 3, a.instruction, b.response), Pair("n", 4, b.instruction, a.response)]
+    window = scorer.prepare(mixed)
+    got = {}
+    for pack in window.packs:
+        result = scorer.run(window, pack)
+        for place, row in enumerate(result.rows.tolist()):
+            got[row] = result.embed_x[place], result.embed_y[place]
+    np.testing.assert_allclose(got[0][0], got[1][0], atol=1e-6)  # one x, two responses
+    np.testing.assert_allclose(got[0][1], got[2][1], atol=1e-6)  # one y, two instructions
+    assert np.abs(got[0][0] - got[2][0]).max() > 1e-3
+    np.testing.assert_allclose(np.linalg.norm(got[0][0]), 1, atol=1e-5)
+
+
+def test_pooled_states_are_the_mean_over_the_content(folder, scorer):
+    (pair,) = some_pairs(1)[:1]
+    (encoded,) = scorer.directional.encode([(pair.instruction, pair.response)], [()])
+    forward, _ = scorer.directional.layouts(encoded)
+    ids = torch.tensor([forward.ids], device=DEVICE)
+    with torch.inference_mode():
+        states = load(folder, device=DEVICE).model.model(ids).last_hidden_state[0].cpu()
+    start = forward.first[0]
+    mean = states[start : start + len(encoded.x)].mean(0)
+    window = scorer.prepare([pair])
+    result = scorer.run(window, window.packs[0])
+    np.testing.assert_allclose(result.embed_x[0], (mean / mean.norm()).numpy(), atol=1e-5)
+
+
+def test_rows_that_cannot_be_scored_have_nulls_and_a_line(scorer):
+    good = {"instruction": "why?", "response": "because."}
+    rows = scorer.score([good, {"instruction": "", "response": "x"}, {"text": "?"}, good])
+    assert [row["status"] for row in rows] == ["ok", "empty_instruction", "missing_field", "ok"]
+    for number, row in enumerate(rows[1:3], 2):
+        assert str(number) in row["reason"]
+        assert all(row[name] is None for name in COLUMNS if name not in ("id", "status", "reason"))
+    assert rows[0] | {"id": ""} == rows[3] | {"id": ""}
+
+
+def test_no_pairs_at_all(scorer):
+    assert scorer.score([]) == []
+    assert scorer.score([{"instruction": "", "response": ""}])[0]["semantic"] is None
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+              RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")]
+)  # fmt: skip
+def test_out_of_memory_splits_the_pack(scorer, monkeypatch, error):
+    pairs = some_pairs(6)
+    wanted = scorer.score(pairs)
+    window = scorer.prepare(pairs)
+    largest = max(2 * scorer.directional.length(e) for e in window.encoded)
+    states, sizes = Forward.states, []
+
+    def scarce(self, sequences):
+        sizes.append(sum(map(len, sequences)))
+        if sizes[-1] >= largest:  # so that the longest pair does not fit even alone
+            raise error
+        return states(self, sequences)
+
+    monkeypatch.setattr(Forward, "states", scarce)
+    rows = scorer.score(pairs)
+    assert max(sizes) > largest
+    failed = [row for row in rows if row["status"] == "out_of_memory"]
+    scored = [(row, want) for row, want in zip(rows, wanted, strict=True) if row["status"] == "ok"]
+    assert failed
+    assert scored
+    for row in failed:
+        line = next(pair.line for pair in pairs if pair.id == row["id"])
+        assert f"line {line}:" in row["reason"]
+        assert row["nll_y"] is None
+    got, want = (numbers(rows) for rows in zip(*scored, strict=True))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_other_errors_are_not_swallowed(scorer, monkeypatch):
+    def broken(self, sequences):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(Forward, "states", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        scorer.score(some_pairs(1))
+
+
+def test_non_finite_states_have_no_score(scorer, monkeypatch):
+    pairs = some_pairs(4)
+    states = Forward.states
+
+    def poisoned(self, sequences):
+        hidden = states(self, sequences).clone()
+        hidden[-3:] = math.nan
+        return hidden
+
+    monkeypatch.setattr(Forward, "states", poisoned)
+    rows = scorer.score(pairs)
+    bad = [row for row in rows if row["status"] == "non_finite"]
+    assert 0 < len(bad) < len(rows)
+    assert all(row["mutual"] is None and "NaN" in row["reason"] for row in bad)
+
+
+def test_truncated_pairs_are_scored_and_said_so(folder):
+    pairs = [Pair("a", 1, "cat " * 100, "dog " * 100), Pair("b", 2, "cat", "dog")]
+    refused = Scorer(folder, device=DEVICE, max_length=100).score(pairs)
+    assert [row["status"] for row in refused] == ["too_long", "ok"]
+    cut = Scorer(folder, device=DEVICE, max_length=100, truncate=True).score(pairs)
+    assert [row["status"] for row in cut] == ["truncated", "ok"]
+    assert cut[0]["nll_y"] > 0
+    assert "line 1" in cut[0]["reason"]
+
+
+def test_the_default_length_is_the_model_own(scorer):
+    assert scorer.max_length == 512
+    assert scorer.score([Pair("a", 1, "x" * 300, "y" * 300)])[0]["status"] == "too_long"
+
+
+def test_a_bank_smaller_than_the_data(folder):
+    pairs = some_pairs()
+    rows = Scorer(folder, device=DEVICE, bank=8).score(pairs)
+    again = Scorer(folder, device=DEVICE, bank=8).score(pairs)
+    assert rows == again
+    assert all(math.isfinite(row["semantic"]) and row["structural"] <= 0 for row in rows)
+    assert max(row["semantic"] for row in rows) <= math.log(9)
+    assert rows != Scorer(folder, device=DEVICE, bank=8, seed=1).score(pairs)
+
+
+def test_bfloat16_stays_near_float32(folder, scorer):
+    pairs = some_pairs()
+    in_half = Scorer(folder, device=DEVICE, dtype="bfloat16")
+    exact, half = (numbers(s.score(pairs)) for s in (scorer, in_half))
+    assert 0 < np.abs(exact - half).max() < 0.2
+
+
+def test_the_fingerprint_follows_what_changes_a_score(folder, scorer):
+    same = Scorer(folder, device=DEVICE, pack_tokens=700).fingerprint
+    assert same == scorer.fingerprint == json.loads(json.dumps(same))
+    for change in (
+        {"dtype": "bfloat16"}, {"pack_tokens": 701}, {"max_length": 99}, {"truncate": True},
+        {"bank": 7}, {"seed": 1}, {"temperature": 0.1},
+    ):  # fmt: skip
+        settings = {"pack_tokens": 700} | change
+        assert Scorer(folder, device=DEVICE, **settings).fingerprint != same, change
+
+
+def test_progress_is_told_of_every_pair(scorer):
+    pairs, seen = some_pairs(), []
+    scorer.score(pairs, progress=lambda n, tokens: seen.append((n, tokens)))
+    packs = scorer.prepare(pairs).packs
+    assert seen == [(len(pack.rows), pack.tokens) for pack in packs]
+    assert sum(n for n, _ in seen) == len(pairs)
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"bank": 0}, {"pack_tokens": 0}, {"temperature": 0.0}])
+def test_wrong_settings_are_named(folder, wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Scorer(folder, **wrong)
+
+
+@pytest.mark.slow
+def test_smollm2_against_four_naive_passes_and_alone():
+    scorer = Scorer(device=DEVICE)
+    pairs = [
+        Pair("a", 1, "What is the capital of France?", "The capital of France is Paris."),
+        Pair("b", 2, "Add 2 and 3.", "5"),
+        Pair("c", 3, "Write a haiku about rain.", "Rain on the old roof,\nquiet drums."),
+    ]
+    rows = scorer.score(pairs)
+    np.testing.assert_allclose(numbers(rows), naive("smollm2", scorer, pairs), rtol=0, atol=1e-5)
+    alone = np.vstack([numbers(scorer.score([pair])) for pair in pairs])
+    np.testing.assert_allclose(numbers(rows), alone, rtol=0, atol=1e-5)
+    wrong = Pair("d", 4, pairs[0].instruction, pairs[2].response)
+    assert rows[0]["mutual"] > scorer.score([wrong])[0]["mutual"]

@@ -1,0 +1,188 @@
+"""Evaluation: metrics belong to a data set, and not to how it was cut up, named or measured before."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+
+import torch
+from datasets import Dataset, IterableDataset
+from main_align.training import AlignmentArguments, AlignmentMixin, MutualAlignmentTrainer, evaluation
+from main_align.training.packing import PackedPairs
+from transformers import Trainer, TrainingArguments
+
+from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model
+from tests.align.training.step_gradients import PAIRS
+from tests.align.training.test_models import ROWS, config, trainer_with
+
+TIMES = ("runtime", "per_second", "time")
+TERMS = {"semantic", "intentional", "structural", "mi", "accuracy_x_to_y", "accuracy_y_to_x"}
+TERMS |= {"loss", "nll_y_given_x", "nll_x_given_y", "alpha"}
+FIVE = Dataset.from_list(PAIRS[:5])
+
+
+def untimed(metrics, prefix="eval"):  # type: ignore[no-untyped-def]
+    return {
+        name.removeprefix(f"{prefix}_"): value
+        for name, value in metrics.items()
+        if not name.endswith(TIMES) and name != "epoch"
+    }
+
+
+def evaluated(folder, dataset=FIVE, size=8, **settings):  # type: ignore[no-untyped-def]
+    trainer = trainer_with(folder, per_device_eval_batch_size=size, **({"duality": 0.4} | settings))
+    return untimed(trainer.evaluate(dataset))
+
+
+@pytest.mark.parametrize(
+    "cut", [{"size": 1}, {"size": 2}, {"size": 4}, {"size": 2, "eval_packing": True, "max_length": 100}]
+)
+def test_metrics_do_not_depend_on_the_batch_size(tmp_path, cut):
+    whole, cut_up = evaluated(tmp_path), evaluated(tmp_path, **cut)
+    assert whole.keys() == cut_up.keys() == TERMS | {"duality_gap"}
+    for name, value in whole.items():
+        assert cut_up[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_the_loss_of_an_evaluation_is_that_of_the_set_as_one_batch(tmp_path):
+    trainer = trainer_with(tmp_path, dataset=FIVE, per_device_train_batch_size=5, duality=0.4)
+    (batch,) = trainer.get_train_dataloader()
+    with torch.no_grad():
+        wanted = float(trainer.compute_loss(trainer.model.train(), batch))
+    assert evaluated(tmp_path, size=2)["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_likelihoods_are_measured_whatever_they_weigh(tmp_path):
+    whole = evaluated(tmp_path)
+    for weights in ({"reverse": 0.0}, {"alpha": 0.0, "alpha_schedule": "constant"}):
+        found = evaluated(tmp_path, duality=0.0, **weights)
+        for name in ("nll_y_given_x", "nll_x_given_y"):
+            assert found[name] == pytest.approx(whole[name], rel=1e-5)
+
+
+def test_likelihoods_of_the_training_are_those_of_tokens_that_count(tmp_path):
+    """Synthetic pairs of weight 0 are not measured, and do not count as pairs of likelihood 1."""
+    settings = {"alpha": 0.0, "alpha_schedule": "constant", "per_device_train_batch_size": 8, "max_steps": 1}
+    trainer = trainer_with(tmp_path, **settings)
+    seeds = untimed(trainer.evaluate(Dataset.from_list([pair for pair in PAIRS if not pair.get("synthetic")])))
+    trainer.train()
+    assert trainer.state.log_history[0]["nll_y_given_x"] == pytest.approx(seeds["nll_y_given_x"], rel=1e-5)
+
+
+def test_a_large_set_is_contrasted_in_equal_groups(tmp_path, monkeypatch):
+    whole, halves = (
+        evaluated(tmp_path, ROWS),
+        [evaluated(tmp_path, Dataset.from_list(PAIRS[n : n + 4])) for n in (0, 4)],
+    )
+    monkeypatch.setattr(evaluation, "GROUP", 7)
+    for size in (1, 8):
+        grouped = evaluated(tmp_path, ROWS, size=size)
+        for name in ("semantic", "structural", "mi"):
+            assert grouped[name] == pytest.approx((halves[0][name] + halves[1][name]) / 2, rel=1e-5)
+        assert grouped["nll_y_given_x"] == pytest.approx(whole["nll_y_given_x"], rel=1e-5)
+
+
+def test_every_name_gets_its_metrics_and_leaves_none_behind(tmp_path):
+    trainer = trainer_with(tmp_path, eval_dataset={"few": FIVE, "all": ROWS})
+    alone = {"few": untimed(trainer.evaluate(FIVE)), "all": untimed(trainer.evaluate(ROWS))}
+    assert alone["few"]["semantic"] != pytest.approx(alone["all"]["semantic"])
+    both = [trainer.evaluate(), trainer.evaluate({"few": FIVE, "all": ROWS})]
+    for metrics in both:
+        for name, wanted in alone.items():
+            found = untimed({k: v for k, v in metrics.items() if k.startswith(f"eval_{name}_")}, f"eval_{name}")
+            assert found == pytest.approx(wanted)
+    assert untimed(trainer.evaluate(FIVE, metric_key_prefix="dev"), "dev") == pytest.approx(alone["few"])
+    assert untimed(trainer.evaluate(ROWS)) == pytest.approx(alone["all"])
+    assert untimed(trainer.evaluate("few")) == pytest.approx(alone["few"])
+    logged = [entry for entry in trainer.state.log_history if "dev_semantic" in entry]
+    assert len(logged) == 1
+    assert not any(name.startswith("eval") for name in logged[0])
+
+
+def test_predict_takes_raw_pairs(tmp_path):
+    trainer = trainer_with(tmp_path)
+    found = trainer.predict(FIVE)
+    assert found.predictions is None
+    assert untimed(found.metrics, "test") == pytest.approx(untimed(trainer.evaluate(FIVE)))
+
+
+@pytest.mark.parametrize(
+    ("packing", "evaluation", "packed"), [(True, False, False), (False, True, True), (True, None, True)]
+)
+def test_an_evaluation_is_packed_where_the_settings_say_so(tmp_path, packing, evaluation, packed):
+    settings = {"packing": packing, "eval_packing": evaluation, "max_length": 100}
+    trainer = trainer_with(tmp_path, eval_dataset=ROWS, **settings)
+    mixed = type("Mixed", (AlignmentMixin, Trainer), {})
+    plain = mixed(
+        tiny_model(),
+        config(tmp_path, **settings),
+        train_dataset=ROWS,
+        eval_dataset=ROWS,
+        processing_class=byte_tokenizer(),
+    )
+    for each in (trainer, plain):
+        assert isinstance(each.eval_dataset, PackedPairs) == packed
+        assert isinstance(each.train_dataset, PackedPairs) == packing
+        assert isinstance(each._prepared(ROWS, "eval"), PackedPairs) == packed
+
+
+def test_a_stream_is_evaluated_once(tmp_path):
+    trainer = trainer_with(tmp_path, per_device_eval_batch_size=2)
+    wanted = untimed(trainer.evaluate(FIVE))
+    assert untimed(trainer.evaluate(IterableDataset.from_generator(lambda: iter(PAIRS[:5])))) == pytest.approx(wanted)
+
+
+def test_an_evaluation_leaves_the_log_of_the_training_alone(tmp_path):
+    """Tokens and metrics of the training are those that they would be without an evaluation in between."""
+    logs = []
+    for settings in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
+        torch.manual_seed(0)
+        trainer = trainer_with(tmp_path, eval_dataset=ROWS, logging_steps=2, **settings)
+        trainer.train()
+        logs.append([e for e in trainer.state.log_history if not any(name.startswith("eval_") for name in e)])
+    for plain, between in zip(*logs, strict=True):
+        assert plain.keys() == between.keys()
+        assert plain.get("num_tokens") == between.get("num_tokens")
+        assert plain.get("semantic") == between.get("semantic")
+
+
+def test_what_a_subclass_adds_to_the_loss_is_in_that_of_the_evaluation(tmp_path):
+    class Adding(MutualAlignmentTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            return loss + len(inputs["pairs"]["row"])
+
+    args = config(tmp_path, per_device_eval_batch_size=4)
+    trainer = Adding(tiny_model(), args, train_dataset=ROWS, processing_class=byte_tokenizer())
+    plain = trainer_with(tmp_path).evaluate(FIVE)["eval_loss"]
+    assert trainer.evaluate(FIVE)["eval_loss"] == pytest.approx(plain + (4 * 4 + 1) / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [5, 7])
+def test_contrast_of_micro_batches_is_logged_by_pairs(tmp_path, rows):
+    """Four pairs and three count as seven; one pair alone has no contrast, so it takes nothing from the mean."""
+    settings = {"contrast_accumulated": False, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    settings |= {"max_steps": 1, "train_sampling_strategy": "sequential"}
+    trainer = trainer_with(tmp_path, dataset=Dataset.from_list(PAIRS[:rows]), **settings)
+    four, rest = (untimed(trainer.evaluate(Dataset.from_list(part))) for part in (PAIRS[:4], PAIRS[4:rows]))
+    trainer.train()
+    for name in TERMS - {"loss", "alpha", "nll_y_given_x", "nll_x_given_y"}:
+        wanted = four[name] if rows == 5 else (4 * four[name] + 3 * rest[name]) / 7
+        assert trainer.state.log_history[0][name] == pytest.approx(wanted, rel=1e-5), name
+
+
+def test_plain_trainer_evaluates_the_same(tmp_path):
+    mixed = type("Mixed", (AlignmentMixin, Trainer), {})
+    args = TrainingArguments(str(tmp_path), use_cpu=DEVICE == "cpu", report_to=[], per_device_eval_batch_size=2)
+    trainer = mixed(
+        tiny_model(),
+        args,
+        eval_dataset=FIVE,
+        processing_class=byte_tokenizer(),
+        alignment=AlignmentArguments(projection_dim=0),
+    )
+    wanted = trainer_with(tmp_path, projection_dim=0).evaluate(FIVE)
+    assert untimed(trainer.evaluate()) == pytest.approx(untimed(wanted), rel=1e-5)

@@ -1,0 +1,143 @@
+"""MutualAlignmentLoss by itself: no model, no trainer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+pytest.importorskip("trl")
+
+import torch
+from main_align.errors import UserError
+from main_align.training import AlignmentTerms, Likelihoods, MutualAlignmentLoss
+from main_align.training.alpha import Alpha
+from main_align.training.terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS
+from torch.nn.functional import normalize
+
+from main_kernels import reference
+
+pytestmark = pytest.mark.usefixtures("on_the_device")
+
+
+def sides(count=6, width=5, dtype=torch.float32):  # type: ignore[no-untyped-def]
+    return (torch.randn(count, width, dtype=dtype, requires_grad=True) for _ in range(2))
+
+
+def likelihoods(count=6):  # type: ignore[no-untyped-def]
+    logp = [(-10 * torch.rand(count)).requires_grad_() for _ in range(4)]
+    return Likelihoods(*logp, torch.randint(1, 9, (count,)), torch.randint(1, 9, (count,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_weighted_sum_of_its_terms(dtype):
+    terms = AlignmentTerms(forward=0.5, reverse=0.25, semantic=2.0, intentional=0.3, duality=0.7, structural=1.5)
+    query, key = sides(dtype=dtype)
+    given = likelihoods()
+    value, metrics = MutualAlignmentLoss(terms)(query, key, given)
+    q, k = normalize(query.double(), dim=1), normalize(key.double(), dim=1)
+    y_given_x, x_given_y, y, x, tokens_y, tokens_x = (part.double() for part in given)
+    wanted = {
+        "semantic": reference.info_nce(q, k, temperature=0.07),
+        "intentional": -reference.mutual_information(q, k, temperature=0.07, estimator="js"),
+        "structural": reference.cyclic_consistency(q, k),
+        "forward": -y_given_x.sum() / tokens_y.sum(),
+        "reverse": -x_given_y.sum() / tokens_x.sum(),
+        "duality": ((x + y_given_x - y - x_given_y).abs() / (tokens_x + tokens_y)).mean(),
+    }
+    rtol = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    for name, term in wanted.items():
+        torch.testing.assert_close(metrics[name].double(), term, rtol=rtol, atol=1e-6, msg=name)
+    total = sum(getattr(terms, name) * term for name, term in wanted.items())
+    torch.testing.assert_close(value.detach().double(), total.detach(), rtol=rtol, atol=1e-6)
+    value.backward()
+    assert all(t.grad is not None and t.grad.isfinite().all() for t in (query, key, *given[:4]))
+
+
+def test_metrics_of_perfect_pairs():
+    query = torch.eye(8)
+    _, metrics = MutualAlignmentLoss(AlignmentTerms(semantic=1.0))(query, query.clone())
+    assert metrics["accuracy_x_to_y"] == metrics["accuracy_y_to_x"] == 1
+    assert float(metrics["mi"]) == pytest.approx(math.log(8), abs=1e-4)
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_pairs_with_one_id_are_no_negatives():
+    query, key = (torch.randn(4, 5) for _ in range(2))
+    loss = MutualAlignmentLoss(AlignmentTerms(semantic=1.0, intentional=0, structural=0))
+    apart, _ = loss(query, key)
+    together, _ = loss(query, key, pair_ids=torch.zeros(4, dtype=torch.int64))
+    assert float(apart) > 0
+    assert float(together) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_part_is_enough():
+    query, key = sides()
+    only_pairs = MutualAlignmentLoss()(query, key)[1]
+    assert set(only_pairs) == {"semantic", "intentional", "structural", "mi", "accuracy_x_to_y", "accuracy_y_to_x"}
+    given = likelihoods()._replace(y=None, x=None)
+    assert set(MutualAlignmentLoss(AlignmentTerms(duality=1.0))(likelihoods=given)[1]) == {"forward", "reverse"}
+
+
+def test_a_single_pair_is_a_connected_zero_and_said_once(caplog):
+    loss = MutualAlignmentLoss(AlignmentTerms(semantic=1.0))
+    query, key = sides(count=1)
+    for _ in range(2):
+        value, _ = loss(query, key)
+    value.backward()
+    assert float(value) == 0
+    assert query.grad is not None
+    assert not query.grad.any()
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"semantic": -1.0}, "semantic is the weight"),
+        ({"reverse": float("inf")}, "reverse is the weight"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"estimator": "mine"}, "estimator must be one of infonce, nwj, dv, js, smile"),
+        (
+            dict.fromkeys(EMBEDDING_TERMS + LIKELIHOOD_TERMS, 0.0),
+            "all terms have weight 0",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense(options, message):
+    with pytest.raises(UserError, match=message):
+        MutualAlignmentLoss(AlignmentTerms(**options))
+
+
+def test_calls_that_make_no_sense():
+    query, key = sides()
+    loss = MutualAlignmentLoss()
+    with pytest.raises(ValueError, match="come together"):
+        loss(query)
+    with pytest.raises(ValueError, match="no term can be computed"):
+        loss()
+    with pytest.raises(ValueError, match="key: got 3 columns"):
+        loss(query, key[:, :3])
+
+
+def test_alpha_follows_the_ratio_of_the_running_losses():
+    alpha, device = Alpha("loss_ratio", 0.5), torch.device("cpu")
+    assert float(alpha.now(0, device)) == 0.5
+    alpha.observe(torch.tensor([2.0, torch.nan]))
+    assert float(alpha.now(0, device)) == 0.5  # nothing synthetic has been seen
+    alpha.observe(torch.tensor([2.0, 6.0]))
+    assert float(alpha.now(0, device)) == pytest.approx(2 / 8)
+    alpha.observe(torch.tensor([torch.nan, 16.0]))
+    assert float(alpha.now(0, device)) == pytest.approx(2 / (2 + 0.9 * 6 + 0.1 * 16))
+
+
+def test_other_schedules_of_alpha():
+    device = torch.device("cpu")
+    assert [float(Alpha("linear", 0.8).now(p, device)) for p in (0.0, 0.5, 1.0)] == pytest.approx([0, 0.4, 0.8])
+    constant = Alpha("constant", 0.3)
+    constant.observe(torch.tensor([1.0, 1.0]))
+    assert float(constant.now(0.7, device)) == pytest.approx(0.3)
+    with pytest.raises(UserError, match="loss_ratio, constant, linear"):
+        Alpha("cosine", 0.5)
+    with pytest.raises(UserError, match="from 0 to 1"):
+        Alpha("constant", 1.5)

@@ -1,0 +1,156 @@
+"""A step's gradient does not depend on how its pairs were cut into micro-batches and processes (float64)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+
+import torch
+from main_align.training.distributed import gather_rows
+from safetensors.torch import load_file
+
+from tests.align.tiny_models import cpu_only
+from tests.align.training.step_gradients import trainer_of
+
+ROOT = Path(__file__).parents[3]
+ALL = {"duality": 0.4}
+COUNTED = (
+    "semantic",
+    "intentional",
+    "structural",
+    "nll_y_given_x",
+    "nll_x_given_y",
+    "mi",
+    "accuracy_x_to_y",
+    "accuracy_y_to_x",
+    "duality_gap",
+    "alpha",
+    "num_tokens",
+)
+
+
+def in_this_process(folder: Path, **settings):  # type: ignore[no-untyped-def]
+    """(gradients, what was logged)."""
+    evaluate = settings.pop("evaluate", False)
+    trainer, gradients = trainer_of(str(folder), **settings)
+    trainer.train()
+    logged = next(entry for entry in trainer.state.log_history if "mi" in entry or "loss" in entry)
+    return gradients.found, logged | (trainer.evaluate(trainer.train_dataset) if evaluate else {})
+
+
+def in_processes(folder: Path, count: int, **settings):  # type: ignore[no-untyped-def]
+    out = folder / f"processes-{count}.safetensors"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command = [*launcher, "-m", "tests.align.training.step_gradients", str(out), json.dumps(settings)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return load_file(out), json.loads(out.with_suffix(".json").read_text())
+
+
+def assert_same(got, wanted):  # type: ignore[no-untyped-def]
+    (gradients, logged), (wanted_gradients, wanted_logged) = got, wanted
+    assert gradients.keys() == wanted_gradients.keys()
+    for name, gradient in wanted_gradients.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-12 * scale, msg=name)
+    norms = [name for name in wanted_logged if name.startswith("grad_norm_")]
+    assert norms
+    for name in (*COUNTED, "num_tokens", *norms):
+        assert logged[name] == pytest.approx(wanted_logged[name], rel=1e-5), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):  # type: ignore[no-untyped-def]
+    return in_this_process(tmp_path_factory.mktemp("whole"), per_device_train_batch_size=8, **ALL)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_gradient_accumulation(tmp_path, whole, steps):
+    settings = {"per_device_train_batch_size": 8 // steps, "gradient_accumulation_steps": steps}
+    got = in_this_process(tmp_path, **settings, **ALL)
+    assert_same(got, whole)
+    assert got[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-6)
+
+
+def test_accumulated_contrast_drops_out_the_same_twice(tmp_path):
+    """With LoRA dropout the embeddings that are contrasted are those that the gradient goes through."""
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "lora": True}
+    trainer, _ = trainer_of(str(tmp_path), **settings)
+    seen = []
+    forward = trainer._wrapped.forward
+
+    def watched(*args, **options):  # type: ignore[no-untyped-def]
+        output, states = forward(*args, **options)
+        seen.append(output.embed_x.detach().clone())
+        return output, states
+
+    trainer._wrapped.forward = watched
+    trainer.train()
+    assert len(seen) == 4
+    for first, second in ((0, 2), (1, 3)):
+        assert torch.equal(seen[first], seen[second])
+
+
+def test_contrast_within_micro_batches_is_weighted_by_pairs(tmp_path):
+    """7 pairs as 4 and 3: the mean over pairs, not over micro-batches."""
+    settings = {"rows": 7, "forward": 0.0, "reverse": 0.0, "intentional": 0.0, "structural": 0.0, "semantic": 1.0}
+    settings |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "contrast_accumulated": False}
+    trainer, _ = trainer_of(str(tmp_path), **settings)
+    batches = list(trainer.get_train_dataloader())
+    assert [len(batch["pairs"]["row"]) for batch in batches] == [4, 3]
+    trainer.train()
+    logged = trainer.state.log_history[0]["loss"]
+    alone = []
+    for batch in batches:
+        with torch.no_grad():
+            trainer_of_one, _ = trainer_of(str(tmp_path), **settings)
+            alone.append(float(trainer_of_one.compute_loss(trainer_of_one.model.train(), batch)))
+    assert logged == pytest.approx((4 * alone[0] + 3 * alone[1]) / 7, rel=1e-6)
+
+
+@pytest.mark.slow
+@cpu_only("processes want a device each")
+@pytest.mark.parametrize(("processes", "steps"), [(2, 1), (2, 2), (4, 1)])
+def test_processes(tmp_path, whole, processes, steps):
+    settings = {"per_device_train_batch_size": 8 // processes // steps, "gradient_accumulation_steps": steps}
+    got = in_processes(tmp_path, processes, **settings, **ALL)
+    assert_same(got, whole)
+    assert got[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+@cpu_only("processes want a device each")
+def test_processes_with_different_numbers_of_pairs(tmp_path):
+    """And an evaluation in which a process sees a pair a second time, to have as many batches as the other."""
+    wanted = in_this_process(tmp_path, rows=7, per_device_train_batch_size=7, evaluate=True, **ALL)
+    uneven = {"per_device_train_batch_size": 4, "accelerator_config": {"even_batches": False}}
+    got = in_processes(tmp_path, 2, rows=7, per_device_eval_batch_size=2, evaluate=True, **uneven, **ALL)
+    assert_same(got, wanted)
+    metrics = [
+        name for name in wanted[1] if name.startswith("eval_") and not name.endswith(("runtime", "second", "time"))
+    ]
+    assert {"eval_loss", "eval_semantic", "eval_duality_gap"} <= set(metrics)
+    for name in metrics:
+        assert got[1][name] == pytest.approx(wanted[1][name], rel=1e-5), name
+
+
+@pytest.mark.slow
+@cpu_only("processes want a device each")
+@pytest.mark.parametrize("steps", [1, 2])
+def test_sharded_by_fsdp2(tmp_path, whole, steps):
+    settings = {"per_device_train_batch_size": 4 // steps, "gradient_accumulation_steps": steps}
+    gradients, logged = in_processes(tmp_path, 2, sharded=True, gradient_checkpointing=steps == 1, **settings, **ALL)
+    assert logged["sharded"]
+    assert_same((gradients, logged), whole)
+
+
+def test_one_process_gathers_nothing():
+    rows = torch.randn(3, 2)
+    assert gather_rows(rows) is rows

@@ -1,0 +1,217 @@
+"""Settings of the trainers: those that are used reach the training, and the others are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+
+import numpy as np
+import torch
+from datasets import Dataset
+from main_align.errors import UserError
+from main_align.training import AlignmentArguments, AlignmentMixin, MutualAlignmentTrainer
+from main_align.training.collator import Y_GIVEN_X
+from main_align.training.settings import REFUSED as REFUSED_SETTINGS
+from peft import LoraConfig
+from transformers import Trainer, TrainingArguments
+from trl import SFTConfig
+
+from tests.align.tiny_models import CHATML, DEVICE, byte_tokenizer, cpu_only, tiny_model
+from tests.align.training.step_gradients import PAIRS
+from tests.align.training.test_models import LORA, ROWS, config, trainer_with
+
+
+def test_the_chat_template_and_the_stop_token_of_the_settings_are_trained(tmp_path):
+    """The layout is made of the tokenizer that is saved, and of no earlier state of it."""
+    (tmp_path / "new.jinja").write_text(CHATML.replace("im_", "turn_"))
+    special = ("<|endoftext|>", "<|turn_start|>", "<|turn_end|>")
+    path = {"chat_template_path": str(tmp_path / "new.jinja")}
+    cases = {
+        "<|turn_end|>": path | {"eos_token": "<|turn_end|>"},
+        "</s>": {"eos_token": "</s>"},
+    }
+    for ending, settings in cases.items():
+        plain = byte_tokenizer(template=None, special=(*special, "</s>"), eos="<|endoftext|>")
+        trainer = trainer_with(tmp_path, tokenizer=plain, eval_dataset=ROWS, **settings)
+        (batch, *_) = trainer.get_train_dataloader()
+        pairs = batch["pairs"]
+        last = pairs["targets"][(pairs["segments"] == Y_GIVEN_X).nonzero().max()]
+        assert plain.convert_ids_to_tokens(int(last)) == ending == trainer.processing_class.eos_token
+        assert trainer.model.config.eos_token_id == int(last)
+        text = plain.decode(batch["input_ids"][0])
+        assert text.count("<|turn_start|>user\n") == (8 if "chat_template_path" in settings else 0)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_chat_template_of_another_tokenizer_brings_its_tokens(tmp_path, lora):
+    byte_tokenizer(special=("<|endoftext|>", "<|im_start|>", "<|im_end|>")).save_pretrained(tmp_path / "other")
+    plain = byte_tokenizer(template=None, special=("<|endoftext|>",), bos="<|endoftext|>", eos="<|endoftext|>")
+    settings = {"chat_template_path": str(tmp_path / "other"), "max_steps": 1}
+    trainer = trainer_with(tmp_path, tokenizer=plain, peft_config=LoraConfig(**LORA) if lora else None, **settings)
+    (batch, *_) = trainer.get_train_dataloader()
+    start = plain.convert_tokens_to_ids("<|im_start|>")
+    assert int((batch["input_ids"] == start).sum()) == 4 * 2 * 2
+    before = trainer.model.get_input_embeddings().weight.detach().clone()
+    trainer.train()
+    if not lora:
+        assert not torch.equal(trainer.model.get_input_embeddings().weight[start], before[start])
+
+
+def test_a_stop_token_that_is_never_trained_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"eos_token '<\|endoftext\|>' is not what the chat template ends .*<\|im_end\|>"
+    ):
+        trainer_with(tmp_path, eos_token="<|endoftext|>")
+
+
+REFUSED = {
+    "label_smoothing": ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+    "dft": ({"loss_type": "dft"}, "loss_type='dft'"),
+    "prompt_loss": ({"completion_only_loss": False}, "completion_only_loss"),
+    "liger": ({"use_liger_kernel": True}, "use_liger_kernel=True"),
+    "assistant_only": ({"assistant_only_loss": True}, "assistant_only_loss=True .*last assistant turn"),
+    "truncation_mode": ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' .*overlong='truncate'"),
+    "skip_prepare": ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "dataset_kwargs=.*known by its columns"),
+    "text_field": ({"dataset_text_field": "body"}, "dataset_text_field='body'"),
+    "padding": ({"pad_to_multiple_of": 8}, "pad_to_multiple_of=8 .*without padding"),
+    "experts": ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef=0.1 .*load-balancing"),
+    "lengths": ({"length_column_name": "n"}, "length_column_name='n'"),
+    "packed_lengths": ({"packing": True, "train_sampling_strategy": "group_by_length"}, "has no use with packing"),
+    "packed_evaluation": ({"eval_packing": True, "packing_strategy": "wrapped"}, "cuts samples"),
+    "directions": ({"directions": "backward"}, "directions must be one of both, forward, reverse"),
+    "overlong": ({"overlong": "cut"}, "overlong must be one of"),
+    "gap_of_one_direction": ({"duality": 0.1, "directions": "forward"}, "duality gap needs directions='both'"),
+    "negative_width": ({"projection_dim": -1}, "projection_dim"),
+    "nothing_left": (
+        {"directions": "reverse", "reverse": 0.0, "semantic": 0.0, "intentional": 0.0, "structural": 0.0},
+        "every term that counts has weight 0",
+    ),
+    "overlong_pairs": ({"max_length": 16}, "8 rows of the train data set"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_that_cannot_work_are_refused_before_training(tmp_path, name):
+    settings, message = REFUSED[name]
+    with pytest.raises(UserError, match=message):
+        trainer_with(tmp_path, **settings)
+
+
+def test_arguments_that_have_no_use_are_refused(tmp_path):
+    names = ("data_collator", "compute_loss_func", "compute_metrics", "formatting_func")
+    for name in (*names, "preprocess_logits_for_metrics", "model_init"):
+        with pytest.raises(UserError, match=f"{name} is not supported"):
+            MutualAlignmentTrainer(tiny_model(), config(tmp_path), train_dataset=ROWS, **{name: print})
+    with pytest.raises(UserError, match="leave `alignment` out"):
+        MutualAlignmentTrainer(tiny_model(), config(tmp_path), train_dataset=ROWS, alignment=AlignmentArguments())
+
+
+@pytest.mark.parametrize("name", ["chat_template_path", "eos_token", "activation_offloading"])
+def test_settings_of_sfttrainer_are_refused_by_another_trainer(tmp_path, name):
+    mixed = type("Mixed", (AlignmentMixin, Trainer), {})
+    with pytest.raises(UserError, match=f"{name}='<s>' is read by SFTTrainer"):
+        mixed(tiny_model(), config(tmp_path, **{name: "<s>"}), train_dataset=ROWS, processing_class=byte_tokenizer())
+
+
+@cpu_only("it has nothing to offload from")
+def test_offloading_wants_an_accelerator(tmp_path):
+    with pytest.raises(UserError, match="activation_offloading=True empties an accelerator, and there is none"):
+        trainer_with(tmp_path, activation_offloading=True)
+
+
+def test_every_setting_of_sfttrainer_is_used_or_refused():
+    """A new one of TRL's fails here until somebody has decided what becomes of it."""
+    used = {"activation_offloading", "bf16", "chat_template_path", "dataset_num_proc", "eos_token", "eval_packing"}
+    used |= {"gradient_checkpointing", "learning_rate", "logging_steps", "lr_scheduler_kwargs", "max_length"}
+    used |= {"model_init_kwargs", "packing", "packing_strategy", "pad_token", "padding_free", "shuffle_dataset"}
+    used |= {"torch_empty_cache_steps", "trust_remote_code"}
+    assert set(SFTConfig.__annotations__) - {refusal.name for refusal in REFUSED_SETTINGS} - used == set()
+
+
+def test_sampling_by_length(tmp_path):
+    """Pairs of about one length come together; the lengths are those of the sequences, no column of the input."""
+
+    def spread(strategy):  # type: ignore[no-untyped-def]
+        many = Dataset.from_list(PAIRS * 8)
+        options = {"train_sampling_strategy": strategy, "per_device_train_batch_size": 2, "max_steps": 1}
+        trainer = trainer_with(tmp_path, dataset=many, **options)
+        lengths = {pair["row"]: pair["length"] for pair in trainer.train_dataset}
+        batches = [batch["pairs"]["row"].tolist() for batch in trainer.get_train_dataloader()]
+        trainer.train()
+        return np.mean([abs(lengths[a] - lengths[b]) for a, b in batches])
+
+    assert spread("group_by_length") < 0.5 * spread("random")
+    balanced = trainer_with(tmp_path, train_sampling_strategy="batch_rebalance")
+    seen = [row for batch in balanced.get_train_dataloader() for row in batch["pairs"]["row"].tolist()]
+    assert sorted(seen) == list(range(8))
+
+
+def test_a_data_set_is_shuffled_where_the_settings_say_so(tmp_path):
+    for settings in ({}, {"eval_packing": True}):
+        trainer = trainer_with(tmp_path, eval_dataset=ROWS, shuffle_dataset=True, max_length=100, **settings)
+        order = [pair["row"] for pair in trainer.train_dataset]
+        assert order != list(range(8)) == sorted(order)
+        assert trainer.train_dataset[0]["x_ids"] == byte_tokenizer()(PAIRS[order[0]]["prompt"]).input_ids
+
+
+@pytest.mark.parametrize("added", [{"projection_dim": 8}, {"projection_dim": 0, "peft_config": LoraConfig(**LORA)}])
+def test_an_optimizer_that_is_older_than_what_it_should_train_is_refused(tmp_path, added):
+    model, peft = tiny_model(), {"peft_config": added.get("peft_config")}
+
+    def trainer(width, **options):  # type: ignore[no-untyped-def]
+        args, tokenizer = config(tmp_path, projection_dim=width), byte_tokenizer()
+        return MutualAlignmentTrainer(model, args, train_dataset=ROWS, processing_class=tokenizer, **options)
+
+    with pytest.raises(UserError, match=r"would not train .* optimizer_cls_and_kwargs"):
+        trainer(added["projection_dim"], optimizers=(torch.optim.AdamW(model.parameters()), None), **peft)
+
+
+def test_optimizers_of_ones_own(tmp_path):
+    """One that knows all parameters, and one by its class, which trains the heads too."""
+    model = tiny_model()
+    own = torch.optim.SGD(model.parameters(), lr=0.1)
+    args, tokenizer = config(tmp_path, projection_dim=0), byte_tokenizer()
+    trainer = MutualAlignmentTrainer(
+        model, args, train_dataset=ROWS, processing_class=tokenizer, optimizers=(own, None)
+    )
+    trainer.train()
+    assert trainer.optimizer.optimizer is own
+    trainer = MutualAlignmentTrainer(
+        tiny_model(),
+        config(tmp_path),
+        train_dataset=ROWS,
+        processing_class=tokenizer,
+        optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.1}),
+    )
+    before = trainer._head.x.weight.detach().clone()
+    trainer.train()
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD)
+    assert not torch.equal(trainer._head.x.weight, before)
+
+
+def test_tokenizers_that_do_not_fit(tmp_path):
+    def with_tokenizer(tokenizer, model=None):  # type: ignore[no-untyped-def]
+        MutualAlignmentTrainer(model or tiny_model(), config(tmp_path), train_dataset=ROWS, processing_class=tokenizer)
+
+    with pytest.raises(UserError, match="neither a BOS nor an EOS"):
+        with_tokenizer(byte_tokenizer(bos=None, eos=None))
+    with pytest.raises(UserError, match=r"needs the token .* embeddings for 100 tokens only"):
+        with_tokenizer(byte_tokenizer(), tiny_model(vocab=100))
+    with pytest.raises(UserError, match="processing_class is needed"):
+        with_tokenizer(None)
+    with pytest.raises(UserError, match="must be a PreTrainedModel"):
+        with_tokenizer(byte_tokenizer(), torch.nn.Linear(2, 2))
+
+
+def test_settings_beside_plain_training_arguments(tmp_path):
+    """TrainingArguments with SFTTrainer's machinery: the settings come by themselves."""
+    args = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=DEVICE == "cpu", report_to=[], save_strategy="no")
+    alignment = AlignmentArguments(directions="forward", semantic=0.0, intentional=0.0, structural=0.0)
+    trainer = MutualAlignmentTrainer(
+        tiny_model(), args, train_dataset=ROWS, processing_class=byte_tokenizer(), alignment=alignment
+    )
+    assert trainer._head is None
+    trainer.train()

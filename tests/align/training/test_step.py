@@ -1,0 +1,293 @@
+"""One training step against the definitions, computed densely one sequence at a time (reference_step.py)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.align.training import reference_step
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+
+import torch
+from datasets import Dataset
+from main_align.errors import UserError
+from main_align.training import AlignmentArguments, AlignmentMixin
+from main_align.training.hooks import WrappedForward
+from main_align.training.projection import AlignmentHead
+from main_align.training.terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS
+from transformers import LlamaConfig, Trainer, TrainingArguments
+from transformers.modeling_outputs import BaseModelOutput
+
+from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model
+from tests.align.training.step_gradients import PAIRS, trainer_of
+
+TEXTS = [(pair["prompt"], pair["completion"], pair.get("synthetic") or False) for pair in PAIRS]
+GROUPS = torch.tensor([0, 1, 2, 2, 4, 5, 6, 7], device=DEVICE)
+
+
+def only(**weights: float) -> dict[str, float]:
+    """Weights of some terms, all others 0."""
+    return dict.fromkeys(EMBEDDING_TERMS + LIKELIHOOD_TERMS, 0.0) | weights
+
+
+def one_step(trainer):  # type: ignore[no-untyped-def]
+    """The loss of the whole data set as one batch, and the gradients of the model's parameters."""
+    model = trainer.model.train()
+    (batch,) = trainer.get_train_dataloader()
+    loss = trainer.compute_loss(model, batch)
+    loss.backward()
+    return loss.detach(), gradients_of(model)
+
+
+def gradients_of(model):  # type: ignore[no-untyped-def]
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    model.zero_grad()
+    return found
+
+
+CASES = {
+    "everything": {"duality": 0.4},
+    "no_gap": {},
+    "forward_only": {"directions": "forward"},
+    "reverse_only": {"directions": "reverse"},
+    "no_head": {"projection_dim": 0},
+    "alpha": {"alpha_schedule": "constant", "alpha": 0.2},
+    "plain_sft": {"directions": "forward", **only(forward=1.0)},
+    "weighted": only(forward=0.7, reverse=0.2),
+    **{name: only(**{name: 1.0}) for name in EMBEDDING_TERMS + LIKELIHOOD_TERMS},
+    **{f"bound_{name}": only(intentional=1.0) | {"estimator": name} for name in ("infonce", "nwj", "dv")},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradients_are_those_of_the_definitions(tmp_path, name):
+    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **CASES[name])
+    loss, gradients = one_step(trainer)
+    terms = trainer.alignment
+    wanted = reference_step.loss(
+        trainer.model,
+        trainer._head,
+        trainer.processing_class,
+        TEXTS,
+        terms,
+        directions=terms.directions,
+        alpha=terms.alpha,
+        groups=GROUPS,
+    )
+    torch.testing.assert_close(loss, wanted.detach(), rtol=1e-6, atol=0)  # weights of tokens are float32
+    wanted.backward()
+    dense_gradients = gradients_of(trainer.model)
+    assert gradients.keys() == dense_gradients.keys()
+    for parameter, gradient in gradients.items():
+        scale = float(dense_gradients[parameter].abs().max())
+        torch.testing.assert_close(gradient, dense_gradients[parameter], rtol=0, atol=1e-6 * scale, msg=parameter)
+
+
+def test_an_update_of_seeds_alone_is_not_scaled_by_alpha(tmp_path):
+    settings = only(forward=1.0, reverse=1.0) | {"alpha_schedule": "constant", "alpha": 0.2}
+    trainer, _ = trainer_of(str(tmp_path), rows=1, **settings)
+    loss, _ = one_step(trainer)
+    wanted = reference_step.loss(trainer.model, None, trainer.processing_class, TEXTS[:1], trainer.alignment, alpha=0.2)
+    torch.testing.assert_close(loss, wanted.detach(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_likelihoods_that_are_logged_do_not_depend_on_the_weights_of_the_loss(tmp_path, exact):
+    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **only(forward=1.0))
+    (batch,) = trainer.get_train_dataloader()
+    weights = torch.rand(8, 4, device=DEVICE) + 0.1
+    with torch.no_grad():
+        output, _ = trainer._wrapped.forward(trainer.model, batch, weights=weights, exact=exact)
+        logits = trainer.model.lm_head(trainer._wrapped.forward(trainer.model, batch, weights=None)[1])[0]
+    pairs = batch["pairs"]
+    each = logits[pairs["rows"]].log_softmax(-1).gather(1, pairs["targets"][:, None])[:, 0]
+    wanted = each.new_zeros(32).index_add(0, pairs["segments"], each).view(8, 4)
+    torch.testing.assert_close(output.logp.double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_the_embedding_of_y_has_not_seen_x(tmp_path):
+    """Another instruction in front leaves the embedding of the same response as it was."""
+    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8)
+    (batch,) = trainer.get_train_dataloader()
+    order = batch["pairs"]["row"].tolist()
+    with torch.no_grad():
+        output, _ = trainer._wrapped.forward(trainer.model, batch, weights=None)
+    greeting, again = (order.index(row) for row in (2, 3))
+    torch.testing.assert_close(output.embed_y[greeting], output.embed_y[again], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(output.embed_x[greeting], output.embed_x[again])
+
+
+@pytest.mark.parametrize("duality", [0.0, 0.3])
+def test_no_logits_are_made(tmp_path, duality):
+    """The head's module sees one state; what the loss needs of it, it reads from the weight."""
+    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, duality=duality)
+    seen = []
+    trainer.model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    one_step(trainer)
+    assert [shape[1] for shape in seen] == [1]
+
+
+def test_one_forward_a_step_and_a_second_one_only_for_accumulated_contrast(tmp_path):
+    def forwards(**settings):  # type: ignore[no-untyped-def]
+        trainer, _ = trainer_of(str(tmp_path), **settings)
+        calls = []
+        trainer.model.model.register_forward_hook(lambda module, args, output: calls.append(1))
+        trainer.train()
+        return len(calls)
+
+    eight, two = {"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 4}
+    assert forwards(**eight) == 1
+    assert forwards(**two, gradient_accumulation_steps=2) == 4
+    assert forwards(**two, gradient_accumulation_steps=2, contrast_accumulated=False) == 2
+    assert forwards(**two, gradient_accumulation_steps=2, **only(forward=1.0, reverse=1.0)) == 2
+
+
+def test_a_batch_in_which_nothing_is_scored_is_a_connected_zero(tmp_path):
+    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **only(forward=1.0), directions="forward")
+    dataset = [dict(pair, y_mask=[0] * len(pair["y_mask"])) for pair in trainer.train_dataset]
+    batch = trainer._prepare_inputs(trainer.data_collator(dataset))
+    assert not len(batch["pairs"]["rows"])
+    loss = trainer.compute_loss(trainer.model.train(), batch)
+    loss.backward()
+    assert float(loss) == 0
+    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    assert gradients
+    assert not any(bool(g.any()) for g in gradients)
+
+
+def test_tokens_of_y_that_are_masked_are_not_learned(tmp_path):
+    trainer, _ = trainer_of(str(tmp_path), **only(forward=1.0), directions="forward")
+    pair = dict(trainer.train_dataset[0])
+    pair["y_mask"] = [0, 0, 1] + [1] * (len(pair["y_mask"]) - 3)
+    whole, part = (trainer.data_collator([p])["pairs"] for p in (trainer.train_dataset[0], pair))
+    assert torch.equal(whole["targets"][2:], part["targets"])
+    assert int(part["tokens"].sum()) == int(whole["tokens"].sum()) - 2
+
+
+def test_one_pair_alone_has_no_contrast_and_it_is_said_once(tmp_path, caplog):
+    trainer, _ = trainer_of(str(tmp_path), rows=1, per_device_train_batch_size=1)
+    (batch,) = trainer.get_train_dataloader()
+    for _ in range(2):
+        loss = trainer.compute_loss(trainer.model.train(), batch)
+    assert [r.message for r in caplog.records if "a batch of one pair" in r.message] != []
+    assert sum("a batch of one pair" in r.message for r in caplog.records) == 1
+    likelihood = trainer_of(str(tmp_path), rows=1, **only(forward=1.0, reverse=1.0))[0]
+    torch.testing.assert_close(loss, likelihood.compute_loss(likelihood.model.train(), batch))
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_term_and_row(tmp_path):
+    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8)
+    row = 5
+    (batch,) = trainer.get_train_dataloader()
+    place = batch["pairs"]["row"].tolist().index(row)
+    bounds = batch["cu_seq_lens_q"][2 * place : 2 * place + 2]
+
+    def poison(module, args, output):  # type: ignore[no-untyped-def]
+        output = output.clone()
+        output[0, bounds[0] + 3] = torch.nan
+        return output
+
+    trainer.model.model.embed_tokens.register_forward_hook(poison)
+    with pytest.raises(UserError, match=rf"step 1: .*broken: .*likelihood.*in rows {row} of"):
+        trainer.compute_loss(trainer.model.train(), batch)
+
+
+@pytest.mark.parametrize(("strategy", "measured"), [("no", []), ("epoch", [2, 4]), ("steps", [3]), ("first", [1, 3])])
+def test_gradient_norms_are_measured_for_log_lines_alone(tmp_path, monkeypatch, strategy, measured):
+    """They cost a walk backward through the heads."""
+    settings = {"logging_strategy": "steps" if strategy == "first" else strategy, "logging_steps": 3}
+    settings |= {"max_steps": 4, "logging_first_step": strategy == "first"}
+    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=4, **settings)
+    steps = []
+    watched = trainer._monitor.measure_gradients
+
+    def measure(*args):  # type: ignore[no-untyped-def]
+        steps.append(trainer.state.global_step + 1)
+        watched(*args)
+
+    monkeypatch.setattr(trainer._monitor, "measure_gradients", measure)
+    trainer.train()
+    assert steps == measured
+    logged = [entry["step"] for entry in trainer.state.log_history if "grad_norm_forward" in entry]
+    assert logged == measured
+
+
+class Toy(torch.nn.Module):
+    """As little of a causal language model as the hooks need: a whole one takes half a minute to compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config, self.base_model = LlamaConfig(), torch.nn.Sequential(torch.nn.Embedding(259, 8), Backbone())
+        self.lm_head = torch.nn.Linear(8, 259)
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.lm_head
+
+    def forward(self, input_ids, **_):  # type: ignore[no-untyped-def]
+        return self.lm_head(self.base_model(input_ids).last_hidden_state[:, -1:])
+
+
+class Backbone(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+
+    def forward(self, hidden):  # type: ignore[no-untyped-def]
+        return BaseModelOutput(self.layer(hidden).tanh())
+
+
+def test_a_compiled_model_gives_the_same_and_its_backward_runs_once(tmp_path):
+    """Buffers of a compiled backward are gone after it, so what is measured before it must not go through it."""
+    trainer, _ = trainer_of(str(tmp_path), double=False, per_device_train_batch_size=8)
+    (batch,) = trainer.get_train_dataloader()
+    torch.manual_seed(0)
+    model, head = Toy().to(DEVICE), AlignmentHead(8, 4).to(DEVICE)
+    wrapped, found = WrappedForward(model, head), []
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        output, states = wrapped.forward(run, batch, weights=torch.ones(8, 4, device=DEVICE))
+        assert not any("Compiled" in type(each.grad_fn).__name__ for each in (output.lm_loss, output.embed_x))
+        loss = output.lm_loss + output.embed_x.square().sum()
+        (measured,) = torch.autograd.grad(loss, states, retain_graph=True)
+        loss.backward()
+        found.append({"loss": loss.detach(), "measured": measured, **gradients_of(model)})
+    assert len(found[0]) == 2 + 5
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_plain_trainer_with_the_mixin_learns(tmp_path, bf16, checkpointing):
+    class MyTrainer(AlignmentMixin, Trainer):
+        pass
+
+    tokenizer = byte_tokenizer()
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        num_train_epochs=12,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        logging_steps=2,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=DEVICE == "cpu",
+        bf16=bf16,
+        gradient_checkpointing=checkpointing,
+        disable_tqdm=True,
+    )
+    trainer = MyTrainer(
+        tiny_model(vocab=len(tokenizer)),
+        args,
+        train_dataset=Dataset.from_list(PAIRS),
+        eval_dataset=Dataset.from_list(PAIRS),
+        processing_class=tokenizer,
+        alignment=AlignmentArguments(projection_dim=8),
+    )
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "nll_y_given_x" in entry]
+    for name in ("nll_y_given_x", "nll_x_given_y"):
+        assert history[-1][name] < 0.7 * history[0][name]
+    assert {"mi", "accuracy_x_to_y", "accuracy_y_to_x", "grad_norm_forward", "grad_norm_semantic"} <= history[0].keys()
+    result = trainer.evaluate()
+    assert result["eval_nll_y_given_x"] < history[0]["nll_y_given_x"]
+    assert {"eval_loss", "eval_accuracy_x_to_y"} <= result.keys()

@@ -1,0 +1,120 @@
+"""The quality study runs from pairs to pictures with a tiny model, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from main_align.data.pairs import Pair
+from main_align.scoring.bank import Bank
+
+from tests.align.tiny_models import cpu_only, tiny_model_folder
+
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "bench" / "quality"))
+
+import arms  # noqa: E402
+import cleaning  # noqa: E402
+import compare  # noqa: E402
+import ledger  # noqa: E402
+import measures  # noqa: E402
+import pairs  # noqa: E402
+
+
+def study(folder: Path, *options: str) -> str:
+    command = [sys.executable, str(ROOT / "bench" / "quality" / "study.py"), str(folder / "seeds.jsonl")]
+    small = {"--train": "8", "--batch": "4", "--epochs": "1", "--layers": "1", "--rank": "2", "--corruptions": "1"}
+    paths = {"--model": folder / "tiny-llama", "-o": folder / "out.json", "--page": folder / "page.md"}
+    given = [str(item) for pair in (small | paths).items() for item in pair]
+    done = subprocess.run([*command, *given, "--seeds", "0", *options], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@cpu_only("a study of small models, long, and nothing in it is about a device")
+def test_the_study_runs_and_resumes(tmp_path: Path) -> None:
+    tiny_model_folder(tmp_path)
+    tasks = [
+        {"id": f"t{i}", "instruction": f"Count to {i}.", "instances": [{"input": "", "output": "one, " * (1 + i % 5)}]}
+        for i in range(14)
+    ]
+    (tmp_path / "seeds.jsonl").write_text("\n".join(map(json.dumps, tasks)))
+    (tmp_path / "none.jsonl").write_text("")
+    examples = ("--examples", str(tmp_path / "none.jsonl"))
+
+    assert "[1/2] cleaning" in study(tmp_path, *examples, "--parts", "cleaning")
+    assert "[3/20] arms: untrained" in study(tmp_path, *examples)  # what is there is not done again
+
+    runs = {(run["part"], run["arm"]): run for run in json.loads((tmp_path / "out.json").read_text())["runs"]}
+    assert len(runs) == 20
+    orders = {
+        run["facts"]["order"]
+        for (_, arm), run in runs.items()
+        if arm in arms.ARMS and arms.REPEAT not in arms.ARMS[arm]
+    }
+    assert len(orders) == 1  # the same pairs in the same order for every arm
+    assert runs["arms", "full"]["facts"]["tokens"] == runs["arms", "both"]["facts"]["tokens"]
+    assert runs["arms", "semantic"]["metrics"]["retrieval_xy_head"] >= 0
+    assert runs["kept", "truth"]["facts"]["corrupted_left"] == 0
+    assert runs["kept", "mutual"]["facts"]["steps"] == runs["kept", "everything"]["facts"]["steps"]
+    assert "| plain SFT |" in (tmp_path / "page.md").read_text()
+    assert {path.name for path in tmp_path.glob("*.png")} == {"out_arms.png", "out_cleaning.png", "out_kept.png"}
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_share_of_the_pairs_gets_another_response(hard: bool) -> None:
+    some = [Pair(str(i), i, f"x{i}", f"y{i % 7}") for i in range(20)]
+    nearest = pairs.neighbours(some, np.eye(20, dtype=np.float32)) if hard else None
+    partner = pairs.corruption(some, 0.3, 0, nearest)
+    changed = [row for row in range(20) if partner[row] != row]
+    assert len(changed) == 6
+    swapped = pairs.swapped(some, partner)
+    assert all((swapped[row].response != some[row].response) == (row in changed) for row in range(20))
+
+
+def test_detection_counts_what_lies_lowest() -> None:
+    good, corrupted = np.array([0.1, 0.9, 0.3, 0.2, 0.8]), np.array([True, False, False, True, False])
+    assert cleaning.detection(good, corrupted) == {"auc": 1.0, "found": 1.0, "average_precision": 1.0}
+    late = cleaning.detection(-good, corrupted)
+    assert late["auc"] == 0.0
+    assert late["found"] == 0.0
+    assert late["average_precision"] == pytest.approx((1 / 4 + 2 / 5) / 2)
+    assert cleaning.kept(good.tolist(), 0.4) == [1, 2, 4]
+
+
+def test_semantic_is_the_scorers() -> None:
+    x, y = np.random.default_rng(0).normal(size=(2, 9, 5)).astype(np.float32)
+    ours = measures.semantic(measures.likeness(x, y)).diagonal()
+    theirs, _ = Bank(x, y, measures.TEMPERATURE).score(x, y, np.arange(9))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_difference_needs_pairs_and_seeds_to_agree() -> None:
+    def run(arm: str, seed: int, forward: list[float]) -> ledger.Run:
+        likelihoods = [[-value, -2.0, -2.0, -2.0] for value in forward]
+        ones = [[1, 1]] * len(forward)
+        same = {"semantic": [1.0] * 4, "semantic_hard": [0.0] * 4, "hit_xy": [1] * 4, "hit_yx": [1] * 4}
+        kept = {"logp": likelihoods, "logp_hard": likelihoods, "tokens": ones, "tokens_hard": ones} | same
+        return {"arm": arm, "seed": seed, "pairs": kept, "metrics": measures.summary(kept)}
+
+    plain = [run("sft", seed, [1.0, 2.0, 3.0, 4.0]) for seed in (0, 1)]
+    better = [run("better", seed, [0.9, 1.8, 2.7, 3.9]) for seed in (0, 1)]
+    torn = [run("torn", 0, [0.9, 1.8, 2.7, 3.9]), run("torn", 1, [1.05, 2.05, 3.05, 4.05])]
+    table = compare.differences([*plain, *better, *torn], plain="sft", metrics=["nll_forward"])
+    assert table.change("better", "nll_forward").mean == pytest.approx(-0.175)
+    assert table.change("better", "nll_forward").verdict == 1
+    assert table.change("torn", "nll_forward").verdict == 0
+
+
+def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
+    first = ledger.Ledger(tmp_path / "r.json", {"rank": 2})
+    first.add({"part": "arms", "arm": "sft", "seed": 0})
+    assert ledger.Ledger(tmp_path / "r.json", {"rank": 2}).find("arms", "sft", 0)
+    with pytest.raises(SystemExit, match="rank"):
+        ledger.Ledger(tmp_path / "r.json", {"rank": 4})

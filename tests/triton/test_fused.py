@@ -1,0 +1,218 @@
+"""The fused walks under the interpreter against the float64 oracle: float32 operands, which show the arithmetic of the
+kernels undisturbed, and bfloat16, which the backend serves; plain loads and tensor descriptors. Large enough for
+several chunks of several ragged tiles."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from main_kernels import info_nce, pair_scores, reference
+from main_kernels.backends.triton import TritonBackend, matmul_tile
+from main_kernels.backends.triton.fused import TritonFused
+from main_kernels.sweep import grad_buffer, plan, sweep
+
+from ..kernels import test_contrastive as contrastive
+from ..kernels import test_head_losses as head_losses
+from ..kernels import test_token_logprobs as likelihood
+from ..kernels.contract import Matrices, error
+
+
+@pytest.fixture(params=["loads", "descriptors"])
+def fused(request, backend, monkeypatch):
+    """Fused walks for operands of any dtype, in chunks of 512 rows; how often each was made."""
+    monkeypatch.setattr(TritonFused, "serves", lambda self, dtype: True)
+    monkeypatch.setattr(matmul_tile, "architecture", lambda device: 80 if request.param == "loads" else 90)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
+    counts = {"reduce": 0, "weigh": 0, "target_scores": 0}
+    for name in counts:
+        before = getattr(TritonFused, name)
+
+        def counted(*args, name=name, before=before, **options):  # type: ignore[no-untyped-def]
+            counts[name] += 1
+            return before(*args, **options)
+
+        monkeypatch.setattr(TritonFused, name, counted)
+    return counts
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("options", "workspace"),
+    [
+        ({}, 1 << 28),
+        ({"ids": True, "label_smoothing": 0.1, "extra": "shared"}, 0),
+        ({"direction": "query", "weighted": True}, 0),
+    ],
+    ids=["kept", "recomputed", "announced"],
+)
+def test_info_nce(fused, dtype, workspace, options):
+    contrastive.check(Matrices(700, 700, 64, dtype, 0.3, False, 5), temperature=0.5, workspace=workspace, **options)
+    kept_or_announced = workspace or options.get("direction")
+    assert fused == {"reduce": 2, "weigh": 0 if kept_or_announced else 2, "target_scores": 1}
+
+
+@DTYPES
+@pytest.mark.parametrize("upstream", ["equal", "random"])
+def test_token_logprobs(fused, dtype, upstream):
+    """A width that needs padding, masked rows, bias and softcap; the announced gradient, and another."""
+    drawn = Matrices(600, 1500, 41, dtype, 0.6, False, 5)
+    likelihood.check(drawn, bias_spread=0.5, softcap=3.0, masked="some", upstream=upstream)
+    assert fused["reduce"] == fused["target_scores"] == 1
+
+
+@DTYPES
+def test_linear_cross_entropy(fused, dtype):
+    drawn = Matrices(530, 1500, 48, dtype, 0.6, True, 5)
+    head_losses.check(drawn, weights="given", label_smoothing=0.1, z_loss=1e-3, biased=True)
+
+
+@pytest.mark.parametrize("drawn", [(1, 1, 1), (1, 300, 3), (129, 257, 13), (257, 129, 40)])
+@DTYPES
+def test_ragged(fused, dtype, drawn):
+    likelihood.check(Matrices(*drawn, dtype, 1.0, True, 7), masked="some")
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_sigmoid_loss(fused, ids):
+    check = contrastive.test_sigmoid_loss_matches_the_oracle.hypothesis.inner_test
+    drawn = Matrices(300, 300, 24, torch.bfloat16, 0.3, False, 11)
+    check("triton", drawn, scale=math.log(10), bias=-3.0, ids=ids, reduction="mean", workspace=0)
+
+
+def test_every_sum_at_once(fused):
+    query, key = (torch.randn(300, 16).bfloat16() for _ in range(2))
+    options = {"keep_target": False, "softplus": True, "clip": 2.0, "logit_sums": True, "statistics": True}
+    got = sweep(query, key, scale=0.7, targets=torch.arange(300), columns=True, **options)
+    scores = (query.double() @ key.double().T) * 0.7
+    off = scores.masked_fill(torch.eye(300, dtype=torch.bool), -torch.inf)
+    clipped = scores.clamp(-2, 2).masked_fill(torch.eye(300, dtype=torch.bool), -torch.inf)
+    size = float(scores.abs().max())
+    assert error(got.row_lse, off.logsumexp(1)) < 1e-6 * size
+    assert error(got.column_lse, off.logsumexp(0)) < 1e-6 * size
+    assert error(got.clipped, clipped.logsumexp(1)) < 1e-6 * size
+    assert error(got.target, scores.diagonal()) < 1e-6 * size
+    finite = off.where(off > -torch.inf, 0)
+    assert error(got.row_logits, finite.sum(1)) < 1e-6 * size * 300
+    assert error(got.column_logits, finite.sum(0)) < 1e-6 * size * 300
+    softplus = torch.logaddexp(off, off.new_zeros(()))
+    assert error(got.softplus, softplus.sum(1)) < 1e-6 * float(softplus.sum(1).max())
+    p = off.softmax(1)
+    assert error(got.entropy, off.logsumexp(1) - (p * finite).sum(1)) < 4e-6 * size
+    at_target = scores.diagonal()
+    assert torch.equal(got.row_rank, (off > at_target[:, None]).sum(1).float())
+    assert torch.equal(got.column_rank, (off > at_target).sum(0).float())
+
+
+@DTYPES
+def test_ranks_and_ties(fused, dtype):
+    """Equal scores tie: neither beats the other. Small whole numbers, so that products are exact in any order: the
+    interpreter's come from the CPU's BLAS, where the bits of a row depend on its place."""
+    half = torch.randint(-4, 5, (150, 20), dtype=torch.float32) / 4
+    query, key = torch.cat([half, half]).to(dtype), torch.cat([half, half]).to(dtype) * 2
+    got = pair_scores(query, key, temperature=0.5)
+    want = reference.pair_scores(query, key, temperature=0.5)
+    assert torch.equal(got.rank_query, want.rank_query)
+    assert torch.equal(got.rank_key, want.rank_key)
+    assert error(got.pmi, want.pmi) < 1e-5
+
+
+@DTYPES
+@pytest.mark.parametrize("workspace", [0, 1 << 28])
+def test_extremes(fused, dtype, workspace):
+    """Logits of +-1e4: the log-sum-exps are as good as float32 can say, and so are the gradients."""
+    query, key = (torch.randn(300, 8).to(dtype).requires_grad_() for _ in range(2))
+    drawn = Matrices(300, 300, 8, dtype, 2.5, False, 3)
+    contrastive.check(drawn, temperature=0.005, workspace=workspace)
+    out = sweep(query, key, scale=1000.0, targets=torch.arange(300), columns=True, workspace=workspace)
+    assert float(out.row_lse.detach().abs().max()) > 3000
+    assert all(g.isfinite().all() for g in torch.autograd.grad(out.row_lse.sum() + out.column_lse.sum(), (query, key)))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("softcap", [None, 4.0])
+def test_bad_numbers_come_out_as_nan(fused, bad, softcap):
+    query, key = torch.rand(140, 16).bfloat16(), torch.rand(300, 16).bfloat16()
+    query[7, 3] = bad
+    got = sweep(query, key, targets=torch.arange(140), columns=True, logit_sums=True, softplus=True, clip=1.0)
+    if softcap is None:
+        for name in ("row_lse", "target", "row_logits", "softplus", "clipped"):
+            wrong = getattr(got, name).isnan()
+            assert wrong.nonzero().tolist() == [[7]], name
+        assert got.column_lse.isnan().all()
+        assert got.column_logits.isnan().all()
+    if not math.isinf(bad):
+        got = sweep(query, key, softcap=softcap, targets=torch.arange(140))
+        assert got.row_lse.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("workspace", [0, 1 << 28])
+def test_same_bits_run_after_run(fused, workspace):
+    query, key = (torch.randn(520, 64).bfloat16().requires_grad_() for _ in range(2))
+    runs = []
+    for _ in range(2):
+        loss = info_nce(query, key, temperature=0.1, workspace=workspace)
+        runs.append((loss.detach(), *torch.autograd.grad(loss, (query, key))))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_a_second_backward_sees_the_same_scores(fused):
+    """Kept scores are used up by the first; the second makes them again, rounded as they were."""
+    query, key = ((torch.randn(700, 64) * 3).bfloat16().requires_grad_() for _ in range(2))
+    loss = info_nce(query, key, temperature=0.1, workspace=1 << 28)
+    first = torch.autograd.grad(loss, (query, key), retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, (query, key)), strict=True))
+    assert fused["weigh"] == 2
+
+
+def test_who_is_served(backend):
+    """float32 products are exact only off the tensor cores, where cuBLAS is better than Triton."""
+    served = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if TritonBackend.fused.serves(dtype)]
+    assert served == [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("width", [16, 1001])
+def test_operands_are_padded_only_where_they_must_be(width):
+    operand = torch.randn(5, width).bfloat16()
+    padded = matmul_tile.aligned(operand)
+    assert (padded is operand) == (width == 16)
+    assert padded.shape[1] % 16 == padded.data_ptr() % 16 == 0
+    assert torch.equal(padded, torch.nn.functional.pad(operand, (0, padded.shape[1] - width)))
+
+
+@pytest.mark.parametrize("rows", [1, 4096, 8193, 32768, 100000])
+@pytest.mark.parametrize("columns", [1000, 32768, 128256])
+def test_chunks_on_a_device_are_neither_thin_nor_uneven(rows, columns):
+    step = plan.make_plan(rows, columns, 4096, torch.bfloat16, "cuda").rows
+    assert step % 128 == 0
+    assert min(rows, 4096) <= step <= 8192
+    chunks = -(-rows // step)
+    assert rows > (chunks - 1) * step  # the last one is not empty,
+    assert chunks * step - rows < 128 * chunks  # and as large as the others but for rounding
+
+
+def test_sums_that_cublas_adds_to(monkeypatch):
+    """The gradients of a CUDA device: float32 sums of 16-bit products, and room for what leaves."""
+    monkeypatch.setattr(grad_buffer, "adds_in_place", lambda device: True)
+    mm, addmm = torch.mm, torch.addmm
+    wide = {"dtype": torch.float32}
+    monkeypatch.setattr(torch, "mm", lambda a, b, *, out_dtype, out: mm(a.to(**wide), b.to(**wide), out=out))
+    monkeypatch.setattr(
+        torch, "addmm", lambda c, a, b, *, out_dtype, out: addmm(c, a.to(**wide), b.to(**wide), out=out)
+    )
+    left, right = torch.randn(3, 40, 30).bfloat16(), torch.randn(3, 30, 20).bfloat16()
+    buffer = grad_buffer.Gradient.empty(torch.empty(40, 20, dtype=torch.bfloat16))
+    assert buffer.high.dtype == torch.float32
+    assert not buffer.split
+    for i in range(3):
+        buffer.add_product(TritonBackend(), left[i], right[i], first=i == 0)
+    total = (left.double() @ right.double()).sum(0)
+    assert error(buffer.high, total) < 1e-5
+    roomy = buffer.with_room(torch.bfloat16)
+    roomy.finish_(TritonBackend(), torch.tensor([0.3]))
+    assert torch.equal(roomy.finished(torch.bfloat16), (buffer.high * 0.3).bfloat16())

@@ -1,0 +1,67 @@
+"""The library's own tests of every op, once more, on the Triton backend: chunk kernels over torch's products."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from main_kernels.backends.triton import divergence
+from main_kernels.sweep import plan
+
+from ..kernels import test_contrastive, test_grad_buffer, test_head_losses, test_information, test_linear_kl, test_ops
+from ..kernels import test_token_logprobs as test_likelihood
+from ..kernels.contract import Matrices
+
+CHOSEN = {
+    test_likelihood: "matches_the_oracle huge_logits statistics bad_numbers_come_out_as_nan "
+    "fully_masked_is_a_connected_zero",
+    test_contrastive: "info_nce_matches_the_oracle info_nce_with_options_matches_the_oracle "
+    "sigmoid_loss_matches_the_oracle sigmoid_loss_of_a_confident_model_is_not_rounded_away one_pair_has_no_loss "
+    "a_batch_of_duplicates_has_no_negatives distinct_ids_change_no_bit pair_scores_match_the_oracle "
+    "perfect_pairs_rank_first_and_reach_the_cap row_logsumexp_matches_the_oracle bad_numbers_come_out_as_nan "
+    "columns_do_not_depend_on_chunks",
+    test_head_losses: "linear_cross_entropy_matches_the_oracle exactness_does_not_depend_on_what_is_differentiated "
+    "a_loss_beside_the_other_outputs",
+    test_information: "matches_the_oracle huge_scores bad_numbers_come_out_as_nan",
+    test_linear_kl: "matches_the_oracle huge_logits a_model_does_not_differ_from_itself every_share_of_the_teacher "
+    "bad_numbers_come_out_as_nan",
+    test_grad_buffer: "sums_exactly_as_float32_does scales_rows_and_keeps_bad_numbers",
+}
+for _module, _names in CHOSEN.items():
+    for _name in _names.split():
+        globals()[f"test_{_name}_of_{_module.__name__.rpartition('.test_')[2]}"] = getattr(_module, f"test_{_name}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("workspace", [0, 1 << 28])
+def test_several_chunks_in_the_real_compute_dtype(backend, dtype, workspace, monkeypatch):
+    """Large enough for bfloat16 products, cut into chunks, with ragged tiles in both directions."""
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
+    drawn = Matrices(700, 700, 64, dtype, 0.3, False, 5)
+    test_contrastive.check(drawn, temperature=0.5, workspace=workspace, ids=True, label_smoothing=0.1, extra="shared")
+    test_likelihood.check(Matrices(530, 1500, 48, dtype, 0.6, False, 5), bias_spread=0.5)
+
+
+@pytest.mark.parametrize("frozen", [(), test_linear_kl.NAMES[:2], test_linear_kl.NAMES[2:]])
+@pytest.mark.parametrize("options", test_linear_kl.OPTIONS)
+def test_rows_of_several_blocks(backend, options, frozen, monkeypatch):
+    """The largest score may lie anywhere in a row; which passes a gradient takes depends on who is trained."""
+    monkeypatch.setitem(divergence.DIVERGENCE, "BLOCK", 64)
+    drawn = Matrices(9, 300, 24, torch.float32, 1.0, False, 5)
+    test_linear_kl.check(*test_linear_kl.draw(drawn, torch.float32, 16), frozen=frozen, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_run_after_run(backend, dtype):
+    query, key = test_ops.operands(300, 700, 64, dtype)
+    for name in ("token_logprobs_softcap", "info_nce_smooth", "pair_scores"):
+        runs = []
+        for _ in range(2):
+            out = test_ops.CALLS[name](query, key).sum()
+            runs.append((out.detach(), *torch.autograd.grad(out, (query, key))))
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("name", ["token_logprobs", "info_nce_ids", "pair_scores"])
+def test_compiles_with_fullgraph(backend, name):
+    test_ops.test_compiles_with_fullgraph(backend, name)

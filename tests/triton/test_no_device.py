@@ -1,0 +1,87 @@
+"""Whole ops on tensors without memory, as if these lay on a CUDA device: what an op makes lies beside its operands, and
+nobody reads a value, which would be to wait for the device. Kernels are asked for and not even compiled."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from triton.runtime.jit import JITFunction
+
+from main_kernels import (
+    backends,
+    checks,
+    info_nce,
+    linear_cross_entropy,
+    linear_kl,
+    mutual_information,
+    mutual_information_bounds,
+    pair_scores,
+    row_logsumexp,
+    sigmoid_loss,
+    token_logprobs,
+)
+from main_kernels.backends.triton import TritonBackend, matmul_tile
+from main_kernels.sweep import backward, divergence, grad_buffer, op
+
+
+def number():
+    return torch.ones((), device="meta", requires_grad=True)
+
+
+def targets_of(hidden):
+    return torch.empty(len(hidden), dtype=torch.int64, device="meta")
+
+
+CALLS = {
+    "token_logprobs": lambda q, k: token_logprobs(q, k, targets_of(q), ignore_index=None).sum(),
+    "linear_cross_entropy": lambda q, k: linear_cross_entropy(q, k, targets_of(q), ignore_index=None),
+    "linear_kl": lambda q, k: linear_kl(q, k, q.detach(), k.detach()),
+    "info_nce": lambda q, k: info_nce(q, k, workspace=0),
+    "info_nce_kept": lambda q, k: info_nce(q, k, label_smoothing=0.1, negatives=k),
+    "info_nce_scale": lambda q, k: info_nce(q, k, logit_scale=number()),
+    "info_nce_scale_elsewhere": lambda q, k: info_nce(q, k, logit_scale=torch.ones(())),
+    "sigmoid_loss": lambda q, k: sigmoid_loss(q, k, logit_scale=number(), logit_bias=number()),
+    "pair_scores": lambda q, k: pair_scores(q, k).pmi.sum(),
+    "row_logsumexp": lambda q, k: row_logsumexp(q, k).sum(),
+    "mutual_information": lambda q, k: mutual_information(q, k, workspace=0),
+    "mutual_information_bounds": lambda q, k: sum(mutual_information_bounds(q, k).values()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_everything_is_made_there_and_nothing_is_read(monkeypatch, name, dtype):
+    asked = []
+
+    def run(self, *arguments, grid, warmup, **options):  # type: ignore[no-untyped-def]
+        tensors = (getattr(argument, "base", argument) for argument in arguments)
+        strangers = {t.device.type for t in tensors if isinstance(t, torch.Tensor)} - {"meta"}
+        assert not strangers, f"{self.__name__} is given a tensor of another device"
+        asked.append(self.__name__)
+
+    monkeypatch.setattr(torch, "autocast", lambda *_, **options: nullcontext())
+    monkeypatch.setattr(JITFunction, "run", run)
+    monkeypatch.setattr(matmul_tile, "architecture", lambda _: 90)
+    monkeypatch.setattr(matmul_tile, "multiprocessors", lambda _: 132)
+    monkeypatch.setattr(grad_buffer, "adds_in_place", lambda _: True)
+    monkeypatch.setattr(checks, "on_device", lambda ok, message: True)
+    monkeypatch.setitem(backends._BACKENDS, "triton", TritonBackend())
+    ops = op.sweep_op, backward.sweep_gradient_op, divergence.divergence_op, divergence.divergence_gradient_op
+    for each in ops:
+        monkeypatch.setattr(each, "_abstract_fn", each._init_fn)  # what runs for such tensors is then the op itself
+    query, key = (torch.empty(520, 72, dtype=dtype, device="meta").requires_grad_() for _ in range(2))
+    with backends.use("triton"):
+        gradients = torch.autograd.grad(CALLS[name](query, key), (query, key))
+    assert all(g.dtype == dtype and g.device.type == "meta" for g in gradients)
+    fused = {"forward", "combine"} if dtype == torch.bfloat16 else {"reduce_rows", "weigh"}
+    assert set(asked) >= ({"divergence"} if name == "linear_kl" else fused)
+    if dtype == torch.bfloat16 and name == "info_nce":  # made anew by the backward
+        assert set(asked) >= {"target_scores", "weights"}
+        assert "weigh" not in asked
+    if dtype == torch.bfloat16 and name in ("token_logprobs", "linear_cross_entropy", "mutual_information"):
+        assert set(asked) >= {"target_scores", "weigh"}  # by the forward, while it has the scores
+        assert "weights" not in asked
