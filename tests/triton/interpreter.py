@@ -1,7 +1,10 @@
 """Repairs of Triton's interpreter: bfloat16, of which it multiplies the raw bits in ``tl.dot`` and truncates where it
-should round, and loop bounds, which it cannot read under NumPy 2.4."""
+should round, and loop bounds, which it cannot read under NumPy 2.4. It also patches triton.language once for all: anew
+for each call of a function, which takes most of a kernel's time, is too often."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -52,3 +55,5 @@ def repair() -> None:
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     interpreter._patch_lang_tensor = patch_lang_tensor
+    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    interpreter._patch_lang = lambda _: interpreter._LangPatchScope()
