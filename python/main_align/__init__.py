@@ -76,7 +76,7 @@ _HOMES = {
     "MutualAlignmentLoss": "training",
     "MutualAlignmentTrainer": "training",
     "Pair": "data.pairs",
-    "Progress": "scoring.job",
+    "Progress": "progress",
     "Scorer": "scoring.scorer",
     "Turn": "data.pairs",
     "UserError": "errors",

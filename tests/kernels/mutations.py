@@ -40,6 +40,7 @@ SWEEP, PLAIN, WALK = "csrc/cpu/sweep.cpp", "main_kernels/backends/plain.py", "ma
 CONTRASTIVE, LIKELIHOOD = "main_kernels/contrastive.py", "main_kernels/likelihood.py"
 DIVERGENCE, POOL = "csrc/cpu/divergence.cpp", "csrc/cpu/pool.cpp"
 CONSISTENCY, INFORMATION = "main_kernels/consistency.py", "main_kernels/information.py"
+DISTILLATION = "main_kernels/distillation.py"
 BACKWARD, INPUTS = "main_kernels/sweep/backward.py", "main_kernels/sweep/inputs.py"
 OPERAND = "main_kernels/sweep/operand.py"
 
@@ -145,8 +146,8 @@ MUTATIONS = [
     Mutation(CONSISTENCY, "c.T + sign * a", "c + sign * a"),
     Mutation(CONSISTENCY, "squares / (-4 * query.shape[0])", "squares / (-4 * query.shape[0] ** 2)"),
     Mutation(CONSISTENCY, "x.mul_(weights[rows, None]).add_(y)", "x.mul_(weights[rows, None])"),
-    Mutation(CONSISTENCY, "checks.inverse_temperature(temperature, student_hidden)", "1.0"),
-    Mutation(CONSISTENCY, "mask.sum().clamp(min=1)", "values.shape[0]"),
+    Mutation(DISTILLATION, "checks.inverse_temperature(temperature, student_hidden)", "1.0"),
+    Mutation(DISTILLATION, "mask.sum().clamp(min=1)", "values.shape[0]"),
     Mutation(INFORMATION, "math.log(rows * (rows - 1))", "2 * math.log(rows)"),
     Mutation(INFORMATION, "(_log_mean_exp(others) - 1).exp()", "_log_mean_exp(others).exp()"),
     Mutation(INFORMATION, "return 1 + joint.mean() -", "return joint.mean() -"),
