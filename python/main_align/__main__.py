@@ -1,4 +1,4 @@
-"""main: the entry point of `main-align` and of `python -m main_align`, with or without the packages of the extras."""
+"""main: the entry point of `main-align` and `python -m main_align`, which works without the optional packages."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; where a package it is made with is missing, say how to install it."""
-    # a terminal or pipe that is not UTF-8 gets escapes instead of a traceback
+    """Run the command line. If one of its packages is missing, print how to install it."""
+    # Characters that the terminal's encoding lacks are escaped; by default they raise.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         from .cli.app import app
     except ModuleNotFoundError as error:
-        sys.exit(_without_extras(sys.argv[1:], error))
+        sys.exit(_run_without_extras(sys.argv[1:], error))
     app()
 
 
-def _without_extras(arguments: list[str], error: ModuleNotFoundError) -> int:
-    """Serve `--version` and `doctor`, which need torch alone, and refuse everything else with the install line."""
+def _run_without_extras(arguments: list[str], error: ModuleNotFoundError) -> int:
+    """Run `--version` and `doctor`, which need torch alone. Print the install command for everything else."""
     if arguments == ["--version"]:
-        from .environment import (
-            installed,
-        )
+        from .environment import installed
 
         print(f"main-align {installed('main-kernels')}")
         return 0
@@ -31,7 +29,7 @@ def _without_extras(arguments: list[str], error: ModuleNotFoundError) -> int:
         from .cli.doctor import run_doctor
 
         return run_doctor()
-    print(f"main-align: {error}. Install what is missing: pip install 'main-kernels[hf]'", file=sys.stderr)
+    print(f"main-align: {error}. Install the missing package: pip install 'main-kernels[hf]'", file=sys.stderr)
     return 1
 
 

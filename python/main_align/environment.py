@@ -1,4 +1,4 @@
-"""PACKAGES, versions, installed: the software that a result was made with."""
+"""versions, installed: the versions of the software that produced a result."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and the packages that scores depend on; None where not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        found[name] = installed(name)
-    return found
+    """Return the versions of Python and of PACKAGES, with None for a package that is not installed."""
+    return {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}}
 
 
 def installed(name: str) -> str | None:
-    """The installed version of a distribution, or None."""
+    """Return the installed version of a distribution, or None."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,7 +1,10 @@
-"""The error type for mistakes a user can mend: the command line prints it without a traceback."""
+"""UserError: the exception for mistakes that a user can fix."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Names the file, row or option at fault and the remedy, in words fit for the terminal."""
+    """Report a mistake that the user can fix.
+
+    The message names the file, row or option and the remedy. The command line prints it without a traceback.
+    """

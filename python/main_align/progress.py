@@ -1,4 +1,4 @@
-"""Progress of a long job, and a bar that shows it in a terminal or a notebook."""
+"""Progress, OnProgress, tqdm_bar: the progress of a long job, and a bar for terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -7,34 +7,40 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 OnProgress = Callable[[int, int], None]
-"""Called after each pack with its pairs and its tokens."""
+"""Called after each forward pass with the number of its pairs and of its tokens."""
 
 
 @contextmanager
-def bar(total: int | None) -> Iterator[OnProgress]:
-    """A bar of `total` pairs, a widget where a notebook is found."""
+def tqdm_bar(total: int | None) -> Iterator[OnProgress]:
+    """Draw a tqdm bar of `total` pairs: a widget in a notebook, text in a terminal."""
     from tqdm.auto import tqdm
 
-    tokens = 0
-    with tqdm(total=total, unit=" pairs") as shown:
+    total_tokens = 0
+    with tqdm(total=total, unit=" pairs") as bar:
 
-        def update(pairs: int, more: int) -> None:
-            nonlocal tokens
-            tokens += more
-            shown.set_postfix(tokens=tokens, refresh=False)
-            shown.update(pairs)
+        def update(pairs: int, tokens: int) -> None:
+            nonlocal total_tokens
+            total_tokens += tokens
+            bar.set_postfix(tokens=total_tokens, refresh=False)
+            bar.update(pairs)
 
         yield update
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job is. `pairs` of `total` rows are settled, `earlier` of them by a former run.
+    """The state of a long job.
 
-    `tokens` went through the model in this run, both directions counted, in `seconds`.
+    Args:
+        stage: "scoring", "bank", or a stage of MAIN's loop.
+        pairs: rows finished so far, with or without a score.
+        total: rows of the job.
+        earlier: finished rows that an earlier, interrupted run left. Default: 0.
+        tokens: tokens processed by the model in this run, in both directions. Default: 0.
+        seconds: duration of this run so far. Default: 0.
     """
 
-    stage: str  # "scoring" or "bank", or a stage of the loop
+    stage: str
     pairs: int
     total: int
     earlier: int = 0

@@ -1,4 +1,4 @@
-"""Progress of a long job on stderr: a bar in a terminal, now and then a plain line elsewhere."""
+"""ProgressBar: a bar on stderr in a terminal, an occasional plain line elsewhere."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..progress import (
-        Progress,
-    )
+    from ..progress import Progress
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class Display:
-    """Call it with each Progress. Use as a context manager, so that the bar is taken down."""
+class ProgressBar:
+    """Show the progress of a job. Call it with each Progress; use it as a context manager to remove the bar."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -26,7 +24,7 @@ class Display:
         self._last_line = 0.0
         self.used = False
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(
@@ -38,8 +36,8 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
 
-    def say(self, text: str) -> None:
-        """One line about what happens now."""
+    def log(self, text: str) -> None:
+        """Print one line, above the bar if there is one."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __call__(self, progress: Progress) -> None:
@@ -51,12 +49,12 @@ class Display:
 
     def _draw(self, progress: Progress) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bar
+        from rich.progress import Progress as RichProgress
 
         if self._bar is None:
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
             tail = TextColumn("pairs  {task.fields[speed]}  {task.fields[left]}")
-            self._bar = Bar(*columns, tail, console=self.console)
+            self._bar = RichProgress(*columns, tail, console=self.console)
             self._task = self._bar.add_task("", total=progress.total, speed="", left="")
             self._bar.start()
         self._bar.update(
@@ -65,17 +63,17 @@ class Display:
             total=progress.total,
             completed=progress.pairs,
             speed=_speed(progress),
-            left=_left(progress),
+            left=_time_left(progress),
         )
 
     def _print(self, progress: Progress) -> None:
         now = time.monotonic()
-        last = progress.pairs == progress.total
-        if not last and now - self._last_line < SECONDS_BETWEEN_LINES:
+        is_last = progress.pairs == progress.total
+        if not is_last and now - self._last_line < SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
-        parts = (f"{progress.pairs}/{progress.total} pairs", _speed(progress), _left(progress))
-        self.say(f"{progress.stage}: {', '.join(part for part in parts if part)}")
+        parts = (f"{progress.pairs}/{progress.total} pairs", _speed(progress), _time_left(progress))
+        self.log(f"{progress.stage}: {', '.join(part for part in parts if part)}")
 
 
 def _speed(progress: Progress) -> str:
@@ -84,7 +82,7 @@ def _speed(progress: Progress) -> str:
     return f"{progress.tokens / progress.seconds:,.0f} tokens/s"
 
 
-def _left(progress: Progress) -> str:
+def _time_left(progress: Progress) -> str:
     fresh = progress.pairs - progress.earlier
     if progress.stage == "bank" or fresh <= 0 or progress.pairs == progress.total:
         return ""
@@ -92,7 +90,7 @@ def _left(progress: Progress) -> str:
 
 
 def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Format a duration as 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -29,7 +29,7 @@ from ..models.forward import Forward, is_out_of_memory
 from ..models.load import LoadedModel, load, vocabulary
 from ..models.projection_heads import AlignmentHead
 from ..models.smollm2 import SMOLLM2
-from ..progress import OnProgress, bar
+from ..progress import OnProgress, tqdm_bar
 from .bank import Bank
 from .batching import Pack, Window, make_window
 from .columns import COLUMNS, score_rows
@@ -188,7 +188,7 @@ class Scorer:
         Raises UserError for what holds no records; a record that cannot be scored is a row with a status.
         """
         columns, total = is_columns(pairs, fields), count(pairs, fields)
-        with bar(total) if progress is True else nullcontext(progress or None) as tell:
+        with tqdm_bar(total) if progress is True else nullcontext(progress or None) as tell:
             rows = self._score(pairs_in(pairs, fields), tell)
         if columns:
             return {name: [row[name] for row in rows] for name in COLUMNS}

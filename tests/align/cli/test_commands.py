@@ -59,7 +59,7 @@ def test_help_teaches_with_an_example(command: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'numpy', 'pyarrow', 'matplotlib', 'datasets'}"
-    code = f"import sys, main_align.cli, main_align; print({heavy} & sys.modules.keys() or 'light')"
+    code = f"import sys, main_align.cli.app, main_align; print({heavy} & sys.modules.keys() or 'light')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "light"
 

@@ -72,18 +72,18 @@ def test_doctor_works_with_torch_alone(run, monkeypatch, capsys):
     assert run("doctor") == 1
     lines = capsys.readouterr().out.splitlines()
     missing = {line.split()[1] for line in lines if line.endswith(" not installed")}
-    assert missing == {*doctor.NEEDED, *doctor.OPTIONAL}
+    assert missing == {*doctor.REQUIRED, *doctor.OPTIONAL}
     assert {"trl", "peft", "accelerate", "gguf", "sentencepiece"} <= missing
     bad = {line.split()[1] for line in lines if line.startswith("!!")}
-    assert bad == {*doctor.NEEDED, "default"}
+    assert bad == {*doctor.REQUIRED, "default"}
     assert not [line for line in lines if "Error" in line]
 
 
-def test_doctor_says_what_bfloat16_costs(monkeypatch):
-    for fast, words in ((True, "--dtype auto takes it"), (False, "--dtype auto takes float32")):
+def test_doctor_reports_the_choice_of_dtype_auto(monkeypatch):
+    for fast, words in ((True, "--dtype auto selects it"), (False, "--dtype auto selects float32")):
         monkeypatch.setattr("main_kernels.processor.has_fast_bfloat16", lambda fast=fast: fast)
-        (found,) = (finding.found for finding in doctor.examine() if finding.name == "bfloat16")
-        assert words in found
+        (state,) = (check.state for check in doctor.run_checks() if check.name == "bfloat16")
+        assert words in state
 
 
 def test_an_ascii_terminal(run, monkeypatch, tmp_path, pairs, model):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from main_align.cli.doctor import examine
-from main_align.cli.progress_bar import Display, clock
+from main_align.cli.doctor import run_checks
+from main_align.cli.progress_bar import ProgressBar, clock
 from main_align.cli.summary import filter_summary, histogram, score_summary, status_table
 from main_align.errors import UserError
 from main_align.filtering.filter import Filtered
@@ -78,10 +78,10 @@ def test_plot(tmp_path: Path, aligned: bool) -> None:
 
 
 def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display() as display:
-        display(Progress("scoring", 10, 100, 0, 500, 2.0))
-        display(Progress("scoring", 20, 100, 0, 900, 2.5))  # too soon for another line
-        display(Progress("scoring", 100, 100, 0, 5000, 10.0))
+    with ProgressBar() as progress_bar:
+        progress_bar(Progress("scoring", 10, 100, 0, 500, 2.0))
+        progress_bar(Progress("scoring", 20, 100, 0, 900, 2.5))  # too soon for another line
+        progress_bar(Progress("scoring", 100, 100, 0, 5000, 10.0))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "scoring: 10/100 pairs, 250 tokens/s, 0:18 left",
@@ -90,8 +90,8 @@ def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixtur
 
 
 def test_time_left_ignores_what_an_earlier_run_did(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display() as display:
-        display(Progress("scoring", 60, 100, 50, 100, 5.0))
+    with ProgressBar() as progress_bar:
+        progress_bar(Progress("scoring", 60, 100, 50, 100, 5.0))
     assert "0:20 left" in capsys.readouterr().err
 
 
@@ -104,14 +104,14 @@ def test_doctor_finds_everything_and_survives_a_broken_part(
 ) -> None:
     import main_kernels
 
-    names = {finding.name for finding in examine()}
+    names = {check.name for check in run_checks()}
     assert {"torch", "backend plain", "transformers", "default model"} <= names
 
     def broken() -> dict[str, str]:
         raise RuntimeError("module is gone")
 
     monkeypatch.setattr(main_kernels, "backend_report", broken)
-    found = {finding.name: finding for finding in examine()}
-    assert not found["backends"].ok
-    assert "module is gone" in found["backends"].found
-    assert "default model" in found
+    checks = {check.name: check for check in run_checks()}
+    assert not checks["backends"].ok
+    assert "module is gone" in checks["backends"].state
+    assert "default model" in checks

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from main_align.cli.app import FORMS
+from main_align.cli.score import FORMATS
 from main_align.data.formats.dialects import DIALECTS
 from main_align.data.formats.record import Fields, Notes, can_hold_pairs, pair_from_record
 from main_align.data.pairs import Turn
@@ -310,4 +310,4 @@ def test_the_page_and_the_help_show_every_form() -> None:
     assert page == with_tables(page), "run python -m main_align.reference docs/data.md"
     assert dialect_table() in page
     assert file_table() in page
-    assert all(dialect.form in FORMS for dialect in DIALECTS)
+    assert all(dialect.form in FORMATS for dialect in DIALECTS)

@@ -1,0 +1,82 @@
+"""filter: the command `main-align filter`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .common import log_reasons
+
+# Optional[...] below, not X | None: typer evaluates these annotations on every supported Python.
+# ruff: noqa: UP045
+
+
+def filter(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Score file written by main-align score.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="File for the kept rows: .parquet, .jsonl or .csv.")],
+    by: Annotated[
+        str,
+        typer.Option(help="Numeric column, or forward_nll (nll_y_given_x), or reverse_nll (nll_x_given_y)."),
+    ] = "mutual",
+    keep: Annotated[Optional[float], typer.Option(help="Fraction of the scored rows to keep, 0 to 1.")] = None,
+    top: Annotated[Optional[int], typer.Option(help="Number of rows to keep.")] = None,
+    minimum: Annotated[
+        Optional[float],
+        typer.Option("--min", help="Lowest value to keep, in the column's unit."),
+    ] = None,
+    maximum: Annotated[
+        Optional[float],
+        typer.Option("--max", help="Highest value to keep, in the column's unit."),
+    ] = None,
+    source: Annotated[
+        Optional[str],
+        typer.Option("--input", help="The scored data set. Default: the path in the manifest."),
+    ] = None,
+    scores_only: Annotated[
+        bool, typer.Option("--scores-only", help="Write rows of the score file instead of rows of the input.")
+    ] = False,
+    plot: Annotated[
+        Optional[Path], typer.Option(help="Plot histograms with the threshold to this .png, .svg or .pdf file.")
+    ] = None,
+) -> None:
+    """Keep the best rows of a scored data set. Kept rows have their own fields and the scores.
+
+    Use --keep or --top to keep the best rows, --min and --max to keep a range of values, or both to keep the best
+    rows of the range. Lower is better for forward_nll, reverse_nll and the other nll columns, ifd, r_ifd,
+    duality_gap and copy_overlap; higher is better for all other scores. Rows without a score are dropped. The
+    earlier of two equal rows is better. Rows stay in input order. A score column is renamed to main_NAME if the
+    input already has a field NAME.
+
+    **Examples**
+
+    `main-align filter scores.parquet -o best.jsonl --keep 0.5`
+
+    `main-align filter scores.parquet -o best.jsonl --by forward_nll --max 2.5`
+
+    `main-align filter scores.parquet -o hard.jsonl --by ifd --min 0.8 --max 1`
+
+    `main-align filter scores.parquet -o top.parquet --by semantic --top 10000 --plot kept.png`
+    """
+    from rich.console import Console
+
+    from ..filtering.filter import filter_scores
+    from ..plots import check_plot, plot_scores
+    from .progress_bar import ProgressBar
+    from .summary import filter_summary
+
+    if plot:
+        check_plot(plot)
+    result = filter_scores(
+        scores, out, by=by, keep=keep, top=top, min=minimum, max=maximum, input=source, scores_only=scores_only
+    )
+    log_reasons(ProgressBar().log, result.table.counts, result.table.reasons)
+    console = Console()
+    console.print(filter_summary(result), "")
+    console.print(f"kept rows: {out}", highlight=False, markup=False)
+    if plot:
+        threshold = (result.by, result.threshold) if result.threshold is not None else None
+        title = f"{scores.name}, {int(result.kept.sum()):,} rows kept by {result.by}"
+        plot_scores(plot, result.table.columns, title=title, threshold=threshold, aligned=result.aligned)
+        console.print(f"histograms: {plot}", highlight=False, markup=False)

@@ -1,0 +1,191 @@
+"""score: the command `main-align score`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from ..data.formats.dialects import DIALECTS
+from ..data.formats.record import INPUTS, Fields
+from ..data.read import ENDINGS
+from ..data.sources.streams import COMPRESSED
+from .common import Dtype, hide_library_progress, log_reasons
+
+if TYPE_CHECKING:
+    from ..data.sources.source import Source
+
+# Optional[...] below, not X | None: typer evaluates these annotations on every supported Python.
+# ruff: noqa: UP045
+
+
+class Side(str, Enum):
+    """The two responses of a preference pair."""
+
+    chosen = "chosen"
+    rejected = "rejected"
+
+
+FORMATS = "**Record formats** (the first match is used)\n\n" + "\n\n".join(
+    f"- {dialect.form}: {dialect.seen_in}" for dialect in DIALECTS
+)
+
+
+def score(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help=f"File ({', '.join(ENDINGS)}; text also as {', '.join(COMPRESSED)}), `-` for standard input, "
+            "`datasets` folder, or hub id.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Score file to write: .parquet, .jsonl or .csv.")],
+    model: Annotated[
+        str, typer.Option(help="Hub id, local folder, or smollm2 (installed as a Python package).")
+    ] = "smollm2",
+    revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Dtype of the model. auto picks the faster of bfloat16 and float32.")
+    ] = Dtype.auto,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    max_length: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Maximum sequence length in tokens. Default: the model's limit."),
+    ] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Truncate longer pairs instead of leaving them unscored.")
+    ] = False,
+    bank: Annotated[int, typer.Option(min=1, help="Number of reference pairs for semantic and structural.")] = 16384,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling the reference pairs.")] = 0,
+    heads: Annotated[
+        Optional[str],
+        typer.Option(help="Trained model whose projection heads embed the pairs for semantic and structural."),
+    ] = None,
+    pack_tokens: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Tokens per forward pass. Lower it to save memory."),
+    ] = None,
+    window: Annotated[int, typer.Option(min=1, help="Number of pairs to sort by length at a time.")] = 4096,
+    plot: Annotated[Optional[Path], typer.Option(help="Plot histograms to this .png, .svg or .pdf file.")] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start over and overwrite unfinished or finished work.")
+    ] = False,
+    split: Annotated[Optional[str], typer.Option(help="Split of a `datasets` source.")] = None,
+    config: Annotated[Optional[str], typer.Option(help="Configuration of a `datasets` source.")] = None,
+    instruction_field: Annotated[
+        Optional[str],
+        typer.Option(help="Field with the instruction; nested: data.question. Needs --response-field."),
+    ] = None,
+    response_field: Annotated[
+        Optional[str], typer.Option(help="Field with the response. Needs --instruction-field.")
+    ] = None,
+    input_field: Annotated[
+        Optional[str],
+        typer.Option(help=f"Field whose text is appended to the instruction. Default: {', '.join(INPUTS)}."),
+    ] = None,
+    system_field: Annotated[
+        Optional[str], typer.Option(help="Field with the system prompt. Default: system, system_prompt and similar.")
+    ] = None,
+    side: Annotated[Side, typer.Option(help="Response of a preference pair to score.")] = Side.chosen,
+    id_field: Annotated[Optional[str], typer.Option(help="Field with the row's id. Default: id.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+) -> None:
+    """Score every pair of INPUT and write one row per pair.
+
+    The scores are likelihoods in both directions and PMI (nats per token), mutual (nats per √token), semantic and
+    structural alignment. OUTPUT.manifest.json defines every column. A row that cannot be scored keeps its id and
+    gets a status, a reason and null scores. The exit code is 1 if no row can be scored. After an interruption,
+    the same command resumes the run.
+
+    The record formats below are recognised without options. The fields `input` and `context` are appended to the
+    instruction. A system prompt and a history precede the pair: the model reads them, but they are not scored.
+
+    **Examples**
+
+    `main-align score pairs.jsonl -o scores.parquet`
+
+    `main-align score alpaca.json -o scores.csv --model ./my-llama --dtype bfloat16`
+
+    `main-align score qa.csv -o qa.parquet --instruction-field question --response-field answer`
+    """
+    from ..data.read import check_fields, check_readable, open_source
+    from ..data.write import check_ending
+    from ..plots import check_plot
+    from ..scoring.resume import check_partial
+    from .progress_bar import ProgressBar
+
+    fields = Fields(instruction_field, response_field, id_field, input_field, system_field, side.value)
+    scorer: dict[str, Any] = {"model": model, "dtype": dtype.value, "device": device, "revision": revision}
+    scorer |= {"max_length": max_length, "truncate": truncate, "bank": bank, "seed": seed}
+    scorer |= {"trust_remote_code": trust_remote_code, "heads": heads}
+    if pack_tokens is not None:
+        scorer["pack_tokens"] = pack_tokens
+    # Everything that can be refused is refused before the model is loaded.
+    check_ending(out)
+    check_partial(out)
+    check_fields(fields)
+    if plot:
+        check_plot(plot)
+    opened = open_source(source, split=split, config=config)
+    notes = check_readable(opened, fields)
+    with ProgressBar() as progress_bar:
+        if notes.unused:
+            progress_bar.log(notes.sentence())
+        progress_bar.log(f"loading {model} ...")
+        job: dict[str, Any] = {"fields": fields, "split": split, "config": config, "window": window, "restart": restart}
+        job["command"] = {"input": source, "output": str(out), **scorer}
+        manifest = _score(opened, out, scorer, job, progress_bar)
+    if not progress_bar.used:
+        progress_bar.log(f"{out} was already complete for this input and model; --restart scores again")
+    log_reasons(progress_bar.log, manifest["counts"], manifest["first_reasons"])
+    _show(manifest, opened, out, plot)
+
+
+def _score(source: Any, out: Path, scorer: dict[str, Any], job: dict[str, Any], progress_bar: Any) -> dict[str, Any]:
+    hide_library_progress()
+    from ..scoring.job import score_file
+    from ..scoring.resume import partial_folder
+    from ..scoring.scorer import Scorer
+
+    try:
+        return score_file(Scorer(**scorer), source, out, progress=progress_bar, **job)
+    except KeyboardInterrupt:
+        if partial_folder(out).exists():
+            progress_bar.log(f"Finished work is saved in {partial_folder(out)}; run again to resume.")
+        raise
+
+
+def _show(manifest: dict[str, Any], source: Source, out: Path, plot: Path | None) -> None:
+    """Print counts, scores and speed, and draw the plot. Raise UserError if no row was scored."""
+    from rich.console import Console
+
+    from ..data.labels import read_aligned
+    from ..data.pairs import SCORED
+    from ..errors import UserError
+    from ..plots import plot_scores
+    from ..scoring.score_file import read_columns
+    from .progress_bar import clock
+    from .summary import score_summary, status_table
+
+    if not any(manifest["counts"].get(status) for status in SCORED):
+        raise UserError(f"{out}: no row could be scored; each row of the file has its reason")
+    console, columns, speed = Console(), read_columns(out, "mutual").columns, manifest["throughput"]
+    console.print(status_table(manifest["counts"]), "", score_summary(columns), "")
+    earlier = speed["pairs_from_earlier_runs"]
+    resumed = f", {earlier:,} pairs from an earlier run" if earlier else ""
+    console.print(
+        f"{manifest['rows']:,} rows in {clock(speed['seconds'])} ({speed['pairs_per_second']:,.1f} pairs/s, "
+        f"{speed['tokens_per_second']:,.0f} tokens/s{resumed})\nscores: {out}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if plot:
+        title = f"{Path(source.name).name} scored with {manifest['settings']['scorer']['model']}"
+        plot_scores(plot, columns, title=title, aligned=read_aligned(source))
+        console.print(f"histograms: {plot}", highlight=False, markup=False)
