@@ -30,7 +30,7 @@ def pooling(dtype: torch.dtype) -> None:
         (37, 264), itertools.product([False, True], repeat=2), (False, True)
     ):
         hidden, weights, query = torch.randn(240, width).to(dtype), torch.rand(240), torch.randn(width) / width
-        given = {"weights": weights} if weighted else {}
+        given = {"row_weights": weights} if weighted else {}
         given |= {"query": query} if attention else {}
         mode = "attention" if attention else "mean"
 
@@ -46,15 +46,23 @@ def sweeps(dtype: torch.dtype) -> None:
     query, key, head = (torch.randn(n, 40).to(dtype) for n in (130, 130, 530))
     scale, bias = torch.tensor(1.0), torch.tensor(-1.0)
     ids, targets = torch.arange(130) // 2, torch.arange(130) * 4
-    for workspace in (0, 1 << 28):
-        once(lambda q, k, w=workspace: mk.info_nce(q, k, temperature=0.5, pair_ids=ids, workspace=w), query, key)
+    for workspace_bytes in (0, 1 << 28):
         once(
-            lambda q, k, w=workspace: mk.sigmoid_loss(q, k, logit_scale=scale, logit_bias=bias, workspace=w), query, key
+            lambda q, k, w=workspace_bytes: mk.info_nce(q, k, temperature=0.5, pair_ids=ids, workspace_bytes=w),
+            query,
+            key,
+        )
+        once(
+            lambda q, k, w=workspace_bytes: mk.sigmoid_loss(
+                q, k, logit_scale=scale, logit_bias=bias, workspace_bytes=w
+            ),
+            query,
+            key,
         )
     once(lambda h, w: mk.token_logprobs(h, w, targets, softcap=20.0), query, head)
     once(lambda h, w: mk.linear_cross_entropy(h, w, targets, label_smoothing=0.1, z_loss=1e-4), query, head)
-    once(lambda h, w: mk.linear_kl(h, w, key, head, kind="forward"), query, head)
-    once(lambda h, w: mk.linear_kl(h, w, key, head, kind="js"), query, head)
+    once(lambda h, w: mk.linear_kl(h, w, key, head, divergence="forward"), query, head)
+    once(lambda h, w: mk.linear_kl(h, w, key, head, divergence="js"), query, head)
     once(lambda q, k: mk.mutual_information(q, k, estimator="js"), query, key)
     with torch.no_grad():
         mk.pair_scores(query, key, temperature=0.5)

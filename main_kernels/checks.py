@@ -1,7 +1,7 @@
 """Argument checks shared by the public functions: every message names the argument, what it got and what it wants.
 
-``in_range`` and ``offset_values`` look at values: call them where a graph is not being traced, or inside an op. On a
-CUDA device nobody waits for the answer: what is wrong there fails as a device-side assertion with a message.
+``check_in_range`` and ``check_offset_values`` read values: call them outside a traced graph, or inside an op. On a CUDA
+device they do not synchronise: an invalid value fails as a device-side assertion with a message.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .amp import operand_dtype
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def local(name: str, tensor: Tensor) -> None:
+def check_dense(name: str, tensor: Tensor) -> None:
     """A dense tensor that holds all of its values: kernels read memory, of which a DTensor has a part only."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name}: got {type(tensor).__name__}, want a tensor")
@@ -28,14 +28,16 @@ def local(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: got layout {tensor.layout}, want a dense tensor: pass {name}.to_dense()")
 
 
-def readable(tensor: Tensor) -> bool:
+def has_readable_values(tensor: Tensor) -> bool:
     """Whether the values can be looked at: not in a graph that is being traced, nor where there are only shapes."""
     return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
-def matrix(name: str, tensor: Tensor, *, width: int | None = None, like: Tensor | None = None, least: int = 1) -> None:
+def check_matrix(
+    name: str, tensor: Tensor, *, width: int | None = None, like: Tensor | None = None, least: int = 1
+) -> None:
     """A floating [n, D] tensor, n >= ``least``, D >= 1; ``width``: its D; ``like``: its dtype and device."""
-    local(name, tensor)
+    check_dense(name, tensor)
     if tensor.ndim != 2:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want two dimensions")
     if tensor.shape[0] < least or tensor.shape[1] < 1:
@@ -46,10 +48,10 @@ def matrix(name: str, tensor: Tensor, *, width: int | None = None, like: Tensor 
     if width is not None and tensor.shape[1] != width:
         raise ValueError(f"{name}: got {tensor.shape[1]} columns, want {width}")
     if like is not None:
-        same_kind(name, tensor, like)
+        check_dtype_and_device(name, tensor, like)
 
 
-def same_kind(name: str, tensor: Tensor, like: Tensor) -> None:
+def check_dtype_and_device(name: str, tensor: Tensor, like: Tensor) -> None:
     """One device and one dtype, which under autocast is that of the factors of products."""
     if operand_dtype(tensor) != operand_dtype(like):
         raise ValueError(f"{name}: got dtype {tensor.dtype}, want {like.dtype} as its other factor has")
@@ -57,9 +59,9 @@ def same_kind(name: str, tensor: Tensor, like: Tensor) -> None:
         raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
 
 
-def vector(name: str, tensor: Tensor, length: int, *, integer: bool, like: Tensor) -> None:
+def check_vector(name: str, tensor: Tensor, length: int, *, integer: bool, like: Tensor) -> None:
     """A 1-dimensional tensor of ``length`` on the device of ``like``, int64 or floating."""
-    local(name, tensor)
+    check_dense(name, tensor)
     if tensor.shape != (length,):
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want ({length},)")
     if integer and tensor.dtype != torch.int64:
@@ -70,7 +72,7 @@ def vector(name: str, tensor: Tensor, length: int, *, integer: bool, like: Tenso
         raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
 
 
-def on_device(ok: Tensor, message: str) -> bool:
+def assert_on_device(ok: Tensor, message: str) -> bool:
     """Leaves the check of a 0-dimensional bool to a CUDA device; False, and nothing done, where it is on another."""
     if ok.device.type != "cuda":
         return False
@@ -78,42 +80,42 @@ def on_device(ok: Tensor, message: str) -> bool:
     return True
 
 
-def in_range(name: str, ids: Tensor, begin: int, end: int) -> None:
+def check_in_range(name: str, ids: Tensor, begin: int, end: int) -> None:
     """Every entry in [begin, end)."""
     wrong = (ids < begin) | (ids >= end)
-    if not on_device(~wrong.any(), f"{name}: want {begin} to {end - 1}") and bool(wrong.any()):
+    if not assert_on_device(~wrong.any(), f"{name}: want {begin} to {end - 1}") and bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
         raise ValueError(f"{name}: row {row} has {int(ids[row])}, want {begin} to {end - 1}")
 
 
-def offsets(name: str, tensor: Tensor, *, like: Tensor) -> None:
+def check_offsets(name: str, tensor: Tensor, *, like: Tensor) -> None:
     """cu_seqlens of segments: int32 or int64 [B + 1], B may be 0."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{name}: got {got}, want an int32 or int64 tensor")
-    local(name, tensor)
+    check_dense(name, tensor)
     if tensor.ndim != 1 or not tensor.shape[0]:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want (B + 1,)")
     if tensor.device != like.device:
         raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
 
 
-def mask(name: str, tensor: Tensor, length: int, *, like: Tensor) -> None:
+def check_mask(name: str, tensor: Tensor, length: int, *, like: Tensor) -> None:
     """A bool [length] on the device of ``like``."""
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
         raise ValueError(f"{name}: got {getattr(tensor, 'dtype', type(tensor).__name__)}, want a bool tensor")
-    local(name, tensor)
+    check_dense(name, tensor)
     if tensor.shape != (length,):
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want ({length},)")
     if tensor.device != like.device:
         raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
 
 
-def offset_values(name: str, tensor: Tensor, rows: int) -> None:
+def check_offset_values(name: str, tensor: Tensor, rows: int) -> None:
     """Non-decreasing, within [0, rows]."""
     steps = tensor.diff()
     fine = (steps >= 0).all() & (tensor[0] >= 0) & (tensor[-1] <= rows)
-    if on_device(fine, f"{name}: want non-decreasing offsets within 0 to {rows}"):
+    if assert_on_device(fine, f"{name}: want non-decreasing offsets within 0 to {rows}"):
         return
     if bool((steps < 0).any()):
         segment = int((steps < 0).nonzero()[0, 0])
@@ -122,7 +124,7 @@ def offset_values(name: str, tensor: Tensor, rows: int) -> None:
         raise ValueError(f"{name}: got offsets {int(tensor[0])} to {int(tensor[-1])}, want them within 0 to {rows}")
 
 
-def positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
     if not (value > 0 and value < float("inf")):
         raise ValueError(f"{name}: got {value}, want a positive number")
 
@@ -130,42 +132,42 @@ def positive(name: str, value: float) -> None:
 def inverse_temperature(temperature: float | Tensor, like: Tensor) -> float | Tensor:
     """1 / temperature, a positive number; of a 0-dimensional tensor beside ``like`` and in its accumulator's dtype."""
     if not isinstance(temperature, Tensor):
-        positive("temperature", temperature)
+        check_positive("temperature", temperature)
         return 1 / temperature
     if temperature.ndim or not temperature.is_floating_point():
         raise ValueError(
             f"temperature: got {temperature.dtype} of shape {tuple(temperature.shape)}, want a number or a"
             " 0-dimensional floating tensor: one for all rows"
         )
-    if readable(temperature):
+    if has_readable_values(temperature):
         fine = (temperature > 0) & temperature.isfinite()
-        if not on_device(fine, "temperature: want a positive number") and not bool(fine):
-            positive("temperature", float(temperature))
+        if not assert_on_device(fine, "temperature: want a positive number") and not bool(fine):
+            check_positive("temperature", float(temperature))
     return temperature.to(like.device, torch.promote_types(like.dtype, torch.float32)).reciprocal()
 
 
-def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, want one of {', '.join(map(repr, choices))}")
 
 
-def fraction(name: str, value: float) -> None:
+def check_fraction(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"{name}: got {value}, want a number from 0 to below 1")
 
 
-def number(name: str, tensor: Tensor) -> None:
+def check_scalar(name: str, tensor: Tensor) -> None:
     """A 0-dimensional floating tensor."""
     if not isinstance(tensor, Tensor) or tensor.ndim != 0 or not tensor.is_floating_point():
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{name}: got {got}, want a 0-dimensional floating tensor")
-    local(name, tensor)
+    check_dense(name, tensor)
 
 
-def pairs(query: Tensor, key: Tensor) -> None:
+def check_pairs(query: Tensor, key: Tensor) -> None:
     """query[N, D] and key[N, D] of one dtype and device, N may be 0."""
-    matrix("query", query, least=0)
-    matrix("key", key, width=query.shape[1], like=query, least=0)
+    check_matrix("query", query, least=0)
+    check_matrix("key", key, width=query.shape[1], like=query, least=0)
     if query.shape[0] != key.shape[0]:
         raise ValueError(
             f"key: got {key.shape[0]} rows, want {query.shape[0]}: row i of key is the pair of row i of query"

@@ -39,7 +39,7 @@ def cyclic_consistency(query: Tensor, key: Tensor, *, cross: float = 1.0, within
     Raises:
         ValueError: for shapes, dtypes, devices or weights that do not fit, naming the argument.
     """
-    checks.pairs(query, key)
+    checks.check_pairs(query, key)
     for name, value in (("cross", cross), ("within", within)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name}: got {value}, want a number that is not negative")
@@ -60,7 +60,7 @@ def relational_scores(query: Tensor, key: Tensor) -> Tensor:
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, naming the argument.
     """
-    checks.pairs(query, key)
+    checks.check_pairs(query, key)
     no_tangents("relational_scores", query, key)
     count_products()
     return _relational(query, key)[0]

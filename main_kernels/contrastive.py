@@ -24,18 +24,18 @@ def info_nce(
     temperature: float | Tensor = 0.07,
     logit_scale: Tensor | None = None,
     direction: Literal["both", "query", "key"] = "both",
-    weight: Tensor | None = None,
+    pair_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     negatives: Tensor | None = None,
     pair_ids: Tensor | None = None,
     reduction: Reduction = "mean",
-    workspace: int = DEFAULT_WORKSPACE,
+    workspace_bytes: int = DEFAULT_WORKSPACE,
 ) -> Tensor:
     """InfoNCE over in-batch negatives (van den Oord et al., 2018; symmetric as in CLIP, Radford et al., 2021).
 
     With S = query keyᵀ / temperature, r_i the log-sum-exp of row i and c_i that of column i, the loss of pair i is
     ``½ (r_i - S_ii) + ½ (c_i - S_ii)`` (direction "both"), ``r_i - S_ii`` ("query": each query picks its key) or
-    ``c_i - S_ii`` ("key"). S is never stored beyond ``workspace`` bytes.
+    ``c_i - S_ii`` ("key"). S is never stored beyond ``workspace_bytes``.
 
     Args:
         query: [N, D] and key: [N, D], float32, bfloat16, float16 or float64; row i of one is the pair of row i of the
@@ -44,8 +44,8 @@ def info_nce(
             by it. Ignored where logit_scale is given.
         logit_scale: 0-dimensional tensor in log space, the scores are multiplied by exp(clamp(logit_scale, 0, ln 100));
             its gradient is exact (zero outside the clamp).
-        weight: floating [N], not negative: factors of the pairs' losses; the mean is then the weighted mean (0 where
-            all weights are 0).
+        pair_weights: floating [N], not negative: factors of the pairs' losses; the mean is then the weighted mean (0
+            where all weights are 0).
         label_smoothing: this share of each target is spread evenly over all entries of its row (and column), itself
             included, as in torch's cross_entropy.
         negatives: keys that are nobody's pair, in every query's row and in no column: [M, D], shared by all queries, or
@@ -53,7 +53,7 @@ def info_nce(
         pair_ids: int64 [N]; rows and columns of pairs with the same id are no negatives of each other: their entries
             are left out of both log-sum-exps, their own pairs excepted.
         reduction: mean over the pairs (0 where there are none), sum, or none ([N]).
-        workspace: bytes of scores kept between forward and backward (the backward then costs two matrix products
+        workspace_bytes: bytes of scores kept between forward and backward (the backward then costs two matrix products
             instead of three). 0 keeps nothing: memory O(chunk * N).
 
     Returns:
@@ -62,15 +62,15 @@ def info_nce(
     Raises:
         ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
     """
-    checks.pairs(query, key)
-    checks.one_of("direction", direction, ("both", "query", "key"))
-    checks.one_of("reduction", reduction, ("mean", "sum", "none"))
-    checks.fraction("label_smoothing", label_smoothing)
+    checks.check_pairs(query, key)
+    checks.check_choice("direction", direction, ("both", "query", "key"))
+    checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
+    checks.check_fraction("label_smoothing", label_smoothing)
     count = query.shape[0]
-    if weight is not None:
-        checks.vector("weight", weight, count, integer=False, like=query)
+    if pair_weights is not None:
+        checks.check_vector("pair_weights", pair_weights, count, integer=False, like=query)
     if pair_ids is not None:
-        checks.vector("pair_ids", pair_ids, count, integer=True, like=query)
+        checks.check_vector("pair_ids", pair_ids, count, integer=True, like=query)
     if logit_scale is None:
         scale = checks.inverse_temperature(temperature, query)
     else:
@@ -92,11 +92,11 @@ def info_nce(
         column_ids=pair_ids,
         columns=direction == "both",
         logit_sums=label_smoothing > 0,
-        loss=CrossEntropy(weight) if by_rows else None,
-        workspace=workspace,
+        loss=CrossEntropy(pair_weights) if by_rows else None,
+        workspace_bytes=workspace_bytes,
     )
     if by_rows:
-        return _reduce(swept.loss, weight, reduction)
+        return _reduce(swept.loss, pair_weights, reduction)
     by_row, row_sum = swept.row_nll, swept.row_logits
     if own is not None:
         extra = _own_scores(query, own) * scale
@@ -117,7 +117,7 @@ def info_nce(
     if direction == "both":
         by_column = swept.column_nll(slice(count))
         loss = 0.5 * (loss + smoothed(by_column, swept.column_logits[:count], in_column))
-    return _reduce(loss if weight is None else loss * weight.to(loss.dtype), weight, reduction)
+    return _reduce(loss if pair_weights is None else loss * pair_weights.to(loss.dtype), pair_weights, reduction)
 
 
 def sigmoid_loss(
@@ -128,12 +128,12 @@ def sigmoid_loss(
     logit_bias: Tensor,
     pair_ids: Tensor | None = None,
     reduction: Reduction = "mean",
-    workspace: int = DEFAULT_WORKSPACE,
+    workspace_bytes: int = DEFAULT_WORKSPACE,
 ) -> Tensor:
     """The pairwise sigmoid loss of SigLIP (Zhai et al., 2023): every entry is a yes-or-no question of its own.
 
     With S = exp(logit_scale) query keyᵀ + logit_bias, the loss of row i is
-    ``log(1 + exp(-S_ii)) + sum_{j != i} log(1 + exp S_ij)``. N x N is never stored beyond ``workspace`` bytes.
+    ``log(1 + exp(-S_ii)) + sum_{j != i} log(1 + exp S_ij)``. N x N is never stored beyond ``workspace_bytes``.
 
     Args:
         query: [N, D] and key: [N, D], pairs row by row; normalise them first.
@@ -142,7 +142,7 @@ def sigmoid_loss(
         pair_ids: int64 [N]; entries of different pairs with the same id are left out.
         reduction: "none" gives the [N] rows, "mean" their mean (SigLIP's normalisation: the sum of all entries over N),
             0 where there are none.
-        workspace: as in info_nce.
+        workspace_bytes: as in info_nce.
 
     Returns:
         float32 (float64 for float64 inputs), nats.
@@ -150,12 +150,12 @@ def sigmoid_loss(
     Raises:
         ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
     """
-    checks.pairs(query, key)
-    checks.number("logit_bias", logit_bias)
-    checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+    checks.check_pairs(query, key)
+    checks.check_scalar("logit_bias", logit_bias)
+    checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
     count = query.shape[0]
     if pair_ids is not None:
-        checks.vector("pair_ids", pair_ids, count, integer=True, like=query)
+        checks.check_vector("pair_ids", pair_ids, count, integer=True, like=query)
     scale = _learned_scale(logit_scale, query)
     swept = sweep(
         query,
@@ -168,7 +168,7 @@ def sigmoid_loss(
         keep_target=False,
         row_lse=False,
         softplus=True,
-        workspace=workspace,
+        workspace_bytes=workspace_bytes,
     )
     return _reduce(swept.softplus - F.logsigmoid(swept.target), None, reduction)
 
@@ -213,15 +213,15 @@ def pair_scores(
         ValueError: for shapes, dtypes, devices or targets that do not fit, naming the argument.
     """
     if targets is None:
-        checks.pairs(query, key)
+        checks.check_pairs(query, key)
         targets = torch.arange(query.shape[0], dtype=torch.int64, device=query.device)
         key_ids = pair_ids if key_ids is None else key_ids
     else:
-        checks.matrix("query", query, least=0)
-        checks.matrix("key", key, width=query.shape[1], like=query)
-        checks.vector("targets", targets, query.shape[0], integer=True, like=query)
-        if checks.readable(targets):
-            checks.in_range("targets", targets, 0, key.shape[0])
+        checks.check_matrix("query", query, least=0)
+        checks.check_matrix("key", key, width=query.shape[1], like=query)
+        checks.check_vector("targets", targets, query.shape[0], integer=True, like=query)
+        if checks.has_readable_values(targets):
+            checks.check_in_range("targets", targets, 0, key.shape[0])
     scale = checks.inverse_temperature(temperature, query)
     in_row: Tensor | float = key.shape[0]
     in_column: Tensor | float = query.shape[0]
@@ -229,8 +229,8 @@ def pair_scores(
         if pair_ids is None or key_ids is None:
             missing = "pair_ids" if pair_ids is None else "key_ids"
             raise ValueError(f"{missing}: got none, want the ids of both sides or of neither")
-        checks.vector("pair_ids", pair_ids, query.shape[0], integer=True, like=query)
-        checks.vector("key_ids", key_ids, key.shape[0], integer=True, like=query)
+        checks.check_vector("pair_ids", pair_ids, query.shape[0], integer=True, like=query)
+        checks.check_vector("key_ids", key_ids, key.shape[0], integer=True, like=query)
         own = key_ids[targets]
         in_row = in_row - _occurrences(pair_ids, key_ids) + (own == pair_ids)
         in_column = in_column - _occurrences(own, pair_ids) + (own == pair_ids)
@@ -256,12 +256,12 @@ def pair_scores(
 
 
 def row_logsumexp(
-    query: Tensor, key: Tensor, *, temperature: float | Tensor = 1.0, workspace: int = DEFAULT_WORKSPACE
+    query: Tensor, key: Tensor, *, temperature: float | Tensor = 1.0, workspace_bytes: int = DEFAULT_WORKSPACE
 ) -> Tensor:
     """log sum_j exp(query_i·key_j / temperature) of every query against a bank of keys, differentiable.
 
     Args:
-        query: [N, D]. key: [M, D]. workspace: as in info_nce.
+        query: [N, D]. key: [M, D]. workspace_bytes: as in info_nce.
 
     Returns:
         float32 [N] (float64 for float64 inputs), nats.
@@ -269,15 +269,15 @@ def row_logsumexp(
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, naming the argument.
     """
-    checks.matrix("query", query, least=0)
-    checks.matrix("key", key, width=query.shape[1], like=query)
+    checks.check_matrix("query", query, least=0)
+    checks.check_matrix("key", key, width=query.shape[1], like=query)
     scale = checks.inverse_temperature(temperature, query)
-    return sweep(query, key, scale=scale, workspace=workspace).row_lse
+    return sweep(query, key, scale=scale, workspace_bytes=workspace_bytes).row_lse
 
 
 def _learned_scale(logit_scale: Tensor, query: Tensor) -> Tensor:
     """exp(clamp(logit_scale)), beside the query and in its accumulator's dtype."""
-    checks.number("logit_scale", logit_scale)
+    checks.check_scalar("logit_scale", logit_scale)
     wide = torch.promote_types(query.dtype, torch.float32)
     return logit_scale.to(query.device, wide).clamp(0.0, MAX_LOGIT_SCALE).exp()
 
@@ -288,9 +288,9 @@ def _check_negatives(negatives: Tensor, query: Tensor) -> tuple[Tensor | None, T
         if negatives.shape[0] != query.shape[0] or negatives.shape[1] < 1 or negatives.shape[2] != query.shape[1]:
             want = f"({query.shape[0]}, K, {query.shape[1]})"
             raise ValueError(f"negatives: got shape {tuple(negatives.shape)}, want {want} with K >= 1")
-        checks.same_kind("negatives", negatives, query)
+        checks.check_dtype_and_device("negatives", negatives, query)
         return None, negatives
-    checks.matrix("negatives", negatives, width=query.shape[1], like=query)
+    checks.check_matrix("negatives", negatives, width=query.shape[1], like=query)
     return negatives, None
 
 
@@ -308,13 +308,13 @@ def _occurrences(ids: Tensor, among: Tensor) -> Tensor:
     return torch.searchsorted(order, ids, right=True) - torch.searchsorted(order, ids)
 
 
-def _reduce(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    """loss[N], already multiplied by weight[N]: the (weighted) mean, the sum, or each."""
+def _reduce(loss: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    """loss[N], already multiplied by weights[N]: the (weighted) mean, the sum, or each."""
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
-    if weight is None:
+    if weights is None:
         return loss.sum() / max(loss.shape[0], 1)
-    total = weight.to(loss.dtype).sum()
+    total = weights.to(loss.dtype).sum()
     return loss.sum() / torch.where(total == 0, 1, total)

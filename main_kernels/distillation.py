@@ -24,10 +24,10 @@ def linear_kl(
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
     *,
-    kind: Literal["forward", "reverse", "js"] = "forward",
+    divergence: Literal["forward", "reverse", "js"] = "forward",
     beta: float = 0.5,
     temperature: float | Tensor = 1.0,
-    mask: Tensor | None = None,
+    token_mask: Tensor | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> Tensor:
     """Divergence of two models' next-token distributions, softmax(hidden weightᵀ / temperature), token by token.
@@ -44,10 +44,10 @@ def linear_kl(
         student_hidden: [T, Ds] and student_weight: [V, Ds] of one dtype.
         teacher_hidden: [T, Dt] and teacher_weight: [V, Dt] of one dtype, which may be another. Its gradients are made
             only where it requires them.
-        kind, beta: see above; beta, between 0 and 1, is the teacher's share and serves "js" alone.
+        divergence, beta: see above; beta, between 0 and 1, is the teacher's share and serves "js" alone.
         temperature: a positive number, or a 0-dimensional tensor, which may require a gradient; divides the logits of
             both. The hidden states are divided by a tensor and rounded to their dtype.
-        mask: bool [T], True counts. reduction: "mean" is over the rows that count, and 0 where none does.
+        token_mask: bool [T], True counts. reduction: "mean" is over the rows that count, and 0 where none does.
 
     Returns:
         float32 (float64 where an input is float64), nats per token: a scalar, or [T] for reduction "none" with 0 at
@@ -56,10 +56,10 @@ def linear_kl(
     Raises:
         ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
     """
-    checks.matrix("student_hidden", student_hidden, least=0)
-    checks.matrix("student_weight", student_weight, width=student_hidden.shape[1], like=student_hidden)
-    checks.matrix("teacher_hidden", teacher_hidden, least=0)
-    checks.matrix("teacher_weight", teacher_weight, width=teacher_hidden.shape[1])
+    checks.check_matrix("student_hidden", student_hidden, least=0)
+    checks.check_matrix("student_weight", student_weight, width=student_hidden.shape[1], like=student_hidden)
+    checks.check_matrix("teacher_hidden", teacher_hidden, least=0)
+    checks.check_matrix("teacher_weight", teacher_weight, width=teacher_hidden.shape[1])
     if teacher_hidden.device != student_hidden.device:
         raise ValueError(f"teacher_hidden: got device {teacher_hidden.device}, want {student_hidden.device}")
     if teacher_hidden.shape[0] != student_hidden.shape[0]:
@@ -71,27 +71,27 @@ def linear_kl(
         raise ValueError(
             f"teacher_weight: got {teacher_weight.shape[0]} rows, want {student_weight.shape[0]}: one vocabulary"
         )
-    checks.same_kind("teacher_weight", teacher_weight, teacher_hidden)
-    checks.one_of("kind", kind, ("forward", "reverse", "js"))
-    if kind == "js" and not 0 < beta < 1:
+    checks.check_dtype_and_device("teacher_weight", teacher_weight, teacher_hidden)
+    checks.check_choice("divergence", divergence, ("forward", "reverse", "js"))
+    if divergence == "js" and not 0 < beta < 1:
         raise ValueError(f"beta: got {beta}, want a number between 0 and 1")
     scale = checks.inverse_temperature(temperature, student_hidden)
-    if mask is not None:
-        checks.mask("mask", mask, student_hidden.shape[0], like=student_hidden)
-    checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+    if token_mask is not None:
+        checks.check_mask("token_mask", token_mask, student_hidden.shape[0], like=student_hidden)
+    checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
     no_tangents("linear_kl", student_hidden, student_weight, teacher_hidden, teacher_weight)
     if isinstance(scale, Tensor):
         student_hidden, teacher_hidden = ((h * scale).to(h.dtype) for h in (student_hidden, teacher_hidden))
         scale = 1.0
     student, teacher = (student_hidden, student_weight), (teacher_hidden, teacher_weight)
-    operands = [autocast(t) for t in ((*student, *teacher) if kind == "reverse" else (*teacher, *student))]
+    operands = [autocast(t) for t in ((*student, *teacher) if divergence == "reverse" else (*teacher, *student))]
     wider = operands[0] if operands[0].dtype == torch.float64 else operands[2]
     count_products()
     values = divergence_op(
         *operands,
         scale,
-        beta if kind == "js" else None,
-        mask,
+        beta if divergence == "js" else None,
+        token_mask,
         *(torch.is_grad_enabled() and t.requires_grad for t in operands),
         True,
         choose(wider),
@@ -100,4 +100,4 @@ def linear_kl(
         return values
     if reduction == "sum":
         return values.sum()
-    return values.sum() / (max(values.shape[0], 1) if mask is None else mask.sum().clamp(min=1))
+    return values.sum() / (max(values.shape[0], 1) if token_mask is None else token_mask.sum().clamp(min=1))

@@ -27,7 +27,7 @@ def mutual_information(
     estimator: Literal["infonce", "nwj", "tuba", "dv", "js", "smile", "club"] = "infonce",
     clip: float = 5.0,
     baseline: Tensor | None = None,
-    workspace: int = DEFAULT_WORKSPACE,
+    workspace_bytes: int = DEFAULT_WORKSPACE,
 ) -> Tensor:
     """A bound on the mutual information of query and key, to report or to maximise (``club``: to minimise).
 
@@ -56,7 +56,7 @@ def mutual_information(
             by it.
         clip: positive, nats; for ``smile``.
         baseline: b, floating, 0-dimensional or [N], nats; for ``tuba``, None is 0. May require a gradient.
-        workspace: bytes of scores kept between forward and backward, which then costs a matrix product less.
+        workspace_bytes: bytes of scores kept between forward and backward, which then costs a matrix product less.
 
     Returns:
         float32 scalar (float64 for float64 inputs), nats, differentiable. ``nwj`` and ``tuba`` hold exp(f) itself: they
@@ -65,7 +65,7 @@ def mutual_information(
     Raises:
         ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
     """
-    checks.one_of("estimator", estimator, ESTIMATORS)
+    checks.check_choice("estimator", estimator, ESTIMATORS)
     scale = _check(query, key, temperature, clip, least=1 if estimator == "infonce" else 2)
     if baseline is not None:
         _check_baseline(baseline, query, estimator)
@@ -82,7 +82,7 @@ def mutual_information(
         softplus=estimator in ("js", "smile"),
         clip=clip if estimator == "smile" else 0.0,
         loss=CrossEntropy() if estimator == "infonce" else None,
-        workspace=workspace,
+        workspace_bytes=workspace_bytes,
     )
     if estimator == "infonce":
         return _infonce(swept.loss)
@@ -103,12 +103,12 @@ def mutual_information_bounds(
     *,
     temperature: float | Tensor = 1.0,
     clip: float = 5.0,
-    workspace: int = DEFAULT_WORKSPACE,
+    workspace_bytes: int = DEFAULT_WORKSPACE,
 ) -> dict[str, Tensor]:
     """Every estimator of ``mutual_information`` (``tuba`` without a baseline), all from one sweep.
 
     Args:
-        query: [N, D] and key: [N, D], N >= 2. temperature, clip, workspace: as there.
+        query: [N, D] and key: [N, D], N >= 2. temperature, clip, workspace_bytes: as there.
 
     Returns:
         estimator -> float32 scalar (float64 for float64 inputs), nats; each differentiable, and any sum of them costs
@@ -126,7 +126,7 @@ def mutual_information_bounds(
         keep_target=False,
         softplus=True,
         clip=clip,
-        workspace=workspace,
+        workspace_bytes=workspace_bytes,
     )
     joint, others = swept.target, swept.row_lse
     js = _js(joint, swept.softplus)
@@ -191,8 +191,8 @@ def _club(query: Tensor, key: Tensor, scale: float | Tensor) -> Tensor:
 
 def _check(query: Tensor, key: Tensor, temperature: float | Tensor, clip: float, *, least: int) -> float | Tensor:
     """Returns 1 / temperature."""
-    checks.pairs(query, key)
-    checks.positive("clip", clip)
+    checks.check_pairs(query, key)
+    checks.check_positive("clip", clip)
     if query.shape[0] < least:
         raise ValueError(f"query: got {query.shape[0]} rows, want at least {least}: others are needed to compare with")
     return checks.inverse_temperature(temperature, query)
@@ -203,4 +203,4 @@ def _check_baseline(baseline: Tensor, query: Tensor, estimator: str) -> None:
         raise ValueError(f"baseline: got one, want none with estimator {estimator!r}")
     if isinstance(baseline, Tensor) and baseline.ndim == 0:
         baseline = baseline.expand(query.shape[0])
-    checks.vector("baseline", baseline, query.shape[0], integer=False, like=query)
+    checks.check_vector("baseline", baseline, query.shape[0], integer=False, like=query)

@@ -114,7 +114,7 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     *,
-    weights: Tensor | None = None,
+    token_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     bias: Tensor | None = None,
@@ -133,9 +133,9 @@ def linear_cross_entropy(
         hidden: [T, D] states, already shifted: row t predicts targets[t]. T may be 0.
         weight: [V, D] of the head, the dtype of hidden (under autocast any).
         targets: int64 [T], in [0, V) or ignore_index.
-        weights: floating [T], not negative: factors of the tokens' losses; the mean is then the weighted mean. Tokens
-            of weight 0 cost nothing, unless weights require a gradient. Put weights here rather than on the result:
-            told beforehand, they cost no further products.
+        token_weights: floating [T], not negative: factors of the tokens' losses; the mean is then the weighted mean.
+            Tokens of weight 0 cost nothing, unless token_weights requires a gradient. Weights given here cost no
+            further products; weights multiplied into the result do.
         label_smoothing: from 0 to below 1.
         z_loss: not negative, 1e-4 is usual.
         bias: as in token_logprobs; the loss of a token that is left out is +inf.
@@ -151,14 +151,14 @@ def linear_cross_entropy(
         ValueError: for shapes, dtypes, devices or ids that do not fit, naming the argument.
     """
     _check_head(hidden, weight, targets, bias, softcap)
-    checks.fraction("label_smoothing", label_smoothing)
-    checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+    checks.check_fraction("label_smoothing", label_smoothing)
+    checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
     if not 0 <= z_loss < float("inf"):
         raise ValueError(f"z_loss: got {z_loss}, want a number that is not negative")
-    if weights is not None:
-        checks.vector("weights", weights, hidden.shape[0], integer=False, like=hidden)
-        if ignore_index is not None and not weights.requires_grad:
-            targets = _ignoring(targets, weights == 0, ignore_index, weight.shape[0])
+    if token_weights is not None:
+        checks.check_vector("token_weights", token_weights, hidden.shape[0], integer=False, like=hidden)
+        if ignore_index is not None and not token_weights.requires_grad:
+            targets = _ignoring(targets, token_weights == 0, ignore_index, weight.shape[0])
     loss = sweep(
         hidden,
         weight,
@@ -166,13 +166,13 @@ def linear_cross_entropy(
         softcap=softcap,
         targets=targets,
         ignore_index=ignore_index,
-        loss=CrossEntropy(weights, label_smoothing, z_loss),
+        loss=CrossEntropy(token_weights, label_smoothing, z_loss),
     ).loss
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
-    counted = torch.ones_like(loss) if weights is None else weights.to(loss.dtype)
+    counted = torch.ones_like(loss) if token_weights is None else token_weights.to(loss.dtype)
     total = (counted if ignore_index is None else counted.masked_fill(targets == ignore_index, 0)).sum()
     return loss.sum() / torch.where(total == 0, 1, total)
 
@@ -189,7 +189,7 @@ def sequence_logprobs(
     softcap: float | None = None,
     temperature: float | Tensor = 1.0,
     ignore_index: int | None = -100,
-    workspace: int = DEFAULT_WORKSPACE,
+    workspace_bytes: int = DEFAULT_WORKSPACE,
 ) -> Tensor:
     """The log-probability of every sequence of a packed batch: token_logprobs summed over each segment, as DPO and its
     kin need them. Forward and backward cost three matrix products where the scores fit the workspace, else four,
@@ -203,7 +203,7 @@ def sequence_logprobs(
             cu_seqlens[b] .. cu_seqlens[b + 1] - 1. Rows outside every segment cost nothing.
         segment_ids: instead, int64 [T], the segment of each row in any order, -1 for none.
         segments: with segment_ids, how many there are (default: the largest id + 1, which has to be read first).
-        workspace: bytes of scores kept between forward and backward. 0 keeps nothing.
+        workspace_bytes: bytes of scores kept between forward and backward. 0 keeps nothing.
 
     Returns:
         float32 [B] (float64 for float64 inputs), nats, 0 for an empty segment.
@@ -218,20 +218,20 @@ def sequence_logprobs(
         given = "neither" if cu_seqlens is None else "both"
         raise ValueError(f"cu_seqlens: got {given} it and segment_ids, want one of the two")
     if cu_seqlens is not None:
-        checks.offsets("cu_seqlens", cu_seqlens, like=hidden)
-        if checks.readable(cu_seqlens):
-            checks.offset_values("cu_seqlens", cu_seqlens, rows)
+        checks.check_offsets("cu_seqlens", cu_seqlens, like=hidden)
+        if checks.has_readable_values(cu_seqlens):
+            checks.check_offset_values("cu_seqlens", cu_seqlens, rows)
         segments = cu_seqlens.shape[0] - 1
         places = torch.arange(rows, dtype=torch.int64, device=hidden.device)
         segment_ids = torch.searchsorted(cu_seqlens.to(torch.int64), places, right=True) - 1
         segment_ids = segment_ids.masked_fill(segment_ids >= segments, -1)
     else:
         assert segment_ids is not None
-        checks.vector("segment_ids", segment_ids, rows, integer=True, like=hidden)
+        checks.check_vector("segment_ids", segment_ids, rows, integer=True, like=hidden)
         if segments is None:
             segments = max(int(segment_ids.max()) + 1, 1) if rows else 1
-        if checks.readable(segment_ids):
-            checks.in_range("segment_ids", segment_ids, -1, segments)
+        if checks.has_readable_values(segment_ids):
+            checks.check_in_range("segment_ids", segment_ids, -1, segments)
     if ignore_index is not None:
         targets = _ignoring(targets, segment_ids < 0, ignore_index, weight.shape[0])
     swept = sweep(
@@ -242,7 +242,7 @@ def sequence_logprobs(
         softcap=softcap,
         targets=targets,
         ignore_index=ignore_index,
-        workspace=workspace,
+        workspace_bytes=workspace_bytes,
     )
     return _segment_sums(-swept.row_nll, segment_ids, segments)
 
@@ -265,10 +265,10 @@ def _ignoring(targets: Tensor, rows: Tensor, ignore_index: int, vocabulary: int)
 
 
 def _check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None) -> None:
-    checks.matrix("hidden", hidden, least=0)
-    checks.matrix("weight", weight, width=hidden.shape[1], like=hidden)
-    checks.vector("targets", targets, hidden.shape[0], integer=True, like=hidden)
+    checks.check_matrix("hidden", hidden, least=0)
+    checks.check_matrix("weight", weight, width=hidden.shape[1], like=hidden)
+    checks.check_vector("targets", targets, hidden.shape[0], integer=True, like=hidden)
     if bias is not None:
-        checks.vector("bias", bias, weight.shape[0], integer=False, like=hidden)
+        checks.check_vector("bias", bias, weight.shape[0], integer=False, like=hidden)
     if softcap is not None:
-        checks.positive("softcap", softcap)
+        checks.check_positive("softcap", softcap)

@@ -19,7 +19,7 @@ def segment_pool(
     *,
     mode: Literal["mean", "last", "attention"] = "mean",
     query: Tensor | None = None,
-    weights: Tensor | None = None,
+    row_weights: Tensor | None = None,
     normalize: bool = True,
 ) -> Tensor:
     """One embedding per segment of a padding-free packed sequence, from one pass over the states (forward and backward
@@ -40,13 +40,13 @@ def segment_pool(
             the last offset belong to no segment.
         query: floating [D], for mode "attention" only, which needs it. It is used as it is: scale it, by 1/√D or a
             temperature, before.
-        weights: floating [T], one per row, for the modes "mean" and "attention". A segment whose weights sum to 0 is a
-            zero embedding and passes no gradient. A row of weight 0 does not count, but a NaN in it still shows.
+        row_weights: floating [T], one per row, for the modes "mean" and "attention". A segment whose weights sum to 0
+            is a zero embedding and passes no gradient. A row of weight 0 does not count, but a NaN in it still shows.
         normalize: divide by the Euclidean norm. A zero embedding, and that of an empty segment, stays zero and passes
             no gradient.
 
-    Sums are accumulated in float32 or wider, query and weights are read as float32 (float64 for float64 states).
-    Gradients reach hidden, query and weights.
+    Sums are accumulated in float32 or wider, query and row_weights are read as float32 (float64 for float64 states).
+    Gradients reach hidden, query and row_weights.
 
     Returns:
         [B, D] in the dtype of hidden.
@@ -54,23 +54,23 @@ def segment_pool(
     Raises:
         ValueError: for shapes, dtypes, devices, offsets or combinations that do not fit, naming the argument.
     """
-    checks.matrix("hidden", hidden, least=0)
-    checks.one_of("mode", mode, ("mean", "last", "attention"))
-    checks.offsets("cu_seqlens", cu_seqlens, like=hidden)
+    checks.check_matrix("hidden", hidden, least=0)
+    checks.check_choice("mode", mode, ("mean", "last", "attention"))
+    checks.check_offsets("cu_seqlens", cu_seqlens, like=hidden)
     if (query is not None) != (mode == "attention"):
         wrong = "got none, want a tensor" if query is None else "got a tensor, want none"
         raise ValueError(f"query: {wrong} with mode {mode!r}")
     accumulator = torch.promote_types(hidden.dtype, torch.float32)
     if query is not None:
-        checks.vector("query", query, hidden.shape[1], integer=False, like=hidden)
+        checks.check_vector("query", query, hidden.shape[1], integer=False, like=hidden)
         query = query.to(accumulator)
-    if weights is not None:
+    if row_weights is not None:
         if mode == "last":
-            raise ValueError("weights: got a tensor, want none with mode 'last'")
-        checks.vector("weights", weights, hidden.shape[0], integer=False, like=hidden)
-        weights = weights.to(accumulator)
-    no_tangents("segment_pool", hidden, weights, query)
-    pooled, _, _ = _segment_pool(hidden, cu_seqlens, mode == "last", normalize, choose(hidden), weights, query)
+            raise ValueError("row_weights: got a tensor, want none with mode 'last'")
+        checks.check_vector("row_weights", row_weights, hidden.shape[0], integer=False, like=hidden)
+        row_weights = row_weights.to(accumulator)
+    no_tangents("segment_pool", hidden, row_weights, query)
+    pooled, _, _ = _segment_pool(hidden, cu_seqlens, mode == "last", normalize, choose(hidden), row_weights, query)
     return pooled.to(hidden.dtype)
 
 
@@ -84,7 +84,7 @@ def _segment_pool(
     weights: Tensor | None = None,
     query: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    checks.offset_values("cu_seqlens", cu_seqlens, hidden.shape[0])
+    checks.check_offset_values("cu_seqlens", cu_seqlens, hidden.shape[0])
     with torch.autocast(hidden.device.type, enabled=False):
         pooling = _pooling(cu_seqlens, last, normalize, weights, query)
         return get(backend).pool_forward(hidden.contiguous(), pooling)

@@ -85,7 +85,7 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     *,
-    weights: Tensor | None = None,
+    token_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     bias: Tensor | None = None,
@@ -101,7 +101,7 @@ def linear_cross_entropy(
     in_part = z > -math.inf
     mean = z.masked_fill(~in_part, 0).sum(1) / in_part.sum(1)
     each = lse - (1 - label_smoothing) * own - label_smoothing * mean + z_loss * lse.square()
-    factors = torch.ones_like(each) if weights is None else weights.to(each)
+    factors = torch.ones_like(each) if token_weights is None else token_weights.to(each)
     loss = torch.where(scored, each * factors, 0)
     total = torch.where(scored, factors, 0).sum()
     return {"none": loss, "mean": loss.sum() / torch.where(total == 0, 1, total), "sum": loss.sum()}[reduction]
@@ -129,7 +129,7 @@ def info_nce(
     temperature: float = 0.07,
     logit_scale: Tensor | None = None,
     direction: str = "both",
-    weight: Tensor | None = None,
+    pair_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     negatives: Tensor | None = None,
     pair_ids: Tensor | None = None,
@@ -154,7 +154,7 @@ def info_nce(
 
     by_query, by_key = cross_entropy(rows), cross_entropy(columns)
     loss = {"query": by_query, "key": by_key, "both": (by_query + by_key) / 2}[direction]
-    factors = torch.ones_like(loss) if weight is None else weight.to(loss)
+    factors = torch.ones_like(loss) if pair_weights is None else pair_weights.to(loss)
     total = factors.sum()
     loss = loss * factors
     return {"none": loss, "mean": loss.sum() / torch.where(total == 0, 1, total), "sum": loss.sum()}[reduction]
@@ -224,13 +224,13 @@ def segment_pool(
     *,
     mode: str = "mean",
     query: Tensor | None = None,
-    weights: Tensor | None = None,
+    row_weights: Tensor | None = None,
     normalize: bool = True,
 ) -> Tensor:
     rows = []
     for begin, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
         segment = hidden[begin:end].double()
-        w = segment.new_ones(end - begin) if weights is None else weights[begin:end].double()
+        w = segment.new_ones(end - begin) if row_weights is None else row_weights[begin:end].double()
         total = w.sum()
         if query is not None and bool(w.any()):
             z = segment @ query.double()
@@ -297,10 +297,10 @@ def linear_kl(
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
     *,
-    kind: str = "forward",
+    divergence: str = "forward",
     beta: float = 0.5,
     temperature: float = 1.0,
-    mask: Tensor | None = None,
+    token_mask: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     student = logits(student_hidden, student_weight, temperature=temperature).log_softmax(1)
@@ -314,7 +314,7 @@ def linear_kl(
         "forward": lambda: kl(teacher, student),
         "reverse": lambda: kl(student, teacher),
         "js": lambda: beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture),
-    }[kind]()
-    counts = torch.ones_like(rows, dtype=torch.bool) if mask is None else mask
+    }[divergence]()
+    counts = torch.ones_like(rows, dtype=torch.bool) if token_mask is None else token_mask
     rows = torch.where(counts, rows, 0)
     return {"none": rows, "sum": rows.sum(), "mean": rows.sum() / counts.sum().clamp(min=1)}[reduction]

@@ -73,7 +73,7 @@ def linear_kl(kind: str, dtype: torch.dtype, t: int, student: int, teacher: int,
     walks = zip(products(hidden, weight, 3), products(fixed_hidden, fixed_weight, 1), strict=True)
     row.floors["products_4"] = [functools.partial(in_turn, *walk) for walk in walks]
     ours = op("linear_kl")
-    row.train("ours", lambda: ours(hidden, weight, fixed_hidden, fixed_weight, kind=kind))
+    row.train("ours", lambda: ours(hidden, weight, fixed_hidden, fixed_weight, divergence=kind))
 
     def dense() -> Tensor:
         mine = (hidden @ weight.T).float().log_softmax(1)

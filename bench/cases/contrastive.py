@@ -29,7 +29,7 @@ def info_nce(dtype: torch.dtype, n: int, d: int) -> Row:
     row.products(query, key, 1, 3, 4)
     loss = op("info_nce")
     row.train("ours", lambda: loss(query, key, temperature=TEMPERATURE))
-    row.train("ours_recomputed", lambda: loss(query, key, temperature=TEMPERATURE, workspace=0))
+    row.train("ours_recomputed", lambda: loss(query, key, temperature=TEMPERATURE, workspace_bytes=0))
     row.forward("ours_forward", lambda: loss(query, key, temperature=TEMPERATURE))
     row.dense(lambda: symmetric((query @ key.T).float() / TEMPERATURE))
     row.train("open_clip", lambda: rivals.clip_loss()(query, key, 1 / TEMPERATURE))
@@ -98,7 +98,7 @@ def sigmoid_loss(dtype: torch.dtype, n: int, d: int) -> Row:
     row.products(query, key, 3, 4)
     loss = op("sigmoid_loss")
     row.train("ours", lambda: loss(query, key, logit_scale=scale, logit_bias=bias))
-    row.train("ours_recomputed", lambda: loss(query, key, logit_scale=scale, logit_bias=bias, workspace=0))
+    row.train("ours_recomputed", lambda: loss(query, key, logit_scale=scale, logit_bias=bias, workspace_bytes=0))
 
     def dense() -> Tensor:
         scores = (query @ key.T).float() * scale.exp() + bias

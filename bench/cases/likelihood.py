@@ -48,8 +48,8 @@ def weighted(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
     weights *= t / weights.sum()
     row = Row([hidden, weight])
     row.products(hidden, weight, 3)
-    loss = op("linear_cross_entropy", "weights", "label_smoothing", "z_loss")
-    options = {"weights": weights, "label_smoothing": SMOOTHING, "z_loss": Z_LOSS}
+    loss = op("linear_cross_entropy", "token_weights", "label_smoothing", "z_loss")
+    options = {"token_weights": weights, "label_smoothing": SMOOTHING, "z_loss": Z_LOSS}
     row.train("ours", lambda: loss(hidden, weight, targets, **options))
 
     def dense() -> Tensor:
@@ -70,7 +70,9 @@ def sequence_logprobs(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
     row.products(hidden, weight, 3, 4)
     logprobs = op("sequence_logprobs")
     row.train("ours", lambda: (upstream * logprobs(hidden, weight, targets, offsets)).sum())
-    row.train("ours_recomputed", lambda: (upstream * logprobs(hidden, weight, targets, offsets, workspace=0)).sum())
+    row.train(
+        "ours_recomputed", lambda: (upstream * logprobs(hidden, weight, targets, offsets, workspace_bytes=0)).sum()
+    )
 
     def dense() -> Tensor:
         tokens = -F.cross_entropy((hidden @ weight.T).float(), targets, reduction="none")

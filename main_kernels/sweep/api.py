@@ -99,7 +99,7 @@ def sweep(
     softplus: bool = False,
     clip: float = 0.0,
     loss: CrossEntropy | None = None,
-    workspace: int = 0,
+    workspace_bytes: int = 0,
 ) -> Sweep:
     """Reductions of S_ij = scale * softcap * tanh((q_i·k_j + bias_j) / softcap), exact gradients for all of them.
 
@@ -120,7 +120,7 @@ def sweep(
         statistics: also entropy and the ranks. logit_sums, softplus: also these. clip: positive: also ``clipped``.
         loss: the one to be returned; makes the backward cheaper than one from the other outputs, where rows are all
             that is differentiated.
-        workspace: bytes of scores that may be kept for the backward, which then costs two products, not three.
+        workspace_bytes: bytes of scores that may be kept for the backward, which then costs two products, not three.
 
     The caller has checked shapes and dtypes. Raises ValueError for a target that is neither in [0, M) nor
     ignore_index, and with statistics of columns for one that two rows share; a CUDA device raises its own error later,
@@ -161,7 +161,7 @@ def sweep(
             grad_query=grad and query.requires_grad,
             grad_key=grad and key.requires_grad,
             grad_other=grad and (scale.requires_grad or (bias is not None and bias.requires_grad)),
-            workspace=workspace,
+            workspace_bytes=workspace_bytes,
             donate=True,
             backend=choose(query),
         )

@@ -32,11 +32,11 @@ def count_products() -> None:
 
 def _count(mask: Tensor | None, rows: int) -> int:
     """How many of the rows take part; all, where that cannot be read."""
-    return rows if mask is None or not checks.readable(mask) else int(mask.sum())
+    return rows if mask is None or not checks.has_readable_values(mask) else int(mask.sum())
 
 
 def _equal(vector: Tensor) -> bool:
-    return one_number(vector) or not checks.readable(vector) or bool((vector == vector[:1]).all())
+    return one_number(vector) or not checks.has_readable_values(vector) or bool((vector == vector[:1]).all())
 
 
 def _product(inputs: Inputs | GradientInputs) -> int:
@@ -61,7 +61,7 @@ def _sweep_gradient(*arguments, **_) -> int:  # type: ignore[no-untyped-def]
     if inputs.gradient != "forward" or factor is None or any(d is not None for d in others):
         return product * (1 + by_query + by_key)
     mask = scored(inputs)
-    if mask is not None and checks.readable(mask):
+    if mask is not None and checks.has_readable_values(mask):
         factor = factor[mask]
     uniform = not by_key or inputs.uniform or _equal(factor)
     again = 0 if inputs.ready else 1 + by_query + (by_key and uniform)
@@ -86,7 +86,7 @@ def _divergence_gradient(*arguments, **_) -> int:  # type: ignore[no-untyped-def
     *planes, uniform, ready, _backend = arguments[8:]
     p_hidden, p_weight, q_hidden, q_weight = (plane.shape[0] > 0 for plane in planes[::2])
     hiddens, weights, none = [p_hidden, q_hidden], [p_weight, q_weight], [False, False]
-    taking_part = upstream if mask is None or not checks.readable(mask) else upstream[mask]
+    taking_part = upstream if mask is None or not checks.has_readable_values(mask) else upstream[mask]
     uniform = uniform or not any(weights) or _equal(taking_part)
     walks = []
     if not ready:

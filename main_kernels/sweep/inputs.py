@@ -41,7 +41,7 @@ class Inputs(NamedTuple):
     grad_query: bool
     grad_key: bool
     grad_other: bool  # scale or bias needs a gradient
-    workspace: int
+    workspace_bytes: int
     donate: bool  # the caller drops the held state, so the backward may use it up in place
     backend: str
 
@@ -117,7 +117,7 @@ def mode_of(inputs: Inputs) -> GradientMode:
     # the gradients of scale and bias are sums over everything, not one factor a row
     announced = inputs.announced and not inputs.columns and not inputs.grad_other
     rows, columns = inputs.query.shape[0], inputs.key.shape[0]
-    return gradient_mode(plan_of(inputs), rows, columns, announced=announced, workspace=inputs.workspace)
+    return gradient_mode(plan_of(inputs), rows, columns, announced=announced, workspace_bytes=inputs.workspace_bytes)
 
 
 def mask_of(inputs: Inputs | GradientInputs) -> Mask | None:

@@ -40,7 +40,7 @@ def _check_targets(inputs: Inputs) -> None:
     if inputs.ignore_index is not None:
         wrong &= targets != inputs.ignore_index
         wanted += f", or {inputs.ignore_index}, which is ignored"
-    if not checks.on_device(~wrong.any(), f"targets: {wanted}") and bool(wrong.any()):
+    if not checks.assert_on_device(~wrong.any(), f"targets: {wanted}") and bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
         raise ValueError(f"targets: row {row} has {int(targets[row])}, {wanted}")
     if inputs.statistics and inputs.columns:
@@ -49,7 +49,7 @@ def _check_targets(inputs: Inputs) -> None:
         if inputs.ignore_index is not None:
             twice &= targets[order][1:] != inputs.ignore_index
         wanted = "want a column of its own for each row"
-        if not checks.on_device(~twice.any(), f"targets: {wanted}") and bool(twice.any()):
+        if not checks.assert_on_device(~twice.any(), f"targets: {wanted}") and bool(twice.any()):
             first, second = (int(order[int(twice.nonzero()[0, 0]) + i]) for i in (0, 1))
             raise ValueError(
                 f"targets: rows {first} and {second} both have {int(targets[first])}, {wanted}: "

@@ -70,12 +70,12 @@ def cuda_chunk_rows(rows: int, columns: int, itemsize: int) -> int:
     return -(-rows // (chunks * _CUDA_TILE)) * _CUDA_TILE or most
 
 
-def gradient_mode(plan: Plan, rows: int, columns: int, *, announced: bool, workspace: int) -> GradientMode:
+def gradient_mode(plan: Plan, rows: int, columns: int, *, announced: bool, workspace_bytes: int) -> GradientMode:
     """Where the gradients of a sweep that needs some are made; see the table above.
 
-    ``announced``: the forward walk knows what a row's gradient will be, up to a factor. ``workspace``: bytes of scores
-    that may be kept for the backward.
+    ``announced``: the forward walk knows what a row's gradient will be, up to a factor. ``workspace_bytes``: bytes of
+    scores that may be kept for the backward.
     """
-    if rows * columns * plan.compute.itemsize <= workspace:
+    if rows * columns * plan.compute.itemsize <= workspace_bytes:
         return "kept"
     return "forward" if announced else "recomputed"

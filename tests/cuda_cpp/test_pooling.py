@@ -32,7 +32,7 @@ def gradients(hidden, offsets, weighted, attention, mode="mean", normalize=True,
     query = (torch.randn(width, generator=generator) / width**0.5).requires_grad_() if attention else None
     mode = "attention" if attention else mode
     pooled = segment_pool(
-        hidden.requires_grad_(), offsets, mode=mode, weights=weights, query=query, normalize=normalize
+        hidden.requires_grad_(), offsets, mode=mode, row_weights=weights, query=query, normalize=normalize
     )
     leaves = [leaf for leaf in (hidden, weights, query) if leaf is not None]
     return pooled.detach(), *torch.autograd.grad(pooled, leaves, up)
@@ -101,7 +101,7 @@ def test_the_order_of_threads_changes_no_bit(backend, emulated, weighted, attent
 
 def test_offsets_nobody_checked_stay_inside(backend, monkeypatch):
     """In a captured graph they cannot be read: whatever they are, no row outside the tensors is touched."""
-    monkeypatch.setattr("main_kernels.checks.offset_values", lambda *_: None)
+    monkeypatch.setattr("main_kernels.checks.check_offset_values", lambda *_: None)
     hidden = torch.randn(100, 8)
     for offsets in ([-5, 1000], [90, 3, 50], [1 << 40, -(1 << 40), 7]):
         gradients(hidden, torch.tensor(offsets), True, True)

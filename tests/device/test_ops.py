@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 CALLS = {
     "info_nce_kept": lambda h, w, t: info_nce(h, w[: len(h)], temperature=0.5),
-    "info_nce_recomputed": lambda h, w, t: info_nce(h, w[: len(h)], temperature=0.5, workspace=0),
+    "info_nce_recomputed": lambda h, w, t: info_nce(h, w[: len(h)], temperature=0.5, workspace_bytes=0),
     "token_logprobs": lambda h, w, t: token_logprobs(h, w, t, ignore_index=None).sum(),
     "linear_cross_entropy": lambda h, w, t: linear_cross_entropy(h, w, t, ignore_index=None),
     "linear_kl": lambda h, w, t: linear_kl(h, w, h.detach().roll(1, 0), w.detach(), reduction="sum"),

@@ -55,13 +55,13 @@ def bias(like: Tensor) -> Tensor:
 PUBLIC: dict[str, Callable[[Tensor, Tensor], Outputs]] = {
     "cyclic_consistency": lambda q, k: cyclic_consistency(q, k, within=0.5),
     "relational_scores": lambda q, k: relational_scores(q, k),
-    "linear_kl": lambda q, k: linear_kl(q, k, k, k, kind="js", mask=ids(q) != 2),
+    "linear_kl": lambda q, k: linear_kl(q, k, k, k, divergence="js", token_mask=ids(q) != 2),
     "linear_kl_teacher": lambda q, k: linear_kl(k.detach(), q.detach(), q, k, reduction="none"),
     "info_nce": lambda q, k: info_nce(
-        q, k, weight=factors(q), pair_ids=ids(q), negatives=k, label_smoothing=0.1, logit_scale=number(0.5, q)
+        q, k, pair_weights=factors(q), pair_ids=ids(q), negatives=k, label_smoothing=0.1, logit_scale=number(0.5, q)
     ),
     "info_nce_own": lambda q, k: info_nce(
-        q, k, direction="query", negatives=k[:, None].expand(-1, 2, -1), reduction="none", workspace=0
+        q, k, direction="query", negatives=k[:, None].expand(-1, 2, -1), reduction="none", workspace_bytes=0
     ),
     "sigmoid_loss": lambda q, k: sigmoid_loss(
         q, k, logit_scale=number(0.5, q), logit_bias=number(-1, q), pair_ids=ids(q)
@@ -79,11 +79,11 @@ PUBLIC: dict[str, Callable[[Tensor, Tensor], Outputs]] = {
     "token_logprobs": lambda q, k: token_logprobs(q, k, ids(q), ignore_index=2, bias=bias(k), softcap=20.0),
     "token_logprobs_stats": lambda q, k: token_logprobs(q, k, ids(q), return_stats=True),
     "linear_cross_entropy": lambda q, k: linear_cross_entropy(
-        q, k, ids(q), weights=factors(q), label_smoothing=0.1, z_loss=0.01, ignore_index=2
+        q, k, ids(q), token_weights=factors(q), label_smoothing=0.1, z_loss=0.01, ignore_index=2
     ),
     "sequence_logprobs": lambda q, k: sequence_logprobs(q, k, ids(q), offsets(q)),
     "sequence_logprobs_ids": lambda q, k: sequence_logprobs(q, k, ids(q), segment_ids=ids(q), segments=7),
-    "segment_pool": lambda q, k: segment_pool(q, offsets(q), weights=factors(q)),
+    "segment_pool": lambda q, k: segment_pool(q, offsets(q), row_weights=factors(q)),
     "segment_pool_last": lambda q, k: segment_pool(q, offsets(q), mode="last", normalize=False),
     "segment_pool_attention": lambda q, k: segment_pool(q, offsets(q), mode="attention", query=k[0]),
 }

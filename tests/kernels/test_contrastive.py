@@ -48,15 +48,15 @@ def check(drawn: Matrices, *, temperature=0.07, learnable=False, weighted=False,
         leaves["logit_scale"] = torch.tensor(-math.log(temperature), requires_grad=True)
         scale = min(max(scale, 1.0), 100.0)
     if weighted:
-        leaves["weight"] = torch.rand(drawn.rows, generator=generator).requires_grad_()
+        leaves["pair_weights"] = torch.rand(drawn.rows, generator=generator).requires_grad_()
     if extra is not None:
         shape = {"shared": (5, drawn.width), "own": (drawn.rows, 3, drawn.width)}[extra]
         leaves["negatives"] = (torch.randn(shape, generator=generator) * drawn.spread).to(drawn.dtype).requires_grad_()
     if ids:
         options["pair_ids"] = some_ids(drawn, drawn.rows)
-    workspace = options.pop("workspace", 0)
+    workspace_bytes = options.pop("workspace_bytes", 0)
     options["temperature"] = temperature
-    got = info_nce(**leaves, **options, workspace=workspace)
+    got = info_nce(**leaves, **options, workspace_bytes=workspace_bytes)
     true_leaves = dict(zip(leaves, exact(*leaves.values()), strict=True))
     want = reference.info_nce(**true_leaves, **options)
     rough = reference.info_nce(**leaves, **options, product=reference.rough)
@@ -76,10 +76,10 @@ def check(drawn: Matrices, *, temperature=0.07, learnable=False, weighted=False,
         "key": share * scale * top["query"],
         "negatives": share * scale * top["query"],
         "logit_scale": largest * drawn.rows,
-        "weight": largest * 2,
+        "pair_weights": largest * 2,
     }
     if weighted and options.get("reduction", "mean") == "mean":
-        bounds["weight"] /= float(leaves["weight"].detach().sum())
+        bounds["pair_weights"] /= float(leaves["pair_weights"].detach().sum())
     pairs = [list(leaves.values()), list(true_leaves.values())]
     check_gradients(drawn, leaves, got, rough, want, pairs, [bounds[name] for name in leaves])
 
@@ -90,7 +90,7 @@ def check(drawn: Matrices, *, temperature=0.07, learnable=False, weighted=False,
     learnable=st.booleans(),
     direction=st.sampled_from(["both", "query", "key"]),
     reduction=st.sampled_from(["mean", "sum", "none"]),
-    workspace=st.sampled_from([0, 1 << 28]),
+    workspace_bytes=st.sampled_from([0, 1 << 28]),
 )
 def test_info_nce_matches_the_oracle(backend, drawn, **options):
     check(served(backend, drawn), **options)
@@ -106,13 +106,13 @@ def test_info_nce_matches_the_oracle(backend, drawn, **options):
     extra=st.sampled_from([None, "shared", "own"]),
     ids=st.booleans(),
     reduction=st.sampled_from(["mean", "sum", "none"]),
-    workspace=st.sampled_from([0, 1 << 28]),
+    workspace_bytes=st.sampled_from([0, 1 << 28]),
 )
 def test_info_nce_with_options_matches_the_oracle(backend, drawn, **options):
     check(served(backend, drawn), **options)
 
 
-@pytest.mark.parametrize("workspace", [0, 1 << 28])
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
 @pytest.mark.parametrize(
     "options",
     [
@@ -125,12 +125,12 @@ def test_info_nce_with_options_matches_the_oracle(backend, drawn, **options):
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_several_chunks_in_the_real_compute_dtype(backend, dtype, options, workspace, monkeypatch, fast_bfloat16):
+def test_several_chunks_in_the_real_compute_dtype(backend, dtype, options, workspace_bytes, monkeypatch, fast_bfloat16):
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     drawn = Matrices(700, 700, 64, dtype, 0.3, False, 5)
     assert plan.make_plan(700, 700, 64, dtype).rows == 512
     assert (plan.make_plan(700, 700, 64, dtype).compute == dtype) == (fast_bfloat16 or dtype == torch.float32)
-    check(drawn, temperature=0.5, workspace=workspace, **options)
+    check(drawn, temperature=0.5, workspace_bytes=workspace_bytes, **options)
 
 
 @given(
@@ -139,15 +139,15 @@ def test_several_chunks_in_the_real_compute_dtype(backend, dtype, options, works
     bias=st.sampled_from([-10.0, 0.0, 3.0]),
     ids=st.booleans(),
     reduction=st.sampled_from(["mean", "sum", "none"]),
-    workspace=st.sampled_from([0, 1 << 28]),
+    workspace_bytes=st.sampled_from([0, 1 << 28]),
 )
-def test_sigmoid_loss_matches_the_oracle(backend, drawn, scale, bias, ids, reduction, workspace):
+def test_sigmoid_loss_matches_the_oracle(backend, drawn, scale, bias, ids, reduction, workspace_bytes):
     drawn = served(backend, drawn)
     query, key = drawn.draw()
     leaves = {"query": query, "key": key, "logit_scale": torch.tensor(scale), "logit_bias": torch.tensor(bias)}
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     options = {"reduction": reduction, "pair_ids": some_ids(drawn, drawn.rows) if ids else None}
-    got = sigmoid_loss(**leaves, **options, workspace=workspace)
+    got = sigmoid_loss(**leaves, **options, workspace_bytes=workspace_bytes)
     true_leaves = dict(zip(leaves, exact(*leaves.values()), strict=True))
     want = reference.sigmoid_loss(**true_leaves, **options)
     rough = reference.sigmoid_loss(**leaves, **options, product=reference.rough)
@@ -205,7 +205,7 @@ def test_distinct_ids_change_no_bit(backend):
 
 def test_all_weights_zero_is_a_connected_zero(backend):
     query, key = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
-    loss = info_nce(query, key, weight=torch.zeros(5))
+    loss = info_nce(query, key, pair_weights=torch.zeros(5))
     loss.backward()
     assert loss.item() == 0
     assert not query.grad.any()
@@ -267,10 +267,10 @@ def test_perfect_pairs_rank_first_and_reach_the_cap(backend):
     assert got.pmi.max().item() == pytest.approx(math.log(50), rel=1e-6)
 
 
-@given(drawn=matrices(dtypes=(torch.float32, torch.bfloat16)), workspace=st.sampled_from([0, 1 << 20]))
-def test_row_logsumexp_matches_the_oracle(backend, drawn, workspace):
+@given(drawn=matrices(dtypes=(torch.float32, torch.bfloat16)), workspace_bytes=st.sampled_from([0, 1 << 20]))
+def test_row_logsumexp_matches_the_oracle(backend, drawn, workspace_bytes):
     query, key = drawn.draw()
-    got = row_logsumexp(query, key, temperature=0.5, workspace=workspace)
+    got = row_logsumexp(query, key, temperature=0.5, workspace_bytes=workspace_bytes)
     true_leaves = exact(query, key)
     want = reference.row_logsumexp(*true_leaves, temperature=0.5)
     rough = reference.row_logsumexp(query, key, temperature=0.5, product=reference.rough)

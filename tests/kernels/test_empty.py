@@ -35,16 +35,16 @@ CALLS = {
         for name, call in {
             "linear_cross_entropy": lambda q, k, w, r=reduction: linear_cross_entropy(q, w, ids(q), reduction=r),
             "linear_cross_entropy_no_index": lambda q, k, w, r=reduction: linear_cross_entropy(
-                q, w, ids(q), ignore_index=None, weights=q.sum(1), label_smoothing=0.1, reduction=r
+                q, w, ids(q), ignore_index=None, token_weights=q.sum(1), label_smoothing=0.1, reduction=r
             ),
             "linear_kl": lambda q, k, w, r=reduction: linear_kl(q, w, k, w, reduction=r),
-            "linear_kl_masked": lambda q, k, w, r=reduction: linear_kl(q, w, k, w, mask=ids(q) > 0, reduction=r),
+            "linear_kl_masked": lambda q, k, w, r=reduction: linear_kl(q, w, k, w, token_mask=ids(q) > 0, reduction=r),
             "info_nce": lambda q, k, w, r=reduction: info_nce(q, k, reduction=r),
             "info_nce_recomputed": lambda q, k, w, r=reduction: info_nce(
-                q, k, pair_ids=ids(q), label_smoothing=0.1, negatives=w, workspace=0, reduction=r
+                q, k, pair_ids=ids(q), label_smoothing=0.1, negatives=w, workspace_bytes=0, reduction=r
             ),
             "info_nce_query": lambda q, k, w, r=reduction: info_nce(
-                q, k, direction="query", weight=q.sum(1), logit_scale=number(1, q), reduction=r
+                q, k, direction="query", pair_weights=q.sum(1), logit_scale=number(1, q), reduction=r
             ),
             "sigmoid_loss": lambda q, k, w, r=reduction: sigmoid_loss(
                 q, k, logit_scale=number(1, q), logit_bias=number(-1, q), pair_ids=ids(q), reduction=r
@@ -68,7 +68,7 @@ CALLS = {
     "segment_pool_attention_none": (lambda q, k, w: segment_pool(q, NO_SEGMENT, mode="attention", query=w[0]), (0, 4)),
     "segment_pool_last": (lambda q, k, w: segment_pool(q, OFFSETS, mode="last"), (2, 4)),
     "segment_pool_attention": (
-        lambda q, k, w: segment_pool(q, OFFSETS, mode="attention", query=w[0], weights=q.sum(1)),
+        lambda q, k, w: segment_pool(q, OFFSETS, mode="attention", query=w[0], row_weights=q.sum(1)),
         (2, 4),
     ),
 }

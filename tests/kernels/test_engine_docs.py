@@ -22,12 +22,12 @@ def example() -> dict:
     return names
 
 
-@pytest.mark.parametrize("workspace", [0, 1 << 20])
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_example_is_exact(backend, example, dtype, workspace):
+def test_the_example_is_exact(backend, example, dtype, workspace_bytes):
     query, key = (torch.randn(90, 16).to(dtype).requires_grad_() for _ in range(2))
     mine, dense = example["decoupled_contrastive"], example["dense_decoupled_contrastive"]
-    got, leaves = mine(query, key, scale=0.5, workspace=workspace), exact(query, key)
+    got, leaves = mine(query, key, scale=0.5, workspace_bytes=workspace_bytes), exact(query, key)
     want = dense(*leaves, scale=0.5)
     assert_contract("loss", got, got.detach(), want, largest_logit(query.double() @ key.double().T))
     gradients = torch.autograd.grad(got, (query, key))
@@ -42,4 +42,4 @@ def test_the_example_is_short_and_differentiable(example):
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     call = example["decoupled_contrastive"]
     assert gradcheck(lambda q, k, s: call(q, k, scale=s), (*operands, scale))
-    assert gradcheck(lambda q, k, s: call(q, k, scale=s, workspace=0), (*operands, scale))
+    assert gradcheck(lambda q, k, s: call(q, k, scale=s, workspace_bytes=0), (*operands, scale))

@@ -15,7 +15,7 @@ from .contract import DEVICE
 from .test_ops import multiply_adds
 
 UNEQUAL = {
-    "linear_kl_unequal": lambda q, k: linear_kl(q, k, k, k, mask=ids(q) > 1, reduction="none") * ids(q),
+    "linear_kl_unequal": lambda q, k: linear_kl(q, k, k, k, token_mask=ids(q) > 1, reduction="none") * ids(q),
     "token_logprobs_unequal": lambda q, k: token_logprobs(q, k, ids(q)) * ids(q),
     "token_logprobs_masked": lambda q, k: token_logprobs(q, k, ids(q), ignore_index=3),
     "linear_cross_entropy_mean": lambda q, k: linear_cross_entropy(q, k, ids(q)),

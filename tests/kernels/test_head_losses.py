@@ -45,9 +45,9 @@ def check(drawn: Matrices, *, weights=None, masked="some", biased=False, **optio
         drawn_weights = torch.rand(drawn.rows, generator=generator)
         drawn_weights[torch.rand(drawn.rows, generator=generator) < 0.2] = 0
         if weights == "learnt":
-            leaves["weights"] = drawn_weights.requires_grad_()
+            leaves["token_weights"] = drawn_weights.requires_grad_()
         else:
-            options["weights"] = drawn_weights
+            options["token_weights"] = drawn_weights
     options["targets"] = draw_targets(drawn, masked)
     got = linear_cross_entropy(**leaves, **options)
     true_leaves = dict(zip(leaves, exact(*leaves.values()), strict=True))
@@ -60,14 +60,16 @@ def check(drawn: Matrices, *, weights=None, masked="some", biased=False, **optio
     summed = drawn.rows if options.get("reduction") == "sum" else 1
     assert_contract("loss", got, rough, want, largest * summed)
     factor = 1 + 2 * options.get("z_loss", 0.0) * logit
-    counted = (options["targets"] >= 0).float() * options.get("weights", leaves.get("weights", torch.ones(drawn.rows)))
+    counted = (options["targets"] >= 0).float() * options.get(
+        "token_weights", leaves.get("token_weights", torch.ones(drawn.rows))
+    )
     total = float(counted.detach().sum()) or 1.0
     share = 1 / total if options.get("reduction", "mean") == "mean" else 1
     bounds = {
         "hidden": share * factor * float(weight.detach().abs().max()),
         "weight": share * factor * float(hidden.detach().abs().max()),
         "bias": share * factor,
-        "weights": share * 2 * largest,
+        "token_weights": share * 2 * largest,
     }
     pairs = [list(leaves.values()), list(true_leaves.values())]
     check_gradients(drawn, leaves, got, rough, want, pairs, [bounds[name] for name in leaves])
@@ -111,7 +113,7 @@ def test_weights_of_zero_hide_even_what_is_not_a_number(backend):
     hidden, weight = torch.randn(6, 4), torch.randn(9, 4, requires_grad=True)
     hidden[2] = float("nan")
     weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 1.0])
-    loss = linear_cross_entropy(hidden, weight, torch.arange(6), weights=weights)
+    loss = linear_cross_entropy(hidden, weight, torch.arange(6), token_weights=weights)
     assert loss.isfinite()
     loss.backward()
     assert weight.grad.isfinite().all()
@@ -122,7 +124,7 @@ def test_weights_of_zero_hide_even_what_is_not_a_number(backend):
 def test_nothing_to_score_is_a_connected_zero(backend, weights):
     hidden, head = (torch.randn(n, 4, requires_grad=True) for n in (3, 9))
     targets = torch.full((3,), -100) if weights is None else torch.arange(3)
-    loss = linear_cross_entropy(hidden, head, targets, weights=weights, z_loss=0.1, label_smoothing=0.1)
+    loss = linear_cross_entropy(hidden, head, targets, token_weights=weights, z_loss=0.1, label_smoothing=0.1)
     assert loss.item() == 0
     loss.backward()
     assert not hidden.grad.any()
@@ -134,9 +136,9 @@ def test_nothing_to_score_is_a_connected_zero(backend, weights):
     masked=st.sampled_from(["none", "some", "all"]),
     packed=st.booleans(),
     softcap=st.sampled_from([None, 5.0]),
-    workspace=st.sampled_from([0, 1 << 20]),
+    workspace_bytes=st.sampled_from([0, 1 << 20]),
 )
-def test_sequence_logprobs_match_the_oracle(backend, drawn, masked, packed, softcap, workspace):
+def test_sequence_logprobs_match_the_oracle(backend, drawn, masked, packed, softcap, workspace_bytes):
     drawn = served(backend, drawn)
     hidden, weight = drawn.draw()
     targets = draw_targets(drawn, masked)
@@ -149,7 +151,7 @@ def test_sequence_logprobs_match_the_oracle(backend, drawn, masked, packed, soft
         ids[0] = 3
         segments = {"segment_ids": ids}
     options = {"softcap": softcap, "temperature": 0.7}
-    got = sequence_logprobs(hidden, weight, targets, **segments, **options, workspace=workspace)
+    got = sequence_logprobs(hidden, weight, targets, **segments, **options, workspace_bytes=workspace_bytes)
     leaves = exact(hidden, weight)
     want = reference.sequence_logprobs(*leaves, targets, **segments, **options)
     rough = reference.sequence_logprobs(hidden, weight, targets, **segments, **options, product=reference.rough)
@@ -236,9 +238,9 @@ def test_a_common_offset_costs_no_digits(backend, dtype):
         assert error(plain, far) <= 3e-6 * max(1.0, float(plain.detach().abs().max()))
 
 
-@pytest.mark.parametrize("workspace", [0, 1 << 20])
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_loss_beside_the_other_outputs(backend, workspace, ignored):
+def test_a_loss_beside_the_other_outputs(backend, workspace_bytes, ignored):
     """The sweep's own loss and whatever else is differentiated with it; weights that are trained."""
     hidden, weight = (torch.randn(n, 8, requires_grad=True) for n in (20, 40))
     weights = torch.rand(20, requires_grad=True)
@@ -246,10 +248,10 @@ def test_a_loss_beside_the_other_outputs(backend, workspace, ignored):
     if ignored:
         targets[::3] = -1
     told = CrossEntropy(weights, label_smoothing=0.1, z_loss=0.02)
-    got = sweep(hidden, weight, targets=targets, ignore_index=-1, loss=told, workspace=workspace)
+    got = sweep(hidden, weight, targets=targets, ignore_index=-1, loss=told, workspace_bytes=workspace_bytes)
     leaves = exact(hidden, weight, weights)
     options = {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.1, "z_loss": 0.02}
-    want = reference.linear_cross_entropy(*leaves[:2], targets, weights=leaves[2], **options)
+    want = reference.linear_cross_entropy(*leaves[:2], targets, token_weights=leaves[2], **options)
     assert error(got.loss, want) < 1e-5
     lse = torch.where(targets < 0, 0, torch.logsumexp(leaves[0] @ leaves[1].T, 1))
     for mine, true in (
@@ -273,7 +275,7 @@ def test_nothing_is_looked_for_where_nothing_is_ignored(backend):
         lambda **o: token_logprobs(hidden, weight, targets, **o),
         lambda **o: token_logprobs(hidden, weight, targets, return_stats=True, **o).is_argmax,
         lambda **o: linear_cross_entropy(hidden, weight, targets, **o),
-        lambda **o: linear_cross_entropy(hidden, weight, targets, weights=weights, reduction="none", **o),
+        lambda **o: linear_cross_entropy(hidden, weight, targets, token_weights=weights, reduction="none", **o),
         lambda **o: sequence_logprobs(hidden, weight, targets, torch.tensor([0, 7, 20]), **o),
     ):
         assert error(call(ignore_index=None), call()) < 1e-6

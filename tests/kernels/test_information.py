@@ -130,11 +130,11 @@ def operands(rows=6, width=3, dtype=torch.float32):
     return tuple(torch.randn(rows, width, dtype=dtype, requires_grad=True) for _ in range(2))
 
 
-@pytest.mark.parametrize("workspace", [0, 1 << 20])
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("estimator", sorted(set(ESTIMATORS) - {"smile"}))
-def test_gradcheck_in_float64(estimator, workspace):
+def test_gradcheck_in_float64(estimator, workspace_bytes):
     def call(q, k):
-        return mutual_information(q, k, temperature=0.7, estimator=estimator, workspace=workspace)
+        return mutual_information(q, k, temperature=0.7, estimator=estimator, workspace_bytes=workspace_bytes)
 
     assert gradcheck(call, operands(dtype=torch.float64))
 

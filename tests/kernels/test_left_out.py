@@ -16,7 +16,7 @@ OPTIONS = [
     {},
     {"label_smoothing": 0.1, "z_loss": 0.01},
     {"softcap": 5.0, "label_smoothing": 0.1},
-    {"weights": True, "z_loss": 0.1},
+    {"token_weights": True, "z_loss": 0.1},
 ]
 
 
@@ -40,14 +40,18 @@ def assert_close(got, want):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_linear_cross_entropy(backend, options, reduction):
     hidden, weight, bias, targets = drawn()
-    options = {**options, **({"weights": torch.rand(ROWS)} if "weights" in options else {}), "reduction": reduction}
+    options = {
+        **options,
+        **({"token_weights": torch.rand(ROWS)} if "token_weights" in options else {}),
+        "reduction": reduction,
+    }
     leaves = exact(hidden, weight, bias)
     got = linear_cross_entropy(hidden, weight, targets, bias=bias, **options)
     want = reference.linear_cross_entropy(*leaves[:2], targets, bias=leaves[2], **options)
     up = torch.arange(want.numel()).view(want.shape) + 1.0
     mine = torch.autograd.grad(got, (hidden, weight, bias), up)
     assert_close([got, *mine], [want, *torch.autograd.grad(want, leaves, up.double())])
-    if not options.keys() & {"label_smoothing", "softcap", "weights"}:
+    if not options.keys() & {"label_smoothing", "softcap", "token_weights"}:
         dense = F.cross_entropy(hidden @ weight.T + bias, targets, reduction=reduction)
         assert_close([got, *mine], [dense, *torch.autograd.grad(dense, (hidden, weight, bias), up)])
 
@@ -82,10 +86,10 @@ def test_every_sum_and_the_gradient_of_scale(backend):
     seen = (bias > -torch.inf).expand(ROWS, VOCABULARY)
     known = (leaves[0] @ leaves[1].T + leaves[2].masked_fill(~seen[0], 0)) * leaves[3]
     scores = known.masked_fill(~seen, -torch.inf)
-    for workspace in (0, 1 << 20):
+    for workspace_bytes in (0, 1 << 20):
         got = sweep(
             hidden, weight, scale=scale, bias=bias, columns=True, statistics=True, logit_sums=True, softplus=True,
-            clip=2.0, workspace=workspace,
+            clip=2.0, workspace_bytes=workspace_bytes,
         )  # fmt: skip
         softplus = torch.where(seen, torch.logaddexp(known, known.new_zeros(())), 0).sum(1)
         wants = [scores.logsumexp(1), known.where(seen, 0).sum(1), known.where(seen, 0).sum(0), softplus]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from main_kernels import backends, linear_kl, reference
-from main_kernels.sweep import divergence, plan
+from main_kernels.sweep import plan
+from main_kernels.sweep.divergence import _chunk_rows
 
 from .contract import (
     BACKENDS,
@@ -32,7 +33,7 @@ from .test_ops import multiply_adds
 
 KINDS = ("forward", "reverse", "js")
 NAMES = ("student_hidden", "student_weight", "teacher_hidden", "teacher_weight")
-OPTIONS = [{"kind": "forward"}, {"kind": "reverse", "temperature": 0.7}, {"kind": "js", "beta": 0.3}]
+OPTIONS = [{"divergence": "forward"}, {"divergence": "reverse", "temperature": 0.7}, {"divergence": "js", "beta": 0.3}]
 
 
 def logits(hidden, weight, temperature):
@@ -41,7 +42,7 @@ def logits(hidden, weight, temperature):
     return z.to(torch.promote_types(hidden.dtype, torch.float32)) / temperature
 
 
-def dense(operands, *, kind, beta=0.5, temperature=1.0, mask=None, reduction="mean"):
+def dense(operands, *, divergence, beta=0.5, temperature=1.0, token_mask=None, reduction="mean"):
     student, teacher = (logits(*operands[i : i + 2], temperature).log_softmax(1) for i in (0, 2))
     mixture = torch.logaddexp(
         teacher + torch.tensor(beta).log(),
@@ -55,8 +56,8 @@ def dense(operands, *, kind, beta=0.5, temperature=1.0, mask=None, reduction="me
         "forward": kl(teacher, student),
         "reverse": kl(student, teacher),
         "js": beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture),
-    }[kind]
-    counts = torch.ones(len(rows), dtype=torch.bool) if mask is None else mask
+    }[divergence]
+    counts = torch.ones(len(rows), dtype=torch.bool) if token_mask is None else token_mask
     rows = torch.where(counts, rows, 0)
     return {"none": rows, "sum": rows.sum(), "mean": rows.sum() / counts.sum().clamp(min=1)}[reduction]
 
@@ -75,7 +76,7 @@ def draw(drawn: Matrices, teacher_dtype, teacher_width, *, masked="some", seed=1
 
 
 def check(operands, mask, *, upstream="equal", frozen=(), **options):
-    options["mask"] = mask
+    options["token_mask"] = mask
     names = [name for name in NAMES if name not in frozen]
     operands = [t.detach().requires_grad_(name in names) for name, t in zip(NAMES, operands, strict=True)]
     got = linear_kl(*operands, **options)
@@ -105,7 +106,7 @@ def check(operands, mask, *, upstream="equal", frozen=(), **options):
     drawn=matrices(),
     teacher_dtype=st.sampled_from([None, *DTYPES[:3]]),
     teacher_width=st.sampled_from([1, 5, 32]),
-    kind=st.sampled_from(KINDS),
+    divergence=st.sampled_from(KINDS),
     beta=st.sampled_from([0.5, 0.1, 0.9, 1e-6]),
     temperature=st.sampled_from([1.0, 0.3, 10.0]),
     masked=st.sampled_from(["none", "some", "all"]),
@@ -132,47 +133,47 @@ def test_several_chunks_in_the_real_compute_dtype(backend, options, dtypes, upst
     drawn = Matrices(600, 1300, 48, dtypes[0], 0.4, False, 5)
     computes = [plan.make_plan(600, 1300, 40, dtype).compute for dtype in dtypes]
     assert computes == (list(dtypes) if fast_bfloat16 else [torch.float32, torch.float32])
-    assert divergence._chunk_rows(600, 1300, sum(compute.itemsize for compute in computes)) <= 300
+    assert _chunk_rows(600, 1300, sum(compute.itemsize for compute in computes)) <= 300
     check(*draw(drawn, dtypes[1], 40), upstream=upstream, reduction="none", **options)
 
 
 @pytest.mark.parametrize("rows", [1, 255, 256, 257, 511, 513, 1000])
 def test_chunks_cover_the_rows_evenly(rows):
-    step = divergence._chunk_rows(rows, 1 << 20, 8)
+    step = _chunk_rows(rows, 1 << 20, 8)
     assert step <= 256
     assert -(-rows // step) == -(-rows // 256)
-    assert divergence._chunk_rows(rows, 1, 8) == rows
+    assert _chunk_rows(rows, 1, 8) == rows
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("divergence", KINDS)
 @pytest.mark.parametrize("size", [1e4, -1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_huge_logits(backend, dtype, size, kind):
+def test_huge_logits(backend, dtype, size, divergence):
     hidden = torch.full((5, 4), 50.0, dtype=dtype)
     weights = [(torch.rand(301, 4) * size / 200).to(dtype) for _ in range(2)]
-    check((hidden, weights[0], hidden, weights[1]), None, kind=kind, reduction="none", upstream="random")
+    check((hidden, weights[0], hidden, weights[1]), None, divergence=divergence, reduction="none", upstream="random")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("divergence", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_model_does_not_differ_from_itself(backend, dtype, kind):
+def test_a_model_does_not_differ_from_itself(backend, dtype, divergence):
     hidden, weight = torch.randn(9, 8).to(dtype), (3 * torch.randn(3000, 8)).to(dtype)
     own = [t.clone().requires_grad_() for t in (hidden, weight)]
-    rows = linear_kl(*own, hidden, weight, kind=kind, beta=0.3, reduction="none")
+    rows = linear_kl(*own, hidden, weight, divergence=divergence, beta=0.3, reduction="none")
     assert float(rows.detach().abs().max()) < 1e-12
     for gradient in torch.autograd.grad(rows.sum(), own):
         assert float(gradient.abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_small_divergences_are_not_lost(backend, kind):
+@pytest.mark.parametrize("divergence", KINDS)
+def test_small_divergences_are_not_lost(backend, divergence):
     """1e-9 nats at logits of 30: p (log p - log q) alone would be lost in terms of 1e-6 that nearly cancel."""
     hidden, weight = torch.randn(50, 16), torch.randn(3000, 16) * 2
     near = weight + 2e-5 * torch.randn(3000, 16)
     operands = (hidden, near, hidden, weight)
-    got = linear_kl(*operands, kind=kind, reduction="none")
-    want = reference.linear_kl(*operands, kind=kind, reduction="none")
-    naive = dense(operands, kind=kind, reduction="none")
+    got = linear_kl(*operands, divergence=divergence, reduction="none")
+    want = reference.linear_kl(*operands, divergence=divergence, reduction="none")
+    naive = dense(operands, divergence=divergence, reduction="none")
     assert (got >= 0).all()
     assert float(want.median()) < 1e-8
     assert error(got, want) < 0.05 * error(naive, want)
@@ -184,8 +185,8 @@ def test_every_share_of_the_teacher(backend, beta):
     teacher = torch.tensor([[0.0, -0.3, -1.0, -20.0, -200.0, 3.0, 0.1]])
     student = torch.tensor([[0.0, -0.31, -3.0, -200.0, -20.0, 2.0, 0.1001]])
     leaves = [t.requires_grad_() for t in (student, torch.eye(7), teacher, torch.eye(7))]
-    got, true = linear_kl(*leaves, kind="js", beta=beta), exact(*leaves)
-    want = reference.linear_kl(*true, kind="js", beta=beta)
+    got, true = linear_kl(*leaves, divergence="js", beta=beta), exact(*leaves)
+    want = reference.linear_kl(*true, divergence="js", beta=beta)
     assert got.item() == pytest.approx(want.item(), rel=2e-6)
     for g, t in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, true), strict=True):
         assert error(g, t) <= 2e-6 * float(t.abs().max())
@@ -196,8 +197,8 @@ def test_every_ratio_of_two_outcomes(backend, beta):
     """From nearly equal to far apart. The C++ kernel loses no digit to the small ratios, expm1 in float32 a few."""
     apart = torch.linspace(-6, 6, 240)[:, None]
     operands = (torch.zeros(240, 1), torch.eye(2)[:, :1], apart, torch.eye(2)[:, :1])
-    got = linear_kl(*operands, kind="js", beta=beta, reduction="none")
-    want = reference.linear_kl(*operands, kind="js", beta=beta, reduction="none")
+    got = linear_kl(*operands, divergence="js", beta=beta, reduction="none")
+    want = reference.linear_kl(*operands, divergence="js", beta=beta, reduction="none")
     assert float(((got - want) / want).abs().max()) < (1e-6 if backend == "cpu" else 2e-5)
 
 
@@ -207,11 +208,11 @@ def test_two_outcomes_by_hand(backend):
     log = torch.tensor([2.0, 3.0, 5.0]).log().tolist()
     forward, reverse = 0.75 * (log[1] - log[0]) - 0.25 * log[0], log[0] - 0.5 * log[1]
     assert linear_kl(*operands).item() == pytest.approx(forward, rel=1e-6)
-    assert linear_kl(*operands, kind="reverse").item() == pytest.approx(reverse, rel=1e-6)
+    assert linear_kl(*operands, divergence="reverse").item() == pytest.approx(reverse, rel=1e-6)
     teacher_to_m = 0.75 * (log[1] + log[0] - log[2]) + 0.25 * (log[0] - log[1])  # m = (5/8, 3/8) at beta = ½
     student_to_m = 0.5 * (2 * log[0] - log[2]) + 0.5 * (2 * log[0] - log[1])
     by_hand = 0.5 * teacher_to_m + 0.5 * student_to_m
-    assert linear_kl(*operands, kind="js").item() == pytest.approx(by_hand, rel=1e-6)
+    assert linear_kl(*operands, divergence="js").item() == pytest.approx(by_hand, rel=1e-6)
 
 
 def leaves(rows=6, columns=11, widths=(5, 3), dtype=torch.float32, frozen=()):
@@ -233,7 +234,7 @@ MASK = torch.tensor([True, False, True, True, False, True], device=DEVICE)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_gradcheck_in_float64(options, reduction, mask):
     operands = leaves(columns=7, dtype=torch.float64)
-    assert gradcheck(lambda *o: linear_kl(*o, mask=mask, reduction=reduction, **options), operands)
+    assert gradcheck(lambda *o: linear_kl(*o, token_mask=mask, reduction=reduction, **options), operands)
 
 
 @pytest.mark.parametrize(("dtype", "beta", "mask"), [(torch.float32, 0.3, MASK), (torch.bfloat16, None, None)])
@@ -252,7 +253,7 @@ def test_compiles_with_fullgraph(backend, options, frozen, reduction):
     operands = leaves(frozen=frozen)
 
     def call(*o):
-        return linear_kl(*o, mask=MASK, reduction=reduction, **options) * torch.linspace(1, 2, 6)
+        return linear_kl(*o, token_mask=MASK, reduction=reduction, **options) * torch.linspace(1, 2, 6)
 
     results = []
     for run in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
@@ -296,7 +297,7 @@ def test_autocast_casts_the_operands_and_nothing_else(backend, options):
 
 
 @pytest.mark.parametrize(
-    ("kind", "trains", "reduction", "products"),
+    ("divergence", "trains", "reduction", "products"),
     [
         ("forward", (), "mean", 2),
         ("forward", NAMES[:2], "mean", 4),
@@ -309,13 +310,13 @@ def test_autocast_casts_the_operands_and_nothing_else(backend, options):
         ("js", NAMES, "mean", 6),
     ],
 )
-def test_number_of_products(backend, kind, trains, reduction, products):
+def test_number_of_products(backend, divergence, trains, reduction, products):
     """The floors, counted; masked rows are not multiplied, and nothing is made for a gradient nobody wants."""
     operands = leaves(64, 80, (32, 32), frozen=set(NAMES) - set(trains))
     mask = torch.arange(64) % 4 == 0
 
     def run() -> None:
-        loss = linear_kl(*operands, kind=kind, mask=mask, reduction=reduction)
+        loss = linear_kl(*operands, divergence=divergence, token_mask=mask, reduction=reduction)
         if trains:
             (loss * torch.rand(loss.shape)).sum().backward()
 
@@ -326,7 +327,7 @@ def test_number_of_products(backend, kind, trains, reduction, products):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_second_backward_gives_the_same_bits(backend, options, weights):
     operands = leaves()
-    loss = (linear_kl(*operands, mask=MASK, reduction="none", **options) * weights).sum()
+    loss = (linear_kl(*operands, token_mask=MASK, reduction="none", **options) * weights).sum()
     first = torch.autograd.grad(loss, operands, retain_graph=True)
     kept = [g.clone() for g in first]
     first[0].fill_(7.0)  # the gradients handed out belong to the caller alone
@@ -338,7 +339,7 @@ def test_what_a_masked_row_holds_or_is_sent_does_not_matter(backend):
     operands = leaves()
     with torch.no_grad():
         operands[0][1], operands[2][4] = torch.nan, torch.inf
-    rows = linear_kl(*operands, mask=MASK, reduction="none")
+    rows = linear_kl(*operands, token_mask=MASK, reduction="none")
     up = torch.where(MASK, torch.ones(6), torch.nan)
     got = torch.autograd.grad(rows, operands, up)
     short = [operands[0][MASK], operands[1], operands[2][MASK], operands[3]]
@@ -351,15 +352,15 @@ def test_what_a_masked_row_holds_or_is_sent_does_not_matter(backend):
 
 def test_the_mean_is_over_the_rows_that_count(backend):
     operands = leaves()
-    rows = linear_kl(*operands, mask=MASK, reduction="none")
-    assert linear_kl(*operands, mask=MASK, reduction="sum").item() == rows.sum().item()
-    assert linear_kl(*operands, mask=MASK).item() == pytest.approx(rows[MASK].mean().item(), rel=1e-6)
+    rows = linear_kl(*operands, token_mask=MASK, reduction="none")
+    assert linear_kl(*operands, token_mask=MASK, reduction="sum").item() == rows.sum().item()
+    assert linear_kl(*operands, token_mask=MASK).item() == pytest.approx(rows[MASK].mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_fully_masked_is_a_connected_zero(backend, reduction):
     operands = leaves()
-    loss = linear_kl(*operands, mask=torch.zeros(6, dtype=torch.bool), reduction=reduction).sum()
+    loss = linear_kl(*operands, token_mask=torch.zeros(6, dtype=torch.bool), reduction=reduction).sum()
     assert loss.item() == 0
     loss.backward()
     assert not any(t.grad.any() for t in operands)
@@ -367,25 +368,25 @@ def test_fully_masked_is_a_connected_zero(backend, reduction):
 
 @pytest.mark.parametrize("side", [0, 2])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("kind", KINDS)
-def test_bad_numbers_come_out_as_nan(backend, kind, bad, side):
+@pytest.mark.parametrize("divergence", KINDS)
+def test_bad_numbers_come_out_as_nan(backend, divergence, bad, side):
     operands = leaves(columns=50)
     with torch.no_grad():
         operands[side][2, 1] = bad
-    rows = linear_kl(*operands, kind=kind, reduction="none")
+    rows = linear_kl(*operands, divergence=divergence, reduction="none")
     assert rows.isnan().tolist() == [False, False, True, False, False, False]
     for name, gradient in zip(NAMES, torch.autograd.grad(rows.sum(), operands), strict=True):
         touched = gradient[2] if "hidden" in name else gradient
         assert touched.isnan().all()
     with torch.no_grad():
         operands[side + 1][7, 0] = bad
-    assert linear_kl(*operands, kind=kind, reduction="none").isnan().all()
+    assert linear_kl(*operands, divergence=divergence, reduction="none").isnan().all()
 
 
 def test_float64_on_one_side_is_enough():
     operands = [t.detach().double() if i < 2 else t.detach() for i, t in enumerate(leaves())]
-    for kind in KINDS:
-        got, want = linear_kl(*operands, kind=kind), reference.linear_kl(*operands, kind=kind)
+    for divergence in KINDS:
+        got, want = linear_kl(*operands, divergence=divergence), reference.linear_kl(*operands, divergence=divergence)
         assert got.dtype == torch.float64
         assert got.item() == pytest.approx(want.item(), rel=1e-5)
 
@@ -419,14 +420,14 @@ H, W, J, X = torch.randn(4, 3), torch.randn(7, 3), torch.randn(4, 2), torch.rand
         (lambda: linear_kl(H, W, J, X[:5]), "teacher_weight: got 5 rows, want 7"),
         (lambda: linear_kl(H, W, J, X.half()), "teacher_weight: got dtype torch.float16, want torch.float32"),
         (lambda: linear_kl(H, W, J, X.to("meta")), "teacher_weight: got device meta"),
-        (lambda: linear_kl(H, W, J, X, kind="jsd"), "kind: got 'jsd'"),
-        (lambda: linear_kl(H, W, J, X, kind="js", beta=1.0), "beta: got 1.0"),
-        (lambda: linear_kl(H, W, J, X, kind="js", beta=float("nan")), "beta: got nan"),
+        (lambda: linear_kl(H, W, J, X, divergence="jsd"), "divergence: got 'jsd'"),
+        (lambda: linear_kl(H, W, J, X, divergence="js", beta=1.0), "beta: got 1.0"),
+        (lambda: linear_kl(H, W, J, X, divergence="js", beta=float("nan")), "beta: got nan"),
         (lambda: linear_kl(H, W, J, X, temperature=0), "temperature: got 0"),
-        (lambda: linear_kl(H, W, J, X, mask=[True] * 4), "mask: got list, want a bool tensor"),
-        (lambda: linear_kl(H, W, J, X, mask=torch.ones(4)), "mask: got torch.float32, want a bool tensor"),
-        (lambda: linear_kl(H, W, J, X, mask=MASK), r"mask: got shape \(6,\), want \(4,\)"),
-        (lambda: linear_kl(H, W, J, X, mask=MASK[:4].to("meta")), "mask: got device meta"),
+        (lambda: linear_kl(H, W, J, X, token_mask=[True] * 4), "token_mask: got list, want a bool tensor"),
+        (lambda: linear_kl(H, W, J, X, token_mask=torch.ones(4)), "token_mask: got torch.float32, want a bool tensor"),
+        (lambda: linear_kl(H, W, J, X, token_mask=MASK), r"token_mask: got shape \(6,\), want \(4,\)"),
+        (lambda: linear_kl(H, W, J, X, token_mask=MASK[:4].to("meta")), "token_mask: got device meta"),
         (lambda: linear_kl(H, W, J, X, reduction="batchmean"), "reduction: got 'batchmean'"),
     ],
 )
@@ -464,12 +465,13 @@ def test_large_vocabulary():
     """All rows at once, some of them looked at."""
     operands, seen = leaves(600, 128256, (32, 32), frozen=NAMES[1:]), torch.tensor([0, 199, 200, 201, 400, 599])
     few = [operands[0].detach()[seen].requires_grad_(), operands[1], operands[2][seen], operands[3]]
-    for kind in KINDS:
-        got = linear_kl(*operands, kind=kind, reduction="none")
+    for divergence in KINDS:
+        got = linear_kl(*operands, divergence=divergence, reduction="none")
         (gradient,) = torch.autograd.grad(got.sum(), operands[0])
         true = exact(*few)
         want, rough = (
-            f(kind=kind, reduction="none") for f in (partial(reference.linear_kl, *true), partial(dense, few))
+            f(divergence=divergence, reduction="none")
+            for f in (partial(reference.linear_kl, *true), partial(dense, few))
         )
         largest = max(largest_logit(reference.logits(*true[i : i + 2])) for i in (0, 2))
         assert_contract("value", got[seen], rough, want, largest)

@@ -13,7 +13,7 @@ CASES = {
     "info_nce N=32768 D=64, forward and backward": (
         "query, key = (F.normalize(torch.randn(32768, 64)).requires_grad_() for _ in range(2))\n"
         "ids = torch.arange(32768) // 2\n"
-        "def run(): info_nce(query, key, temperature=0.5, pair_ids=ids, workspace=0).backward()\n",
+        "def run(): info_nce(query, key, temperature=0.5, pair_ids=ids, workspace_bytes=0).backward()\n",
         4295,
         200,
     ),

@@ -58,11 +58,16 @@ CALLS = {
         )[:2]
     ),
     "info_nce": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, reduction="none"),
-    "info_nce_recomputed": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, workspace=0),
-    "info_nce_query": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, direction="query", workspace=0),
+    "info_nce_recomputed": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, workspace_bytes=0),
+    "info_nce_query": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, direction="query", workspace_bytes=0),
     "info_nce_ids": lambda q, k: info_nce(q, k[: len(q)], temperature=0.5, pair_ids=torch.arange(len(q)) // 2),
     "info_nce_smooth": lambda q, k: info_nce(
-        q, k[: len(q)], label_smoothing=0.1, weight=torch.arange(len(q)) + 1.0, negatives=k[len(q) :], temperature=0.5
+        q,
+        k[: len(q)],
+        label_smoothing=0.1,
+        pair_weights=torch.arange(len(q)) + 1.0,
+        negatives=k[len(q) :],
+        temperature=0.5,
     ),
     "info_nce_own_negatives": lambda q, k: info_nce(
         q, k[: len(q)], temperature=0.5, direction="query", negatives=k[:2].expand(len(q), 2, k.shape[1])
@@ -76,13 +81,13 @@ CALLS = {
         logit_scale=torch.tensor(0.5),
         logit_bias=torch.tensor(-1.0),
         pair_ids=torch.arange(len(q)) // 2,
-        workspace=0,
+        workspace_bytes=0,
     ),
     "linear_cross_entropy": lambda q, k: linear_cross_entropy(
         q,
         k,
         torch.arange(len(q)),
-        weights=torch.arange(len(q)).to(torch.float32),
+        token_weights=torch.arange(len(q)).to(torch.float32),
         label_smoothing=0.1,
         z_loss=0.01,
     ),
@@ -111,8 +116,8 @@ def test_gradcheck_of_scale_and_bias():
     query, key = operands(6, 6, dtype=torch.float64)
     scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
     for direction in ("both", "query"):
-        for workspace in (0, 1 << 20):
-            options = {"direction": direction, "workspace": workspace}
+        for workspace_bytes in (0, 1 << 20):
+            options = {"direction": direction, "workspace_bytes": workspace_bytes}
             assert gradcheck(lambda q, k, s, o=options: info_nce(q, k, logit_scale=s, **o), (query, key, scale))
     hidden, weight = operands(dtype=torch.float64)
     bias = torch.randn(11, dtype=torch.float64, requires_grad=True)
@@ -126,7 +131,7 @@ TOLD = {"announced": True, "label_smoothing": 0.1, "z_loss": 0.01, "logit_sums":
 
 
 @pytest.mark.parametrize(
-    ("targets", "other", "workspace", "wants"),
+    ("targets", "other", "workspace_bytes", "wants"),
     [
         (None, False, 0, {}),
         (None, False, 0, {"announced": True}),
@@ -146,7 +151,7 @@ TOLD = {"announced": True, "label_smoothing": 0.1, "z_loss": 0.01, "logit_sums":
     ],
     ids=str,
 )
-def test_opcheck_of_the_sweep(backend, targets, other, workspace, wants):
+def test_opcheck_of_the_sweep(backend, targets, other, workspace_bytes, wants):
     query, key = operands()
     options = {name: torch.tensor(v) if isinstance(v, list) else v for name, v in wants.items()}
     if "weights" in options:
@@ -162,7 +167,7 @@ def test_opcheck_of_the_sweep(backend, targets, other, workspace, wants):
         grad_query=True,
         grad_key=True,
         grad_other=other,
-        workspace=workspace,
+        workspace_bytes=workspace_bytes,
         donate=False,  # opcheck looks at the held state after the backward
         backend=backend,
     )
@@ -277,22 +282,22 @@ def test_number_of_products(backend, call, grad, products):
         "token": lambda: token_logprobs(query, key, torch.arange(64)).mean(),
         "token_weighted": lambda: (token_logprobs(query, key, torch.arange(64)) * weights).sum(),
         "kept": lambda: info_nce(query, key),
-        "recomputed": lambda: info_nce(query, key, workspace=0),
-        "one_way": lambda: info_nce(query, key, workspace=0, direction="query"),
+        "recomputed": lambda: info_nce(query, key, workspace_bytes=0),
+        "one_way": lambda: info_nce(query, key, workspace_bytes=0, direction="query"),
         "cross_entropy": lambda: linear_cross_entropy(
-            query, key, torch.arange(64), weights=weights + 0.1, label_smoothing=0.1, z_loss=0.01
+            query, key, torch.arange(64), token_weights=weights + 0.1, label_smoothing=0.1, z_loss=0.01
         ),
         "weights_trained": lambda: linear_cross_entropy(
-            query, key, torch.arange(64), weights=weights.clone().requires_grad_(), reduction="sum"
+            query, key, torch.arange(64), token_weights=weights.clone().requires_grad_(), reduction="sum"
         ),
-        "one_way_weighted": lambda: info_nce(query, key, workspace=0, direction="query", weight=weights),
+        "one_way_weighted": lambda: info_nce(query, key, workspace_bytes=0, direction="query", pair_weights=weights),
         "sequences": lambda: (sequence_logprobs(query, key, torch.arange(64), halves) * unequal).sum(),
         "sequences_recomputed": lambda: (
-            sequence_logprobs(query, key, torch.arange(64), halves, workspace=0) * unequal
+            sequence_logprobs(query, key, torch.arange(64), halves, workspace_bytes=0) * unequal
         ).sum(),
         "sigmoid_kept": lambda: sigmoid_loss(query, key, logit_scale=one, logit_bias=one),
-        "sigmoid_recomputed": lambda: sigmoid_loss(query, key, logit_scale=one, logit_bias=one, workspace=0),
-        "ids": lambda: info_nce(query, key, workspace=0, pair_ids=torch.arange(64) // 2),
+        "sigmoid_recomputed": lambda: sigmoid_loss(query, key, logit_scale=one, logit_bias=one, workspace_bytes=0),
+        "ids": lambda: info_nce(query, key, workspace_bytes=0, pair_ids=torch.arange(64) // 2),
         "scores": lambda: pair_scores(query, key).pmi.sum(),
     }
 

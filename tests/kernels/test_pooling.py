@@ -1,4 +1,4 @@
-"""segment_pool against the float64 oracle: modes, weights, query, extremes, and what every op promises."""
+"""segment_pool against the float64 oracle: modes, row_weights, query, extremes, and what every op promises."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from main_kernels import backends, reference, segment_pool
 from .contract import BACKENDS, DEVICE, DTYPES, assert_contract, error, exact, seeded
 
 
-def dense(hidden, offsets, mode, normalize, query=None, weights=None):
+def dense(hidden, offsets, mode, normalize, query=None, row_weights=None):
     """What people write: loops over segments, in the dtype of the states, a softmax in float32."""
     rows = []
     for begin, end in itertools.pairwise(offsets.tolist()):
-        part, w = hidden[begin:end], None if weights is None else weights[begin:end]
+        part, w = hidden[begin:end], None if row_weights is None else row_weights[begin:end]
         if mode == "attention" and begin < end:
             scores = (part @ query.to(part.dtype)).to(torch.promote_types(part.dtype, torch.float32))
             w = (scores - scores.max()).exp() * (1 if w is None else w)
@@ -34,11 +34,11 @@ def dense(hidden, offsets, mode, normalize, query=None, weights=None):
     return torch.stack(rows)
 
 
-def largest_unit(offsets, hidden, weights, query=None):
-    """The largest coefficient of a row per unit of its weight: what a gradient of the weights is a product with."""
+def largest_unit(offsets, hidden, row_weights, query=None):
+    """The largest coefficient of a row per unit of its weight: what a gradient of the row_weights is a product with."""
     units = [0.0]
     for begin, end in itertools.pairwise(offsets.tolist()):
-        w = weights[begin:end].detach()
+        w = row_weights[begin:end].detach()
         if bool(w.any()):
             z = torch.zeros_like(w) if query is None else (hidden[begin:end] @ query).detach()
             e = (z - z[w != 0].max()).exp()
@@ -83,7 +83,7 @@ def test_matches_the_oracle(
     if mode == "attention":
         leaves["query"] = (torch.randn(width, generator=generator) * spread).to(dtype).requires_grad_()
     if mode != "last" and kind != "none":
-        leaves["weights"] = WEIGHTS[kind](rows, generator).requires_grad_()
+        leaves["row_weights"] = WEIGHTS[kind](rows, generator).requires_grad_()
     options = {"mode": mode, "normalize": normalize}
     got = segment_pool(cu_seqlens=offsets, **options, **leaves)
     true_leaves = dict(zip(leaves, exact(*leaves.values()), strict=True))
@@ -111,8 +111,8 @@ def test_matches_the_oracle(
         "hidden": inner * (1 + 2 * longest * query * logit),
         "query": inner * 2 * longest * float(states.abs().max()) * logit,
     }
-    if "weights" in leaves:
-        largest["weights"] = inner * 2 * longest * logit * largest_unit(offsets, **true_leaves)
+    if "row_weights" in leaves:
+        largest["row_weights"] = inner * 2 * longest * logit * largest_unit(offsets, **true_leaves)
     for name, g, r, t in zip(leaves, mine, theirs, true, strict=True):
         assert g.dtype == leaves[name].dtype
         assert_contract(f"d_{name}", g, r if r is not None else torch.zeros_like(g), t, largest[name])
@@ -129,12 +129,12 @@ def operands(rows=11, width=5, dtype=torch.float32):
 OFFSETS = torch.tensor([1, 4, 4, 5, 10], device=DEVICE)
 CALLS = {
     "mean": lambda h, q, w: segment_pool(h, OFFSETS),
-    "mean_weighted": lambda h, q, w: segment_pool(h, OFFSETS, weights=w),
-    "mean_weighted_raw": lambda h, q, w: segment_pool(h, OFFSETS, weights=w, normalize=False),
+    "mean_weighted": lambda h, q, w: segment_pool(h, OFFSETS, row_weights=w),
+    "mean_weighted_raw": lambda h, q, w: segment_pool(h, OFFSETS, row_weights=w, normalize=False),
     "last": lambda h, q, w: segment_pool(h, OFFSETS, mode="last"),
     "attention": lambda h, q, w: segment_pool(h, OFFSETS, mode="attention", query=q),
     "attention_raw": lambda h, q, w: segment_pool(h, OFFSETS, mode="attention", query=q, normalize=False),
-    "attention_weighted": lambda h, q, w: segment_pool(h, OFFSETS, mode="attention", query=q, weights=w),
+    "attention_weighted": lambda h, q, w: segment_pool(h, OFFSETS, mode="attention", query=q, row_weights=w),
 }
 
 
@@ -225,7 +225,7 @@ def test_frozen_arguments_cost_nothing(backend, wanted, monkeypatch):
         used = [wanted[0], wanted[2], attention and wanted[1]]
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             mode, given = ("attention", query) if attention else ("mean", None)
-            out = segment_pool(hidden, OFFSETS, mode=mode, query=given, weights=weights)
+            out = segment_pool(hidden, OFFSETS, mode=mode, query=given, row_weights=weights)
         assert out.requires_grad == any(used)
         if any(used):
             out.sum().backward()
@@ -263,7 +263,9 @@ def test_weights_that_sum_to_zero_are_a_zero_embedding_without_gradient(backend,
     weights = torch.tensor(weights, requires_grad=True)
     query = torch.randn(3, requires_grad=True) if attention else None
     mode = "attention" if attention else "mean"
-    pooled = segment_pool(hidden, torch.tensor([0, 2, 4]), mode=mode, query=query, weights=weights, normalize=normalize)
+    pooled = segment_pool(
+        hidden, torch.tensor([0, 2, 4]), mode=mode, query=query, row_weights=weights, normalize=normalize
+    )
     assert not pooled[0].any()
     assert pooled[1].any()
     pooled[0].sum().backward()
@@ -294,7 +296,9 @@ def test_a_masked_row_does_not_count_whatever_it_scores(backend):
     """The maximum of the softmax is over the rows that count: the masked one is e^10000 above them."""
     hidden = torch.tensor([[0.0, 1], [1e4, 2], [0, 3]], requires_grad=True)
     query, weights = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0, 3.0])
-    pooled = segment_pool(hidden, torch.tensor([0, 3]), mode="attention", query=query, weights=weights, normalize=False)
+    pooled = segment_pool(
+        hidden, torch.tensor([0, 3]), mode="attention", query=query, row_weights=weights, normalize=False
+    )
     assert pooled.tolist() == [[0.0, 2.5]]
     pooled.sum().backward()
     assert not hidden.grad[1].any()
@@ -304,9 +308,9 @@ def test_a_masked_row_does_not_count_whatever_it_scores(backend):
 def test_the_size_of_the_weights_does_not_matter(backend):
     hidden, query, weights = operands(dtype=torch.float32)
     for options in ({}, {"mode": "attention", "query": query}):
-        want = segment_pool(hidden, OFFSETS, weights=weights, **options)
+        want = segment_pool(hidden, OFFSETS, row_weights=weights, **options)
         for factor in (2.0**120, 2.0**-120, -1.0):
-            got = segment_pool(hidden, OFFSETS, weights=weights * factor, **options)
+            got = segment_pool(hidden, OFFSETS, row_weights=weights * factor, **options)
             assert error(got, want) < 1e-6
 
 
@@ -320,7 +324,7 @@ def test_one_row_is_its_own_attention(backend):
 def test_special_cases_are_the_plain_mean(backend):
     hidden, query, _ = operands()
     want = segment_pool(hidden, OFFSETS, normalize=False)
-    weighted = segment_pool(hidden, OFFSETS, weights=torch.full((11,), 0.3), normalize=False)
+    weighted = segment_pool(hidden, OFFSETS, row_weights=torch.full((11,), 0.3), normalize=False)
     flat = segment_pool(hidden, OFFSETS, mode="attention", query=torch.zeros(5), normalize=False)
     assert error(weighted, want) < 1e-6
     assert error(flat, want) < 1e-6
@@ -336,7 +340,7 @@ def test_long_segments_do_not_drift(backend, mode):
     query = torch.ones(4) if mode == "attention" else None
     for weights in (None, torch.full((16384,), 0.7)):
         pooled = segment_pool(
-            hidden, torch.tensor([0, 16384]), mode=mode, query=query, weights=weights, normalize=False
+            hidden, torch.tensor([0, 16384]), mode=mode, query=query, row_weights=weights, normalize=False
         )
         assert error(pooled, hidden[:1]) <= 8 * 2**-27
 
@@ -351,11 +355,11 @@ def test_bad_numbers_come_out_as_nan(backend, mode, where, bad):
     options = {"query": query} if mode == "attention" else {}
     if where == "query" and not options:
         return
-    pooled = segment_pool(hidden, offsets, mode=mode, weights=weights, **options)
+    pooled = segment_pool(hidden, offsets, mode=mode, row_weights=weights, **options)
     assert pooled[0].isnan().all()
     assert pooled[1].isnan().all() == (where == "query")
     if mode == "attention":  # a row whose score is -inf must not just drop out of the softmax
-        raw = segment_pool(hidden, offsets, mode=mode, weights=weights, normalize=False, **options)
+        raw = segment_pool(hidden, offsets, mode=mode, row_weights=weights, normalize=False, **options)
         assert raw[0].isnan().all()
 
 
@@ -369,7 +373,7 @@ def test_a_large_embedding_has_a_length(backend):
 def test_a_bad_number_shows_through_a_weight_of_zero(backend):
     hidden = torch.randn(4, 3)
     hidden[1, 1] = float("nan")
-    pooled = segment_pool(hidden, torch.tensor([0, 2, 4]), weights=torch.tensor([1.0, 0, 1, 1]))
+    pooled = segment_pool(hidden, torch.tensor([0, 2, 4]), row_weights=torch.tensor([1.0, 0, 1, 1]))
     assert pooled[0].isnan().any()
     assert not pooled[1].isnan().any()
 
@@ -391,10 +395,10 @@ def test_bad_offsets_are_refused(backend, offsets):
         ({"mode": "attention", "query": torch.ones(4)}, r"query: got shape \(4,\), want \(3,\)"),
         ({"mode": "attention", "query": [1.0, 2.0, 3.0]}, "query: got list"),
         ({"mode": "attention", "query": torch.ones(3).long()}, "query: got dtype torch.int64"),
-        ({"mode": "last", "weights": torch.ones(4)}, "weights: got a tensor, want none with mode 'last'"),
-        ({"weights": torch.ones(3)}, r"weights: got shape \(3,\), want \(4,\)"),
-        ({"weights": torch.ones(4).long()}, "weights: got dtype torch.int64"),
-        ({"weights": torch.ones(4, device="meta")}, "weights: got device meta"),
+        ({"mode": "last", "row_weights": torch.ones(4)}, "row_weights: got a tensor, want none with mode 'last'"),
+        ({"row_weights": torch.ones(3)}, r"row_weights: got shape \(3,\), want \(4,\)"),
+        ({"row_weights": torch.ones(4).long()}, "row_weights: got dtype torch.int64"),
+        ({"row_weights": torch.ones(4, device="meta")}, "row_weights: got device meta"),
     ],
 )
 def test_is_refused(options, words):

@@ -31,7 +31,7 @@ CALLS = {
     "infonce": lambda q, k, t: mutual_information(q, k, temperature=t),
     "club": lambda q, k, t: mutual_information(q, k, temperature=t, estimator="club"),
     "bounds": lambda q, k, t: mutual_information_bounds(q, k, temperature=t)["dv"],
-    "linear_kl": lambda q, k, t: linear_kl(q, k, k, q, kind="js", temperature=t, reduction="none"),
+    "linear_kl": lambda q, k, t: linear_kl(q, k, k, q, divergence="js", temperature=t, reduction="none"),
 }
 
 

@@ -43,7 +43,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 @DTYPES
 @pytest.mark.parametrize(
-    ("options", "workspace"),
+    ("options", "workspace_bytes"),
     [
         ({}, 1 << 28),
         ({"ids": True, "label_smoothing": 0.1, "extra": "shared"}, 0),
@@ -51,9 +51,11 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     ],
     ids=["kept", "recomputed", "announced"],
 )
-def test_info_nce(fused, dtype, workspace, options):
-    contrastive.check(Matrices(700, 700, 64, dtype, 0.3, False, 5), temperature=0.5, workspace=workspace, **options)
-    kept_or_announced = workspace or options.get("direction")
+def test_info_nce(fused, dtype, workspace_bytes, options):
+    contrastive.check(
+        Matrices(700, 700, 64, dtype, 0.3, False, 5), temperature=0.5, workspace_bytes=workspace_bytes, **options
+    )
+    kept_or_announced = workspace_bytes or options.get("direction")
     assert fused == {"reduce": 2, "weigh": 0 if kept_or_announced else 2, "target_scores": 1}
 
 
@@ -82,7 +84,7 @@ def test_ragged(fused, dtype, drawn):
 def test_sigmoid_loss(fused, ids):
     check = contrastive.test_sigmoid_loss_matches_the_oracle.hypothesis.inner_test
     drawn = Matrices(300, 300, 24, torch.bfloat16, 0.3, False, 11)
-    check("triton", drawn, scale=math.log(10), bias=-3.0, ids=ids, reduction="mean", workspace=0)
+    check("triton", drawn, scale=math.log(10), bias=-3.0, ids=ids, reduction="mean", workspace_bytes=0)
 
 
 def test_every_sum_at_once(fused):
@@ -123,13 +125,13 @@ def test_ranks_and_ties(fused, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("workspace", [0, 1 << 28])
-def test_extremes(fused, dtype, workspace):
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
+def test_extremes(fused, dtype, workspace_bytes):
     """Logits of +-1e4: the log-sum-exps are as good as float32 can say, and so are the gradients."""
     query, key = (torch.randn(300, 8).to(dtype).requires_grad_() for _ in range(2))
     drawn = Matrices(300, 300, 8, dtype, 2.5, False, 3)
-    contrastive.check(drawn, temperature=0.005, workspace=workspace)
-    out = sweep(query, key, scale=1000.0, targets=torch.arange(300), columns=True, workspace=workspace)
+    contrastive.check(drawn, temperature=0.005, workspace_bytes=workspace_bytes)
+    out = sweep(query, key, scale=1000.0, targets=torch.arange(300), columns=True, workspace_bytes=workspace_bytes)
     assert float(out.row_lse.detach().abs().max()) > 3000
     assert all(g.isfinite().all() for g in torch.autograd.grad(out.row_lse.sum() + out.column_lse.sum(), (query, key)))
 
@@ -151,12 +153,12 @@ def test_bad_numbers_come_out_as_nan(fused, bad, softcap):
         assert got.row_lse.isnan().sum() == 1
 
 
-@pytest.mark.parametrize("workspace", [0, 1 << 28])
-def test_same_bits_run_after_run(fused, workspace):
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
+def test_same_bits_run_after_run(fused, workspace_bytes):
     query, key = (torch.randn(520, 64).bfloat16().requires_grad_() for _ in range(2))
     runs = []
     for _ in range(2):
-        loss = info_nce(query, key, temperature=0.1, workspace=workspace)
+        loss = info_nce(query, key, temperature=0.1, workspace_bytes=workspace_bytes)
         runs.append((loss.detach(), *torch.autograd.grad(loss, (query, key))))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -164,7 +166,7 @@ def test_same_bits_run_after_run(fused, workspace):
 def test_a_second_backward_sees_the_same_scores(fused):
     """Kept scores are used up by the first; the second makes them again, rounded as they were."""
     query, key = ((torch.randn(700, 64) * 3).bfloat16().requires_grad_() for _ in range(2))
-    loss = info_nce(query, key, temperature=0.1, workspace=1 << 28)
+    loss = info_nce(query, key, temperature=0.1, workspace_bytes=1 << 28)
     first = torch.autograd.grad(loss, (query, key), retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, (query, key)), strict=True))
     assert fused["weigh"] == 2

@@ -24,11 +24,11 @@ ROWS, COLUMNS, WIDTH = 520, 1100, 72  # tiles are ragged, and rows need padding
 
 TARGETS, IDS, SCALE = torch.arange(ROWS), torch.arange(ROWS) // 2, torch.tensor(1.0, requires_grad=True)
 CALLS = {
-    "info_nce": lambda h, w: info_nce(h, w[:ROWS], workspace=0),
+    "info_nce": lambda h, w: info_nce(h, w[:ROWS], workspace_bytes=0),
     "info_nce_kept_ids": lambda h, w: info_nce(h, w[:ROWS], pair_ids=IDS, label_smoothing=0.1, logit_scale=SCALE),
-    "sigmoid_loss": lambda h, w: sigmoid_loss(h, w[:ROWS], logit_scale=SCALE, logit_bias=-SCALE, workspace=0),
+    "sigmoid_loss": lambda h, w: sigmoid_loss(h, w[:ROWS], logit_scale=SCALE, logit_bias=-SCALE, workspace_bytes=0),
     "linear_cross_entropy": lambda h, w: linear_cross_entropy(h, w, TARGETS, softcap=5.0, bias=torch.zeros(COLUMNS)),
-    "linear_kl": lambda h, w: linear_kl(h, w, h.detach(), w.detach(), kind="js"),
+    "linear_kl": lambda h, w: linear_kl(h, w, h.detach(), w.detach(), divergence="js"),
     "pair_scores": lambda h, w: pair_scores(h, w[:ROWS]).pmi.sum(),
 }
 

@@ -33,12 +33,14 @@ for _module, _names in CHOSEN.items():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("workspace", [0, 1 << 28])
-def test_several_chunks_in_the_real_compute_dtype(backend, dtype, workspace, monkeypatch):
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
+def test_several_chunks_in_the_real_compute_dtype(backend, dtype, workspace_bytes, monkeypatch):
     """Large enough for bfloat16 products, cut into chunks, with ragged tiles in both directions."""
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     drawn = Matrices(700, 700, 64, dtype, 0.3, False, 5)
-    test_contrastive.check(drawn, temperature=0.5, workspace=workspace, ids=True, label_smoothing=0.1, extra="shared")
+    test_contrastive.check(
+        drawn, temperature=0.5, workspace_bytes=workspace_bytes, ids=True, label_smoothing=0.1, extra="shared"
+    )
     test_likelihood.check(Matrices(530, 1500, 48, dtype, 0.6, False, 5), bias_spread=0.5)
 
 

@@ -40,14 +40,14 @@ CALLS = {
     "token_logprobs": lambda q, k: token_logprobs(q, k, targets_of(q), ignore_index=None).sum(),
     "linear_cross_entropy": lambda q, k: linear_cross_entropy(q, k, targets_of(q), ignore_index=None),
     "linear_kl": lambda q, k: linear_kl(q, k, q.detach(), k.detach()),
-    "info_nce": lambda q, k: info_nce(q, k, workspace=0),
+    "info_nce": lambda q, k: info_nce(q, k, workspace_bytes=0),
     "info_nce_kept": lambda q, k: info_nce(q, k, label_smoothing=0.1, negatives=k),
     "info_nce_scale": lambda q, k: info_nce(q, k, logit_scale=number()),
     "info_nce_scale_elsewhere": lambda q, k: info_nce(q, k, logit_scale=torch.ones(())),
     "sigmoid_loss": lambda q, k: sigmoid_loss(q, k, logit_scale=number(), logit_bias=number()),
     "pair_scores": lambda q, k: pair_scores(q, k).pmi.sum(),
     "row_logsumexp": lambda q, k: row_logsumexp(q, k).sum(),
-    "mutual_information": lambda q, k: mutual_information(q, k, workspace=0),
+    "mutual_information": lambda q, k: mutual_information(q, k, workspace_bytes=0),
     "mutual_information_bounds": lambda q, k: sum(mutual_information_bounds(q, k).values()),
 }
 

@@ -136,7 +136,7 @@ class WrappedForward:
             hidden / temperature if temperature != 1.0 else hidden,
             weight,
             pairs["targets"],
-            weights=by_token,
+            token_weights=by_token,
             bias=None if bias is None else bias / temperature,
             softcap=softcap,
             reduction="none",
