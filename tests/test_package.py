@@ -81,7 +81,7 @@ def test_the_sdist_holds_tests_docs_examples_and_bench(tmp_path):
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         held = {name.partition("/")[2] for name in opened.getnames()}
-    folders = ("tests", "docs", "examples", "bench", "csrc", "main_kernels", "python/main_align")
+    folders = ("tests", "docs", "examples", "bench", "tools", "csrc", "main_kernels", "python/main_align")
     made = (".pyc", ".so")
     there = {
         str(path.relative_to(ROOT))
