@@ -44,7 +44,7 @@ quick: setup ## run the tests without the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 bench: setup ## time every kernel against its peers
-	$(BIN)/python bench/kernels.py
+	$(BIN)/python -m bench.kernels
 
 clean: ## remove builds and results
 	rm -rf build dist $(OUT) *.egg-info main_kernels/*.so

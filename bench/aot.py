@@ -1,7 +1,7 @@
 """Every Triton kernel in every configuration that the backend launches, compiled ahead of time for three architectures:
 registers, spills, shared memory and matrix instructions, read from the machine code. Needs no GPU.
 
-    python bench/aot.py -o bench/results/aot.json
+    python -m bench.aot -o bench/results/aot.json
 
 The backend's own launchers are run, on tensors without memory and under a driver that pretends to be the device, with
 launching replaced by compiling: what is compiled is what would be launched, specialised as it would be.

@@ -1,8 +1,8 @@
 """Times the ops on a GPU beside bare products and the peers, and writes bench/results/<device>.json.
 
     bench/device.sh                                      # on a machine with a GPU: build, tests, sanitizers, and this
-    python bench/device.py                               # the timings alone
-    python bench/device.py --device cpu --smoke -o /tmp/smoke.json      # that nothing here breaks, without a GPU
+    python -m bench.device                               # the timings alone
+    python -m bench.device --device cpu --smoke -o /tmp/smoke.json      # that nothing here breaks, without a GPU
 
 Everything in a row is timed in turn, round after round, each round beginning with another contender, on the same
 inputs; the second-level cache is emptied before every sample, and samples are taken with CUDA events. A peer that is
@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import measure
-import rivals
 import torch
-from cases.case import DTYPES, Row
-from cases.device import CASES, DeviceCase
-from kernels import AGREEMENT, differing, warm_up
+
+from . import measure, peers
+from .cases.case import DTYPES, Row
+from .cases.device import CASES, DeviceCase
+from .kernels import AGREEMENT, differing, warm_up
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS, MOST_ROUNDS = 7, 30
@@ -241,7 +241,7 @@ def main() -> int:
     chosen = arguments()
     begin = time.perf_counter()
     if chosen.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("bench/device.py: no CUDA device (--device cpu --smoke runs without one)")
+        raise SystemExit("bench.device: no CUDA device (--device cpu --smoke runs without one)")
     torch.set_default_device(chosen.device)
     if chosen.smoke:
         torch.compiler.set_stance("force_eager")
@@ -249,7 +249,7 @@ def main() -> int:
     this = machine(chosen.device)
     report: dict[str, Any] = {
         "machine": this,
-        "rivals": rivals.versions((*rivals.ON_A_GPU, "open-clip-torch")),
+        "peers": peers.versions((*peers.ON_A_GPU, "open-clip-torch")),
         "smoke": chosen.smoke,
         "evidence": evidence(chosen.logs),
         "rows": [],

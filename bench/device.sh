@@ -40,7 +40,7 @@ step build 120 env MAIN_KERNELS_CUDA=1 "$python" setup.py build_ext --inplace
 parallel=()
 "$python" -c "import xdist" 2>/dev/null && parallel=(-n 12 --dist worksteal)
 # while the tests run: what the sanitizers will watch, without them, so that they find Triton's kernels compiled
-step sanitize 150 "$python" bench/sanitize.py &
+step sanitize 150 "$python" -m bench.sanitize &
 # one thread a worker; the session ends in time to say what it has seen
 step tests 215 env OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1 \
   "$python" -m pytest -q -p no:cacheprovider "${parallel[@]}" --junitxml "$logs/tests.xml" --durations 15 \
@@ -50,14 +50,14 @@ if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     # without torch's allocator between, every tensor has bounds of its own
     step "$tool" 75 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      --target-processes all "$python" bench/sanitize.py &
+      --target-processes all "$python" -m bench.sanitize &
   done
   wait
 else
   printf 'memcheck\tmissing\t0\nracecheck\tmissing\t0\n' >>"$logs/steps.tsv"
 fi
 left=$((520 - SECONDS)) # of nine minutes, some kept for writing
-step timings "$left" "$python" bench/device.py --logs "$logs" \
+step timings "$left" "$python" -m bench.device --logs "$logs" \
   --minutes "$(awk "BEGIN { print $left * 0.7 / 60 }")"
 cat "$logs/timings.log"
 find bench/results -name '*.json' -newer "$begun" -exec cp {} "$logs/" \;

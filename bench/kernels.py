@@ -1,12 +1,12 @@
 """Every op against bare matrix products of the same shape and against the peers that run on a CPU.
 
-    python bench/kernels.py -o bench/results/kernels.json
-    python bench/kernels.py --op info_nce sigmoid_loss --size small medium
-    python bench/tables.py bench/results/kernels.json           # the same tables as markdown
+    python -m bench.kernels -o bench/results/kernels.json
+    python -m bench.kernels --op info_nce sigmoid_loss --size small medium
+    python -m bench.tables bench/results/kernels.json           # the same tables as markdown
 
 A row is one op at one size in one dtype. Everything in it is timed in turn, round after round, and ratios are taken
 within the row: the floors (torch.mm into buffers made beforehand, whole or in chunks, whichever is faster), eager
-torch, torch.compile, the peers that are installed (bench/rivals.py says how) and ours. Peak memory is that of a fresh
+torch, torch.compile, the peers that are installed (bench/peers.py says how) and ours. Peak memory is that of a fresh
 process, over the inputs and the gradients. A contender that is missing, or fails, is written down with its reason.
 
 What the ratios mean is in bench/cases/: each case declares its shapes, floors and contenders, and the ratio that it
@@ -24,12 +24,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import rivals
-import tables
 import torch
-from cases import CASES, SIZES, Absent, Case, Row
-from measure import interleaved, machine, ratio, summary
-from peaks import Peaks
+
+from . import peers, tables
+from .cases import CASES, SIZES, Absent, Case, Row
+from .measure import interleaved, machine, ratio, summary
+from .peak_memory import Peaks
 
 SECONDS = 1.0  # of rounds at least: small shapes get more of them
 AGREEMENT = {"float32": 2e-3, "bfloat16": 5e-2}  # relative; peers round losses to bfloat16
@@ -172,7 +172,7 @@ def main() -> int:
     cases = [case for name, case in CASES.items() if not chosen.op or name in chosen.op]
     todo = [(case, size, dtype) for case in cases for size in sizes for dtype in case.dtypes(size)]
     this = machine()
-    report: dict[str, Any] = {"machine": this, "rivals": rivals.versions(), "rows": []}
+    report: dict[str, Any] = {"machine": this, "peers": peers.versions(), "rows": []}
     if chosen.out and chosen.out.exists():
         report["rows"] = json.loads(chosen.out.read_text())["rows"]
     measured: list[dict[str, Any]] = []

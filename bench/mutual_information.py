@@ -1,7 +1,7 @@
 """Every bound on mutual information against the truth, on correlated Gaussians with their optimal critic.
 
-    python bench/mutual_information.py                         # writes bench/results/mutual_information.{png,json}
-    python bench/mutual_information.py --sizes 256 --repeats 5  # a quick look
+    python -m bench.mutual_information                         # writes bench/results/mutual_information.{png,json}
+    python -m bench.mutual_information --sizes 256 --repeats 5  # a quick look
 
 What to see in the plot: InfoNCE follows the truth and bends at log N; DV and NWJ are right on average while I is small
 and scatter exponentially in I; SMILE buys its calm with a bias that stays; CLUB is above; JS is not in units of I, it
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gaussians import Gaussians
-from measure import machine
 
 from main_kernels import mutual_information, mutual_information_bounds
+
+from .gaussians import Gaussians
+from .measure import machine
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,6 +1,6 @@
 """Every kernel of the CUDA side once, on small ragged shapes, for compute-sanitizer to watch (bench/device.sh runs it):
 
-compute-sanitizer --tool memcheck python bench/sanitize.py
+compute-sanitizer --tool memcheck python -m bench.sanitize
 """
 
 from __future__ import annotations

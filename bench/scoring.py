@@ -1,6 +1,6 @@
 """Scoring speed and separation: our scorer, the bare backbone and the four-pass loop in one run.
 
-    python bench/scoring.py seed_tasks.jsonl -o bench/results/scoring.json
+    python -m bench.scoring seed_tasks.jsonl -o bench/results/scoring.json
 
 The three are timed in turn, round after round, so that what else the machine does meets all of
 them. `backbone` is the packed forward alone on the scorer's own packs, inputs prepared; `scorer`
@@ -28,7 +28,8 @@ from main_align.models.encoding import Layout
 from main_align.models.load import SMOLLM2, load
 from main_align.models.packed_attention import packing_arguments
 from main_align.scoring.scorer import PACK_TOKENS, Scorer
-from measure import machine
+
+from .measure import machine
 
 SEPARATED = ("pmi_forward", "pmi_reverse", "mutual", "semantic")
 

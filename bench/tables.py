@@ -1,9 +1,9 @@
 """What bench/kernels.py measured, as tables: nobody types a number by hand.
 
-    python bench/tables.py bench/results/kernels.json                  # markdown
-    python bench/tables.py bench/results/kernels.json --size large
-    python bench/tables.py bench/results/kernels.json --plain          # aligned text
-    python bench/tables.py bench/results/kernels.json --size large --into README.md
+    python -m bench.tables bench/results/kernels.json                  # markdown
+    python -m bench.tables bench/results/kernels.json --size large
+    python -m bench.tables bench/results/kernels.json --plain          # aligned text
+    python -m bench.tables bench/results/kernels.json --size large --into README.md
 
 --into writes the claims that have a target, between the two comments that mark the place in the file.
 
@@ -37,7 +37,7 @@ COLUMNS = [
     "peer",
 ]
 NONE = "–"
-MARKS = ("<!-- bench/tables.py writes from here -->", "<!-- to here -->")
+MARKS = ("<!-- bench.tables writes from here -->", "<!-- to here -->")
 
 
 def lines(row: Mapping[str, Any]) -> Iterable[list[str]]:
@@ -93,7 +93,7 @@ def sections(report: Mapping[str, Any]) -> Iterable[tuple[str, list[str], list[l
 
 def source(report: Mapping[str, Any]) -> str:
     """What ran where, in one sentence."""
-    of, peers = report["machine"], report["rivals"]
+    of, peers = report["machine"], report["peers"]
     versions = [f"{name} {version or 'not installed'}" for name, version in peers.items()]
     return (
         f"{of['threads']} threads of {of['cpu']} ({of['torch_cpu_capability']}), torch {of['versions']['torch']},"

@@ -6,7 +6,8 @@ For ratios to matrix products and to the peers use kernels.py, which interleaves
 from __future__ import annotations
 
 import pytest
-from cases import CASES, Absent, Case
+
+from .cases import CASES, Absent, Case
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

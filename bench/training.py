@@ -1,6 +1,6 @@
 """Training speed: a step of ours beside TRL's SFTTrainer, the same tokens, in one run.
 
-    python bench/training.py seed_tasks.jsonl -o bench/results/training.json
+    python -m bench.training seed_tasks.jsonl -o bench/results/training.json
 
 Contenders take turns, round after round, each a forward and a backward of one micro-batch with its own copy of the
 model (bfloat16 autocast, no gradient checkpointing, all weights trained). `backbone` is the packed forward and backward
@@ -27,9 +27,10 @@ from main_align.models.encoding import Directional, Encoded
 from main_align.models.load import SMOLLM2, load
 from main_align.models.packed_attention import packed_forward, packing_arguments
 from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
-from measure import interleaved, machine, peak_over, ratio, summary
-from scoring import read_seed_tasks
 from trl import SFTConfig, SFTTrainer
+
+from .measure import interleaved, machine, peak_over, ratio, summary
+from .scoring import read_seed_tasks
 
 NO_TERMS = {"semantic": 0.0, "intentional": 0.0, "structural": 0.0}
 OURS: dict[str, dict[str, Any]] = {
@@ -148,7 +149,7 @@ def main() -> None:
     samples = interleaved(steps, asked.rounds)
     peaks = {}
     for name in CONTENDERS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--peak", name]
+        command = [sys.executable, "-m", "bench.training", *sys.argv[1:], "--peak", name]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks[name] = float(run.stdout.split("peak")[-1])
     result = {

@@ -18,6 +18,8 @@ from torch import Tensor
 
 import main_kernels
 
+from ..peers import Absent
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZES = ("small", "medium", "large")
 CHUNK = 512
@@ -25,10 +27,6 @@ Phase = Literal["forward", "forward+backward"]
 Loss = Callable[[], Tensor]
 
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")  # of its own deprecated calls
-
-
-class Absent(Exception):
-    """This contender cannot run here, and why."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import rivals
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import peers
 from .case import Case, Claim, Row, op, unit
 
 TEMPERATURE, SMOOTHING = 0.07, 0.1
@@ -32,11 +32,11 @@ def info_nce(dtype: torch.dtype, n: int, d: int) -> Row:
     row.train("ours_recomputed", lambda: loss(query, key, temperature=TEMPERATURE, workspace_bytes=0))
     row.forward("ours_forward", lambda: loss(query, key, temperature=TEMPERATURE))
     row.dense(lambda: symmetric((query @ key.T).float() / TEMPERATURE))
-    row.train("open_clip", lambda: rivals.clip_loss()(query, key, 1 / TEMPERATURE))
-    row.train("sentence_transformers", lambda: rivals.ranking_loss(query, key, TEMPERATURE))
+    row.train("open_clip", lambda: peers.clip_loss()(query, key, 1 / TEMPERATURE))
+    row.train("sentence_transformers", lambda: peers.ranking_loss(query, key, TEMPERATURE))
 
     def cached() -> Tensor:  # its backward runs within; what is left for ours is nothing
-        return rivals.cached_ranking_step(query, key, TEMPERATURE).requires_grad_()
+        return peers.cached_ranking_step(query, key, TEMPERATURE).requires_grad_()
 
     row.train("sentence_transformers_cached", cached)
     return row
@@ -106,7 +106,7 @@ def sigmoid_loss(dtype: torch.dtype, n: int, d: int) -> Row:
         return -F.logsigmoid(labels * scores).sum() / n
 
     row.dense(dense)
-    row.train("open_clip", lambda: rivals.siglip_loss()(query, key, scale.exp().to(dtype), bias.to(dtype)))
+    row.train("open_clip", lambda: peers.siglip_loss()(query, key, scale.exp().to(dtype), bias.to(dtype)))
     return row
 
 

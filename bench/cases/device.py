@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import rivals
 import torch
 import torch.nn.functional as F
 
+from .. import peers
 from . import consistency, pooling
 from .case import Row, head, op, unit
 from .contrastive import TEMPERATURE, symmetric
@@ -44,9 +44,9 @@ def info_nce(dtype: torch.dtype, n: int, d: int) -> Row:
     row.train("ours_stored", lambda: loss(query, key, temperature=TEMPERATURE, workspace_bytes=ENOUGH))
     row.train("ours_recomputed", lambda: loss(query, key, temperature=TEMPERATURE, workspace_bytes=0))
     row.dense(lambda: symmetric((query @ key.T).float() / TEMPERATURE))
-    row.train("memeff", lambda: rivals.memeff_loss(query, key, TEMPERATURE))
-    row.train("inf_cl", lambda: rivals.inf_cl_loss(query, key, TEMPERATURE))
-    row.train("open_clip", lambda: rivals.clip_loss()(query, key, 1 / TEMPERATURE))
+    row.train("memeff", lambda: peers.memeff_loss(query, key, TEMPERATURE))
+    row.train("inf_cl", lambda: peers.inf_cl_loss(query, key, TEMPERATURE))
+    row.train("open_clip", lambda: peers.clip_loss()(query, key, 1 / TEMPERATURE))
     return row
 
 
@@ -60,14 +60,14 @@ def token_logprobs(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
     row.train("ours", lambda: logprobs(hidden, weight, targets, ignore_index=None).sum() / -t)
     row.train("ours_linear_cross_entropy", lambda: loss(hidden, weight, targets))
     row.dense(lambda: F.cross_entropy((hidden @ weight.T).float(), targets))
-    row.train("torch_linear_cross_entropy", lambda: rivals.torch_linear_cross_entropy()(hidden, weight, targets))
-    row.train("cut_cross_entropy", lambda: rivals.cut_cross_entropy("cce")(hidden, weight, targets))
-    row.train("liger", lambda: rivals.liger()(hidden, weight, targets))
-    row.train("liger_float32", lambda: rivals.liger(accum_dtype=torch.float32)(hidden, weight, targets))
-    row.train("liger_sm90", lambda: rivals.liger_sm90()(hidden, weight, targets))
-    row.train("quack", lambda: rivals.quack()(hidden, weight, targets))
+    row.train("torch_linear_cross_entropy", lambda: peers.torch_linear_cross_entropy()(hidden, weight, targets))
+    row.train("cut_cross_entropy", lambda: peers.cut_cross_entropy("cce")(hidden, weight, targets))
+    row.train("liger", lambda: peers.liger()(hidden, weight, targets))
+    row.train("liger_float32", lambda: peers.liger(accum_dtype=torch.float32)(hidden, weight, targets))
+    row.train("liger_sm90", lambda: peers.liger_sm90()(hidden, weight, targets))
+    row.train("quack", lambda: peers.quack()(hidden, weight, targets))
     # tuned, it would try every one of its configurations first
-    row.train("quack_logits", lambda: rivals.quack(use_scaled_exp=False, tuned=False)(hidden, weight, targets))
+    row.train("quack_logits", lambda: peers.quack(use_scaled_exp=False, tuned=False)(hidden, weight, targets))
     return row
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import rivals
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import peers
 from .case import Case, Claim, Row, head, op
 
 SMOOTHING, Z_LOSS = 0.1, 1e-4
@@ -37,7 +37,7 @@ def linear_cross_entropy(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
         return F.linear_cross_entropy(hidden, weight, targets, options=options)
 
     row.train("torch_linear_cross_entropy_chunked", chunked)
-    row.train("cut_cross_entropy", lambda: rivals.cut_cross_entropy()(hidden, weight, targets), compiled=True)
+    row.train("cut_cross_entropy", lambda: peers.cut_cross_entropy()(hidden, weight, targets), compiled=True)
     return row
 
 

@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from measures import Floats, Reading, likeness, semantic
 from numpy.typing import NDArray
-from shared import auc
+
+from ..scoring import auc
+from .measures import Floats, Reading, likeness, semantic
 
 KINDS = ("shuffled", "hard")
 

@@ -1,7 +1,7 @@
 """Arms against a plain one: differences of the same seed, and what resampling the held-out pairs makes of them.
 
 Two things can make a difference look real that is not: the seed (the adapter's first weights, the order of pairs) and
-which pairs happened to be held out. Seeds are compared pairwise, pairs are resampled jointly for both arms.
+which pairs happened to be held out. Seeds are compared pairwise, pairs are resampled jointly for both experiments.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from ledger import Run
-from measures import BETTER, summary
+
+from .measures import BETTER, summary
+from .results import Run
 
 RESAMPLINGS = 1000
 
 
 @dataclass(frozen=True)
 class Change:
-    """Mean difference to the plain arm, and the interval that holds 95% of the resamplings."""
+    """Mean difference to the plain experiment, and the interval that holds 95% of the resamplings."""
 
     mean: float
     low: float
@@ -29,23 +30,29 @@ class Change:
 
 @dataclass
 class Table:
-    """Runs by arm, the plain arm among them, and the changes that were worked out."""
+    """Runs by experiment, the plain experiment among them, and the changes that were worked out."""
 
     runs: dict[str, list[Run]]
     plain: str
     changes: dict[tuple[str, str], Change] = field(default_factory=dict)
 
-    def values(self, arm: str, metric: str) -> list[float]:
+    def values(self, experiment: str, metric: str) -> list[float]:
         """One a seed."""
-        return [run["metrics"][metric] for run in self.runs[arm]]
+        return [run["metrics"][metric] for run in self.runs[experiment]]
 
-    def change(self, arm: str, metric: str) -> Change:
-        return self.changes[arm, metric]
+    def change(self, experiment: str, metric: str) -> Change:
+        return self.changes[experiment, metric]
 
 
 def differences(runs: Sequence[Run], *, plain: str, metrics: Iterable[str]) -> Table:
-    """Every arm against `plain`, for seeds that both have."""
-    table = Table({arm: [r for r in runs if r["arm"] == arm] for arm in dict.fromkeys(r["arm"] for r in runs)}, plain)
+    """Every experiment against `plain`, for seeds that both have."""
+    table = Table(
+        {
+            experiment: [r for r in runs if r["experiment"] == experiment]
+            for experiment in dict.fromkeys(r["experiment"] for r in runs)
+        },
+        plain,
+    )
     references = {run["seed"]: run for run in table.runs[plain]}
     count = len(runs[0]["pairs"]["tokens"])
     samples = np.random.default_rng(0).integers(count, size=(RESAMPLINGS, count))
@@ -56,9 +63,9 @@ def differences(runs: Sequence[Run], *, plain: str, metrics: Iterable[str]) -> T
             drawn[id(run)] = [summary(run["pairs"], rows) for rows in samples]
         return drawn[id(run)]
 
-    for arm, own in table.runs.items():
+    for experiment, own in table.runs.items():
         shared = [(run, references[run["seed"]]) for run in own if run["seed"] in references]
-        if arm == plain or not shared:
+        if experiment == plain or not shared:
             continue
         for metric in metrics:
             by_seed = [run["metrics"][metric] - reference["metrics"][metric] for run, reference in shared]
@@ -69,7 +76,7 @@ def differences(runs: Sequence[Run], *, plain: str, metrics: Iterable[str]) -> T
             low, high = np.quantile(np.mean(by_sample, axis=0), (0.025, 0.975)).tolist()
             sign = 1 if statistics.fmean(by_seed) > 0 else -1
             sure = (low > 0 or high < 0) and all(value * sign > 0 for value in by_seed)
-            table.changes[arm, metric] = Change(
+            table.changes[experiment, metric] = Change(
                 statistics.fmean(by_seed), low, high, sign * BETTER[metric] if sure else 0
             )
     return table

@@ -18,9 +18,10 @@ from main_align.models.forward import Forward
 from main_align.scoring.batching import make_window
 from main_align.scoring.columns import likelihood_scores
 from numpy.typing import NDArray
-from shared import auc
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..scoring import auc
 
 Floats = NDArray[np.float64]
 TEMPERATURE = 0.07  # of the semantic score, as in the scorer

@@ -12,7 +12,8 @@ import numpy as np
 from main_align.data.pairs import Pair
 from main_align.models.encoding import Directional
 from numpy.typing import NDArray
-from shared import read_seed_tasks
+
+from ..scoring import read_seed_tasks
 
 
 def read(seed_tasks: Path, examples: Path | None) -> list[Pair]:

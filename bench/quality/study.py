@@ -1,11 +1,11 @@
 """Does mutual alignment help? The whole study, from the pairs to the pictures, in one command.
 
-    python bench/quality/study.py seed_tasks.jsonl                         # everything; goes on where it stopped
-    python bench/quality/study.py seed_tasks.jsonl --parts cleaning        # one part of it
-    python bench/quality/pages.py bench/results/quality.json               # only the pictures and the tables again
+    python -m bench.quality.study seed_tasks.jsonl                         # everything; goes on where it stopped
+    python -m bench.quality.study seed_tasks.jsonl --parts cleaning        # one part of it
+    python -m bench.quality.report bench/results/quality.json               # only the pictures and the tables again
 
     cleaning   which score finds the pairs whose responses were shuffled (no training)
-    arms       plain fine-tuning, each term alone, both directions, everything: held-out likelihoods and retrieval
+    terms      plain fine-tuning, each term alone, both directions, everything: held-out likelihoods and retrieval
     kept       fine-tuning on what each score keeps of a corrupted training set
 
 `seed_tasks.jsonl` is that of yizhongw/self-instruct; the examples beside it are this repository's. The nearest
@@ -27,24 +27,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import arms
-import cleaning
 import datasets
-import encoder
 import numpy as np
-import pages
 import torch
 import transformers
-from arms import Setting
-from ledger import Ledger
 from main_align.data.pairs import Pair
 from main_align.models.encoding import Directional
-from measures import held_out, read, summary
-from pairs import corruption, neighbours, short, split, swapped
-from pairs import read as read_pairs
-from shared import BENCH, machine
 
-PARTS = ("cleaning", "arms", "kept")
+from ..measure import machine
+from . import cleaning, encoder, experiments, report
+from .experiments import Setting
+from .measures import held_out, read, summary
+from .pairs import corruption, neighbours, short, split, swapped
+from .pairs import read as read_pairs
+from .results import ResultsFile
+
+BENCH = Path(__file__).parents[1]
+PARTS = ("cleaning", "terms", "kept")
 BASE = "untrained"
 KEPT = ("everything", "truth", "random", "mutual", "pmi_forward", "nll_y_given_x", "ifd")
 
@@ -54,7 +53,7 @@ class Unit:
     """One run of the study: what it is called in the results, and what does it."""
 
     part: str
-    arm: str
+    experiment: str
     seed: int
     do: Callable[[], dict[str, Any]]
 
@@ -73,7 +72,7 @@ class Study:
             options.layers,
             options.longest,
         )
-        self.base = arms.untrained(self.setting)
+        self.base = experiments.untrained(self.setting)
         found = read_pairs(options.seed_tasks, options.examples)
         fitting = short(found, Directional(self.base.tokenizer), options.longest)
         held = len(fitting) - options.train
@@ -83,7 +82,7 @@ class Study:
         self.dropped = len(found) - len(fitting)
         instructions = [pair.instruction for pair in (*self.train, *self.held)]
         self.outside = encoder.encode(instructions) if encoder.version() else None
-        self.ledger = Ledger(options.out, self.settings(), restart=options.restart)
+        self.results = ResultsFile(options.out, self.settings(), restart=options.restart)
 
     def settings(self) -> dict[str, Any]:
         """What results must share to stand in one file."""
@@ -105,11 +104,11 @@ class Study:
             for kind in cleaning.KINDS:
                 for seed in range(self.options.corruptions):
                     yield Unit("cleaning", kind, seed, lambda k=kind, s=seed: self.find_corrupted(k, s))
-        if "arms" in self.options.parts:
-            yield Unit("arms", BASE, 0, self.evaluate_base)
+        if "terms" in self.options.parts:
+            yield Unit("terms", BASE, 0, self.evaluate_base)
             for seed in seeds:
-                for arm in arms.ARMS:
-                    yield Unit("arms", arm, seed, lambda a=arm, s=seed: self.train_arm(a, s))
+                for experiment in experiments.EXPERIMENTS:
+                    yield Unit("terms", experiment, seed, lambda a=experiment, s=seed: self.train_experiment(a, s))
         if "kept" in self.options.parts:
             for seed in seeds:
                 for criterion in KEPT:
@@ -117,17 +116,17 @@ class Study:
 
     def run(self) -> None:
         here = machine()  # asked once: the code that runs is the one that was loaded
-        self.ledger.describe(machine=here | {"encoder": encoder.version()})
+        self.results.describe(machine=here | {"encoder": encoder.version()})
         every = list(self.units())
-        units = [unit for unit in every if self.ledger.find(unit.part, unit.arm, unit.seed) is None]
+        units = [unit for unit in every if self.results.find(unit.part, unit.experiment, unit.seed) is None]
         took: dict[str, list[float]] = {}
         for number, unit in enumerate(units, 1 + len(every) - len(units)):
-            _say(f"[{number}/{len(every)}] {unit.part}: {unit.arm}, seed {unit.seed}")
+            _say(f"[{number}/{len(every)}] {unit.part}: {unit.experiment}, seed {unit.seed}")
             start = time.perf_counter()
             result = unit.do()
             seconds = time.perf_counter() - start
-            facts = {"part": unit.part, "arm": unit.arm, "seed": unit.seed, "seconds": round(seconds, 1)}
-            self.ledger.add(facts | {"commit": here["commit"]} | result)
+            facts = {"part": unit.part, "experiment": unit.experiment, "seed": unit.seed, "seconds": round(seconds, 1)}
+            self.results.add(facts | {"commit": here["commit"]} | result)
             took.setdefault(unit.part, []).append(seconds)
             left = _left(units[units.index(unit) + 1 :], took)
             _say(f" {seconds:.0f} s; about {left / 60:.0f} min left\n")
@@ -137,8 +136,8 @@ class Study:
     def evaluate_base(self) -> dict[str, Any]:
         return self._held_out(self.base.model)
 
-    def train_arm(self, arm: str, seed: int) -> dict[str, Any]:
-        trained = arms.train(self.setting, arm, self.train, seed)
+    def train_experiment(self, experiment: str, seed: int) -> dict[str, Any]:
+        trained = experiments.train(self.setting, experiment, self.train, seed)
         return {"facts": trained.facts} | self._held_out(trained.model, trained.head)
 
     def find_corrupted(self, kind: str, seed: int) -> dict[str, Any]:
@@ -156,7 +155,7 @@ class Study:
         """Plain fine-tuning on what a criterion keeps; every criterion gets as many updates as `everything`."""
         kind = cleaning.KINDS[0]
         pairs = swapped(self.train, self._corruption(kind, seed))
-        found = self.ledger.find("cleaning", kind, seed) or {}
+        found = self.results.find("cleaning", kind, seed) or {}
         if not found:
             found = self.find_corrupted(kind, seed)
         corrupted = set(found["corrupted"])
@@ -168,7 +167,7 @@ class Study:
         good = goodness[criterion] if criterion in goodness else found["goodness"][criterion]
         rows = cleaning.kept(good, self.options.corrupted) if len(good) else list(range(len(pairs)))
         steps = int(self.setting.epochs * -(-len(pairs) // self.setting.batch))
-        trained = arms.train(self.setting, arms.PLAIN, [pairs[row] for row in rows], seed, steps)
+        trained = experiments.train(self.setting, experiments.PLAIN, [pairs[row] for row in rows], seed, steps)
         facts = trained.facts | {"pairs": len(rows), "corrupted_left": len(corrupted & set(rows))}
         return {"facts": facts} | self._held_out(trained.model)
 
@@ -251,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     Study(chosen).run()
-    pages.make(chosen.out, chosen.page or BENCH.parent / "docs" / "quality.md")
+    report.make(chosen.out, chosen.page or BENCH.parent / "docs" / "quality.md")
 
 
 if __name__ == "__main__":

@@ -16,19 +16,14 @@ from tests.align.tiny_models import cpu_only, tiny_model_folder
 
 pytest.importorskip("trl")
 pytest.importorskip("peft")
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "bench" / "quality"))
 
-import arms  # noqa: E402
-import cleaning  # noqa: E402
-import compare  # noqa: E402
-import ledger  # noqa: E402
-import measures  # noqa: E402
-import pairs  # noqa: E402
+from bench.quality import cleaning, compare, experiments, measures, pairs, results
+
+ROOT = Path(__file__).parents[2]
 
 
 def study(folder: Path, *options: str) -> str:
-    command = [sys.executable, str(ROOT / "bench" / "quality" / "study.py"), str(folder / "seeds.jsonl")]
+    command = [sys.executable, "-m", "bench.quality.study", str(folder / "seeds.jsonl")]
     small = {"--train": "8", "--batch": "4", "--epochs": "1", "--layers": "1", "--rank": "2", "--corruptions": "1"}
     paths = {"--model": folder / "tiny-llama", "-o": folder / "out.json", "--page": folder / "page.md"}
     given = [str(item) for pair in (small | paths).items() for item in pair]
@@ -49,22 +44,22 @@ def test_the_study_runs_and_resumes(tmp_path: Path) -> None:
     examples = ("--examples", str(tmp_path / "none.jsonl"))
 
     assert "[1/2] cleaning" in study(tmp_path, *examples, "--parts", "cleaning")
-    assert "[3/20] arms: untrained" in study(tmp_path, *examples)  # what is there is not done again
+    assert "[3/20] terms: untrained" in study(tmp_path, *examples)  # what is there is not done again
 
-    runs = {(run["part"], run["arm"]): run for run in json.loads((tmp_path / "out.json").read_text())["runs"]}
+    runs = {(run["part"], run["experiment"]): run for run in json.loads((tmp_path / "out.json").read_text())["runs"]}
     assert len(runs) == 20
     orders = {
         run["facts"]["order"]
-        for (_, arm), run in runs.items()
-        if arm in arms.ARMS and arms.REPEAT not in arms.ARMS[arm]
+        for (_, name), run in runs.items()
+        if name in experiments.EXPERIMENTS and experiments.REPEAT not in experiments.EXPERIMENTS[name]
     }
     assert len(orders) == 1  # the same pairs in the same order for every arm
-    assert runs["arms", "full"]["facts"]["tokens"] == runs["arms", "both"]["facts"]["tokens"]
-    assert runs["arms", "semantic"]["metrics"]["retrieval_xy_head"] >= 0
+    assert runs["terms", "full"]["facts"]["tokens"] == runs["terms", "both"]["facts"]["tokens"]
+    assert runs["terms", "semantic"]["metrics"]["retrieval_xy_head"] >= 0
     assert runs["kept", "truth"]["facts"]["corrupted_left"] == 0
     assert runs["kept", "mutual"]["facts"]["steps"] == runs["kept", "everything"]["facts"]["steps"]
     assert "| plain SFT |" in (tmp_path / "page.md").read_text()
-    assert {path.name for path in tmp_path.glob("*.png")} == {"out_arms.png", "out_cleaning.png", "out_kept.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"out_terms.png", "out_cleaning.png", "out_kept.png"}
 
 
 @pytest.mark.parametrize("hard", [False, True])
@@ -96,12 +91,12 @@ def test_semantic_is_the_scorers() -> None:
 
 
 def test_a_difference_needs_pairs_and_seeds_to_agree() -> None:
-    def run(arm: str, seed: int, forward: list[float]) -> ledger.Run:
+    def run(name: str, seed: int, forward: list[float]) -> results.Run:
         likelihoods = [[-value, -2.0, -2.0, -2.0] for value in forward]
         ones = [[1, 1]] * len(forward)
         same = {"semantic": [1.0] * 4, "semantic_hard": [0.0] * 4, "hit_xy": [1] * 4, "hit_yx": [1] * 4}
         kept = {"logp": likelihoods, "logp_hard": likelihoods, "tokens": ones, "tokens_hard": ones} | same
-        return {"arm": arm, "seed": seed, "pairs": kept, "metrics": measures.summary(kept)}
+        return {"experiment": name, "seed": seed, "pairs": kept, "metrics": measures.summary(kept)}
 
     plain = [run("sft", seed, [1.0, 2.0, 3.0, 4.0]) for seed in (0, 1)]
     better = [run("better", seed, [0.9, 1.8, 2.7, 3.9]) for seed in (0, 1)]
@@ -113,8 +108,8 @@ def test_a_difference_needs_pairs_and_seeds_to_agree() -> None:
 
 
 def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
-    first = ledger.Ledger(tmp_path / "r.json", {"rank": 2})
-    first.add({"part": "arms", "arm": "sft", "seed": 0})
-    assert ledger.Ledger(tmp_path / "r.json", {"rank": 2}).find("arms", "sft", 0)
+    first = results.ResultsFile(tmp_path / "r.json", {"rank": 2})
+    first.add({"part": "terms", "experiment": "sft", "seed": 0})
+    assert results.ResultsFile(tmp_path / "r.json", {"rank": 2}).find("terms", "sft", 0)
     with pytest.raises(SystemExit, match="rank"):
-        ledger.Ledger(tmp_path / "r.json", {"rank": 4})
+        results.ResultsFile(tmp_path / "r.json", {"rank": 4})

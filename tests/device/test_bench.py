@@ -21,7 +21,18 @@ def test_every_row_is_measured(tmp_path):
     (tmp_path / "tests.log").write_text("1 failed, 9 passed\n")
     (tmp_path / "tests.xml").write_text(COUNTS)
     out = tmp_path / "cpu.json"
-    command = [sys.executable, "bench/device.py", "--device", "cpu", "--smoke", "-o", str(out), "--logs", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.device",
+        "--device",
+        "cpu",
+        "--smoke",
+        "-o",
+        str(out),
+        "--logs",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text())
@@ -44,5 +55,5 @@ def test_the_script_is_bash():
 
 @pytest.mark.slow
 def test_what_the_sanitizers_watch_runs():
-    command = [sys.executable, "bench/sanitize.py", "--device", "cpu"]
+    command = [sys.executable, "-m", "bench.sanitize", "--device", "cpu"]
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True)

@@ -4,16 +4,14 @@ instructions of the architecture's own. A subset of what bench/aot.py compiles; 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "bench"))
+from bench import aot
 
-import aot  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 SHAPE = "bfloat16 8192x32768"
 PLAIN = (

@@ -1,6 +1,6 @@
 """What the study measured, as tables and pictures: nobody types a number by hand.
 
-    python bench/quality/pages.py bench/results/quality.json --into docs/quality.md
+    python -m bench.quality.report bench/results/quality.json --into docs/quality.md
 
 Writes the tables between the two comments that mark the place in the file, and the pictures beside the JSON.
 """
@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pictures
-from compare import RESAMPLINGS, Table, differences
-from ledger import Run, load
+from . import plots
+from .compare import RESAMPLINGS, Table, differences
+from .results import Run, load
 
-MARKS = ("<!-- bench/quality/pages.py writes from here -->", "<!-- to here -->")
+MARKS = ("<!-- bench.quality.report writes from here -->", "<!-- to here -->")
 NONE = "–"
 
 LABELS = {
@@ -57,10 +57,10 @@ def make(results: Path, page: Path) -> None:
     """Writes the pictures beside `results` and the tables into `page`."""
     head, runs = load(results)
     sections = []
-    by_part = {part: [run for run in runs if run["part"] == part] for part in ("arms", "cleaning", "kept")}
-    writers = {"arms": _arms, "cleaning": _cleaning, "kept": _kept}
+    by_part = {part: [run for run in runs if run["part"] == part] for part in ("terms", "cleaning", "kept")}
+    writers = {"terms": _terms, "cleaning": _cleaning, "kept": _kept}
     order = list(LABELS)
-    by_part["arms"].sort(key=lambda run: order.index(run["arm"]))  # they were added at different times
+    by_part["terms"].sort(key=lambda run: order.index(run["experiment"]))  # they were added at different times
     for part, own in by_part.items():
         if own:
             sections.append(writers[part](own, results))
@@ -80,23 +80,23 @@ def source(head: dict[str, Any], runs: Sequence[Run]) -> str:
     )
 
 
-def _arms(runs: Sequence[Run], results: Path) -> str:
+def _terms(runs: Sequence[Run], results: Path) -> str:
     table = differences(runs, plain="sft", metrics=METRICS)
-    pictures.arms(table, LABELS, METRICS, results.with_name(f"{results.stem}_arms.png"))
+    plots.terms(table, LABELS, METRICS, results.with_name(f"{results.stem}_terms.png"))
     plain = statistics.median(run["facts"]["cpu_s"] for run in table.runs["sft"])
     tokens = table.runs["sft"][0]["facts"]["tokens"]
-    absolute = [["arm", *METRICS.values(), "tokens read", "processor time"]]
-    for arm, own in table.runs.items():
+    absolute = [["experiment", *METRICS.values(), "tokens read", "processor time"]]
+    for experiment, own in table.runs.items():
         facts = own[0].get("facts")
         cost = [NONE, NONE]
         if facts:
             seconds = statistics.median(run["facts"]["cpu_s"] for run in own)
             cost = [f"{facts['tokens'] / tokens:.2f}×", f"{seconds / plain:.2f}×"]
-        absolute.append([_label(arm), *(_mean(table.values(arm, name)) for name in METRICS), *cost])
-    head = [["arm", *HEADS.values()]]
-    for arm, own in table.runs.items():
+        absolute.append([_label(experiment), *(_mean(table.values(experiment, name)) for name in METRICS), *cost])
+    head = [["experiment", *HEADS.values()]]
+    for experiment, own in table.runs.items():
         if all(name in own[0]["metrics"] for name in HEADS):
-            head.append([_label(arm), *(_mean(table.values(arm, name)) for name in HEADS)])
+            head.append([_label(experiment), *(_mean(table.values(experiment, name)) for name in HEADS)])
     seeds = len(table.runs["sft"])
     return "\n\n".join(
         [
@@ -112,46 +112,47 @@ def _arms(runs: Sequence[Run], results: Path) -> str:
 
 
 def _difference_rows(table: Table) -> list[list[str]]:
-    rows = [["arm", *METRICS.values()]]
-    for arm in table.runs:
-        if arm not in (table.plain, "untrained"):
-            rows.append([_label(arm), *(_difference(table, arm, name) for name in METRICS)])
+    rows = [["experiment", *METRICS.values()]]
+    for experiment in table.runs:
+        if experiment not in (table.plain, "untrained"):
+            rows.append([_label(experiment), *(_difference(table, experiment, name) for name in METRICS)])
     return rows
 
 
 def _cleaning(runs: Sequence[Run], results: Path) -> str:
-    pictures.cleaning(runs, SCORES, results.with_name(f"{results.stem}_cleaning.png"))
-    kinds = list(dict.fromkeys(run["arm"] for run in runs))
+    plots.cleaning(runs, SCORES, results.with_name(f"{results.stem}_cleaning.png"))
+    kinds = list(dict.fromkeys(run["experiment"] for run in runs))
     titles = {"auc": "AUC", "found": "found", "average_precision": "average precision"}
     rows = [["score", *(f"{kind}: {title}" for kind in kinds for title in titles.values())]]
     for name in runs[0]["metrics"]:
         cells = [
-            _mean([run["metrics"][name][metric] for run in runs if run["arm"] == kind])
+            _mean([run["metrics"][name][metric] for run in runs if run["experiment"] == kind])
             for kind in kinds
             for metric in titles
         ]
         rows.append([SCORES.get(name, f"`{name}`"), *cells])
     flagged = len(runs[0]["corrupted"])
+    seeds = sum(run["experiment"] == kinds[0] for run in runs)
     return (
         f"**Finding {flagged} pairs of {len(runs[0]['goodness']['mutual'])} that got another's response**, mean ±"
-        f" standard deviation of {sum(run['arm'] == kinds[0] for run in runs)} corruptions; *found* is precision and"
+        f" standard deviation of {seeds} corruptions; *found* is precision and"
         f" recall at once, {flagged} being flagged\n\n{_markdown(rows)}"
     )
 
 
 def _kept(runs: Sequence[Run], results: Path) -> str:
     table = differences(runs, plain="everything", metrics=METRICS)
-    pictures.kept(table, LABELS, METRICS, results.with_name(f"{results.stem}_kept.png"))
+    plots.kept(table, LABELS, METRICS, results.with_name(f"{results.stem}_kept.png"))
     against = differences(runs, plain="mutual", metrics=["nll_forward"])
     chosen = ["nll_forward", "nll_reverse", "auc_mutual"]
     changes = [f"{METRICS[chosen[0]]}, against {name}" for name in ("everything", "`mutual`")]
     rows = [["trained on", "pairs", "corrupted", "tokens of y read", *(METRICS[name] for name in chosen), *changes]]
-    for arm, own in table.runs.items():
+    for experiment, own in table.runs.items():
         facts = [run["facts"] for run in own]
         counts = [_mean([fact[name] for fact in facts], 0) for name in ("corrupted_left", "tokens_scored")]
-        means = [_mean(table.values(arm, name)) for name in chosen]
-        both = [NONE if arm == t.plain else _difference(t, arm, chosen[0]) for t in (table, against)]
-        rows.append([_label(arm), str(facts[0]["pairs"]), *counts, *means, *both])
+        means = [_mean(table.values(experiment, name)) for name in chosen]
+        both = [NONE if experiment == t.plain else _difference(t, experiment, chosen[0]) for t in (table, against)]
+        rows.append([_label(experiment), str(facts[0]["pairs"]), *counts, *means, *both])
     return f"**Plain SFT on what each score keeps**, equal numbers of updates\n\n{_markdown(rows)}"
 
 
@@ -164,8 +165,8 @@ def _mean(values: Sequence[float], digits: int = 3) -> str:
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
-def _difference(table: Table, arm: str, metric: str) -> str:
-    change = table.change(arm, metric)
+def _difference(table: Table, experiment: str, metric: str) -> str:
+    change = table.change(experiment, metric)
     mark = {1: " ▲", -1: " ▼", 0: ""}[change.verdict]
     return f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]{mark}"
 

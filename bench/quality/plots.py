@@ -11,19 +11,24 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-from compare import Table
-from ledger import Run
 from matplotlib import pyplot
-from measures import BETTER
+
+from .compare import Table
+from .measures import BETTER
+from .results import Run
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b6fb6", "#e08a3c", "#3a9a5b", "#c0443c", "#8a8a8a"
 UNTRAINED = "untrained"
 VERDICT = {1: GREEN, -1: RED, 0: GREY}
 
 
-def arms(table: Table, labels: Mapping[str, str], metrics: Mapping[str, str], path: Path) -> None:
-    """A panel a metric, a row an arm; green where an arm beats plain SFT for sure, red where it loses."""
-    seconds = {arm: [run["facts"]["cpu_s"] for run in own] for arm, own in table.runs.items() if "facts" in own[0]}
+def terms(table: Table, labels: Mapping[str, str], metrics: Mapping[str, str], path: Path) -> None:
+    """A panel a metric, a row an experiment; green where an experiment beats plain SFT for sure, red where it loses."""
+    seconds = {
+        experiment: [run["facts"]["cpu_s"] for run in own]
+        for experiment, own in table.runs.items()
+        if "facts" in own[0]
+    }
     panels = [*metrics, "seconds"]
     names = [name for name in table.runs if name != UNTRAINED]  # its likelihoods would flatten everything else
     figure, axes = pyplot.subplots(2, 4, figsize=(15, 8.4), sharey=True, layout="constrained")
@@ -72,9 +77,9 @@ def _panel(
 
 def cleaning(runs: Sequence[Run], labels: Mapping[str, str], path: Path) -> None:
     """How many of the corrupted pairs each score finds, precision against recall, and the scores themselves."""
-    kinds = list(dict.fromkeys(run["arm"] for run in runs))
+    kinds = list(dict.fromkeys(run["experiment"] for run in runs))
     colors = dict(zip(kinds, (BLUE, ORANGE), strict=False))
-    own = {kind: [run for run in runs if run["arm"] == kind] for kind in kinds}
+    own = {kind: [run for run in runs if run["experiment"] == kind] for kind in kinds}
     names = sorted(runs[0]["metrics"], key=lambda n: -statistics.fmean(r["metrics"][n]["auc"] for r in own[kinds[0]]))
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.8), layout="constrained", width_ratios=(1.25, 1, 1))
     for shift, kind in zip((-0.16, 0.16), kinds, strict=False):

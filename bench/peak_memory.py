@@ -14,12 +14,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 
-import rivals
-from cases import CASES
-from measure import peak_over
+from . import peers
+from .cases import CASES
+from .measure import peak_over
 
 SETTINGS = {
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of compilers in every fork
@@ -33,7 +32,7 @@ class Peaks:
     """``with Peaks() as peaks: peaks.of(...)``: megabytes over the inputs and the gradients, None where it failed."""
 
     def __enter__(self) -> Peaks:
-        command = [sys.executable, str(Path(__file__).resolve())]
+        command = [sys.executable, "-m", "bench.peak_memory"]
         pipe = subprocess.PIPE
         environment = {**os.environ, **SETTINGS}
         self.server = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True)
@@ -70,7 +69,7 @@ def measure(case: str, dtype: str, shape: Mapping[str, int], contender: str) -> 
 def serve() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # what peers print goes to stderr
-    rivals.preload()
+    peers.preload()
     importlib.import_module("torch._inductor.compile_fx")
     for line in iter(sys.stdin.readline, ""):
         read, write = os.pipe()

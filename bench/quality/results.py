@@ -14,8 +14,8 @@ from typing import Any
 Run = dict[str, Any]
 
 
-class Ledger:
-    """The runs in `path`, each with a part, an arm and a seed, and what holds for all of them."""
+class ResultsFile:
+    """The runs in `path`, each with a part, an experiment and a seed, and what holds for all of them."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, restart: bool = False) -> None:
         self.path = path
@@ -28,8 +28,8 @@ class Ledger:
                 differing = ", ".join(sorted(k for k in old | new if old.get(k) != new.get(k)))
                 raise SystemExit(f"{path}: made with other settings ({differing}); use --restart or another -o")
 
-    def find(self, part: str, arm: str, seed: int) -> Run | None:
-        own = (run for run in self.runs if (run["part"], run["arm"], run["seed"]) == (part, arm, seed))
+    def find(self, part: str, experiment: str, seed: int) -> Run | None:
+        own = (run for run in self.runs if (run["part"], run["experiment"], run["seed"]) == (part, experiment, seed))
         return next(own, None)
 
     def describe(self, **facts: Any) -> None:

@@ -1,9 +1,9 @@
 """The peers. Each is imported when it is first called, and where it cannot be it says ``Absent`` and why. None is a
 dependency. To have those that run on a CPU for the benchmarks alone:
 
-    pip install --no-deps --target RIVALS sentence-transformers open-clip-torch cut-cross-entropy
-    pip install --no-deps --target RIVALS scipy scikit-learn joblib threadpoolctl cloudpickle narwhals
-    PYTHONPATH=RIVALS python bench/kernels.py
+    pip install --no-deps --target PEERS sentence-transformers open-clip-torch cut-cross-entropy
+    pip install --no-deps --target PEERS scipy scikit-learn joblib threadpoolctl cloudpickle narwhals
+    PYTHONPATH=PEERS python -m bench.kernels
 
 docs/gpu.md says how those that need a GPU come along.
 """
@@ -19,12 +19,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from cases.case import Absent
 from torch import Tensor
 
 ON_A_GPU = ("liger-kernel", "cut-cross-entropy", "memeff", "inf-cl", "quack-kernels", "nvidia-cutlass-dsl")
 PACKAGES = ("sentence-transformers", "open-clip-torch", "cut-cross-entropy")
 MINI_BATCH = 512  # rows of scores at a time of the cached loss, as many as a chunk of the floors has
+
+
+class Absent(Exception):
+    """This contender cannot run here; the message says why."""
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
@@ -39,9 +42,9 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
 
 def preload() -> None:
     """Import what can be imported."""
-    for rival in (_open_clip, _sentence_transformers, cut_cross_entropy):
+    for peer in (_open_clip, _sentence_transformers, cut_cross_entropy):
         try:
-            rival()
+            peer()
         except Absent:
             continue
 

@@ -1,7 +1,7 @@
-"""The arms of the comparison, and how one of them is trained.
+"""EXPERIMENTS, the loss terms that the study compares, and `train`, which fine-tunes one of them.
 
-An arm is a choice of loss terms; the model, the adapter's first weights, the pairs and their order are the same for all
-arms of one seed. Every term of alignment weighs 0.1, chosen before anything was run.
+All experiments of one seed share the model, the initial adapter weights, the pairs and their order. Every alignment
+term has weight 0.1, chosen before the first run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_TERMS = {"forward": 1.0, "reverse": 0.0, "semantic": 0.0, "intentional": 0.0,
 
 PLAIN = "sft"
 REPEAT = "repeat"  # times the epochs: as much work as both directions take
-ARMS: dict[str, dict[str, Any]] = {
+EXPERIMENTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "sft_twice": {REPEAT: 2},
     "both": {"directions": "both", "reverse": 1.0},
@@ -57,7 +57,7 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 @dataclass(frozen=True)
 class Setting:
-    """How every arm is trained. LoRA sits on the `layers` uppermost layers, so that no gradient goes below them."""
+    """Training settings of every experiment. LoRA adapts the top `layers` layers only, so gradients stop there."""
 
     model: str
     epochs: float
@@ -82,9 +82,9 @@ def untrained(setting: Setting) -> LoadedModel:
     return load(setting.model, dtype=torch.bfloat16)
 
 
-def train(setting: Setting, arm: str, pairs: Sequence[Pair], seed: int, steps: int = -1) -> Trained:
-    """Trains one arm on `pairs`; `steps` fixes the number of updates instead of the epochs."""
-    terms = {"directions": "forward"} | NO_TERMS | ARMS[arm]
+def train(setting: Setting, experiment: str, pairs: Sequence[Pair], seed: int, steps: int = -1) -> Trained:
+    """Trains one experiment on `pairs`; `steps` fixes the number of updates instead of the epochs."""
+    terms = {"directions": "forward"} | NO_TERMS | EXPERIMENTS[experiment]
     repeat = terms.pop(REPEAT, 1)
     loaded = untrained(setting)
     layers = int(loaded.model.config.num_hidden_layers)

@@ -1,0 +1,1 @@
+"""Benchmarks and studies; run each with ``python -m bench.NAME`` from the repository root."""

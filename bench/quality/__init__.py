@@ -1,0 +1,1 @@
+"""Study: does mutual alignment help? Run it with ``python -m bench.quality.study``."""
