@@ -12,14 +12,7 @@ from .errors import UserError
 
 Floats = NDArray[np.float64]
 
-PANELS: Mapping[str, str] = {
-    "mutual": "nats per √token, both directions",
-    "pmi_forward": "nats per token of the response",
-    "pmi_reverse": "nats per token of the instruction",
-    "semantic": "nats",
-    "structural": "no unit, 0 is best",
-    "ifd": "ratio of mean losses",
-}
+ACROSS = 3  # panels in a row of the picture
 BLUE, ORANGE, GREY = "#3b6fb6", "#e08a3c", "#444444"
 
 
@@ -27,6 +20,7 @@ def plot_scores(
     path: str | Path,
     columns: Mapping[str, Floats],
     *,
+    panels: Mapping[str, str],
     title: str,
     threshold: tuple[str, float] | None = None,
     aligned: Floats | None = None,
@@ -36,6 +30,7 @@ def plot_scores(
     Args:
         path: .png, .svg or .pdf.
         columns: float64[N] each, NaN where there is no score.
+        panels: the columns that are drawn, in order, and the label of their axis.
         threshold: a column and the value up to which its rows were kept, drawn as a line.
         aligned: float64[N] of 1, 0 and NaN: the input's own mark, shown as two colours.
     """
@@ -46,10 +41,15 @@ def plot_scores(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
-    for axis, name in zip(axes.flat, _panels(threshold), strict=True):
+    names = _panels(panels, threshold)
+    down = -(-len(names) // ACROSS)
+    figure, axes = pyplot.subplots(down, ACROSS, figsize=(12, 3.2 * down), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names, strict=False):
         values = columns.get(name, np.zeros(0))
         limit = threshold[1] if threshold and threshold[0] == name else None
+        axis.set_xlabel(panels.get(name, ""), fontsize=9)
         _panel(axis, name, values, aligned, limit)
     figure.suptitle(title, fontsize=13, x=0.01, ha="left")
     handles = {label: h for ax in axes.flat for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -67,8 +67,8 @@ def check_plot(path: Path) -> None:
         raise UserError(f"--plot {path}: the folder {path.parent} does not exist; create it first")
 
 
-def _panels(threshold: tuple[str, float] | None) -> list[str]:
-    names = list(PANELS)
+def _panels(panels: Mapping[str, str], threshold: tuple[str, float] | None) -> list[str]:
+    names = list(panels)
     if threshold and threshold[0] not in names:
         names[-1] = threshold[0]
     return names
@@ -77,7 +77,6 @@ def _panels(threshold: tuple[str, float] | None) -> list[str]:
 def _panel(axis, name, values, aligned, limit) -> None:  # type: ignore[no-untyped-def]
     known = np.isfinite(values)
     axis.set_title(name, loc="left", fontsize=11)
-    axis.set_xlabel(PANELS.get(name, ""), fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
     if not known.any():

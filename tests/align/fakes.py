@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from main_align.data.pairs import SCORED, Pair
 from main_align.scoring.batching import Pack, Window
+from main_align.scoring.columns import TOKEN_SCORES
 from main_align.scoring.results import PackResult
 
 WIDTH = 8
@@ -39,7 +40,8 @@ class FakeScorer:
             np.array([len(text) if s in SCORED else 0 for text, s in zip(side, status, strict=True)])
             for side in ([p.instruction for p in pairs], [p.response for p in pairs])
         ]
-        window = Window(pairs, status, reason, [None] * len(pairs), *tokens, np.full(len(pairs), np.nan))
+        token_scores = {name: np.full(len(pairs), np.nan) for name in TOKEN_SCORES}
+        window = Window(pairs, status, reason, [None] * len(pairs), *tokens, token_scores)
         window.packs = [
             Pack(tuple(rows[start : start + self.per_pack]), 10) for start in range(0, len(rows), self.per_pack)
         ]

@@ -63,6 +63,7 @@ def filter(
 
     from ..filtering.filter import filter_scores
     from ..plots import check_plot, plot_scores
+    from ..scoring.columns import PANELS
     from .progress_bar import ProgressBar
     from .summary import filter_summary
 
@@ -78,5 +79,5 @@ def filter(
     if plot:
         threshold = (result.by, result.threshold) if result.threshold is not None else None
         title = f"{scores.name}, {int(result.kept.sum()):,} rows kept by {result.by}"
-        plot_scores(plot, result.table.columns, title=title, threshold=threshold, aligned=result.aligned)
+        plot_scores(plot, result.table.columns, panels=PANELS, title=title, threshold=threshold, aligned=result.aligned)
         console.print(f"histograms: {plot}", highlight=False, markup=False)

@@ -168,6 +168,7 @@ def _show(manifest: dict[str, Any], source: Source, out: Path, plot: Path | None
     from ..data.pairs import SCORED
     from ..errors import UserError
     from ..plots import plot_scores
+    from ..scoring.columns import PANELS
     from ..scoring.score_file import read_columns
     from .progress_bar import clock
     from .summary import score_summary, status_table
@@ -187,5 +188,5 @@ def _show(manifest: dict[str, Any], source: Source, out: Path, plot: Path | None
     )
     if plot:
         title = f"{Path(source.name).name} scored with {manifest['settings']['scorer']['model']}"
-        plot_scores(plot, columns, title=title, aligned=read_aligned(source))
+        plot_scores(plot, columns, panels=PANELS, title=title, aligned=read_aligned(source))
         console.print(f"histograms: {plot}", highlight=False, markup=False)

@@ -12,18 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.pairs import STATUSES
-from ..scoring.columns import (
-    lower_is_better,
-)
+from ..scoring.columns import SCORES, lower_is_better
 
 if TYPE_CHECKING:
     from ..filtering.filter import Filtered
 
 Floats = NDArray[np.float64]
 
-MAIN_SCORES = ("mutual", "pmi_forward", "pmi_reverse", "semantic")
-OTHER_SCORES = ("structural", "ifd", "r_ifd", "duality_gap", "copy_overlap")
-LIKELIHOODS = ("nll_y_given_x", "nll_y", "nll_x_given_y", "nll_x")
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BAR_WIDTH = 40
 
@@ -45,7 +40,7 @@ def score_summary(columns: Mapping[str, Floats]) -> RenderableType:
     for name in ("score", "p10", "median", "p90"):
         table.add_column(name, justify="left" if name == "score" else "right")
     table.add_column("lowest ... highest")
-    for name in (*MAIN_SCORES, *OTHER_SCORES, *LIKELIHOODS):
+    for name in SCORES:
         values = _finite(columns.get(name))
         if len(values):
             table.add_row(name, *_quantiles(values), _spark(values))
@@ -111,7 +106,7 @@ def _kept_and_dropped(done: Filtered) -> RenderableType:
     for group in ("kept", "dropped"):
         for quantile in ("p10", "median", "p90"):
             table.add_column(f"{group}\n{quantile}", justify="right")
-    names = dict.fromkeys((done.by, *MAIN_SCORES, *OTHER_SCORES, *LIKELIHOODS))
+    names = dict.fromkeys((done.by, *SCORES))
     for name in (name for name in names if name in done.table.columns):
         values = done.table.columns[name]
         cells = [_quantiles(_finite(values[mine])) for mine in (done.kept, ~done.kept)]

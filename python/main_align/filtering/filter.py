@@ -19,17 +19,11 @@ from ..data.sources.source import Source
 from ..data.sources.stdin import STDIN
 from ..data.write import check_ending
 from ..errors import UserError
-from ..scoring.columns import (
-    lower_is_better,
-)
+from ..scoring.columns import ALIASES, lower_is_better
 from ..scoring.manifest import manifest_path, read_manifest
 from ..scoring.score_file import ScoreTable, read_columns
 from .join import Join, write_kept, write_kept_scores
-from .rules import (
-    ALIASES,
-    Rule,
-    select,
-)
+from .rules import Rule, select
 
 
 @dataclass(frozen=True, slots=True)

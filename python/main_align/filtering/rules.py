@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +10,6 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..scoring.columns import lower_is_better
-
-ALIASES: Mapping[str, str] = {"forward_nll": "nll_y_given_x", "reverse_nll": "nll_x_given_y"}
 
 
 @dataclass(frozen=True, slots=True)

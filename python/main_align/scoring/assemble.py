@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..data.journal import Journal, Record
 from ..data.pairs import SCORED
-from .columns import score_rows
+from .columns import TOKEN_SCORES, score_rows
 
 if TYPE_CHECKING:
     from .bank import Bank
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .results import PackResult
     from .scorer import Scorer
 
-ROW_ARRAYS = ("tokens_x", "tokens_y", "copy_overlap")  # [n] of a window
 PACK_ARRAYS = ("rows", "logp", "embed_x", "embed_y")  # of a pack, see results.py
 
 
@@ -37,7 +36,7 @@ def window_record(index: int, window: Window) -> Record:
         "status": list(window.status),
         "reason": list(window.reason),
     }
-    return header, {name: getattr(window, name) for name in ROW_ARRAYS}
+    return header, {"tokens_x": window.tokens_x, "tokens_y": window.tokens_y} | window.token_scores
 
 
 def pack_record(index: int, number: int, result: PackResult) -> Record:
@@ -99,27 +98,29 @@ def _assemble(group: list[Record]) -> StoredWindow:
 
 def finished_rows(journal: Journal, scorer: Scorer) -> Iterator[dict[str, Any]]:
     """The rows of OUT in input order, from a complete journal."""
-    from .bank import Bank
+    from .bank import Bank, BankScores
 
     chosen = Bank.choose(_count_scored(journal), scorer.bank, scorer.seed)
     bank = _gather(journal, scorer, chosen) if len(chosen) else None
     before = 0
     for window in stored_windows(journal):
         n = len(window.logp)
-        semantic, structural = np.full((2, n), np.nan)
+        scores = {name: window.rows[name] for name in TOKEN_SCORES}
+        scores |= {name: np.full(n, np.nan) for name in BankScores._fields}
         if bank is not None and len(window.scored):
             member = _places(chosen, before, len(window.scored))
-            scores = bank.score(window.embed_x, window.embed_y, member)
-            semantic[window.scored], structural[window.scored] = scores
+            against_bank = bank.score(window.embed_x, window.embed_y, member)
+            for name, values in against_bank._asdict().items():
+                scores[name][window.scored] = values
         before += len(window.scored)
         yield from score_rows(
             ids=window.header["ids"],
             status=window.header["status"],
             reason=window.header["reason"],
+            tokens_x=window.rows["tokens_x"],
+            tokens_y=window.rows["tokens_y"],
             logp=window.logp,
-            semantic=semantic,
-            structural=structural,
-            **window.rows,
+            scores=scores,
         )
 
 

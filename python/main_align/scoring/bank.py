@@ -6,6 +6,8 @@ score needs only the log-sum-exps of rows, the structural one only three D x D m
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,6 +16,13 @@ from torch import Tensor
 from main_kernels import row_logsumexp
 
 Floats32 = NDArray[np.float32]
+
+
+class BankScores(NamedTuple):
+    """The scores of n pairs against the bank, float64[n] each; the fields are columns of `columns.COLUMNS`."""
+
+    semantic: NDArray[np.float64]
+    structural: NDArray[np.float64]
 
 
 class Bank:
@@ -57,9 +66,7 @@ class Bank:
         sample = np.random.default_rng(seed).choice(n_scored, size, replace=False)
         return np.sort(sample).astype(np.int64)
 
-    def score(
-        self, embed_x: Floats32, embed_y: Floats32, member: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def score(self, embed_x: Floats32, embed_y: Floats32, member: NDArray[np.int64]) -> BankScores:
         """(semantic, structural) of n pairs, float64[n] each.
 
         `member` is int64[n]: the pair's place in the bank, or -1. A pair outside the bank joins
@@ -77,7 +84,7 @@ class Bank:
         row, column = (torch.where(outside, torch.logaddexp(r, own), r) for r in (row, column))
         semantic = partition.log() + own - (row + column) / 2
         structural = -self._consistency(query, key) / partition
-        return semantic.cpu().numpy(), structural.cpu().numpy()
+        return BankScores(semantic.cpu().numpy(), structural.cpu().numpy())
 
     def _consistency(self, query: Tensor, key: Tensor) -> Tensor:
         """sum_j (q_i.q_j - k_i.k_j)^2 over the bank, float64[n].

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..data.pairs import SCORED, Pair
 from ..models.encoding import Directional, Encoded, shortened
-from .columns import copy_overlap
+from .columns import TOKEN_SCORES, token_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Window:
     encoded: list[Encoded | None]  # None where the row cannot be scored
     tokens_x: NDArray[np.int64]  # [n]; 0 where the row cannot be scored
     tokens_y: NDArray[np.int64]  # [n]
-    copy_overlap: NDArray[np.float64]  # [n]; NaN where y has no 6-gram or the row is not scored
+    token_scores: dict[str, NDArray[np.float64]]  # [n] each; NaN if the row has no value or cannot be scored
     packs: list[Pack] = field(default_factory=list)
 
 
@@ -60,7 +60,7 @@ def make_window(
         encoded=[None] * n,
         tokens_x=np.zeros(n, np.int64),
         tokens_y=np.zeros(n, np.int64),
-        copy_overlap=np.full(n, np.nan),
+        token_scores={name: np.full(n, np.nan) for name in TOKEN_SCORES},
     )
     for row, pair in enumerate(pairs):
         if pair.status in SCORED:
@@ -84,7 +84,8 @@ def make_window(
             continue
         window.encoded[row] = fitted
         window.tokens_x[row], window.tokens_y[row] = directional.tokens(fitted)
-        window.copy_overlap[row] = copy_overlap(fitted.x, fitted.y)
+        for name, value in token_scores(fitted.x, fitted.y).items():
+            window.token_scores[name][row] = value
         lengths[row] = sum(len(layout.ids) for layout in directional.layouts(fitted))
     window.packs = fill_packs(lengths, pack_tokens)
     return window

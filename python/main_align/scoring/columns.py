@@ -1,44 +1,91 @@
-"""The score columns: their definitions, and how they follow from four summed log-probabilities.
+"""COLUMNS: every column of a score file with its definition, its better direction and its formula.
 
-Everything is float64 and in nats (natural logarithms).
+To add a score, add one `Column` with its formula to the list below. The file types, the filter's directions, the
+summaries, the plots, the journal and docs/scoring.md are derived from this list. All numbers are float64; logarithms
+are natural, so likelihoods are in nats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from ..errors import UserError
 
-COLUMNS: dict[str, str] = {
-    "id": "the row's own id, or its line number where it has none",
-    "nll_y_given_x": "-log p(y|x) / |y|, nats per token",
-    "nll_y": "-log p(y) / |y|, nats per token",
-    "nll_x_given_y": "-log p(x|y) / |x|, nats per token",
-    "nll_x": "-log p(x) / |x|, nats per token",
-    "tokens_x": "|x|, tokens of the instruction scored, its end-of-turn token included",
-    "tokens_y": "|y|, tokens of the response scored, its end-of-turn token included",
-    "pmi_forward": "nll_y - nll_y_given_x, nats per token",
-    "pmi_reverse": "nll_x - nll_x_given_y, nats per token",
-    "mutual": "(|y| pmi_forward + |x| pmi_reverse) / (2 sqrt(|x|+|y|)), nats per sqrt(token)",
-    "ifd": "nll_y_given_x / nll_y, a ratio of mean losses (not of perplexities)",
-    "r_ifd": "nll_x_given_y / nll_x, a ratio of mean losses (not of perplexities)",
-    "duality_gap": "|log p(x) + log p(y|x) - log p(y) - log p(x|y)| / (|x|+|y|), nats per token",
-    "copy_overlap": "share of y's token 6-grams that occur in x; null where y is under 6 tokens",
-    "semantic": "log N + S_ii - (row LSE + column LSE) / 2 over a bank of N pairs, nats, <= log N",
-    "structural": "-mean_j (q_i.q_j - k_i.k_j)^2 over the bank, no unit; 0 is best",
-    "status": "ok or truncated where the row was scored, else why it was not",
-    "reason": "one sentence on the status, naming the line; empty for ok",
-}
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+GROUPS = ("mutual", "intentional", "semantic", "structural", "diagnostic", "likelihood")
+"""the groups of scores, in the order in which summaries and plots show them"""
+
+
+@dataclass(frozen=True, slots=True)
+class PairLikelihoods:
+    """Summed log-probabilities of n pairs, float64[n] in nats, and the tokens they are summed over, int64[n]."""
+
+    y_given_x: Floats
+    y: Floats
+    x_given_y: Floats
+    x: Floats
+    tokens_x: Integers
+    tokens_y: Integers
+
+    @property
+    def tokens(self) -> Floats:
+        """|x| + |y|, float64[n]."""
+        return (self.tokens_x + self.tokens_y).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a score file.
+
+    Args:
+        name: the column's name in files.
+        definition: formula and unit in one line. Changing it stops older jobs from being resumed.
+        kind: "score" (float64), "count" (int64) or "text".
+        better: the end of a score's range that is better. Required for a score.
+        group: one of GROUPS. Required for a score.
+        alias: second name that `main-align filter --by` accepts.
+        panel: axis label in plots; a score without one is plotted only if the filter uses it.
+        from_likelihoods: formula over PairLikelihoods, returning float64[n].
+        from_tokens: formula over the token ids of x and of y, without role markers, returning a float.
+            A score with neither formula is a field of `bank.BankScores`.
+
+    Raises:
+        ValueError: a score without a direction or with an unknown group.
+    """
+
+    name: str
+    definition: str
+    kind: Literal["score", "count", "text"] = "score"
+    better: Literal["lower", "higher"] | None = None
+    group: str | None = None
+    alias: str | None = None
+    panel: str | None = None
+    from_likelihoods: Callable[[PairLikelihoods], Floats] | None = None
+    from_tokens: Callable[[Sequence[int], Sequence[int]], float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "score" and (self.better not in ("lower", "higher") or self.group not in GROUPS):
+            raise ValueError(f"{self.name}: a score needs better='lower' or 'higher' and a group of {GROUPS}")
+
 
 NGRAM = 6
 
 
 def copy_overlap(x: Sequence[int], y: Sequence[int], n: int = NGRAM) -> float:
-    """The share of y's token n-grams that occur in x; NaN where y is shorter than n tokens."""
+    """Return the share of y's token n-grams that occur in x, or NaN if y has fewer than n tokens.
+
+    Args:
+        x: token ids of the instruction.
+        y: token ids of the response.
+        n: tokens of an n-gram. Default 6.
+    """
     if len(y) < n:
         return float("nan")
     seen = set(_ngrams(x, n))
@@ -50,29 +97,180 @@ def _ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
     return list(zip(*(ids[i:] for i in range(n)), strict=False))
 
 
-def likelihood_scores(logp: Floats, tokens_x: NDArray[np.int64], tokens_y: NDArray[np.int64]) -> dict[str, Floats]:
-    """The likelihood columns of n pairs.
+_COLUMNS = (
+    Column("id", "the row's own id, or its line number if it has none", kind="text"),
+    Column(
+        "nll_y_given_x",
+        "-log p(y|x) / |y|, nats per token",
+        better="lower",
+        group="likelihood",
+        alias="forward_nll",
+        from_likelihoods=lambda p: -p.y_given_x / p.tokens_y,
+    ),
+    Column(
+        "nll_y",
+        "-log p(y) / |y|, nats per token",
+        better="lower",
+        group="likelihood",
+        from_likelihoods=lambda p: -p.y / p.tokens_y,
+    ),
+    Column(
+        "nll_x_given_y",
+        "-log p(x|y) / |x|, nats per token",
+        better="lower",
+        group="likelihood",
+        alias="reverse_nll",
+        from_likelihoods=lambda p: -p.x_given_y / p.tokens_x,
+    ),
+    Column(
+        "nll_x",
+        "-log p(x) / |x|, nats per token",
+        better="lower",
+        group="likelihood",
+        from_likelihoods=lambda p: -p.x / p.tokens_x,
+    ),
+    Column("tokens_x", "|x|, scored tokens of the instruction, including its end-of-turn token", kind="count"),
+    Column("tokens_y", "|y|, scored tokens of the response, including its end-of-turn token", kind="count"),
+    Column(
+        "pmi_forward",
+        "nll_y - nll_y_given_x, nats per token",
+        better="higher",
+        group="intentional",
+        panel="nats per token of the response",
+        from_likelihoods=lambda p: (p.y_given_x - p.y) / p.tokens_y,
+    ),
+    Column(
+        "pmi_reverse",
+        "nll_x - nll_x_given_y, nats per token",
+        better="higher",
+        group="intentional",
+        panel="nats per token of the instruction",
+        from_likelihoods=lambda p: (p.x_given_y - p.x) / p.tokens_x,
+    ),
+    Column(
+        "mutual",
+        "(|y| pmi_forward + |x| pmi_reverse) / (2 sqrt(|x|+|y|)), nats per sqrt(token)",
+        better="higher",
+        group="mutual",
+        panel="nats per √token, both directions",
+        from_likelihoods=lambda p: ((p.y_given_x - p.y) + (p.x_given_y - p.x)) / (2 * np.sqrt(p.tokens)),
+    ),
+    Column(
+        "ifd",
+        "nll_y_given_x / nll_y, a ratio of mean losses (not of perplexities)",
+        better="lower",
+        group="diagnostic",
+        panel="ratio of mean losses",
+        from_likelihoods=lambda p: p.y_given_x / p.y,
+    ),
+    Column(
+        "r_ifd",
+        "nll_x_given_y / nll_x, a ratio of mean losses (not of perplexities)",
+        better="lower",
+        group="diagnostic",
+        from_likelihoods=lambda p: p.x_given_y / p.x,
+    ),
+    Column(
+        "duality_gap",
+        "|log p(x) + log p(y|x) - log p(y) - log p(x|y)| / (|x|+|y|), nats per token",
+        better="lower",
+        group="diagnostic",
+        from_likelihoods=lambda p: np.abs((p.x + p.y_given_x) - (p.y + p.x_given_y)) / p.tokens,
+    ),
+    Column(
+        "copy_overlap",
+        f"share of y's token {NGRAM}-grams that occur in x; null if y has fewer than {NGRAM} tokens",
+        better="lower",
+        group="diagnostic",
+        from_tokens=copy_overlap,
+    ),
+    Column(
+        "semantic",
+        "log N + S_ii - (row LSE + column LSE) / 2 over a bank of N pairs, nats, <= log N",
+        better="higher",
+        group="semantic",
+        panel="nats",
+    ),
+    Column(
+        "structural",
+        "-mean_j (q_i.q_j - k_i.k_j)^2 over the bank, no unit; 0 is best",
+        better="higher",
+        group="structural",
+        panel="no unit, 0 is best",
+    ),
+    Column("status", "ok or truncated if the row was scored, else why it was not", kind="text"),
+    Column("reason", "one sentence on the status that names the line; empty for ok", kind="text"),
+)
+
+COLUMNS: Mapping[str, Column] = {column.name: column for column in _COLUMNS}
+"""the columns of a score file by name, in their order in the file"""
+
+NUMERIC = tuple(column.name for column in _COLUMNS if column.kind != "text")
+"""columns that hold numbers, in file order"""
+
+SCORES = tuple(column.name for group in GROUPS for column in _COLUMNS if column.group == group)
+"""the scores, in the order in which summaries show them"""
+
+PANELS = {name: panel for name in SCORES if (panel := COLUMNS[name].panel)}
+"""the scores that are plotted, with their axis labels"""
+
+ALIASES = {column.alias: column.name for column in _COLUMNS if column.alias}
+"""second names of columns, for `main-align filter --by`"""
+
+
+def definitions() -> dict[str, str]:
+    """Return the definition of each column by its name."""
+    return {column.name: column.definition for column in _COLUMNS}
+
+
+def lower_is_better(name: str) -> bool:
+    """Return True if the best rows of a score are its lowest.
 
     Args:
-        logp: float64[n, 4], summed log-probabilities in nats: log p(y|x), log p(y), log p(x|y),
-            log p(x). A row of NaN gives NaN in every column.
-        tokens_x, tokens_y: int64[n], |x| and |y|.
+        name: a column of COLUMNS.
+
+    Raises:
+        UserError: `name` is no score, so its direction is not known.
+    """
+    column = COLUMNS.get(name)
+    if column is None or column.better is None:
+        raise UserError(f"the better direction of {name!r} is not known: give --lower-is-better or --higher-is-better")
+    return column.better == "lower"
+
+
+def likelihood_scores(logp: Floats, tokens_x: Integers, tokens_y: Integers) -> dict[str, Floats]:
+    """Compute the scores that follow from the likelihoods of n pairs.
+
+    Args:
+        logp: float64[n, 4], summed log-probabilities in nats: log p(y|x), log p(y), log p(x|y), log p(x).
+            A row of NaN gives NaN in every score.
+        tokens_x: int64[n], |x|.
+        tokens_y: int64[n], |y|.
+
+    Returns:
+        float64[n] for each column with `from_likelihoods`.
     """
     y_given_x, y, x_given_y, x = np.asarray(logp, np.float64).reshape(-1, 4).T
+    pairs = PairLikelihoods(y_given_x, y, x_given_y, x, tokens_x, tokens_y)
     with np.errstate(divide="ignore", invalid="ignore"):
-        total = (tokens_x + tokens_y).astype(np.float64)
-        return {
-            "nll_y_given_x": -y_given_x / tokens_y,
-            "nll_y": -y / tokens_y,
-            "nll_x_given_y": -x_given_y / tokens_x,
-            "nll_x": -x / tokens_x,
-            "pmi_forward": (y_given_x - y) / tokens_y,
-            "pmi_reverse": (x_given_y - x) / tokens_x,
-            "mutual": ((y_given_x - y) + (x_given_y - x)) / (2 * np.sqrt(total)),
-            "ifd": y_given_x / y,
-            "r_ifd": x_given_y / x,
-            "duality_gap": np.abs((x + y_given_x) - (y + x_given_y)) / total,
-        }
+        return {c.name: c.from_likelihoods(pairs) for c in _COLUMNS if c.from_likelihoods}
+
+
+def token_scores(x: Sequence[int], y: Sequence[int]) -> dict[str, float]:
+    """Compute the scores of one pair that follow from its token ids.
+
+    Args:
+        x: token ids of the instruction, without role markers.
+        y: token ids of the response, without role markers.
+
+    Returns:
+        A float for each column with `from_tokens`; NaN if it has no value.
+    """
+    return {c.name: c.from_tokens(x, y) for c in _COLUMNS if c.from_tokens}
+
+
+TOKEN_SCORES = tuple(column.name for column in _COLUMNS if column.from_tokens)
+"""the scores that follow from the token ids alone"""
 
 
 def score_rows(
@@ -82,21 +280,15 @@ def score_rows(
     reason: Sequence[str],
     tokens_x: NDArray[np.int64],
     tokens_y: NDArray[np.int64],
-    copy_overlap: Floats,
     logp: Floats,
-    semantic: Floats,
-    structural: Floats,
+    scores: Mapping[str, Floats],
 ) -> list[dict[str, Any]]:
     """Rows with exactly COLUMNS; every argument has n entries (`logp` is [n, 4]).
 
     A row whose `logp` is not finite is one that was not scored: all its numbers are None. So is
     any single number that is not finite.
     """
-    numbers = likelihood_scores(logp, tokens_x, tokens_y) | {
-        "copy_overlap": copy_overlap,
-        "semantic": semantic,
-        "structural": structural,
-    }
+    numbers = likelihood_scores(logp, tokens_x, tokens_y) | dict(scores)
     finite = np.isfinite(np.asarray(logp).reshape(-1, 4))
     scored = [bool(row.all()) for row in finite]
     columns: dict[str, list[Any]] = {
@@ -108,31 +300,3 @@ def score_rows(
     columns |= {"id": list(ids), "status": list(status), "reason": list(reason)}
     in_order = zip(*(columns[name] for name in COLUMNS), strict=True)
     return [dict(zip(COLUMNS, row, strict=True)) for row in in_order]
-
-
-INTEGERS = frozenset({"tokens_x", "tokens_y"})
-
-
-TEXTS = frozenset({"id", "status", "reason"})
-
-
-LOWER_IS_BETTER = frozenset(
-    {
-        "nll_y_given_x",
-        "nll_y",
-        "nll_x_given_y",
-        "nll_x",
-        "ifd",
-        "r_ifd",
-        "duality_gap",
-        "copy_overlap",
-    }
-)
-
-
-HIGHER_IS_BETTER = frozenset({"pmi_forward", "pmi_reverse", "mutual", "semantic", "structural"})
-
-
-def lower_is_better(column: str) -> bool:
-    """Whether the best rows of a column are its lowest; an unknown column ranks from the top."""
-    return column in LOWER_IS_BETTER

@@ -31,7 +31,7 @@ from ..environment import (
 from ..errors import UserError
 from ..progress import Progress
 from .assemble import finished_rows, pack_record, window_record
-from .columns import COLUMNS
+from .columns import definitions
 from .manifest import (
     read_manifest,
     write_manifest,
@@ -98,7 +98,7 @@ def score_file(
         if opened.digest() != survey.digest:
             raise UserError(f"{opened.name} changed while it was scored; run again with --restart when it is complete")
         rows = _watched(finished_rows(journal, scorer), state, window, say)
-        write_scores(out, rows, COLUMNS)
+        write_scores(out, rows)
         manifest = _manifest(scorer, opened, survey, settings, state, command)
         write_manifest(out, manifest)
         discard(out)
@@ -111,6 +111,7 @@ def _settings(scorer: Scorer, survey: Survey, reading: Mapping[str, Any], window
         "input": {"size": survey.size, "digest": survey.digest},
         "reading": dict(reading),
         "window": window,
+        "columns": definitions(),
         "scorer": scorer.fingerprint,
     }
     # Through JSON, so that what is compared later with the stored copy has the same types.
@@ -251,5 +252,4 @@ def _manifest(
         "command": dict(command or {}),
         "versions": versions(),
         "backend": backend_report(),
-        "columns": COLUMNS,
     }

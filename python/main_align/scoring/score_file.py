@@ -15,13 +15,7 @@ from ..data.read import open_source
 from ..data.sources.csv_files import Csv
 from ..data.write import write_rows
 from ..errors import UserError
-from .columns import (
-    COLUMNS,
-    INTEGERS,
-    TEXTS,
-)
-
-NUMERIC = tuple(name for name in COLUMNS if name not in TEXTS)
+from .columns import COLUMNS, NUMERIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +56,7 @@ def _typed(record: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _parse(text: str, name: str, path: Path) -> float:
     try:
-        return int(text) if name in INTEGERS else float(text)
+        return int(text) if COLUMNS[name].kind == "count" else float(text)
     except ValueError:
         raise UserError(f"{path}: column {name!r} holds {text!r}, not a number") from None
 
@@ -97,16 +91,16 @@ def _number(value: Any, name: str, number: int, path: Path) -> float:
         raise UserError(f"{path}: row {number}, column {name!r} holds {value!r}, not a number") from None
 
 
-def write_scores(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
+def write_scores(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Stream score rows to `path`: texts, int64 token counts, float64 scores, all nullable."""
     import pyarrow as pa
 
-    write_rows(path, rows, pa.schema(list(score_types(columns).items())))
+    write_rows(path, rows, pa.schema(list(score_types(COLUMNS).items())))
 
 
-def score_types(columns: Iterable[str]) -> dict[str, Any]:
-    """The pyarrow type of each score column."""
+def score_types(names: Iterable[str]) -> dict[str, Any]:
+    """Return the pyarrow type of each of these score columns."""
     import pyarrow as pa
 
-    special = dict.fromkeys(INTEGERS, pa.int64()) | dict.fromkeys(TEXTS, pa.string())
-    return {name: special.get(name, pa.float64()) for name in columns}
+    types = {"score": pa.float64(), "count": pa.int64(), "text": pa.string()}
+    return {name: types[COLUMNS[name].kind] for name in names}

@@ -30,12 +30,11 @@ from ..models.load import LoadedModel, load, vocabulary
 from ..models.projection_heads import AlignmentHead
 from ..models.smollm2 import SMOLLM2
 from ..progress import OnProgress, tqdm_bar
-from .bank import Bank
+from .bank import Bank, BankScores
 from .batching import Pack, Window, make_window
-from .columns import COLUMNS, score_rows
+from .columns import COLUMNS, TOKEN_SCORES, score_rows
 from .results import PackResult, empty_result, join_results
 
-DEFINITIONS = 1  # raise it when any column's definition changes: old journals do not resume then
 WINDOW = 4096  # pairs sorted together
 PACK_TOKENS = 2048
 
@@ -104,7 +103,6 @@ class Scorer:
         self.bank, self.seed, self.temperature = bank, seed, temperature
         markers = asdict(self.directional.markers)
         self.fingerprint: dict[str, Any] = {
-            "definitions": DEFINITIONS,
             "model": loaded.name,
             "revision": loaded.revision,
             "digest": loaded.digest,
@@ -243,7 +241,10 @@ class Scorer:
             whole.embed_y[result.rows] = result.embed_y
             for row in result.status:
                 status[row], reason[row] = result.status[row], result.reason[row]
-        semantic, structural = np.full((2, n), np.nan)
+        scores = {
+            name: np.concatenate([w.token_scores[name] for w in windows] or [np.zeros(0)]) for name in TOKEN_SCORES
+        }
+        scores |= {name: np.full(n, np.nan) for name in BankScores._fields}
         scored = np.flatnonzero(np.isfinite(whole.logp).all(1))
         if len(scored):
             chosen = Bank.choose(len(scored), self.bank, self.seed)
@@ -253,17 +254,16 @@ class Scorer:
             bank = Bank(
                 x[chosen], y[chosen], self.temperature, self.forward.device, centred="heads" not in self.fingerprint
             )
-            semantic[scored], structural[scored] = bank.score(x, y, member)
+            for name, values in bank.score(x, y, member)._asdict().items():
+                scores[name][scored] = values
         return score_rows(
             ids=[pair.id for pair in pairs],
             status=status,
             reason=reason,
             tokens_x=np.concatenate([window.tokens_x for window in windows] or [np.zeros(0, int)]),
             tokens_y=np.concatenate([window.tokens_y for window in windows] or [np.zeros(0, int)]),
-            copy_overlap=np.concatenate([w.copy_overlap for w in windows] or [np.zeros(0)]),
             logp=whole.logp,
-            semantic=semantic,
-            structural=structural,
+            scores=scores,
         )
 
 

@@ -17,6 +17,7 @@ from main_align.plots import plot_scores
 from main_align.progress import (
     Progress,
 )
+from main_align.scoring.columns import PANELS
 from main_align.scoring.score_file import ScoreTable
 from rich.console import Console, RenderableType
 
@@ -69,12 +70,12 @@ def test_plot(tmp_path: Path, aligned: bool) -> None:
     done = filtered(aligned)
     path = tmp_path / "plot.png"
     columns = done.table.columns
-    plot_scores(path, columns, title="t", threshold=("nll_y", 1.0), aligned=done.aligned)
+    plot_scores(path, columns, panels=PANELS, title="t", threshold=("nll_y", 1.0), aligned=done.aligned)
     pixels = image.imread(path)
     assert pixels.shape[0] > 600
     assert pixels.std() > 0.05, "something is drawn"
     with pytest.raises(UserError, match=r"\.png"):
-        plot_scores(tmp_path / "plot.xyz", columns, title="t")
+        plot_scores(tmp_path / "plot.xyz", columns, panels=PANELS, title="t")
 
 
 def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,12 +38,12 @@ ROWS = [
 @pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
 def test_rows_come_back_with_every_digit(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"scores.{ending}"
-    write_scores(path, iter(ROWS), COLUMNS)
+    write_scores(path, iter(ROWS))
     back = [{**r, "reason": r["reason"] or ""} for r in score_rows_of(path)]
     assert back == ROWS
     assert isinstance(back[0]["tokens_x"], int)
     first = path.read_bytes()
-    write_scores(path, iter(ROWS), COLUMNS)
+    write_scores(path, iter(ROWS))
     assert path.read_bytes() == first
     table = read_columns(path, "mutual")
     assert (table.rows, table.counts["bad_json"]) == (3, 1)
@@ -52,7 +52,7 @@ def test_rows_come_back_with_every_digit(tmp_path: Path, ending: str) -> None:
 
 
 def test_null_columns_of_parquet_keep_their_types(tmp_path: Path) -> None:
-    write_scores(tmp_path / "s.parquet", [ROWS[1]], COLUMNS)
+    write_scores(tmp_path / "s.parquet", [ROWS[1]])
     schema = pq.read_schema(tmp_path / "s.parquet")
     kinds = {"id": "string", "status": "string", "reason": "string"}
     kinds |= {"tokens_x": "int64", "tokens_y": "int64"}
@@ -69,7 +69,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path, ending: str)
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        write_scores(path, rows(), COLUMNS)
+        write_scores(path, rows())
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -82,7 +82,7 @@ def test_nothing_is_there_before_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_jsonl_is_strict_json(tmp_path: Path) -> None:
-    write_scores(tmp_path / "s.jsonl", ROWS, COLUMNS)
+    write_scores(tmp_path / "s.jsonl", ROWS)
     text = (tmp_path / "s.jsonl").read_text()
     assert [json.loads(line) for line in text.splitlines()] == ROWS
     assert "NaN" not in text

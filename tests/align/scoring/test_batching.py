@@ -67,7 +67,7 @@ def test_statuses_name_the_line(directional):
     assert "200" in w.reason[3]
     assert [e is None for e in w.encoded] == [True] * 5 + [False]
     assert [pack.rows for pack in w.packs] == [(5,)]
-    assert np.isnan(w.copy_overlap[:5]).all()
+    assert np.isnan(w.token_scores["copy_overlap"][:5]).all()
 
 
 @pytest.mark.parametrize(("x", "y"), [(150, 150), (400, 20), (1, 500), (500, 1)])

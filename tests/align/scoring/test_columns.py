@@ -6,7 +6,22 @@ import math
 
 import numpy as np
 import pytest
-from main_align.scoring.columns import COLUMNS, copy_overlap, likelihood_scores, score_rows
+from main_align.errors import UserError
+from main_align.scoring.bank import BankScores
+from main_align.scoring.columns import (
+    ALIASES,
+    COLUMNS,
+    NUMERIC,
+    PANELS,
+    SCORES,
+    TOKEN_SCORES,
+    Column,
+    copy_overlap,
+    likelihood_scores,
+    lower_is_better,
+    score_rows,
+)
+from main_align.scoring.score_file import score_types
 
 # log p(y|x), log p(y), log p(x|y), log p(x)
 LOGP = np.array([[-6.0, -12.0, -4.0, -7.0]])
@@ -34,6 +49,56 @@ def test_columns_are_the_contract():
         "status",
         "reason",
     ]
+
+
+def test_every_score_has_a_direction_and_one_formula():
+    for column in COLUMNS.values():
+        sources = [column.name in BankScores._fields, column.from_likelihoods, column.from_tokens]
+        if column.kind == "score":
+            assert column.better in ("lower", "higher")
+            assert sum(map(bool, sources)) == 1
+        else:
+            assert column.better is None
+            assert not any(sources)
+    assert set(BankScores._fields) <= set(COLUMNS)
+
+
+def test_a_score_without_a_direction_is_refused():
+    with pytest.raises(ValueError, match="a score needs better="):
+        Column("perplexity", "exp(nll_y)", group="likelihood")
+    with pytest.raises(ValueError, match="and a group"):
+        Column("perplexity", "exp(nll_y)", better="lower")
+
+
+def test_derived_tables():
+    assert {name for name in SCORES if lower_is_better(name)} == {
+        "nll_y_given_x",
+        "nll_y",
+        "nll_x_given_y",
+        "nll_x",
+        "ifd",
+        "r_ifd",
+        "duality_gap",
+        "copy_overlap",
+    }
+    assert (
+        *("mutual", "pmi_forward", "pmi_reverse", "semantic", "structural"),
+        *("ifd", "r_ifd", "duality_gap", "copy_overlap"),
+        *("nll_y_given_x", "nll_y", "nll_x_given_y", "nll_x"),
+    ) == SCORES
+    assert tuple(PANELS) == SCORES[:6]
+    assert set(NUMERIC) == {*SCORES, "tokens_x", "tokens_y"}
+    assert TOKEN_SCORES == ("copy_overlap",)
+    assert ALIASES == {"forward_nll": "nll_y_given_x", "reverse_nll": "nll_x_given_y"}
+    types = {name: str(kind) for name, kind in score_types(COLUMNS).items()}
+    assert {name for name, kind in types.items() if kind == "int64"} == {"tokens_x", "tokens_y"}
+    assert {name for name, kind in types.items() if kind == "string"} == {"id", "status", "reason"}
+
+
+@pytest.mark.parametrize("name", ["perplexity_y", "status", "tokens_y"])
+def test_the_direction_of_a_column_that_is_no_score_must_be_given(name):
+    with pytest.raises(UserError, match="give --lower-is-better or --higher-is-better"):
+        lower_is_better(name)
 
 
 def test_likelihood_scores_by_hand():
@@ -81,10 +146,12 @@ def test_rows_have_the_columns_and_nulls_where_nothing_was_scored():
         reason=["", "line 2: long"],
         tokens_x=np.array([2, 0]),
         tokens_y=np.array([3, 0]),
-        copy_overlap=np.array([np.nan, np.nan]),
         logp=np.vstack([LOGP, np.full((1, 4), np.nan)]),
-        semantic=np.array([0.5, np.nan]),
-        structural=np.array([-0.1, np.nan]),
+        scores={
+            "copy_overlap": np.array([np.nan, np.nan]),
+            "semantic": np.array([0.5, np.nan]),
+            "structural": np.array([-0.1, np.nan]),
+        },
     )
     assert all(list(row) == list(COLUMNS) for row in rows)
     assert rows[0]["tokens_y"] == 3
