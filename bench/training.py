@@ -32,7 +32,7 @@ from trl import SFTConfig, SFTTrainer
 from .measure import interleaved, machine, peak_over, ratio, summary
 from .scoring import read_seed_tasks
 
-NO_TERMS = {"semantic": 0.0, "intentional": 0.0, "structural": 0.0}
+NO_TERMS = {"semantic_weight": 0.0, "intentional_weight": 0.0, "structural_weight": 0.0}
 OURS: dict[str, dict[str, Any]] = {
     "sft": {"directions": "forward", **NO_TERMS},
     "sft_aligned": {"directions": "forward"},

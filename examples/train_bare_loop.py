@@ -21,7 +21,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     encode_x, encode_y = (nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(2))
-    alignment = MutualAlignmentLoss(AlignmentTerms(semantic=1.0, intentional=0.1, structural=1.0))
+    alignment = MutualAlignmentLoss(AlignmentTerms(semantic_weight=1.0, intentional_weight=0.1, structural_weight=1.0))
     optimiser = torch.optim.AdamW([*encode_x.parameters(), *encode_y.parameters()], lr=3e-3)
     mix = torch.randn(32, 32) / 32**0.5
     for step in range(1, asked.steps + 1):

@@ -34,9 +34,9 @@ def main() -> None:
         report_to=[],
         use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
-        semantic=0.1,
-        intentional=0.01,
-        structural=0.1,
+        semantic_weight=0.1,
+        intentional_weight=0.01,
+        structural_weight=0.1,
     )
     trainer = MutualAlignmentTrainer(
         model=asked.model, args=args, train_dataset=pairs, peft_config=LoraConfig(r=16, target_modules="all-linear")

@@ -50,7 +50,9 @@ def main() -> None:
         args,
         train_dataset=pairs,
         processing_class=loaded.tokenizer,
-        alignment=AlignmentArguments(directions="forward", semantic=0.1, intentional=0.0, structural=0.1),
+        alignment=AlignmentArguments(
+            directions="forward", semantic_weight=0.1, intentional_weight=0.0, structural_weight=0.1
+        ),
     )
     trainer.train()
     trainer.save_model()

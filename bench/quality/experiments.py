@@ -21,35 +21,42 @@ from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
 from peft import LoraConfig
 from transformers import PrinterCallback
 
-NO_TERMS = {"forward": 1.0, "reverse": 0.0, "semantic": 0.0, "intentional": 0.0, "duality": 0.0, "structural": 0.0}
+NO_TERMS = {
+    "forward_weight": 1.0,
+    "reverse_weight": 0.0,
+    "semantic_weight": 0.0,
+    "intentional_weight": 0.0,
+    "duality_gap_weight": 0.0,
+    "structural_weight": 0.0,
+}
 
 PLAIN = "sft"
 REPEAT = "repeat"  # times the epochs: as much work as both directions take
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "sft_twice": {REPEAT: 2},
-    "both": {"directions": "both", "reverse": 1.0},
-    "semantic": {"semantic": 0.1},
-    "intentional": {"intentional": 0.1},
-    "duality": {"directions": "both", "duality": 0.1},
-    "structural": {"structural": 0.1},
+    "both": {"directions": "both", "reverse_weight": 1.0},
+    "semantic": {"semantic_weight": 0.1},
+    "intentional": {"intentional_weight": 0.1},
+    "duality": {"directions": "both", "duality_gap_weight": 0.1},
+    "structural": {"structural_weight": 0.1},
     "full": {
         "directions": "both",
-        "reverse": 1.0,
-        "semantic": 0.1,
-        "intentional": 0.1,
-        "duality": 0.1,
-        "structural": 0.1,
+        "reverse_weight": 1.0,
+        "semantic_weight": 0.1,
+        "intentional_weight": 0.1,
+        "duality_gap_weight": 0.1,
+        "structural_weight": 0.1,
     },
     # the two below were added after the held-out results of those above had been seen
-    "semantic_strong": {"semantic": 1.0},
+    "semantic_strong": {"semantic_weight": 1.0},
     "full_light": {
         "directions": "both",
-        "reverse": 1.0,
-        "semantic": 0.1,
-        "intentional": 0.01,
-        "duality": 0.1,
-        "structural": 0.1,
+        "reverse_weight": 1.0,
+        "semantic_weight": 0.1,
+        "intentional_weight": 0.01,
+        "duality_gap_weight": 0.1,
+        "structural_weight": 0.1,
     },
 }
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

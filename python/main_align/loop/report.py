@@ -93,7 +93,11 @@ def _steps(loss: Any, alpha: Any, plan: list[Stage], folder: RunFolder) -> None:
             steps = [before + entry["step"] for entry in log]
             first = {"label": direction} if before == 0 else {}
             loss.plot(steps, [entry["loss"] for entry in log], ".-", color=colour, **first)
-            weighed = [(step, entry["alpha"]) for step, entry in zip(steps, log, strict=True) if "alpha" in entry]
+            weighed = [
+                (step, entry["synthetic_weight"])
+                for step, entry in zip(steps, log, strict=True)
+                if "synthetic_weight" in entry
+            ]
             if weighed:
                 alpha.plot(*zip(*weighed, strict=True), ".-", color=colour)  # a point alone has no line
             before += folder.manifest(stage.name)["steps"]

@@ -35,10 +35,10 @@ from .plan import Stage
 LOG = "log.jsonl"
 # MAIN's loss is the supervised one; the alignment terms are there for those who give them a weight.
 DEFAULTS: Mapping[str, Any] = {
-    "semantic": 0.0,
-    "intentional": 0.0,
-    "structural": 0.0,
-    "overlong": "drop",
+    "semantic_weight": 0.0,
+    "intentional_weight": 0.0,
+    "structural_weight": 0.0,
+    "over_length": "drop",
     "num_train_epochs": 1.0,
     "learning_rate": 1e-4,
     "logging_steps": 1,
@@ -72,8 +72,8 @@ def arguments(config: LoopConfig, stage: Stage, folder: str, dtype: str, device:
             directions=stage.direction,
             seed=stage_seed(config, stage),
             max_length=config.max_length,
-            alpha_schedule=config.alpha_schedule,
-            alpha=float(config.alpha),
+            synthetic_weight_schedule=config.alpha_schedule,
+            synthetic_weight=float(config.alpha),
             use_cpu=device.type == "cpu",
             save_strategy="no",
             disable_tqdm=True,
@@ -132,7 +132,7 @@ def train(
         "left_out_too_long": len(rows) - pairs,
         "steps": trainer.state.global_step,
         "loss": history[-1].get("train_loss"),
-        "alpha": float(trainer.alpha) if any(row.get("synthetic") for row in rows) else None,
+        "alpha": float(trainer.synthetic_weight) if any(row.get("synthetic") for row in rows) else None,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
     }

@@ -24,12 +24,12 @@ class Alpha:
 
     def __init__(self, schedule: str, value: float) -> None:
         if schedule not in SCHEDULES:
-            raise UserError(f"alpha_schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+            raise UserError(f"synthetic_weight_schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
         if not 0 <= value <= 1:
-            raise UserError(f"alpha must be from 0 to 1, got {value}")
+            raise UserError(f"synthetic_weight must be from 0 to 1, got {value}")
         if schedule == "loss_ratio" and value in (0, 1):
             raise UserError(
-                f"alpha must be above 0 and below 1 with loss_ratio, which measures both kinds, got {value}"
+                f"synthetic_weight must be above 0 and below 1 with loss_ratio, which measures both kinds, got {value}"
             )
         self.schedule, self.start = schedule, value
         self.means: Tensor | None = None  # [2] of the seeds and the synthetic pairs, NaN until seen

@@ -14,7 +14,7 @@ from .collator import X_GIVEN_Y, Y_GIVEN_X
 from .terms import EMBEDDING_TERMS, AlignmentTerms
 
 DIRECTIONS = ("both", "forward", "reverse")
-OVERLONG = ("raise", "drop", "truncate")
+OVER_LENGTH = ("error", "drop", "truncate")
 
 
 @dataclass
@@ -33,24 +33,29 @@ class AlignmentArguments(AlignmentTerms):
         default=256,
         metadata={"help": "Width of the projection heads of the embedding terms; 0: compare the pooled states."},
     )
-    contrast_accumulated: bool = field(
+    contrast_across_accumulation: bool = field(
         default=True,
         metadata={
             "help": "With gradient accumulation, contrast the pairs of all its micro-batches with each other (exact, "
             "for one forward more), not those of one."
         },
     )
-    alpha_schedule: str = field(
+    synthetic_weight_schedule: str = field(
         default="loss_ratio",
         metadata={
             "help": "Weight of pairs whose column `synthetic` is true: loss_ratio, constant or linear.",
             "choices": list(SCHEDULES),
         },
     )
-    alpha: float = field(default=0.5, metadata={"help": "Its value, last value (linear) or first value (loss_ratio)."})
-    overlong: str = field(
-        default="raise",
-        metadata={"help": "A pair over max_length: raise, drop or truncate both its sides.", "choices": list(OVERLONG)},
+    synthetic_weight: float = field(
+        default=0.5, metadata={"help": "Its value, last value (linear) or first value (loss_ratio)."}
+    )
+    over_length: str = field(
+        default="error",
+        metadata={
+            "help": "A pair over max_length: error, drop or truncate both its sides.",
+            "choices": list(OVER_LENGTH),
+        },
     )
 
     @property
@@ -66,16 +71,18 @@ class AlignmentArguments(AlignmentTerms):
     def check(self) -> None:
         """UserError for a setting that makes no sense, naming it."""
         self.check_terms()
-        Alpha(self.alpha_schedule, self.alpha)
-        for name, known in (("directions", DIRECTIONS), ("overlong", OVERLONG)):
+        Alpha(self.synthetic_weight_schedule, self.synthetic_weight)
+        for name, known in (("directions", DIRECTIONS), ("over_length", OVER_LENGTH)):
             if getattr(self, name) not in known:
                 raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.duality > 0 and self.directions != "both":
-            raise UserError(f"the duality gap needs directions='both', got {self.directions!r}: set duality=0")
+        if self.duality_gap_weight > 0 and self.directions != "both":
+            raise UserError(
+                f"the duality gap needs directions='both', got {self.directions!r}: set duality_gap_weight=0"
+            )
         if self.projection_dim < 0:
             raise UserError(f"projection_dim must not be negative, got {self.projection_dim}")
         trained = {"both": ("forward", "reverse"), "forward": ("forward",), "reverse": ("reverse",)}[self.directions]
-        if not self.active((*trained, *EMBEDDING_TERMS, "duality")):
+        if not self.active((*trained, *EMBEDDING_TERMS, "duality_gap")):
             raise UserError(
                 f"with directions={self.directions!r} every term that counts has weight 0: give one a weight"
             )

@@ -35,10 +35,10 @@ from .tokenised import MASKS, Unusable, split_tokenised
 log = logging.getLogger(__name__)
 
 COLUMNS = ("x_ids", "y_ids", "context_ids", "y_mask", "synthetic", "group", "length", "row")
-Overlong = Literal["raise", "drop", "truncate"]
+OverLength = Literal["error", "drop", "truncate"]
 SHOWN = 5  # bad rows named in an error
 LOOKED_AT = 64  # rows in which text that is dropped is looked for
-OVERLONG = "overlong"  # the problem of a row that is left out because the user asked for it
+OVER_LENGTH = "over_length"  # the problem of a row that is left out because the user asked for it
 
 _TOKENISED = Features(
     {name: ListOf(Value("int64")) for name in ("x_ids", "y_ids", "context_ids", "y_mask")}
@@ -53,12 +53,12 @@ class PairReader:
     """Reads rows for one tokenizer.
 
     `max_length` is the longest sequence in tokens; a pair that makes a longer one is an error, left out, or cut at the
-    ends of both its sides, as `overlong` says.
+    ends of both its sides, as `over_length` says.
     """
 
     directional: Directional
     max_length: int
-    overlong: Overlong = "raise"
+    over_length: OverLength = "error"
 
     def prepare(self, dataset: Dataset | IterableDataset, name: str, workers: int | None = None) -> Any:
         """The data set with exactly COLUMNS; one that has them already is returned as it is.
@@ -141,7 +141,7 @@ class PairReader:
                 raise Unusable(f"it holds {unknown}")
             fitted = self._fit(pair)
             cut = fitted is not None and fitted is not pair
-            problem = "" if fitted is not None else OVERLONG
+            problem = "" if fitted is not None else OVER_LENGTH
             pair = fitted or Encoded([], [], [])
         except Unusable as error:
             problem = str(error)
@@ -178,15 +178,15 @@ class PairReader:
         length = self.directional.length(pair)
         if length <= self.max_length:
             return pair
-        if self.overlong == "drop":
+        if self.over_length == "drop":
             return None
-        fitted = shortened(pair, self.directional, self.max_length) if self.overlong == "truncate" else None
+        fitted = shortened(pair, self.directional, self.max_length) if self.over_length == "truncate" else None
         if fitted is None:
             raise Unusable(f"{length} tokens ({len(pair.x)} + {len(pair.y)} and markers), over {self.max_length}")
         return fitted
 
     def _check(self, problems: Sequence[str], rows: Sequence[int], name: str) -> None:
-        bad = [(row, why) for row, why in zip(rows, problems, strict=True) if why and why != OVERLONG]
+        bad = [(row, why) for row, why in zip(rows, problems, strict=True) if why and why != OVER_LENGTH]
         if not bad:
             return
         worker = get_worker_info()  # of a stream that several of them read: each counts the rows of its own shards
@@ -195,7 +195,7 @@ class PairReader:
         more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         remedy = "mend or remove these rows"
         if any(f"over {self.max_length}" in why for _, why in bad):
-            remedy = "raise max_length as far as the model goes, or say overlong='drop' or overlong='truncate'"
+            remedy = "raise max_length as far as the model goes, or say over_length='drop' or over_length='truncate'"
         raise UserError(
             f"{len(bad)} rows of the {name} data set cannot be trained on: {listed}{more}. Remedy: {remedy}."
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from .collator import X_GIVEN_Y, Y_GIVEN_X
 from .distributed import gather_rows
 from .hooks import AlignmentOutput
-from .loss import MutualAlignmentLoss, duality_gap, wide
+from .loss import MutualAlignmentLoss, at_least_float32, duality_gap
 from .step import SYNTHETIC, Update, likelihoods_of
 
 GROUP = 4096  # pairs that are contrasted with each other at most, which bounds the cost to pairs * GROUP
@@ -35,7 +35,7 @@ class Evaluation:
         batch = {name: pairs[name] for name in ("row", "group", "tokens")}
         batch |= {"synthetic": pairs["synthetic"].long(), "logp": output.logp.detach()}
         if output.embed_x is not None and output.embed_y is not None:
-            batch |= {"x": wide(output.embed_x.detach()), "y": wide(output.embed_y.detach())}
+            batch |= {"x": at_least_float32(output.embed_x.detach()), "y": at_least_float32(output.embed_y.detach())}
         self._batches.append(batch)
         self._loss = loss.detach()
 
@@ -60,20 +60,20 @@ class Evaluation:
         logp, alpha = logp.double(), alpha.cpu()
         counts = tokens.new_zeros(2, 4).index_add(0, synthetic, tokens)
         update = Update(1, counts, counts.new_tensor(len(logp)), counts.sum())
-        loss = -float((logp * update.token_weights({"synthetic": synthetic}, module.terms, alpha)).sum())
+        loss = -float((logp * update.token_loss_weights({"synthetic": synthetic}, module.terms, alpha)).sum())
         metrics = {}
         for name, column in (("nll_y_given_x", Y_GIVEN_X), ("nll_x_given_y", X_GIVEN_Y)):
             if column in columns:
                 metrics[name] = -float(logp[:, column].sum() / tokens[:, column].sum())
-        if module.terms.duality > 0:
+        if module.terms.duality_gap_weight > 0:
             metrics["duality_gap"] = float(duality_gap(likelihoods_of(logp, tokens)).mean())
-            loss += module.terms.duality * metrics["duality_gap"]
+            loss += module.terms.duality_gap_weight * metrics["duality_gap"]
         if "x" in pairs:
             values, others = self._contrast(module, pairs)
             loss += sum(module.terms.weight(name) * value for name, value in values.items())
             metrics |= values | others
         if counts[SYNTHETIC].any():
-            metrics["alpha"] = float(alpha)
+            metrics["synthetic_weight"] = float(alpha)
         added, count = gather_rows(torch.stack(self._added)).sum(0).tolist()
         return {"loss": loss + added / count} | {name: value for name, value in metrics.items() if value == value}
 
@@ -97,7 +97,7 @@ class Evaluation:
         means: tuple[dict[str, float], dict[str, float]] = ({}, {})
         parts = [pairs[name].tensor_split(math.ceil(count / GROUP)) for name in ("x", "y", "group")]
         for x, y, group in zip(*parts, strict=True):
-            for mean, found in zip(means, module.of_embeddings(x, y, group), strict=True):
+            for mean, found in zip(means, module.embedding_terms(x, y, group), strict=True):
                 for name, value in found.items():
                     mean[name] = mean.get(name, 0.0) + float(value) * len(x) / count
         return means

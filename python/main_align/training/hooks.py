@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..models.forward import logit_options
 from ..models.packed_attention import packed_forward
 from ..models.projection_heads import AlignmentHead
-from .loss import wide
+from .loss import at_least_float32
 
 
 @dataclass
@@ -117,7 +117,7 @@ class WrappedForward:
         hidden, softcap = hidden.to(weight.dtype), self.options.get("softcap")
         temperature = self.options.get("temperature", 1.0)
         if not len(segments):
-            return 0.0 * (hidden.sum() + weight[:1].sum()), wide(hidden.new_zeros(factors.shape))
+            return 0.0 * (hidden.sum() + weight[:1].sum()), at_least_float32(hidden.new_zeros(factors.shape))
         if reading.exact:
             logp = sequence_logprobs(
                 hidden,

@@ -42,12 +42,12 @@ class MutualAlignmentLoss(nn.Module):
     structural     cyclic consistency of the two similarity matrices (``main_kernels.cyclic_consistency``)
     forward        -sum_i log p(y_i|x_i) / sum_i |y_i|
     reverse        -sum_i log p(x_i|y_i) / sum_i |x_i|
-    duality        mean_i |log p(x_i) + log p(y_i|x_i) - log p(y_i) - log p(x_i|y_i)| / (|x_i| + |y_i|)
+    duality_gap    mean_i |log p(x_i) + log p(y_i|x_i) - log p(y_i) - log p(x_i|y_i)| / (|x_i| + |y_i|)
     =============  ================================================================================================
 
     ::
 
-        loss = MutualAlignmentLoss(AlignmentTerms(semantic=1.0, intentional=0.1))
+        loss = MutualAlignmentLoss(AlignmentTerms(semantic_weight=1.0, intentional_weight=0.1))
         value, metrics = loss(query, key)  # [N, D] pooled states of instructions and responses
         value.backward()
 
@@ -92,9 +92,9 @@ class MutualAlignmentLoss(nn.Module):
         if (query is None) != (key is None):
             raise ValueError("query and key come together: got one of them")
         if query is not None and key is not None:
-            terms, metrics = self.of_embeddings(query, key, pair_ids)
+            terms, metrics = self.embedding_terms(query, key, pair_ids)
         if likelihoods is not None:
-            terms |= self.of_likelihoods(likelihoods)
+            terms |= self.likelihood_terms(likelihoods)
         if not terms:
             raise ValueError(
                 "no term can be computed: give query and key, or likelihoods, for a term that has a weight"
@@ -102,7 +102,7 @@ class MutualAlignmentLoss(nn.Module):
         total = torch.stack([self.terms.weight(name) * value for name, value in terms.items()]).sum()
         return total, {name: value.detach() for name, value in (terms | metrics).items()}
 
-    def of_embeddings(
+    def embedding_terms(
         self, query: Tensor, key: Tensor, pair_ids: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The embedding terms, unweighted, and metrics; query[N, D], key[N, D] of any length."""
@@ -115,14 +115,14 @@ class MutualAlignmentLoss(nn.Module):
                     "gradient accumulation, gives them something to do)",
                     ", ".join(active),
                 )
-            nothing = 0.0 * (wide(query).sum() + wide(key).sum())
+            nothing = 0.0 * (at_least_float32(query).sum() + at_least_float32(key).sum())
             return dict.fromkeys(active, nothing), {}
-        query, key = (F.normalize(wide(side), dim=1) for side in (query, key))
-        tau, terms = self.terms.temperature, {}
+        query, key = (F.normalize(at_least_float32(side), dim=1) for side in (query, key))
+        tau, terms = self.terms.contrastive_temperature, {}
         if "semantic" in active:
             terms["semantic"] = info_nce(query, key, temperature=tau, pair_ids=pair_ids)
         if "intentional" in active:
-            bound: str = self.terms.estimator
+            bound: str = self.terms.mi_estimator
             terms["intentional"] = -mutual_information(query, key, temperature=tau, estimator=bound)  # type: ignore[arg-type]
         if "structural" in active:
             terms["structural"] = cyclic_consistency(query, key)
@@ -135,11 +135,11 @@ class MutualAlignmentLoss(nn.Module):
         }
         return terms, metrics
 
-    def of_likelihoods(self, given: Likelihoods) -> dict[str, Tensor]:
+    def likelihood_terms(self, given: Likelihoods) -> dict[str, Tensor]:
         """The likelihood terms, unweighted; those whose tensors are missing are left out."""
         terms = {}
         for name in self.terms.active(LIKELIHOOD_TERMS):
-            if name == "duality":
+            if name == "duality_gap":
                 if all(part is not None for part in given):
                     terms[name] = duality_gap(given).mean()
                 continue
@@ -149,7 +149,7 @@ class MutualAlignmentLoss(nn.Module):
         return terms
 
 
-def wide(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     """In float32, or as it is where that is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 

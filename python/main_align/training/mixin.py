@@ -25,9 +25,9 @@ from .dataset import COLUMNS
 from .distributed import gather_rows, world_size
 from .evaluation import Evaluation
 from .hooks import AlignmentOutput, WrappedForward
-from .loss import MutualAlignmentLoss, duality_gap, wide
+from .loss import MutualAlignmentLoss, at_least_float32, duality_gap
 from .monitor import Monitor, check_finite
-from .prepare import bare, set_up
+from .prepare import set_up, unwrap_peft
 from .prepare_data import Preparation, packs_evaluation
 from .rng import generator_states, restore_generators
 from .settings import check_arguments, check_optimizer, check_parallelism, check_settings
@@ -44,7 +44,8 @@ class AlignmentMixin(_Trainer):
 
         class MyTrainer(AlignmentMixin, Trainer): ...
 
-        MyTrainer(model, args, train_dataset=ds, processing_class=tokenizer, alignment=AlignmentArguments(semantic=0.1))
+        settings = AlignmentArguments(semantic_weight=0.1)
+        MyTrainer(model, args, train_dataset=ds, processing_class=tokenizer, alignment=settings)
 
     Takes what the trainer takes and besides `alignment`, the settings (default: `args`, where it holds them, as
     MutualAlignmentConfig does). Refused: `data_collator`, `model_init`, `compute_loss_func`, `compute_metrics`,
@@ -81,15 +82,15 @@ class AlignmentMixin(_Trainer):
         if getattr(args, "padding_free", False):
             args.padding_free = False  # sequences are always packed here; TRL's own way of it asks for more
         args.accelerator_config.dispatch_batches = False  # a packed batch cannot be cut for other processes
-        self._base = bare(setup.model)
+        self._base = unwrap_peft(setup.model)
         for dtype in (self._base.dtype, torch.bfloat16 if args.bf16 else torch.float32):
             warn_if_slow(dtype, args.device)
         self._max_length = setup.max_length
         self._preparation: Preparation | None = None  # made when the first data set is prepared
         self._loss = MutualAlignmentLoss(self.alignment)
-        self._alpha = Alpha(self.alignment.alpha_schedule, self.alignment.alpha)
+        self._alpha = Alpha(self.alignment.synthetic_weight_schedule, self.alignment.synthetic_weight)
         self._update: Update | None = None
-        self._monitor = Monitor(self.alignment.columns, duality=self.alignment.duality > 0)
+        self._monitor = Monitor(self.alignment.columns, duality_gap=self.alignment.duality_gap_weight > 0)
         self._evaluation: Evaluation | None = None
         if not sft:
             packing = getattr(args, "packing", False)
@@ -117,7 +118,7 @@ class AlignmentMixin(_Trainer):
         self._wrapped: WrappedForward = WrappedForward(self._base, self._head)
 
     @property
-    def alpha(self) -> float:
+    def synthetic_weight(self) -> float:
         """The weight of synthetic pairs, as it stands."""
         return float(self._alpha.now(self._progress(), torch.device("cpu")))
 
@@ -155,15 +156,15 @@ class AlignmentMixin(_Trainer):
             update.cached = self._embed_update(model, update)
         if update.cached is not None:
             restore_generators(update.cached.generators[update.position], self.args.device)
-        token_weights = update.token_weights(pairs, terms, alpha)
+        token_loss_weights = update.token_loss_weights(pairs, terms, alpha)
         # in an evaluation each token counts, so that the likelihoods are known whatever they weigh in the loss
-        weights = token_weights if model.training else torch.ones_like(token_weights)
-        output, states = self._wrapped.forward(model, inputs, weights=weights, exact=terms.duality > 0)
+        weights = token_loss_weights if model.training else torch.ones_like(token_loss_weights)
+        output, states = self._wrapped.forward(model, inputs, weights=weights, exact=terms.duality_gap_weight > 0)
         assert output.logp is not None
         if not model.training:
-            output.lm_loss = -(output.logp * token_weights).sum()
+            output.lm_loss = -(output.logp * token_loss_weights).sum()
         if model.training:
-            self._monitor.measure(update, pairs, output.logp, token_weights, alpha)
+            self._monitor.measure(update, pairs, output.logp, token_loss_weights, alpha)
         parts = self._parts(output, pairs, update, log=model.training)
         weighted = {name: (1.0 if name == "likelihood" else terms.weight(name)) * part for name, part in parts.items()}
         loss = torch.stack(list(weighted.values())).sum()
@@ -184,22 +185,22 @@ class AlignmentMixin(_Trainer):
         assert output.lm_loss is not None
         assert output.logp is not None
         parts = {"likelihood": output.lm_loss * world_size()}  # the mean over processes takes it back
-        if self._loss.terms.duality > 0:
+        if self._loss.terms.duality_gap_weight > 0:
             gaps = duality_gap(likelihoods_of(output.logp, pairs["tokens"]))
-            parts["duality"] = gaps.sum() / update.pairs * world_size()
+            parts["duality_gap"] = gaps.sum() / update.pairs * world_size()
         if output.embed_x is None or output.embed_y is None or self._evaluation is not None:
             return parts  # an evaluation contrasts the whole set at its end
         if update.cached is not None:
             cached = update.cached
             for name, (dx, dy) in cached.gradients[update.position].items():
                 # a product whose gradient is the cached one, moved to the value of this micro-batch's share
-                pull = (wide(output.embed_x) * dx).sum() + (wide(output.embed_y) * dy).sum()
+                pull = (at_least_float32(output.embed_x) * dx).sum() + (at_least_float32(output.embed_y) * dy).sum()
                 parts[name] = pull - pull.detach() + cached.terms[name] / update.micro_batches
             if update.position == 0:
                 self._monitor.measure_contrast(cached.terms | cached.metrics, update.pairs)
             return parts
         x, y = gather_rows(output.embed_x), gather_rows(output.embed_y)
-        values, metrics = self._loss.of_embeddings(x, y, gather_rows(pairs["group"]))
+        values, metrics = self._loss.embedding_terms(x, y, gather_rows(pairs["group"]))
         if log and len(x) > 1:  # a pair alone has no contrast, and what it has not does not count
             self._monitor.measure_contrast(values | metrics, len(x))
         # micro-batches are contrasted each by itself: each counts by its share of the update's pairs
@@ -208,7 +209,7 @@ class AlignmentMixin(_Trainer):
     # ---- contrast over all micro-batches of an update ----
 
     def _contrasts_update(self, update: Update) -> bool:
-        return update.micro_batches > 1 and self.alignment.pools and self.alignment.contrast_accumulated
+        return update.micro_batches > 1 and self.alignment.pools and self.alignment.contrast_across_accumulation
 
     def _embed_update(self, model: nn.Module, update: Update) -> EmbeddingGradients:
         """Gradient caching (Gao et al., 2021): all embeddings without a graph, the terms' gradients with respect to
@@ -222,11 +223,11 @@ class AlignmentMixin(_Trainer):
                 output, _ = self._wrapped.forward(model, batch, weights=None)
             assert output.embed_x is not None
             assert output.embed_y is not None
-            sides.append((wide(output.embed_x), wide(output.embed_y)))
+            sides.append((at_least_float32(output.embed_x), at_least_float32(output.embed_y)))
             groups.append(batch["pairs"]["group"])
         x, y = (torch.cat(side).requires_grad_() for side in zip(*sides, strict=True))
         with torch.enable_grad():
-            values, metrics = self._loss.of_embeddings(gather_rows(x), gather_rows(y), gather_rows(torch.cat(groups)))
+            values, metrics = self._loss.embedding_terms(gather_rows(x), gather_rows(y), gather_rows(torch.cat(groups)))
         sizes = [len(group) for group in groups]
         gradients: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in sizes]
         for name, value in values.items():

@@ -11,7 +11,7 @@ _TITLE = "## Mutual alignment"
 _TERMS = {
     "forward": "-log p(y\\|x), nats per token",
     "reverse": "-log p(x\\|y), nats per token",
-    "duality": "the duality gap, nats per token",
+    "duality_gap": "the duality gap, nats per token",
     "semantic": "symmetric InfoNCE of the pooled states of x and y",
     "intentional": "minus a bound on the mutual information of x and y ({estimator})",
     "structural": "cyclic consistency of the two similarity matrices",
@@ -26,7 +26,7 @@ def add_section(card: Path, alignment: AlignmentArguments) -> None:
     trained = {"forward": ("forward",), "reverse": ("reverse",)}.get(alignment.directions, ("forward", "reverse"))
     names = (*trained, *(name for name in _TERMS if name not in ("forward", "reverse")))
     rows = [
-        f"| `{name}` | {alignment.weight(name):g} | {_TERMS[name].format(estimator=alignment.estimator)} |"
+        f"| `{name}` | {alignment.weight(name):g} | {_TERMS[name].format(estimator=alignment.mi_estimator)} |"
         for name in alignment.active(names)
     ]
     section = [
@@ -39,7 +39,7 @@ def add_section(card: Path, alignment: AlignmentArguments) -> None:
     ]
     if alignment.pools:
         section.append(
-            f"\nEmbedding terms: temperature {alignment.temperature:g}, projection to {alignment.projection_dim} "
-            "dimensions (0: none)."
+            f"\nEmbedding terms: temperature {alignment.contrastive_temperature:g}, projection to "
+            f"{alignment.projection_dim} dimensions (0: none)."
         )
     card.write_text(text.rstrip() + "\n\n" + "\n".join(section) + "\n", encoding="utf-8")

@@ -23,29 +23,29 @@ class Monitor:
 
     Args:
         columns: the likelihoods that are trained, as in collator.Y_GIVEN_X.
-        duality: whether the duality gap is trained.
+        duality_gap: whether the duality gap is trained.
     """
 
-    def __init__(self, columns: tuple[int, ...], *, duality: bool) -> None:
-        self._columns, self._duality = columns, duality
+    def __init__(self, columns: tuple[int, ...], *, duality_gap: bool) -> None:
+        self._columns, self._duality_gap = columns, duality_gap
         self._meter = Meter()
         self._tokens: Tensor | int = 0  # that went through the model, of both directions
         self._last = (0, time.monotonic())  # tokens and time of the last log line
 
     def measure(
-        self, update: Update, pairs: dict[str, Tensor], logp: Tensor, token_weights: Tensor, alpha: Tensor
+        self, update: Update, pairs: dict[str, Tensor], logp: Tensor, token_loss_weights: Tensor, alpha: Tensor
     ) -> None:
-        """Takes in the likelihoods of a micro-batch: logp[N, 4], and token_weights[N, 4] that they had in the loss."""
-        logp, known = logp.detach(), token_weights > 0  # what a token of weight 0 costs was not computed
+        """Add the likelihoods of a micro-batch: logp[N, 4], and token_loss_weights[N, 4], their factors in the loss."""
+        logp, known = logp.detach(), token_loss_weights > 0  # what a token of weight 0 costs was not computed
         nll, tokens = -(logp * known).sum(0), (pairs["tokens"] * known).sum(0)
         for name, column in (("nll_y_given_x", Y_GIVEN_X), ("nll_x_given_y", X_GIVEN_Y)):
             if column in self._columns:
                 self._meter.add(name, nll[column], tokens[column])
-        if self._duality:
+        if self._duality_gap:
             gaps = duality_gap(likelihoods_of(logp, pairs["tokens"]))
             self._meter.add("duality_gap", gaps.sum(), len(gaps))
         present = (update.tokens[SYNTHETIC].sum() > 0).float()  # the same names on every process, so no `if`
-        self._meter.add("alpha", alpha * present, present)
+        self._meter.add("synthetic_weight", alpha * present, present)
         if update.position == 0:
             self._tokens = self._tokens + update.length
 

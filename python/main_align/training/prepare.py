@@ -37,7 +37,7 @@ def set_up(
     alignment.check()
     if isinstance(model, str):
         model, tokenizer = _load(model, tokenizer, args, quantization_config)
-    base = bare(model)
+    base = unwrap_peft(model)
     if tokenizer is None:
         name = getattr(base.config, "_name_or_path", "")
         if not name:
@@ -60,7 +60,7 @@ def set_up(
     return Setup(model, tokenizer, longest)
 
 
-def bare(model: nn.Module) -> PreTrainedModel:
+def unwrap_peft(model: nn.Module) -> PreTrainedModel:
     """The causal language model inside a PEFT model, or the model itself."""
     inner: Any = model
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner

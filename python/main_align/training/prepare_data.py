@@ -36,12 +36,12 @@ class Preparation:
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         directional = Directional(tokenizer, close=True, vocabulary=vocabulary(model))
         _check_ending(directional, getattr(args, "eos_token", None))
-        self.reader = PairReader(directional, max_length, alignment.overlong)  # type: ignore[arg-type]
+        self.reader = PairReader(directional, max_length, alignment.over_length)  # type: ignore[arg-type]
         self.collator = PairCollator(
             directional,
             alignment.directions,  # type: ignore[arg-type]
             pooled=alignment.pools,
-            all_likelihoods=alignment.duality > 0,
+            all_likelihoods=alignment.duality_gap_weight > 0,
         )
 
     def prepare(self, dataset: Any, args: Any, *, packing: bool, name: str) -> Any:

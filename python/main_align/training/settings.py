@@ -28,7 +28,7 @@ REFUSED = (
     Refusal(
         "completion_only_loss",
         lambda value: value is False,
-        "leave it out, for p(y|x) is of the response alone, and give `reverse` a weight to learn p(x|y)",
+        "leave it out, for p(y|x) is of the response alone, and give reverse_weight a value to learn p(x|y)",
     ),
     Refusal(
         "assistant_only_loss",
@@ -38,7 +38,7 @@ REFUSED = (
     Refusal(
         "truncation_mode",
         lambda value: value != "keep_start",
-        "nothing is cut unless overlong='truncate' says so, and then both sides are; leave it out",
+        "nothing is cut unless over_length='truncate' says so, and then both sides are; leave it out",
     ),
     Refusal(
         "dataset_kwargs",

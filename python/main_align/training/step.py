@@ -58,16 +58,16 @@ class Update:
     def last(self) -> bool:
         return self.position == self.micro_batches - 1
 
-    def token_weights(self, pairs: dict[str, Tensor], terms: AlignmentTerms, alpha: Tensor) -> Tensor:
+    def token_loss_weights(self, pairs: dict[str, Tensor], terms: AlignmentTerms, alpha: Tensor) -> Tensor:
         """[N, 4] factors of a token's -log p such that their sum over the whole update is
-        forward * L(y|x) + reverse * L(x|y), each L alpha times the mean over tokens of synthetic pairs and 1 - alpha
-        times that over seeds, or the plain mean where the update has but one kind."""
+        forward_weight * L(y|x) + reverse_weight * L(x|y). Each L is alpha times the mean over the tokens of synthetic
+        pairs plus 1 - alpha times the mean over those of seed pairs, or the plain mean if there is only one kind."""
         present = self.tokens > 0  # [2, 4]
         share = torch.stack([1 - alpha, alpha])[:, None].expand(2, 4)
         share = torch.where(present.all(0), share, present.to(share.dtype))
         each = share / self.tokens.clamp(min=1)
         scale = each.new_zeros(4)
-        scale[Y_GIVEN_X], scale[X_GIVEN_Y] = terms.forward, terms.reverse
+        scale[Y_GIVEN_X], scale[X_GIVEN_Y] = terms.forward_weight, terms.reverse_weight
         return (each * scale)[pairs["synthetic"].long()]
 
     def add_losses(self, nll: Tensor, synthetic: Tensor) -> None:

@@ -118,7 +118,7 @@ def test_every_stage_leaves_what_the_next_one_reads(ground: Path, finished: Path
         log = lines(stage(finished, part) / "log.jsonl")
         assert all(f"nll_{side}" in entry for entry in log[:-1])  # this direction and no other
         assert not any(f"nll_{other}" in log[0] for other in {"y_given_x", "x_given_y"} - {side})
-        assert any(0.4 < entry.get("alpha", 0) < 0.6 for entry in log)
+        assert any(0.4 < entry.get("synthetic_weight", 0) < 0.6 for entry in log)
 
 
 def test_training_goes_on_from_the_stage_before(finished: Path) -> None:
@@ -224,7 +224,7 @@ def test_two_full_models_without_warmup(ground: Path, tmp_path: Path) -> None:
         ({"max_length": 5000}, "max_length 5000 exceeds the 512 tokens"),
         ({"training": {"lerning_rate": 1}}, "did you mean 'learning_rate'"),
         ({"training": {"assistant_only_loss": True}}, "assistant_only_loss=True"),
-        ({"training": {"semantic": -1}}, "semantic is the weight of a term"),
+        ({"training": {"semantic_weight": -1}}, "semantic_weight must be finite"),
         ({"training": {"lr_scheduler_type": "wild"}}, "training: "),
         ({"lora_target_modules": ["nothing"]}, "lora_target_modules"),
         ({"generator": "vllm"}, "pip install vllm"),

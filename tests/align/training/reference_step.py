@@ -48,28 +48,28 @@ def loss(model, head, tokenizer, texts, terms, *, directions="both", alpha=0.5, 
 
     total = 0.0
     if directions != "reverse":
-        total = total + terms.forward * mean_nll(columns["y|x"])
+        total = total + terms.forward_weight * mean_nll(columns["y|x"])
     if directions != "forward":
-        total = total + terms.reverse * mean_nll(columns["x|y"])
-    if terms.duality:
+        total = total + terms.reverse_weight * mean_nll(columns["x|y"])
+    if terms.duality_gap_weight:
         x, y_given_x, y, x_given_y = (
             torch.stack([part.sum() for part in columns[n]]) for n in ("x", "y|x", "y", "x|y")
         )
         tokens = torch.tensor([len(a) + len(b) for a, b in zip(columns["x"], columns["y"], strict=True)])
         tokens = tokens.to(x.device)
-        total = total + terms.duality * ((x + y_given_x - y - x_given_y).abs() / tokens).mean()
+        total = total + terms.duality_gap_weight * ((x + y_given_x - y - x_given_y).abs() / tokens).mean()
     query, key = (
         torch.stack([pooled(model, pair[which].ids, pair[which].pooled) for pair in layouts]) for which in (0, 1)
     )
     if head is not None:
         query, key = head(query, key)
     query, key = normalize(query, dim=1), normalize(key, dim=1)
-    tau = terms.temperature
-    if terms.semantic:
-        total = total + terms.semantic * reference.info_nce(query, key, temperature=tau, pair_ids=groups)
-    if terms.intentional:
-        bound = reference.mutual_information(query, key, temperature=tau, estimator=terms.estimator)
-        total = total - terms.intentional * bound
-    if terms.structural:
-        total = total + terms.structural * reference.cyclic_consistency(query, key)
+    tau = terms.contrastive_temperature
+    if terms.semantic_weight:
+        total = total + terms.semantic_weight * reference.info_nce(query, key, temperature=tau, pair_ids=groups)
+    if terms.intentional_weight:
+        bound = reference.mutual_information(query, key, temperature=tau, estimator=terms.mi_estimator)
+        total = total - terms.intentional_weight * bound
+    if terms.structural_weight:
+        total = total + terms.structural_weight * reference.cyclic_consistency(query, key)
     return total

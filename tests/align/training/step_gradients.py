@@ -60,7 +60,13 @@ def trainer_of(output: str, *, rows: int = 8, double: bool = True, lora: bool = 
         torch.manual_seed(0)
         targets = ["q_proj", "v_proj", "down_proj"]
         options["peft_config"] = LoraConfig(r=4, lora_dropout=0.2, target_modules=targets, init_lora_weights=False)
-    defaults = {"semantic": 0.3, "intentional": 0.2, "structural": 0.5, "projection_dim": 16, "disable_tqdm": True}
+    defaults = {
+        "semantic_weight": 0.3,
+        "intentional_weight": 0.2,
+        "structural_weight": 0.5,
+        "projection_dim": 16,
+        "disable_tqdm": True,
+    }
     defaults |= {"max_steps": 1, "max_grad_norm": 0.0, "logging_steps": 1, "save_strategy": "no", "report_to": []}
     defaults |= {"bf16": False, "use_cpu": DEVICE == "cpu"}
     args = MutualAlignmentConfig(output_dir=output, **(defaults | settings))

@@ -160,7 +160,7 @@ def test_a_bad_row_of_a_stream_is_named_with_its_worker():
 
 def test_overlong_pairs_of_a_stream_are_left_out():
     stream = IterableDataset.from_generator(lambda: iter([FORMS["prompt_completion"], LONG]))
-    assert [row["row"] for row in reader(overlong="drop").prepare(stream, "train")] == [0]
+    assert [row["row"] for row in reader(over_length="drop").prepare(stream, "train")] == [0]
 
 
 LONG = {"prompt": "x" * 300, "completion": "y" * 100}
@@ -168,17 +168,17 @@ LONG = {"prompt": "x" * 300, "completion": "y" * 100}
 
 def test_overlong_pairs(caplog):
     records = [FORMS["prompt_completion"], LONG]
-    with pytest.raises(UserError, match=r"1 rows of the train.*row 1: \d+ tokens \(300 \+ 100 .*overlong='drop'"):
+    with pytest.raises(UserError, match=r"1 rows of the train.*row 1: \d+ tokens \(300 \+ 100 .*over_length='drop'"):
         read(records)
-    assert list(read(records, overlong="drop")["row"]) == [0]
+    assert list(read(records, over_length="drop")["row"]) == [0]
     assert "1 pairs over 256 tokens left out" in caplog.text
-    cut = read(records, overlong="truncate")[1]
+    cut = read(records, over_length="truncate")[1]
     directional = Directional(byte_tokenizer())
     assert len(cut["x_ids"]) + len(cut["y_ids"]) + directional.overhead == 256
     assert len(cut["x_ids"]) == pytest.approx(3 * len(cut["y_ids"]), abs=3)
     assert len(cut["y_mask"]) == len(cut["y_ids"])
     with pytest.raises(UserError, match="the train data set has no pair of at most 256 tokens"):
-        read([LONG], overlong="drop")
+        read([LONG], over_length="drop")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tests.align.training.test_models import ROWS, config, trainer_with
 
 TIMES = ("runtime", "per_second", "time")
 TERMS = {"semantic", "intentional", "structural", "mi", "accuracy_x_to_y", "accuracy_y_to_x"}
-TERMS |= {"loss", "nll_y_given_x", "nll_x_given_y", "alpha"}
+TERMS |= {"loss", "nll_y_given_x", "nll_x_given_y", "synthetic_weight"}
 FIVE = Dataset.from_list(PAIRS[:5])
 
 
@@ -33,7 +33,7 @@ def untimed(metrics, prefix="eval"):  # type: ignore[no-untyped-def]
 
 
 def evaluated(folder, dataset=FIVE, size=8, **settings):  # type: ignore[no-untyped-def]
-    trainer = trainer_with(folder, per_device_eval_batch_size=size, **({"duality": 0.4} | settings))
+    trainer = trainer_with(folder, per_device_eval_batch_size=size, **({"duality_gap_weight": 0.4} | settings))
     return untimed(trainer.evaluate(dataset))
 
 
@@ -48,7 +48,7 @@ def test_metrics_do_not_depend_on_the_batch_size(tmp_path, cut):
 
 
 def test_the_loss_of_an_evaluation_is_that_of_the_set_as_one_batch(tmp_path):
-    trainer = trainer_with(tmp_path, dataset=FIVE, per_device_train_batch_size=5, duality=0.4)
+    trainer = trainer_with(tmp_path, dataset=FIVE, per_device_train_batch_size=5, duality_gap_weight=0.4)
     (batch,) = trainer.get_train_dataloader()
     with torch.no_grad():
         wanted = float(trainer.compute_loss(trainer.model.train(), batch))
@@ -57,15 +57,20 @@ def test_the_loss_of_an_evaluation_is_that_of_the_set_as_one_batch(tmp_path):
 
 def test_likelihoods_are_measured_whatever_they_weigh(tmp_path):
     whole = evaluated(tmp_path)
-    for weights in ({"reverse": 0.0}, {"alpha": 0.0, "alpha_schedule": "constant"}):
-        found = evaluated(tmp_path, duality=0.0, **weights)
+    for weights in ({"reverse_weight": 0.0}, {"synthetic_weight": 0.0, "synthetic_weight_schedule": "constant"}):
+        found = evaluated(tmp_path, duality_gap_weight=0.0, **weights)
         for name in ("nll_y_given_x", "nll_x_given_y"):
             assert found[name] == pytest.approx(whole[name], rel=1e-5)
 
 
 def test_likelihoods_of_the_training_are_those_of_tokens_that_count(tmp_path):
     """Synthetic pairs of weight 0 are not measured, and do not count as pairs of likelihood 1."""
-    settings = {"alpha": 0.0, "alpha_schedule": "constant", "per_device_train_batch_size": 8, "max_steps": 1}
+    settings = {
+        "synthetic_weight": 0.0,
+        "synthetic_weight_schedule": "constant",
+        "per_device_train_batch_size": 8,
+        "max_steps": 1,
+    }
     trainer = trainer_with(tmp_path, **settings)
     seeds = untimed(trainer.evaluate(Dataset.from_list([pair for pair in PAIRS if not pair.get("synthetic")])))
     trainer.train()
@@ -164,12 +169,16 @@ def test_what_a_subclass_adds_to_the_loss_is_in_that_of_the_evaluation(tmp_path)
 @pytest.mark.parametrize("rows", [5, 7])
 def test_contrast_of_micro_batches_is_logged_by_pairs(tmp_path, rows):
     """Four pairs and three count as seven; one pair alone has no contrast, so it takes nothing from the mean."""
-    settings = {"contrast_accumulated": False, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    settings = {
+        "contrast_across_accumulation": False,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    }
     settings |= {"max_steps": 1, "train_sampling_strategy": "sequential"}
     trainer = trainer_with(tmp_path, dataset=Dataset.from_list(PAIRS[:rows]), **settings)
     four, rest = (untimed(trainer.evaluate(Dataset.from_list(part))) for part in (PAIRS[:4], PAIRS[4:rows]))
     trainer.train()
-    for name in TERMS - {"loss", "alpha", "nll_y_given_x", "nll_x_given_y"}:
+    for name in TERMS - {"loss", "synthetic_weight", "nll_y_given_x", "nll_x_given_y"}:
         wanted = four[name] if rows == 5 else (4 * four[name] + 3 * rest[name]) / 7
         assert trainer.state.log_history[0][name] == pytest.approx(wanted, rel=1e-5), name
 

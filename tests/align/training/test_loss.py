@@ -31,7 +31,14 @@ def likelihoods(count=6):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_weighted_sum_of_its_terms(dtype):
-    terms = AlignmentTerms(forward=0.5, reverse=0.25, semantic=2.0, intentional=0.3, duality=0.7, structural=1.5)
+    terms = AlignmentTerms(
+        forward_weight=0.5,
+        reverse_weight=0.25,
+        semantic_weight=2.0,
+        intentional_weight=0.3,
+        duality_gap_weight=0.7,
+        structural_weight=1.5,
+    )
     query, key = sides(dtype=dtype)
     given = likelihoods()
     value, metrics = MutualAlignmentLoss(terms)(query, key, given)
@@ -43,12 +50,12 @@ def test_the_weighted_sum_of_its_terms(dtype):
         "structural": reference.cyclic_consistency(q, k),
         "forward": -y_given_x.sum() / tokens_y.sum(),
         "reverse": -x_given_y.sum() / tokens_x.sum(),
-        "duality": ((x + y_given_x - y - x_given_y).abs() / (tokens_x + tokens_y)).mean(),
+        "duality_gap": ((x + y_given_x - y - x_given_y).abs() / (tokens_x + tokens_y)).mean(),
     }
     rtol = 2e-2 if dtype == torch.bfloat16 else 1e-5
     for name, term in wanted.items():
         torch.testing.assert_close(metrics[name].double(), term, rtol=rtol, atol=1e-6, msg=name)
-    total = sum(getattr(terms, name) * term for name, term in wanted.items())
+    total = sum(terms.weight(name) * term for name, term in wanted.items())
     torch.testing.assert_close(value.detach().double(), total.detach(), rtol=rtol, atol=1e-6)
     value.backward()
     assert all(t.grad is not None and t.grad.isfinite().all() for t in (query, key, *given[:4]))
@@ -56,7 +63,7 @@ def test_the_weighted_sum_of_its_terms(dtype):
 
 def test_metrics_of_perfect_pairs():
     query = torch.eye(8)
-    _, metrics = MutualAlignmentLoss(AlignmentTerms(semantic=1.0))(query, query.clone())
+    _, metrics = MutualAlignmentLoss(AlignmentTerms(semantic_weight=1.0))(query, query.clone())
     assert metrics["accuracy_x_to_y"] == metrics["accuracy_y_to_x"] == 1
     assert float(metrics["mi"]) == pytest.approx(math.log(8), abs=1e-4)
     assert not any(value.requires_grad for value in metrics.values())
@@ -64,7 +71,7 @@ def test_metrics_of_perfect_pairs():
 
 def test_pairs_with_one_id_are_no_negatives():
     query, key = (torch.randn(4, 5) for _ in range(2))
-    loss = MutualAlignmentLoss(AlignmentTerms(semantic=1.0, intentional=0, structural=0))
+    loss = MutualAlignmentLoss(AlignmentTerms(semantic_weight=1.0, intentional_weight=0, structural_weight=0))
     apart, _ = loss(query, key)
     together, _ = loss(query, key, pair_ids=torch.zeros(4, dtype=torch.int64))
     assert float(apart) > 0
@@ -76,11 +83,14 @@ def test_a_part_is_enough():
     only_pairs = MutualAlignmentLoss()(query, key)[1]
     assert set(only_pairs) == {"semantic", "intentional", "structural", "mi", "accuracy_x_to_y", "accuracy_y_to_x"}
     given = likelihoods()._replace(y=None, x=None)
-    assert set(MutualAlignmentLoss(AlignmentTerms(duality=1.0))(likelihoods=given)[1]) == {"forward", "reverse"}
+    assert set(MutualAlignmentLoss(AlignmentTerms(duality_gap_weight=1.0))(likelihoods=given)[1]) == {
+        "forward",
+        "reverse",
+    }
 
 
 def test_a_single_pair_is_a_connected_zero_and_said_once(caplog):
-    loss = MutualAlignmentLoss(AlignmentTerms(semantic=1.0))
+    loss = MutualAlignmentLoss(AlignmentTerms(semantic_weight=1.0))
     query, key = sides(count=1)
     for _ in range(2):
         value, _ = loss(query, key)
@@ -94,12 +104,12 @@ def test_a_single_pair_is_a_connected_zero_and_said_once(caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"semantic": -1.0}, "semantic is the weight"),
-        ({"reverse": float("inf")}, "reverse is the weight"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"estimator": "mine"}, "estimator must be one of infonce, nwj, dv, js, smile"),
+        ({"semantic_weight": -1.0}, "semantic_weight must be finite and not negative"),
+        ({"reverse_weight": float("inf")}, "reverse_weight must be finite and not negative"),
+        ({"contrastive_temperature": 0.0}, "contrastive_temperature must be above 0"),
+        ({"mi_estimator": "mine"}, "mi_estimator must be one of infonce, nwj, dv, js, smile"),
         (
-            dict.fromkeys(EMBEDDING_TERMS + LIKELIHOOD_TERMS, 0.0),
+            {f"{term}_weight": 0.0 for term in EMBEDDING_TERMS + LIKELIHOOD_TERMS},
             "all terms have weight 0",
         ),
     ],

@@ -172,7 +172,7 @@ def test_what_is_saved_is_an_ordinary_model_and_the_head_beside_it(tmp_path):
 @pytest.mark.parametrize("base", [SFTTrainer, Trainer])
 def test_the_model_card_names_the_method_and_its_terms(tmp_path, base):
     mixed = MutualAlignmentTrainer if base is SFTTrainer else type("Mixed", (AlignmentMixin, Trainer), {})
-    args = config(tmp_path, semantic=0.25, intentional=0.0, directions="forward")
+    args = config(tmp_path, semantic_weight=0.25, intentional_weight=0.0, directions="forward")
     trainer = mixed(tiny_model(), args, train_dataset=ROWS, processing_class=byte_tokenizer())
     for _ in range(2):
         trainer.create_model_card(model_name="mine")
@@ -181,7 +181,7 @@ def test_the_model_card_names_the_method_and_its_terms(tmp_path, base):
     assert "arxiv.org/abs/2504.12913" in card
     assert "| `semantic` | 0.25 |" in card
     assert "| `forward` | 1 | -log p(y" in card
-    assert not any(f"`{name}`" in card for name in ("reverse", "intentional", "duality"))
+    assert not any(f"`{name}`" in card for name in ("reverse", "intentional", "duality_gap"))
     if base is SFTTrainer:
         assert "a method introduced in [Mutual Alignment Is Necessary" in card
 
@@ -294,12 +294,12 @@ def test_alpha_is_logged_where_there_are_synthetic_pairs(tmp_path):
     trainer = trainer_with(tmp_path)
     trainer.train()
     seed_loss, written = trainer._alpha.means.tolist()
-    assert trainer.alpha == pytest.approx(seed_loss / (seed_loss + written))
-    assert "alpha" in trainer.state.log_history[0]
+    assert trainer.synthetic_weight == pytest.approx(seed_loss / (seed_loss + written))
+    assert "synthetic_weight" in trainer.state.log_history[0]
     only_seeds = Dataset.from_list([{k: pair[k] for k in ("prompt", "completion")} for pair in PAIRS])
     trainer = trainer_with(tmp_path, dataset=only_seeds)
     trainer.train()
-    assert "alpha" not in trainer.state.log_history[0]
+    assert "synthetic_weight" not in trainer.state.log_history[0]
 
 
 def test_evaluation_of_another_data_set(tmp_path):

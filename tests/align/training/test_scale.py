@@ -20,7 +20,7 @@ from tests.align.tiny_models import cpu_only
 from tests.align.training.step_gradients import trainer_of
 
 ROOT = Path(__file__).parents[3]
-ALL = {"duality": 0.4}
+ALL = {"duality_gap_weight": 0.4}
 COUNTED = (
     "semantic",
     "intentional",
@@ -31,7 +31,7 @@ COUNTED = (
     "accuracy_x_to_y",
     "accuracy_y_to_x",
     "duality_gap",
-    "alpha",
+    "synthetic_weight",
     "num_tokens",
 )
 
@@ -100,8 +100,19 @@ def test_accumulated_contrast_drops_out_the_same_twice(tmp_path):
 
 def test_contrast_within_micro_batches_is_weighted_by_pairs(tmp_path):
     """7 pairs as 4 and 3: the mean over pairs, not over micro-batches."""
-    settings = {"rows": 7, "forward": 0.0, "reverse": 0.0, "intentional": 0.0, "structural": 0.0, "semantic": 1.0}
-    settings |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "contrast_accumulated": False}
+    settings = {
+        "rows": 7,
+        "forward_weight": 0.0,
+        "reverse_weight": 0.0,
+        "intentional_weight": 0.0,
+        "structural_weight": 0.0,
+        "semantic_weight": 1.0,
+    }
+    settings |= {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "contrast_across_accumulation": False,
+    }
     trainer, _ = trainer_of(str(tmp_path), **settings)
     batches = list(trainer.get_train_dataloader())
     assert [len(batch["pairs"]["row"]) for batch in batches] == [4, 3]

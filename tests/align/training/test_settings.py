@@ -73,7 +73,7 @@ REFUSED = {
     "prompt_loss": ({"completion_only_loss": False}, "completion_only_loss"),
     "liger": ({"use_liger_kernel": True}, "use_liger_kernel=True"),
     "assistant_only": ({"assistant_only_loss": True}, "assistant_only_loss=True .*last assistant turn"),
-    "truncation_mode": ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' .*overlong='truncate'"),
+    "truncation_mode": ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' .*over_length='truncate'"),
     "skip_prepare": ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "dataset_kwargs=.*known by its columns"),
     "text_field": ({"dataset_text_field": "body"}, "dataset_text_field='body'"),
     "padding": ({"pad_to_multiple_of": 8}, "pad_to_multiple_of=8 .*without padding"),
@@ -82,11 +82,20 @@ REFUSED = {
     "packed_lengths": ({"packing": True, "train_sampling_strategy": "group_by_length"}, "has no use with packing"),
     "packed_evaluation": ({"eval_packing": True, "packing_strategy": "wrapped"}, "cuts samples"),
     "directions": ({"directions": "backward"}, "directions must be one of both, forward, reverse"),
-    "overlong": ({"overlong": "cut"}, "overlong must be one of"),
-    "gap_of_one_direction": ({"duality": 0.1, "directions": "forward"}, "duality gap needs directions='both'"),
+    "over_length": ({"over_length": "cut"}, "over_length must be one of"),
+    "gap_of_one_direction": (
+        {"duality_gap_weight": 0.1, "directions": "forward"},
+        "duality gap needs directions='both'",
+    ),
     "negative_width": ({"projection_dim": -1}, "projection_dim"),
     "nothing_left": (
-        {"directions": "reverse", "reverse": 0.0, "semantic": 0.0, "intentional": 0.0, "structural": 0.0},
+        {
+            "directions": "reverse",
+            "reverse_weight": 0.0,
+            "semantic_weight": 0.0,
+            "intentional_weight": 0.0,
+            "structural_weight": 0.0,
+        },
         "every term that counts has weight 0",
     ),
     "overlong_pairs": ({"max_length": 16}, "8 rows of the train data set"),
@@ -209,7 +218,9 @@ def test_tokenizers_that_do_not_fit(tmp_path):
 def test_settings_beside_plain_training_arguments(tmp_path):
     """TrainingArguments with SFTTrainer's machinery: the settings come by themselves."""
     args = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=DEVICE == "cpu", report_to=[], save_strategy="no")
-    alignment = AlignmentArguments(directions="forward", semantic=0.0, intentional=0.0, structural=0.0)
+    alignment = AlignmentArguments(
+        directions="forward", semantic_weight=0.0, intentional_weight=0.0, structural_weight=0.0
+    )
     trainer = MutualAlignmentTrainer(
         tiny_model(), args, train_dataset=ROWS, processing_class=byte_tokenizer(), alignment=alignment
     )

@@ -28,7 +28,7 @@ GROUPS = torch.tensor([0, 1, 2, 2, 4, 5, 6, 7], device=DEVICE)
 
 def only(**weights: float) -> dict[str, float]:
     """Weights of some terms, all others 0."""
-    return dict.fromkeys(EMBEDDING_TERMS + LIKELIHOOD_TERMS, 0.0) | weights
+    return {f"{term}_weight": 0.0 for term in EMBEDDING_TERMS + LIKELIHOOD_TERMS} | weights
 
 
 def one_step(trainer):  # type: ignore[no-untyped-def]
@@ -47,16 +47,16 @@ def gradients_of(model):  # type: ignore[no-untyped-def]
 
 
 CASES = {
-    "everything": {"duality": 0.4},
+    "everything": {"duality_gap_weight": 0.4},
     "no_gap": {},
     "forward_only": {"directions": "forward"},
     "reverse_only": {"directions": "reverse"},
     "no_head": {"projection_dim": 0},
-    "alpha": {"alpha_schedule": "constant", "alpha": 0.2},
-    "plain_sft": {"directions": "forward", **only(forward=1.0)},
-    "weighted": only(forward=0.7, reverse=0.2),
-    **{name: only(**{name: 1.0}) for name in EMBEDDING_TERMS + LIKELIHOOD_TERMS},
-    **{f"bound_{name}": only(intentional=1.0) | {"estimator": name} for name in ("infonce", "nwj", "dv")},
+    "alpha": {"synthetic_weight_schedule": "constant", "synthetic_weight": 0.2},
+    "plain_sft": {"directions": "forward", **only(forward_weight=1.0)},
+    "weighted": only(forward_weight=0.7, reverse_weight=0.2),
+    **{name: only(**{f"{name}_weight": 1.0}) for name in EMBEDDING_TERMS + LIKELIHOOD_TERMS},
+    **{f"bound_{name}": only(intentional_weight=1.0) | {"mi_estimator": name} for name in ("infonce", "nwj", "dv")},
 }
 
 
@@ -72,7 +72,7 @@ def test_loss_and_gradients_are_those_of_the_definitions(tmp_path, name):
         TEXTS,
         terms,
         directions=terms.directions,
-        alpha=terms.alpha,
+        alpha=terms.synthetic_weight,
         groups=GROUPS,
     )
     torch.testing.assert_close(loss, wanted.detach(), rtol=1e-6, atol=0)  # weights of tokens are float32
@@ -85,7 +85,10 @@ def test_loss_and_gradients_are_those_of_the_definitions(tmp_path, name):
 
 
 def test_an_update_of_seeds_alone_is_not_scaled_by_alpha(tmp_path):
-    settings = only(forward=1.0, reverse=1.0) | {"alpha_schedule": "constant", "alpha": 0.2}
+    settings = only(forward_weight=1.0, reverse_weight=1.0) | {
+        "synthetic_weight_schedule": "constant",
+        "synthetic_weight": 0.2,
+    }
     trainer, _ = trainer_of(str(tmp_path), rows=1, **settings)
     loss, _ = one_step(trainer)
     wanted = reference_step.loss(trainer.model, None, trainer.processing_class, TEXTS[:1], trainer.alignment, alpha=0.2)
@@ -94,7 +97,7 @@ def test_an_update_of_seeds_alone_is_not_scaled_by_alpha(tmp_path):
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_likelihoods_that_are_logged_do_not_depend_on_the_weights_of_the_loss(tmp_path, exact):
-    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **only(forward=1.0))
+    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **only(forward_weight=1.0))
     (batch,) = trainer.get_train_dataloader()
     weights = torch.rand(8, 4, device=DEVICE) + 0.1
     with torch.no_grad():
@@ -121,7 +124,7 @@ def test_the_embedding_of_y_has_not_seen_x(tmp_path):
 @pytest.mark.parametrize("duality", [0.0, 0.3])
 def test_no_logits_are_made(tmp_path, duality):
     """The head's module sees one state; what the loss needs of it, it reads from the weight."""
-    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, duality=duality)
+    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, duality_gap_weight=duality)
     seen = []
     trainer.model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape))
     one_step(trainer)
@@ -139,12 +142,14 @@ def test_one_forward_a_step_and_a_second_one_only_for_accumulated_contrast(tmp_p
     eight, two = {"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 4}
     assert forwards(**eight) == 1
     assert forwards(**two, gradient_accumulation_steps=2) == 4
-    assert forwards(**two, gradient_accumulation_steps=2, contrast_accumulated=False) == 2
-    assert forwards(**two, gradient_accumulation_steps=2, **only(forward=1.0, reverse=1.0)) == 2
+    assert forwards(**two, gradient_accumulation_steps=2, contrast_across_accumulation=False) == 2
+    assert forwards(**two, gradient_accumulation_steps=2, **only(forward_weight=1.0, reverse_weight=1.0)) == 2
 
 
 def test_a_batch_in_which_nothing_is_scored_is_a_connected_zero(tmp_path):
-    trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **only(forward=1.0), directions="forward")
+    trainer, _ = trainer_of(
+        str(tmp_path), per_device_train_batch_size=8, **only(forward_weight=1.0), directions="forward"
+    )
     dataset = [dict(pair, y_mask=[0] * len(pair["y_mask"])) for pair in trainer.train_dataset]
     batch = trainer._prepare_inputs(trainer.data_collator(dataset))
     assert not len(batch["pairs"]["rows"])
@@ -157,7 +162,7 @@ def test_a_batch_in_which_nothing_is_scored_is_a_connected_zero(tmp_path):
 
 
 def test_tokens_of_y_that_are_masked_are_not_learned(tmp_path):
-    trainer, _ = trainer_of(str(tmp_path), **only(forward=1.0), directions="forward")
+    trainer, _ = trainer_of(str(tmp_path), **only(forward_weight=1.0), directions="forward")
     pair = dict(trainer.train_dataset[0])
     pair["y_mask"] = [0, 0, 1] + [1] * (len(pair["y_mask"]) - 3)
     whole, part = (trainer.data_collator([p])["pairs"] for p in (trainer.train_dataset[0], pair))
@@ -172,7 +177,7 @@ def test_one_pair_alone_has_no_contrast_and_it_is_said_once(tmp_path, caplog):
         loss = trainer.compute_loss(trainer.model.train(), batch)
     assert [r.message for r in caplog.records if "a batch of one pair" in r.message] != []
     assert sum("a batch of one pair" in r.message for r in caplog.records) == 1
-    likelihood = trainer_of(str(tmp_path), rows=1, **only(forward=1.0, reverse=1.0))[0]
+    likelihood = trainer_of(str(tmp_path), rows=1, **only(forward_weight=1.0, reverse_weight=1.0))[0]
     torch.testing.assert_close(loss, likelihood.compute_loss(likelihood.model.train(), batch))
 
 
