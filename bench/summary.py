@@ -1,7 +1,8 @@
 """Write the README's table: a few rows of bench/results/kernels.json.
 
-python -m bench.summary            # write the table into README.md
-python -m bench.summary --check    # exit with 1 if README.md differs
+Usage:
+    python -m bench.summary            # write the table into README.md
+    python -m bench.summary --check    # exit with 1 if README.md differs
 """
 
 from __future__ import annotations

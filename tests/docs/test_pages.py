@@ -12,6 +12,8 @@ import pytest
 import typer.main
 from main_align.cli.app import app
 
+import main_kernels
+
 from .pages import PAGES, ROOT, anchors, blocks, links, name_of, prose
 
 README = ROOT / "README.md"
@@ -81,6 +83,19 @@ def test_the_table_of_the_readme_is_what_was_measured():
 def test_the_kernel_example_of_the_readme_runs():
     (code,) = (block for block in blocks(README, "python") if "main_kernels" in block)
     exec(code.replace("4096", "64"), {})
+
+
+def test_the_examples_of_the_kernels_page_run_in_order():
+    page = ROOT / "docs" / "kernels.md"
+    names: dict = {}
+    for code in blocks(page, "python"):
+        exec(compile(code, str(page), "exec"), names)
+
+
+def test_the_kernels_page_has_every_function():
+    shown = set(re.findall(r"^### (\w+)$", prose(ROOT / "docs" / "kernels.md"), re.MULTILINE))
+    functions = {name for name in main_kernels.__all__ if name.islower() and not name.startswith("_")}
+    assert shown == functions - {"backend_report"}
 
 
 @pytest.mark.slow
