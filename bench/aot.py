@@ -28,7 +28,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from main_kernels.backends.interface import ColumnSums, Lse, Mask, RowSums, ScoreMap, Upstream, Wants
+from main_kernels.backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators
+from main_kernels.backends.interface import Mask, ScoreGradTerms, ScoreMap
 from main_kernels.backends.triton import TritonBackend, matmul_tile
 
 ARCHITECTURES = (80, 90, 100)
@@ -121,23 +122,32 @@ def _lse(n: int) -> Lse:
 
 
 WANTS = {
-    "rows": Wants(),
-    "both": Wants(columns=True),
-    "sums": Wants(columns=True, logit_sums=True),
-    "softplus": Wants(row_lse=False, softplus=True),
-    "bounds": Wants(softplus=True, clip=5.0),
-    "statistics": Wants(statistics=True),
-    "ranks": Wants(columns=True, statistics=True),
-    "everything": Wants(columns=True, statistics=True, logit_sums=True, softplus=True, clip=5.0),
+    "rows": ReductionSpec(),
+    "both": ReductionSpec(columns=True),
+    "sums": ReductionSpec(columns=True, logit_sums=True),
+    "softplus": ReductionSpec(row_lse=False, softplus=True),
+    "bounds": ReductionSpec(softplus=True, clip=5.0),
+    "statistics": ReductionSpec(statistics=True),
+    "ranks": ReductionSpec(columns=True, statistics=True),
+    "everything": ReductionSpec(columns=True, statistics=True, logit_sums=True, softplus=True, clip=5.0),
 }
 """What is reduced."""
 
-UPSTREAM: dict[str, Callable[[int, int], Upstream]] = {
-    "rows": lambda n, m: Upstream(a=empty(n), r=_lse(n), d=empty(n)),
-    "both": lambda n, m: Upstream(a=empty(n), r=_lse(n), d=empty(n), b=empty(m), c=_lse(m)),
-    "softplus": lambda n, m: Upstream(e=empty(n), d=empty(n)),
-    "everything": lambda n, m: Upstream(
-        a=empty(n), r=_lse(n), d=empty(n), b=empty(m), c=_lse(m), e=empty(n), u=empty(n), v=empty(m)
+UPSTREAM: dict[str, Callable[[int, int], ScoreGradTerms]] = {
+    "rows": lambda n, m: ScoreGradTerms(row_lse_grad=empty(n), row_lse=_lse(n), target_grad=empty(n)),
+    "both": lambda n, m: ScoreGradTerms(
+        row_lse_grad=empty(n), row_lse=_lse(n), target_grad=empty(n), column_lse_grad=empty(m), column_lse=_lse(m)
+    ),
+    "softplus": lambda n, m: ScoreGradTerms(softplus_grad=empty(n), target_grad=empty(n)),
+    "everything": lambda n, m: ScoreGradTerms(
+        row_lse_grad=empty(n),
+        row_lse=_lse(n),
+        target_grad=empty(n),
+        column_lse_grad=empty(m),
+        column_lse=_lse(m),
+        softplus_grad=empty(n),
+        row_sum_grad=empty(n),
+        column_sum_grad=empty(m),
     ),
 }
 """What is differentiated."""
@@ -173,7 +183,7 @@ def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
         for what, extra in reduced if dtype == torch.bfloat16 else plain:
             yield f"reduce {what} {extra} {case.about}", partial(case.reduce, WANTS[what], extra)
         for what, extra in weighed if dtype == torch.bfloat16 else plain:
-            yield f"weigh {what} {extra} {case.about}", partial(case.weigh, UPSTREAM[what], extra)
+            yield f"weigh {what} {extra} {case.about}", partial(case.score_grad, UPSTREAM[what], extra)
 
 
 class _Fused:
@@ -186,11 +196,11 @@ class _Fused:
         self.compute = torch.float32 if dtype == torch.float16 else dtype
         self.about = f"{str(dtype)[6:]} {n}x{m}"
 
-    def reduce(self, wants: Wants, extra: str) -> None:
+    def reduce(self, wants: ReductionSpec, extra: str) -> None:
         n, m, fused = self.n, self.m, _BACKEND.fused
         score_map, mask = _given(extra, n, m)
-        rows = RowSums.empty(n, torch.float32, self.query.device, wants)
-        columns = ColumnSums.empty(m, torch.float32, self.query.device, wants) if wants.columns else None
+        rows = RowAccumulators.empty(n, torch.float32, self.query.device, wants)
+        columns = ColumnAccumulators.empty(m, torch.float32, self.query.device, wants) if wants.columns else None
         if columns is not None and wants.statistics:
             columns.target = empty(m)
         stored = self.compute if extra in ("stored", "everything") else None
@@ -198,14 +208,14 @@ class _Fused:
         fused.target_scores(self.query, self.key, score_map, self.targets, stored, rows.target)
         fused.reduce(self.query, self.key, score_map, self.targets, mask, stored, rows, columns, raw)
 
-    def weigh(self, upstream: Callable[[int, int], Upstream], extra: str) -> None:
+    def score_grad(self, terms: Callable[[int, int], ScoreGradTerms], extra: str) -> None:
         n, m, fused = self.n, self.m, _BACKEND.fused
         score_map, mask = _given(extra, n, m)
         stored = self.compute if extra in ("stored", "everything") else None
         d_scale = empty(n, dtype=torch.float64) if extra == "everything" else None
         out = empty(n, -(-m // 16) * 16, dtype=self.compute)[:, :m]
         given = self.query, self.key, score_map, self.targets, mask, stored
-        fused.weigh(*given, upstream(n, m), out, d_scale)
+        fused.score_grad(*given, terms(n, m), out, d_scale)
 
 
 def chunk_cases() -> Iterator[tuple[str, Callable[[], None]]]:
@@ -226,22 +236,22 @@ def chunk_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "gradient planes", _planes
 
 
-def _reduce_chunk(raw: torch.Tensor, wants: Wants, extra: str) -> None:
+def _reduce_chunk(raw: torch.Tensor, wants: ReductionSpec, extra: str) -> None:
     n, m = raw.shape
     score_map, mask = _given(extra, n, m)
     targets = empty(n, dtype=torch.int64)
-    _BACKEND.reduce_rows(raw, score_map, targets, mask, RowSums.empty(n, torch.float32, raw.device, wants))
+    _BACKEND.reduce_rows(raw, score_map, targets, mask, RowAccumulators.empty(n, torch.float32, raw.device, wants))
     if wants.columns:
-        columns = ColumnSums.empty(m, torch.float32, raw.device, wants)
+        columns = ColumnAccumulators.empty(m, torch.float32, raw.device, wants)
         columns.target = empty(m) if wants.statistics else None
         _BACKEND.reduce_columns(raw, score_map, targets, mask, columns)
 
 
-def _weigh_chunk(raw: torch.Tensor, upstream: Callable[[int, int], Upstream], extra: str) -> None:
+def _weigh_chunk(raw: torch.Tensor, upstream: Callable[[int, int], ScoreGradTerms], extra: str) -> None:
     n, m = raw.shape
     score_map, mask = _given(extra, n, m)
     d_scale = empty(n, dtype=torch.float64) if extra == "everything" else None
-    _BACKEND.weigh_(raw, score_map, empty(n, dtype=torch.int64), mask, upstream(n, m), d_scale)
+    _BACKEND.score_grad_(raw, score_map, empty(n, dtype=torch.int64), mask, upstream(n, m), d_scale)
 
 
 def _diverge(p: torch.Tensor, q: torch.Tensor, beta: float | None, trained: tuple[bool, bool]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import checks
 from .amp import autocast
-from .backends import choose
+from .backends import select_backend
 from .derivatives import no_tangents
 from .sweep.divergence import divergence_op
 from .sweep.flops import count_products
@@ -94,7 +94,7 @@ def linear_kl(
         token_mask,
         *(torch.is_grad_enabled() and t.requires_grad for t in operands),
         True,
-        choose(wider),
+        select_backend(wider),
     )[0]
     if reduction == "none":
         return values

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .backends import choose, get
+from .backends import get_backend, select_backend
 from .backends.interface import Pooling
 from .derivatives import first_only, no_tangents
 
@@ -70,7 +70,9 @@ def segment_pool(
         checks.check_vector("row_weights", row_weights, hidden.shape[0], integer=False, like=hidden)
         row_weights = row_weights.to(accumulator)
     no_tangents("segment_pool", hidden, row_weights, query)
-    pooled, _, _ = _segment_pool(hidden, cu_seqlens, mode == "last", normalize, choose(hidden), row_weights, query)
+    pooled, _, _ = _segment_pool(
+        hidden, cu_seqlens, mode == "last", normalize, select_backend(hidden), row_weights, query
+    )
     return pooled.to(hidden.dtype)
 
 
@@ -87,7 +89,7 @@ def _segment_pool(
     checks.check_offset_values("cu_seqlens", cu_seqlens, hidden.shape[0])
     with torch.autocast(hidden.device.type, enabled=False):
         pooling = _pooling(cu_seqlens, last, normalize, weights, query)
-        return get(backend).pool_forward(hidden.contiguous(), pooling)
+        return get_backend(backend).pool_forward(hidden.contiguous(), pooling)
 
 
 def _pooling(cu_seqlens: Tensor, last: bool, normalize: bool, weights: Tensor | None, query: Tensor | None) -> Pooling:
@@ -140,7 +142,7 @@ def _segment_pool_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden[T, D], weights[T] and query[D], of no elements where not wanted."""
     with torch.autocast(upstream.device.type, enabled=False):
-        gradients = get(backend).pool_backward(
+        gradients = get_backend(backend).pool_backward(
             upstream.contiguous(),
             pooled,
             norms,

@@ -45,7 +45,7 @@ def _seed() -> None:
 def backend(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
     """Runs the test once on every backend of this machine, and on every build of the C++ kernels that it can run."""
     name, build = request.param
-    with backends.use(name, build):
+    with backends.use_backend(name, build):
         yield name
 
 

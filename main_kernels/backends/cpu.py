@@ -10,7 +10,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .interface import BoundedKernels, ColumnSums, FusedKernels, Lse, Mask, Pooling, RowSums, ScoreMap, Upstream
+from .accumulators import ColumnAccumulators, Lse, RowAccumulators
+from .interface import FusedKernels, Mask, Pooling, ScoreGradTerms, ScoreMap, SingleExpKernels
 
 MODULE: ModuleType | None = None
 WHY_NOT = ""
@@ -104,9 +105,15 @@ def _map(score_map: ScoreMap) -> tuple[float, float, int]:
     return float(score_map.scale), score_map.softcap, _floats(score_map.bias)
 
 
-class CpuBounded:
+class CpuSingleExp:
     def reduce(
-        self, raw: Tensor, scale: float, targets: Tensor, mask: Mask | None, rows: RowSums, columns: ColumnSums
+        self,
+        raw: Tensor,
+        scale: float,
+        targets: Tensor,
+        mask: Mask | None,
+        rows: RowAccumulators,
+        columns: ColumnAccumulators,
     ) -> None:
         _kernel("reduce_bounded", raw.dtype)(
             *_raw(raw),
@@ -120,7 +127,7 @@ class CpuBounded:
             torch.get_num_threads(),
         )
 
-    def weigh_(
+    def score_grad_(
         self,
         raw: Tensor,
         scale: float,
@@ -130,7 +137,7 @@ class CpuBounded:
         alpha: Tensor,
         beta: Tensor,
         d: Tensor | None,
-        d_scale: Tensor | None,
+        scale_grad: Tensor | None,
     ) -> None:
         _kernel("weigh_bounded", raw.dtype)(
             *_raw(raw),
@@ -141,17 +148,17 @@ class CpuBounded:
             _floats(alpha),
             _floats(beta),
             _floats(d),
-            _doubles(d_scale),
+            _doubles(scale_grad),
             torch.get_num_threads(),
         )
 
 
 class CpuBackend:
-    bounded: BoundedKernels | None = CpuBounded()
+    single_exp: SingleExpKernels | None = CpuSingleExp()
     fused: FusedKernels | None = None
 
     def reduce_rows(
-        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators
     ) -> None:
         _kernel("reduce_rows", raw.dtype)(
             *_raw(raw),
@@ -171,7 +178,7 @@ class CpuBackend:
         )
 
     def reduce_columns(
-        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnSums
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnAccumulators
     ) -> None:
         _kernel("reduce_columns", raw.dtype)(
             *_raw(raw),
@@ -186,30 +193,30 @@ class CpuBackend:
             torch.get_num_threads(),
         )
 
-    def weigh_(
+    def score_grad_(
         self,
         raw: Tensor,
         score_map: ScoreMap,
         targets: Tensor | None,
         mask: Mask | None,
-        upstream: Upstream,
-        d_scale: Tensor | None,
+        terms: ScoreGradTerms,
+        scale_grad: Tensor | None,
     ) -> None:
         _kernel("weigh", raw.dtype)(
             *_raw(raw),
             *_map(score_map),
             _ids(targets),
             *_mask(mask),
-            _floats(upstream.a),
-            *_lse(upstream.r),
-            _floats(upstream.b),
-            *_lse(upstream.c),
-            _floats(upstream.d),
-            _floats(upstream.e),
-            _floats(upstream.u),
-            _floats(upstream.v),
-            _floats(upstream.h),
-            _doubles(d_scale),
+            _floats(terms.row_lse_grad),
+            *_lse(terms.row_lse),
+            _floats(terms.column_lse_grad),
+            *_lse(terms.column_lse),
+            _floats(terms.target_grad),
+            _floats(terms.softplus_grad),
+            _floats(terms.row_sum_grad),
+            _floats(terms.column_sum_grad),
+            _floats(terms.neg_entropy_grad),
+            _doubles(scale_grad),
             torch.get_num_threads(),
         )
 
@@ -278,7 +285,7 @@ class CpuBackend:
 
     def pool_backward(
         self,
-        upstream: Tensor,
+        pooled_grad: Tensor,
         pooled: Tensor,
         norms: Tensor,
         units: Tensor,
@@ -286,18 +293,18 @@ class CpuBackend:
         rows: int,
         dtype: torch.dtype,
         pooling: Pooling,
-        wanted: tuple[bool, bool, bool],
+        needs_grad: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         native = torch.float32 if dtype == torch.float16 else dtype
         if hidden is not None:
             hidden = hidden.to(native)
-        segments, width = upstream.shape
-        d_hidden = upstream.new_empty(rows, width, dtype=native) if wanted[0] else None
-        d_weights = upstream.new_empty(rows) if wanted[1] else None
-        d_query = upstream.new_empty(width) if wanted[2] else None
-        d_queries = upstream.new_empty(segments, width) if wanted[2] else None
+        segments, width = pooled_grad.shape
+        d_hidden = pooled_grad.new_empty(rows, width, dtype=native) if needs_grad[0] else None
+        d_weights = pooled_grad.new_empty(rows) if needs_grad[1] else None
+        d_query = pooled_grad.new_empty(width) if needs_grad[2] else None
+        d_queries = pooled_grad.new_empty(segments, width) if needs_grad[2] else None
         _kernel("pool_backward", native)(
-            _floats(upstream),
+            _floats(pooled_grad),
             _floats(pooled),
             _floats(norms),
             _doubles(units),

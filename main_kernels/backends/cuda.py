@@ -57,7 +57,7 @@ class CudaPooling(PlainBackend):
 
     def pool_backward(
         self,
-        upstream: Tensor,
+        pooled_grad: Tensor,
         pooled: Tensor,
         norms: Tensor,
         units: Tensor,
@@ -65,18 +65,18 @@ class CudaPooling(PlainBackend):
         rows: int,
         dtype: torch.dtype,
         pooling: Pooling,
-        wanted: tuple[bool, bool, bool],
+        needs_grad: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        (segments, width), device = upstream.shape, upstream.device
-        if not segments or not _served(upstream, dtype):
-            return super().pool_backward(upstream, pooled, norms, units, hidden, rows, dtype, pooling, wanted)
-        d_hidden = upstream.new_empty(rows, width, dtype=dtype) if wanted[0] else None
-        d_weights = upstream.new_empty(rows) if wanted[1] else None
-        d_query = upstream.new_empty(width) if wanted[2] else None
-        sums = None if d_query is None else _piece_sums(upstream, rows, width, segments)
-        with torch.cuda.device_of(upstream):
+        (segments, width), device = pooled_grad.shape, pooled_grad.device
+        if not segments or not _served(pooled_grad, dtype):
+            return super().pool_backward(pooled_grad, pooled, norms, units, hidden, rows, dtype, pooling, needs_grad)
+        d_hidden = pooled_grad.new_empty(rows, width, dtype=dtype) if needs_grad[0] else None
+        d_weights = pooled_grad.new_empty(rows) if needs_grad[1] else None
+        d_query = pooled_grad.new_empty(width) if needs_grad[2] else None
+        sums = None if d_query is None else _piece_sums(pooled_grad, rows, width, segments)
+        with torch.cuda.device_of(pooled_grad):
             _kernel("pool_backward", dtype)(
-                address(upstream, torch.float32, device),
+                address(pooled_grad, torch.float32, device),
                 address(pooled, torch.float32, device),
                 address(norms, torch.float32, device),
                 address(units, torch.float64, device),
@@ -88,7 +88,7 @@ class CudaPooling(PlainBackend):
                 address(d_hidden, dtype, device),
                 address(d_weights, torch.float32, device),
                 address(d_query, torch.float32, device),
-                *_target(upstream),
+                *_target(pooled_grad),
             )
         return d_hidden, d_weights, d_query
 

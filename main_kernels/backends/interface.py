@@ -1,4 +1,7 @@
-"""What a backend supplies. A chunk ``raw[c, M]`` holds products q·k of c consecutive rows, in the compute dtype."""
+"""Backend, the protocol of the kernels, and the structs they exchange.
+
+A chunk ``raw[c, M]`` holds the products q·k of c consecutive rows, in the compute dtype.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,36 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-MAX_REFERENCE = 40.0
-"""Scores within this of zero: exp(s - MAX_REFERENCE) is then a normal float32 however small s is."""
+from .accumulators import ColumnAccumulators, Lse, RowAccumulators
+
+MAX_SCORE_BOUND = 40.0
+"""Largest bound on |s| for the single-exp kernels: exp(s - MAX_SCORE_BOUND) is then a normal float32."""
 
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """How a raw product becomes a score: ``s = scale * softcap * tanh((raw + bias) / softcap)``.
+    """The map from raw products to scores, ``s = scale * softcap * tanh((raw + bias) / softcap)``.
 
-    A bias of -inf leaves its column out of every row, and so does a finite one that scale takes to -inf: the score is
-    -inf. With a bias or a softcap a raw product that is not finite becomes NaN, so that it passes for no score."""
+    A bias of -inf excludes its column from every row, as does a finite bias that the scale takes to -inf: the score is
+    -inf. With a bias or a softcap, a raw product that is not finite becomes NaN instead of a valid score."""
 
-    scale: Tensor  # 0-dimensional, accumulator dtype: a device need not tell the host its value
-    softcap: float = 0.0  # 0: none, s = scale * (raw + bias)
+    scale: Tensor  # 0-dimensional, accumulator dtype; a tensor, so that the host need not know its value
+    softcap: float = 0.0  # 0: no softcap, s = scale * (raw + bias)
     bias: Tensor | None = None  # [M], accumulator dtype
 
-    def taking_part(self, columns: int) -> Tensor | int:
-        """How many of the columns the bias does not leave out, at least 1."""
+    def valid_column_count(self, columns: int) -> Tensor | int:
+        """Return the number of columns that the bias does not exclude, at least 1."""
         if self.bias is None:
             return columns
         lowest = self.bias if self.softcap else self.bias * self.scale
         return (lowest != -torch.inf).sum(dtype=self.scale.dtype).clamp(min=1)
 
     def of_columns(self, columns: slice) -> ScoreMap:
-        """The map of some of the columns."""
+        """Return the map of a range of columns."""
         return self if self.bias is None else replace(self, bias=self.bias[columns])
 
     def apply(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
-        """Scores of raw[..., M] in ``dtype``."""
+        """Return the scores of raw[..., M] in ``dtype``."""
         s = raw = raw.to(dtype)
         if self.bias is not None:
             s = s + self.bias
@@ -51,8 +56,9 @@ class ScoreMap:
 
 @dataclass(frozen=True)
 class Mask:
-    """Entries that take no part: those of row i and column j with equal ids, but for the row's target where it is
-    kept, and with the target where not."""
+    """A mask of the entries whose row and column have equal ids.
+
+    With ``keep_target`` the row's target stays unmasked; without it, the target is masked as well."""
 
     rows: Tensor  # [N] int32
     columns: Tensor  # [M] int32
@@ -66,192 +72,103 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Wants:
-    """What a walk is asked to reduce, besides the target scores."""
+class ScoreGradTerms:
+    """Coefficients of dL/ds, the gradient of the scores. None is zero. With the fields in this order named
+    a, r, b, c, d, e, u, v, h::
 
-    row_lse: bool = True
-    columns: bool = False  # the columns' log-sum-exps, and what else is wanted of them
-    statistics: bool = False  # entropies and ranks
-    logit_sums: bool = False
-    softplus: bool = False
-    clip: float = 0.0  # positive: also the clipped log-sum-exps of the rows
+        dL/ds_ij = (a_i + h_i (s_ij - r_i)) exp(s_ij - r_i) + b_j exp(s_ij - c_j) + e_i sigmoid(s_ij) + u_i + v_j
 
+    for an unmasked entry, 0 for a masked one, plus d_i at the row's target."""
 
-@dataclass(frozen=True)
-class Lse:
-    """Log-sum-exps as unevaluated sums of two numbers: at logits of 1e4 one float32 is only good to 1e-3, and
-    exp(s - lse) would inherit that."""
+    row_lse_grad: Tensor | None = None  # [c], present if neg_entropy_grad is
+    row_lse: Lse | None = None  # [c]
+    column_lse_grad: Tensor | None = None  # [M]
+    column_lse: Lse | None = None  # [M]
+    target_grad: Tensor | None = None  # [c] of the target scores
+    softplus_grad: Tensor | None = None  # [c] of the softplus sums
+    row_sum_grad: Tensor | None = None  # [c] of the row sums of scores
+    column_sum_grad: Tensor | None = None  # [M] of the column sums of scores
+    neg_entropy_grad: Tensor | None = None  # [c] of sum_j p_j log p_j; row_lse_grad includes it times the entropy
 
-    high: Tensor
-    low: Tensor
+    def of_rows(self, rows: slice | Tensor) -> ScoreGradTerms:
+        """Return the terms of some of the rows."""
 
-    @classmethod
-    def of(cls, maximum: Tensor, log_sum: Tensor) -> Lse:
-        high = maximum + log_sum
-        return cls(high, torch.where(high == -torch.inf, 0, (maximum - high) + log_sum))  # -inf: of nothing at all
-
-    def __getitem__(self, rows: slice | Tensor) -> Lse:
-        return Lse(self.high[rows], self.low[rows])
-
-
-@dataclass
-class RowSums:
-    """Running row reductions over the entries that take part; slices of them are what a backend adds a chunk to.
-    All but maximum and target are None where not wanted."""
-
-    maximum: Tensor  # [N]
-    target: Tensor  # [N] score of the row's target, 0 where it has none
-    total: Tensor | None = None  # [N] float64, sum of exp(s - maximum)
-    weighted: Tensor | None = None  # [N] float64, sum of exp(s - maximum) (s - maximum)
-    rank: Tensor | None = None  # [N] how many scores beat the target's
-    logits: Tensor | None = None  # [N] float64, sum of s
-    softplus: Tensor | None = None  # [N] float64, sum of log(1 + exp s)
-    clipped: Tensor | None = None  # [N] float64, sum of exp(clamp(s) - clamp(maximum)), clamped to +-clip
-    clip: float = 0.0
-
-    @classmethod
-    def empty(
-        cls, rows: int, dtype: torch.dtype, device: torch.device, wants: Wants, *, maximum: float = -torch.inf
-    ) -> RowSums:
-        def zeros(wanted: bool, kind: torch.dtype = torch.float64) -> Tensor | None:
-            return torch.zeros(rows, dtype=kind, device=device) if wanted else None
-
-        return cls(
-            maximum=torch.full((rows,), maximum, dtype=dtype, device=device),
-            target=torch.zeros(rows, dtype=dtype, device=device),
-            total=zeros(wants.row_lse),
-            weighted=zeros(wants.statistics),
-            rank=zeros(wants.statistics, dtype),
-            logits=zeros(wants.logit_sums),
-            softplus=zeros(wants.softplus),
-            clipped=zeros(wants.clip > 0),
-            clip=wants.clip,
-        )
-
-    def __getitem__(self, rows: slice) -> RowSums:
-        return RowSums(*(v[rows] if isinstance(v, Tensor) else v for v in vars(self).values()))  # type: ignore[arg-type]
-
-    def lse(self) -> Lse | None:
-        return None if self.total is None else Lse.of(self.maximum, self.total.log().to(self.maximum.dtype))
-
-    def entropy(self) -> Tensor | None:
-        """Of the softmax over the entries that take part; 0 where none does."""
-        if self.weighted is None or self.total is None:
-            return None
-        entropy = self.total.log() - self.weighted / self.total
-        return torch.where(self.total == 0, 0, entropy).to(self.maximum.dtype)
-
-    def clipped_lse(self) -> Tensor | None:
-        if self.clipped is None:
-            return None
-        return (self.maximum.clamp(-self.clip, self.clip) + self.clipped.log()).to(self.maximum.dtype)
-
-
-@dataclass
-class ColumnSums:
-    """Running column reductions over the chunks so far."""
-
-    maximum: Tensor  # [M]
-    total: Tensor  # [M] float64, sum of exp(s - maximum)
-    target: Tensor | None = None  # [M] score each column's pair has, to count what beats it
-    rank: Tensor | None = None  # [M]
-    logits: Tensor | None = None  # [M] float64, sum of s
-
-    @classmethod
-    def empty(
-        cls, columns: int, dtype: torch.dtype, device: torch.device, wants: Wants, *, maximum: float = -torch.inf
-    ) -> ColumnSums:
-        def zeros(kind: torch.dtype = torch.float64) -> Tensor:
-            return torch.zeros(columns, dtype=kind, device=device)
-
-        return cls(
-            maximum=torch.full((columns,), maximum, dtype=dtype, device=device),
-            total=zeros(),
-            rank=zeros(dtype) if wants.statistics else None,
-            logits=zeros() if wants.logit_sums else None,
-        )
-
-    def lse(self) -> Lse:
-        return Lse.of(self.maximum, self.total.log().to(self.maximum.dtype))
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """Weights of ``dL/ds_ij = (a_i + h_i (s_ij - r_i)) exp(s_ij - r_i) + b_j exp(s_ij - c_j) + e_i sigmoid(s_ij) + u_i
-    + v_j`` where an entry takes part, ``+ d_i`` at the target; None is zero."""
-
-    a: Tensor | None = None  # [c] of the row log-sum-exps; there where h is
-    r: Lse | None = None  # [c] these
-    b: Tensor | None = None  # [M] of the column log-sum-exps
-    c: Lse | None = None  # [M] these
-    d: Tensor | None = None  # [c] of the target scores
-    e: Tensor | None = None  # [c] of the softplus sums
-    u: Tensor | None = None  # [c] of the row sums of scores
-    v: Tensor | None = None  # [M] of the column sums of scores
-    h: Tensor | None = None  # [c] of the entropies, their part in proportion to log p
-
-    def of_rows(self, rows: slice | Tensor) -> Upstream:
-        def some(vector: Tensor | None) -> Tensor | None:
+        def select(vector: Tensor | None) -> Tensor | None:
             return None if vector is None else vector[rows]
 
-        r = None if self.r is None else self.r[rows]
-        return replace(self, a=some(self.a), r=r, d=some(self.d), e=some(self.e), u=some(self.u), h=some(self.h))
+        return replace(
+            self,
+            row_lse_grad=select(self.row_lse_grad),
+            row_lse=None if self.row_lse is None else self.row_lse[rows],
+            target_grad=select(self.target_grad),
+            softplus_grad=select(self.softplus_grad),
+            row_sum_grad=select(self.row_sum_grad),
+            neg_entropy_grad=select(self.neg_entropy_grad),
+        )
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """What becomes of the rows of each segment: ``sum_t c_t h_t``, c_t proportional to weights_t exp(h_t·query)."""
+    """Segment pooling: ``sum_t c_t h_t`` over a segment's rows, c_t proportional to weights_t exp(h_t·query)."""
 
     offsets: Tensor  # [B + 1] int64
-    last: bool  # the segment's last row only
+    last: bool  # only the segment's last row
     normalize: bool
     weights: Tensor | None = None  # [T], accumulator dtype; None: all 1
     query: Tensor | None = None  # [D], accumulator dtype; None: 0
 
     @property
     def uniform(self) -> bool:
-        """Whether all rows of a segment count alike."""
+        """True if all rows of a segment have the same coefficient."""
         return self.weights is None and self.query is None
 
 
-class BoundedKernels(Protocol):
-    """Both walks with one exponential a score, for scores known to lie within +-MAX_REFERENCE, a target in every row
-    and a mask, if any, that keeps it."""
+class SingleExpKernels(Protocol):
+    """Forward and backward kernels with one exponential per score instead of one per reduction.
+
+    They need |s| <= MAX_SCORE_BOUND, a target in every row, and no mask or one that keeps the targets: rows and columns
+    can then share one constant maximum."""
 
     def reduce(
-        self, raw: Tensor, scale: float, targets: Tensor, mask: Mask | None, rows: RowSums, columns: ColumnSums
-    ) -> None:
-        """Both reductions of raw[c, M] at once, for sums whose maximum is one constant, at least every |score| and at
-        most MAX_REFERENCE."""
-
-    def weigh_(
         self,
         raw: Tensor,
         scale: float,
-        reference: float,
         targets: Tensor,
         mask: Mask | None,
-        alpha: Tensor,
-        beta: Tensor,
-        d: Tensor | None,
-        d_scale: Tensor | None,
+        rows: RowAccumulators,
+        columns: ColumnAccumulators,
     ) -> None:
-        """Backend.weigh_ for ``dL/ds_ij = (alpha_i + beta_j) exp(s_ij - reference) + d_i [j = t_i]``."""
+        """Add raw[c, M] to the row and the column accumulators in one pass. All of their ``maximum`` entries are the
+        same constant, at least every |s| and at most MAX_SCORE_BOUND."""
+
+    def score_grad_(
+        self,
+        raw: Tensor,
+        scale: float,
+        score_bound: float,
+        targets: Tensor,
+        mask: Mask | None,
+        row_factor: Tensor,
+        column_factor: Tensor,
+        target_grad: Tensor | None,
+        scale_grad: Tensor | None,
+    ) -> None:
+        """Backend.score_grad_ for ``dL/ds_ij = (row_factor_i + column_factor_j) exp(s_ij - score_bound)``, plus
+        target_grad_i at the row's target."""
 
 
 class FusedKernels(Protocol):
-    """Both walks with the product inside: scores are made and used up in registers.
+    """Forward and backward kernels that contain the matrix product: scores are computed and consumed in registers.
 
-    ``query`` [c, D] and ``key`` [M, D] are of one dtype, and what ``aligned`` made of them. ``stored``: the dtype in
-    which raw scores are, or once were, stored between the walks (None: not at all): they are rounded to it, so that
-    every walk sees the same.
+    ``query`` [c, D] and ``key`` [M, D] have one dtype and come from ``aligned``. ``stored`` is the dtype in which raw
+    scores are stored between the passes, or None: the kernels round to it, so that every pass sees the same scores.
     """
 
-    def serves(self, dtype: torch.dtype) -> bool:
-        """Whether operands of this dtype are better walked here than multiplied beforehand."""
+    def supports(self, dtype: torch.dtype) -> bool:
+        """Return True if these kernels are preferred for operands of this dtype."""
 
     def aligned(self, operand: Tensor) -> Tensor:
-        """operand[n, D] as the walks need it to lie; columns of zeros may be added."""
+        """Return operand[n, D] in the memory layout of the kernels; columns of zeros may be appended."""
 
     def target_scores(
         self,
@@ -262,7 +179,7 @@ class FusedKernels(Protocol):
         stored: torch.dtype | None,
         out: Tensor,
     ) -> None:
-        """out[c] receives the scores of rows with their targets[c], none of which is negative."""
+        """Write to out[c] the scores of the rows with targets[c], none of which is negative."""
 
     def reduce(
         self,
@@ -272,14 +189,14 @@ class FusedKernels(Protocol):
         targets: Tensor | None,
         mask: Mask | None,
         stored: torch.dtype | None,
-        rows: RowSums,
-        columns: ColumnSums | None,
+        rows: RowAccumulators,
+        columns: ColumnAccumulators | None,
         raw: Tensor | None,
     ) -> None:
-        """Adds all scores to the sums, of which the target scores are already there; raw[c, M] receives the raw ones,
-        its rows may lie apart."""
+        """Add all scores to the accumulators, which already hold the target scores. raw[c, M], whose rows may lie
+        apart, receives the raw scores."""
 
-    def weigh(
+    def score_grad(
         self,
         query: Tensor,
         key: Tensor,
@@ -287,46 +204,48 @@ class FusedKernels(Protocol):
         targets: Tensor | None,
         mask: Mask | None,
         stored: torch.dtype | None,
-        upstream: Upstream,
+        terms: ScoreGradTerms,
         out: Tensor,
-        d_scale: Tensor | None,
+        scale_grad: Tensor | None,
     ) -> None:
-        """out[c, M] receives dL/draw; d_scale as in Backend.weigh_."""
+        """Write dL/draw to out[c, M]; scale_grad as in Backend.score_grad_."""
 
 
 class Backend(Protocol):
-    bounded: BoundedKernels | None
-    """faster ones for scores known to be moderate, where the backend has them"""
+    single_exp: SingleExpKernels | None
+    """kernels for bounded scores, if the backend has them"""
     fused: FusedKernels | None
-    """both walks with the product inside, where the backend has them"""
+    """kernels that contain the matrix product, if the backend has them"""
 
     def reduce_rows(
-        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators
     ) -> None:
-        """Adds raw[c, m] to the sums of its rows; targets[c] int64 count from its first column, those outside it are
-        passed over. Ranks mean something only where it holds whole rows."""
+        """Add raw[c, m] to the accumulators of its rows.
+
+        targets[c] int64 count from the chunk's first column; targets outside the chunk are skipped. Ranks are valid
+        only if the chunk holds whole rows."""
 
     def reduce_columns(
-        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnSums
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnAccumulators
     ) -> None:
-        """Adds raw[c, M] to the column sums; a row never beats the column that is its target."""
+        """Add raw[c, M] to the column accumulators. A row does not count in the rank of its own target column."""
 
-    def weigh_(
+    def score_grad_(
         self,
         raw: Tensor,
         score_map: ScoreMap,
         targets: Tensor | None,
         mask: Mask | None,
-        upstream: Upstream,
-        d_scale: Tensor | None,
+        terms: ScoreGradTerms,
+        scale_grad: Tensor | None,
     ) -> None:
-        """raw[c, M] becomes dL/draw in place; d_scale[c] float64 receives each row's share of dL/dscale."""
+        """Replace raw[c, M] by dL/draw; scale_grad[c] float64 receives each row's part of dL/dscale."""
 
-    def add_columns_(self, weights: Tensor, sums: Tensor) -> None:
-        """sums[M] += the column sums of weights[c, M]."""
+    def add_columns_(self, score_grad: Tensor, sums: Tensor) -> None:
+        """sums[M] += the column sums of score_grad[c, M]."""
 
     def accumulate_(self, high: Tensor, low: Tensor, x: Tensor) -> None:
-        """(high, low) += x, a float32 kept as two 16-bit planes; see sweep/gradient.py."""
+        """(high, low) += x, for a float32 kept as two 16-bit planes (sweep/grad_buffer.py)."""
 
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
         """high[n, D] = bfloat16((high, low) * scale), scale [n] or [1]."""
@@ -342,17 +261,19 @@ class Backend(Protocol):
         grad_p: bool,
         grad_q: bool,
     ) -> None:
-        """For p = softmax(scale p_raw[c, M]), q alike: values[c] becomes KL(p || q), or with beta
-        beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; the raw scores, which may differ in dtype,
-        become weights[c] times its gradient where asked for, and are used up."""
+        """Compute the divergence of p = softmax(scale p_raw[c, M]) and q = softmax(scale q_raw[c, M]).
+
+        values[c] receives KL(p || q), or with beta ``beta KL(p || m) + (1 - beta) KL(q || m)``, where
+        m = beta p + (1 - beta) q. The raw scores, whose dtypes may differ, are overwritten: with weights[c] times their
+        gradient if grad_p or grad_q is true."""
 
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden[T, D] -> pooled[B, D] and norms[B], before normalising, in the accumulator dtype; units[T] float64,
-        the coefficient of each row per unit of its weight ([0] with neither weights nor a query)."""
+        """Pool hidden[T, D]: return pooled[B, D] and norms[B], those before normalising, in the accumulator dtype, and
+        units[T] float64, each row's coefficient per unit of its weight ([0] if the pooling is uniform)."""
 
     def pool_backward(
         self,
-        upstream: Tensor,
+        pooled_grad: Tensor,
         pooled: Tensor,
         norms: Tensor,
         units: Tensor,
@@ -360,7 +281,7 @@ class Backend(Protocol):
         rows: int,
         dtype: torch.dtype,
         pooling: Pooling,
-        wanted: tuple[bool, bool, bool],
+        needs_grad: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """upstream[B, D] -> gradients of the states [rows, D] in ``dtype``, of the weights [rows] and of the query [D],
-        those ``wanted``. hidden is given where there is a query or the weights want theirs."""
+        """Map pooled_grad[B, D] to the gradients of hidden [rows, D] in ``dtype``, of the weights [rows] and of the
+        query [D], for each that ``needs_grad``. ``hidden`` is required for a query or the weights' gradient."""

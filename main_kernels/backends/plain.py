@@ -7,17 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from .interface import BoundedKernels, ColumnSums, FusedKernels, Mask, Pooling, RowSums, ScoreMap, Upstream
+from .accumulators import ColumnAccumulators, RowAccumulators
+from .interface import FusedKernels, Mask, Pooling, ScoreGradTerms, ScoreMap, SingleExpKernels
 
 
-def _poison(s: Tensor, dim: int, *, biased: bool = False) -> Tensor:
+def _nan_if_nonfinite(s: Tensor, dim: int, *, biased: bool = False) -> Tensor:
     """Zero, or NaN where a score along ``dim`` is not finite: an Inf must not pass for a number. ``biased``: -inf is
     what the bias leaves out."""
     zeros = s * 0
     return (zeros.masked_fill(s == -torch.inf, 0) if biased else zeros).sum(dim)
 
 
-def _left_out(columns: int, targets: Tensor | None, mask: Mask) -> Tensor:
+def _excluded_mask(columns: int, targets: Tensor | None, mask: Mask) -> Tensor:
     """[c, M] bool, which entries take no part."""
     out = mask.rows[:, None] == mask.columns
     if targets is None:
@@ -30,21 +31,21 @@ _NOTHING = -1e4  # a finite stand-in for the logarithm of 0
 
 
 class PlainBackend:
-    bounded: BoundedKernels | None = None
+    single_exp: SingleExpKernels | None = None
     fused: FusedKernels | None = None
 
     def reduce_rows(
-        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators
     ) -> None:
         s = score_map.apply(raw, sums.maximum.dtype)
-        poison = _poison(s, 1, biased=score_map.bias is not None)
+        poison = _nan_if_nonfinite(s, 1, biased=score_map.bias is not None)
         at_target = None
         if targets is not None:
             inside = (targets >= 0) & (targets < s.shape[1])
             at_target = s.gather(1, targets.where(inside, 0)[:, None])
             sums.target.copy_(at_target[:, 0].where(inside, sums.target))
         if mask is not None:
-            s = s.masked_fill(_left_out(s.shape[1], targets, mask), -torch.inf)
+            s = s.masked_fill(_excluded_mask(s.shape[1], targets, mask), -torch.inf)
         if sums.logits is not None:
             sums.logits.add_(s.where(s > -torch.inf, 0).sum(1, dtype=torch.float64) + poison)
         if sums.softplus is not None:
@@ -71,12 +72,12 @@ class PlainBackend:
         sums.maximum.copy_(maximum)
 
     def reduce_columns(
-        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnSums
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnAccumulators
     ) -> None:
         s = score_map.apply(raw, sums.maximum.dtype)
-        poison = _poison(s, 0, biased=score_map.bias is not None)
+        poison = _nan_if_nonfinite(s, 0, biased=score_map.bias is not None)
         if mask is not None:
-            s = s.masked_fill(_left_out(s.shape[1], targets, mask), -torch.inf)
+            s = s.masked_fill(_excluded_mask(s.shape[1], targets, mask), -torch.inf)
         if sums.logits is not None:
             sums.logits.add_(s.where(s > -torch.inf, 0).sum(0, dtype=torch.float64))
         maximum = torch.maximum(sums.maximum, s.amax(0))
@@ -88,42 +89,42 @@ class PlainBackend:
             above = (s > sums.target).scatter(1, targets[:, None], False)  # the pair itself never beats itself
             sums.rank.add_(above.sum(0))
 
-    def weigh_(
+    def score_grad_(
         self,
         raw: Tensor,
         score_map: ScoreMap,
         targets: Tensor | None,
         mask: Mask | None,
-        upstream: Upstream,
-        d_scale: Tensor | None,
+        terms: ScoreGradTerms,
+        scale_grad: Tensor | None,
     ) -> None:
-        r, c = upstream.r, upstream.c
+        r, c = terms.row_lse, terms.column_lse
         s = score_map.apply(raw, torch.promote_types(raw.dtype, torch.float32))
         g = torch.zeros_like(s)
-        if upstream.a is not None and r is not None:
+        if terms.row_lse_grad is not None and r is not None:
             log_p = (s - r.high[:, None]).sub_(r.low[:, None])
-            factor = upstream.a[:, None]
-            if upstream.h is not None:
-                factor = factor + upstream.h[:, None] * log_p.clamp(min=_NOTHING)
+            factor = terms.row_lse_grad[:, None]
+            if terms.neg_entropy_grad is not None:
+                factor = factor + terms.neg_entropy_grad[:, None] * log_p.clamp(min=_NOTHING)
             g = log_p.exp_() * factor
-        if upstream.b is not None and c is not None:
-            g += (s - c.high).sub_(c.low).exp_().mul_(upstream.b)
-        if upstream.e is not None:
-            g += s.sigmoid() * upstream.e[:, None]
-        if upstream.u is not None:
-            g += upstream.u[:, None]
-        if upstream.v is not None:
-            g += upstream.v
+        if terms.column_lse_grad is not None and c is not None:
+            g += (s - c.high).sub_(c.low).exp_().mul_(terms.column_lse_grad)
+        if terms.softplus_grad is not None:
+            g += s.sigmoid() * terms.softplus_grad[:, None]
+        if terms.row_sum_grad is not None:
+            g += terms.row_sum_grad[:, None]
+        if terms.column_sum_grad is not None:
+            g += terms.column_sum_grad
         if mask is not None:
-            g.masked_fill_(_left_out(s.shape[1], targets, mask), 0)
+            g.masked_fill_(_excluded_mask(s.shape[1], targets, mask), 0)
         if score_map.bias is not None:
             out = s == -torch.inf
             g.masked_fill_(out, 0)
             s = torch.where(out, -score_map.scale * score_map.softcap, s)  # finite, where tanh has no slope
-        if upstream.d is not None and targets is not None:
-            g.scatter_add_(1, targets[:, None], upstream.d[:, None])
-        if d_scale is not None:
-            d_scale.copy_((g * s).sum(1, dtype=torch.float64) / score_map.scale)
+        if terms.target_grad is not None and targets is not None:
+            g.scatter_add_(1, targets[:, None], terms.target_grad[:, None])
+        if scale_grad is not None:
+            scale_grad.copy_((g * s).sum(1, dtype=torch.float64) / score_map.scale)
         g *= score_map.scale
         if score_map.softcap:
             g *= 1 - (s / (score_map.scale * score_map.softcap)).square()
@@ -199,7 +200,7 @@ class PlainBackend:
 
     def pool_backward(
         self,
-        upstream: Tensor,
+        pooled_grad: Tensor,
         pooled: Tensor,
         norms: Tensor,
         units: Tensor,
@@ -207,33 +208,33 @@ class PlainBackend:
         rows: int,
         dtype: torch.dtype,
         pooling: Pooling,
-        wanted: tuple[bool, bool, bool],
+        needs_grad: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         offsets, query = pooling.offsets, pooling.query
         inside, segment = slice(int(offsets[0]), int(offsets[-1])), _segment_of_row(offsets)
-        inner = upstream  # the gradient of the pooled rows before they were normalised
+        inner = pooled_grad  # the gradient of the pooled rows before they were normalised
         if pooling.normalize:
-            radial = (upstream * pooled).sum(1, keepdim=True)
-            inner = torch.where((norms != 0)[:, None], (upstream - radial * pooled) / norms[:, None], 0)
-        coefficient = _coefficients(inside, segment, units, pooling).to(upstream.dtype)
+            radial = (pooled_grad * pooled).sum(1, keepdim=True)
+            inner = torch.where((norms != 0)[:, None], (pooled_grad - radial * pooled) / norms[:, None], 0)
+        coefficient = _coefficients(inside, segment, units, pooling).to(pooled_grad.dtype)
         d_hidden = d_weights = d_query = None
-        if wanted[0]:
-            d_hidden = upstream.new_zeros(rows, upstream.shape[1], dtype=dtype)
+        if needs_grad[0]:
+            d_hidden = pooled_grad.new_zeros(rows, pooled_grad.shape[1], dtype=dtype)
             if query is None:
                 d_hidden[inside] = (coefficient[:, None] * inner[segment]).to(dtype)
         if hidden is None:
             return d_hidden, None, None
-        states = hidden[inside].to(upstream.dtype)
+        states = hidden[inside].to(pooled_grad.dtype)
         slope = (states * inner[segment]).sum(1)
         if not pooling.normalize:  # else inner and the pooled row are orthogonal
             slope -= (inner * pooled).sum(1)[segment]
-        if wanted[1]:
-            d_weights = upstream.new_zeros(rows)
+        if needs_grad[1]:
+            d_weights = pooled_grad.new_zeros(rows)
             d_weights[inside] = (units[inside] * slope).to(d_weights.dtype)
         d_score = coefficient * slope
         if d_hidden is not None and query is not None:
             d_hidden[inside] = (coefficient[:, None] * inner[segment] + d_score[:, None] * query).to(dtype)
-        if wanted[2]:
+        if needs_grad[2]:
             d_query = d_score @ states
         return d_hidden, d_weights, d_query
 
@@ -278,7 +279,7 @@ def _softplus(s: Tensor) -> Tensor:
 def _below_top(s: Tensor) -> tuple[Tensor, Tensor]:
     """s[c, M] less the largest score of each row, and float64 [c, 1] the log-sum-exp of that."""
     distance = s - s.amax(1, keepdim=True)
-    return distance, distance.exp().sum(1, keepdim=True, dtype=torch.float64).log() + _poison(s, 1)[:, None]
+    return distance, distance.exp().sum(1, keepdim=True, dtype=torch.float64).log() + _nan_if_nonfinite(s, 1)[:, None]
 
 
 def _kl(p: Tensor, q: Tensor, ratio: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Workspace that is used again: on a CPU, memory fresh from the operating system costs a page fault every 4 KiB when a
-product first writes to it (bfloat16 8192 x 8192 x 512 on two threads: 202 ms into fresh memory, 169 into used). What is
-given back here is lent out again.
+"""WORKSPACE, the pool of scratch memory that is reused from call to call.
+
+On a CPU, memory fresh from the operating system costs a page fault every 4 KiB when a product first writes to it
+(bfloat16 8192 x 8192 x 512 on two threads: 202 ms into fresh memory, 169 ms into used memory).
 """
 
 from __future__ import annotations
@@ -11,27 +12,33 @@ import torch
 from torch import Tensor
 
 RETAINED_BYTES = 384 << 20
-"""At most this much workspace stays with the process between calls (a kept score matrix and a chunk)."""
-
-_free: list[torch.UntypedStorage] = []  # CPU storages nobody uses, the one given back last at the end
+"""Upper bound on the memory that the pool keeps between calls (a saved score matrix and a chunk)."""
 
 
-def borrow(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor, in memory given back earlier where some fits (and is not twice as large)."""
-    fresh = torch.empty(0, dtype=dtype, device=device)
-    if type(fresh) is not Tensor or device.type != "cpu":  # a graph is being traced, or the allocator has its own pool
+class WorkspacePool:
+    """Reuses the storage of released CPU tensors. CUDA tensors are left to torch's caching allocator."""
+
+    def __init__(self) -> None:
+        self._free: list[torch.UntypedStorage] = []  # the storage released last is at the end
+
+    def acquire(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return an uninitialised tensor, in released memory if some fits and is at most twice as large."""
+        fresh = torch.empty(0, dtype=dtype, device=device)
+        if type(fresh) is not Tensor or device.type != "cpu":  # a graph is being traced, or the device has a pool
+            return torch.empty(shape, dtype=dtype, device=device)
+        needed = math.prod(shape) * dtype.itemsize
+        for index in reversed(range(len(self._free))):
+            if needed <= self._free[index].nbytes() <= 2 * needed:
+                return fresh.set_(self._free.pop(index), 0, shape)  # type: ignore[call-overload]
         return torch.empty(shape, dtype=dtype, device=device)
-    needed = math.prod(shape) * dtype.itemsize
-    for place in reversed(range(len(_free))):
-        if needed <= _free[place].nbytes() <= 2 * needed:
-            return fresh.set_(_free.pop(place), 0, shape)  # type: ignore[call-overload]
-    return torch.empty(shape, dtype=dtype, device=device)
+
+    def release(self, tensor: Tensor) -> None:
+        """Make the tensor's memory available again. The caller guarantees that it is no longer read or written."""
+        if type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.numel():
+            return
+        self._free.append(tensor.untyped_storage())
+        while sum(storage.nbytes() for storage in self._free) > RETAINED_BYTES:
+            self._free.pop(0)
 
 
-def give_back(tensor: Tensor) -> None:
-    """Lend this tensor's memory out again; the caller promises that nobody reads or writes it any more."""
-    if type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.numel():
-        return
-    _free.append(tensor.untyped_storage())
-    while sum(storage.nbytes() for storage in _free) > RETAINED_BYTES:
-        _free.pop(0)
+WORKSPACE = WorkspacePool()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..amp import autocast
-from ..backends import choose
+from ..backends import select_backend
 from ..derivatives import no_tangents
 from . import backward  # noqa: F401  (joins the op to autograd)
 from .flops import count_products
@@ -163,7 +163,7 @@ def sweep(
             grad_other=grad and (scale.requires_grad or (bias is not None and bias.requires_grad)),
             workspace_bytes=workspace_bytes,
             donate=True,
-            backend=choose(query),
+            backend=select_backend(query),
         )
     )
     named = dict(zip(NAMES, outputs, strict=False))

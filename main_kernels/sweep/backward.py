@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..backends.interface import Lse, Upstream
-from ..backends.workspace import give_back
+from ..backends.accumulators import Lse
+from ..backends.interface import ScoreGradTerms
+from ..backends.workspace import WORKSPACE
 from ..derivatives import first_only
 from .grad_buffer import Gradient
 from .inputs import (
@@ -71,30 +72,37 @@ def sweep_gradient_op(*arguments) -> None:  # type: ignore[no-untyped-def]
             whole.high[selected] = dq.high
 
 
-def _upstream(inputs: GradientInputs, columns: Tensor | int) -> Upstream:
+def _upstream(inputs: GradientInputs, columns: Tensor | int) -> ScoreGradTerms:
     """What arrives for the scores, whichever output it arrives at; ``columns``: how many take part."""
     dtype, targets = inputs.query.dtype, inputs.targets is not None
     r = Lse(inputs.row_lse, inputs.row_low) if inputs.row_lse.numel() else None
     b = accumulating(inputs.d_column, dtype)
-    upstream = Upstream(
-        a=accumulating(inputs.d_row, dtype),
-        r=r,
-        b=b,
-        c=None if b is None else Lse(inputs.column_lse, inputs.column_low),
-        d=accumulating(inputs.d_target, dtype) if targets else None,
-        e=accumulating(inputs.d_softplus, dtype),
-        u=accumulating(inputs.d_row_logits, dtype),
-        v=accumulating(inputs.d_column_logits, dtype),
+    upstream = ScoreGradTerms(
+        row_lse_grad=accumulating(inputs.d_row, dtype),
+        row_lse=r,
+        column_lse_grad=b,
+        column_lse=None if b is None else Lse(inputs.column_lse, inputs.column_low),
+        target_grad=accumulating(inputs.d_target, dtype) if targets else None,
+        softplus_grad=accumulating(inputs.d_softplus, dtype),
+        row_sum_grad=accumulating(inputs.d_row_logits, dtype),
+        column_sum_grad=accumulating(inputs.d_column_logits, dtype),
     )
     d_entropy = accumulating(inputs.d_entropy, dtype)
     if d_entropy is not None:  # of -sum_j p_j log p_j: -p_j (log p_j + entropy)
-        upstream = replace(upstream, a=_sum(upstream.a, -d_entropy * inputs.entropy), h=-d_entropy)
+        upstream = replace(
+            upstream,
+            row_lse_grad=_sum(upstream.row_lse_grad, -d_entropy * inputs.entropy),
+            neg_entropy_grad=-d_entropy,
+        )
     d_loss = accumulating(inputs.d_loss, dtype)
     if d_loss is None or r is None:
         return upstream
     by_loss = announced_of(inputs).upstream(r, columns, targets=targets, factor=d_loss)
     return replace(
-        upstream, a=_sum(upstream.a, by_loss.a), d=_sum(upstream.d, by_loss.d), u=_sum(upstream.u, by_loss.u)
+        upstream,
+        row_lse_grad=_sum(upstream.row_lse_grad, by_loss.row_lse_grad),
+        target_grad=_sum(upstream.target_grad, by_loss.target_grad),
+        row_sum_grad=_sum(upstream.row_sum_grad, by_loss.row_sum_grad),
     )
 
 
@@ -108,7 +116,7 @@ def _forward_mode(
     inputs: GradientInputs,
     problem: Problem,
     selected: Tensor | None,
-    upstream: Upstream,
+    upstream: ScoreGradTerms,
     dq: Gradient,
     dk: Gradient,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -129,15 +137,15 @@ def _forward_mode(
     if not inputs.ready:
         announced = announced_of(inputs)
         announced = announced if selected is None else announced.of_rows(selected)
-        assert upstream.r is not None
-        unit = announced.upstream(upstream.r, problem.columns, targets=problem.targets is not None)
+        assert upstream.row_lse is not None
+        unit = announced.upstream(upstream.row_lse, problem.columns, targets=problem.targets is not None)
         _walk_again(problem, unit, dq, dk if uniform else no_dk)
     if not uniform:
         _walk_again(problem, upstream, dq.rows(slice(0)), dk)
     return factor, factor[:1] if uniform else None
 
 
-def _walk_again(problem: Problem, upstream: Upstream, dq: Gradient, dk: Gradient) -> None:
+def _walk_again(problem: Problem, upstream: ScoreGradTerms, dq: Gradient, dk: Gradient) -> None:
     if not (dq.wanted or dk.wanted):
         return
     nothing = problem.query.new_empty(0)
@@ -230,7 +238,7 @@ def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     )
     sweep_gradient_op(*inputs)
     if ready and ctx.donate and not traced:
-        give_back(kept)
+        WORKSPACE.release(kept)
     gradients: list[Tensor | None] = [None] * len(Inputs._fields)
     if wants_query:
         gradients[0] = d_query.finished(query.dtype)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backends import Backend, get
-from ..backends.workspace import borrow, give_back
+from ..backends import Backend, get_backend
+from ..backends.workspace import WORKSPACE
 from ..derivatives import first_only
 from . import plan
 from .grad_buffer import Gradient
@@ -59,7 +59,7 @@ def _walk(
         return
     device = p.hidden.tensor.device
     step = _chunk_rows(rows, columns, p.hidden.compute.itemsize + q.hidden.compute.itemsize, device.type)
-    room = [borrow((step, columns), side.hidden.compute, device) for side in (p, q)]
+    room = [WORKSPACE.acquire((step, columns), side.hidden.compute, device) for side in (p, q)]
     for begin in range(0, rows, step):
         chunk = slice(begin, min(begin + step, rows))
         p_raw, q_raw = scores = [
@@ -73,7 +73,7 @@ def _walk(
             if side.d_weight.wanted:
                 side.d_weight.add_product(backend, g.T, side.hidden.rows(chunk), first=begin == 0)
     for raw in room:
-        give_back(raw)
+        WORKSPACE.release(raw)
 
 
 def _walk_selected(
@@ -102,7 +102,7 @@ def _walk_selected(
                 d_hidden = hiddens[-1][1]
         sides.append(_Side(Operand.of(hidden, compute), Operand.of(weight, compute), d_hidden, d_weight))
     weights = (weights if selected is None else weights[selected]).contiguous()
-    _walk(sides[0], sides[1], scale, beta, weights, part, get(backend))
+    _walk(sides[0], sides[1], scale, beta, weights, part, get_backend(backend))
     if selected is not None:
         values[selected] = part
     for whole, rows in hiddens:
@@ -253,10 +253,10 @@ def divergence_gradient_op(
             walk(a, no_hidden, weights)
         for hidden in hiddens:
             if hidden.wanted:
-                hidden.finish_(get(backend), a)
+                hidden.finish_(get_backend(backend), a)
         for weight in weights:
             if weight.wanted:
-                weight.finish_(get(backend), common if uniform and common.numel() else None)
+                weight.finish_(get_backend(backend), common if uniform and common.numel() else None)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

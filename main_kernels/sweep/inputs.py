@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends import ScoreMap, get
+from ..backends import ScoreMap, get_backend
 from ..backends.interface import Mask
 from .plan import GradientMode, Plan, gradient_mode, make_plan
 from .tiling import Announced, Problem
@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
     row_ids: Tensor | None  # [N] int64
     column_ids: Tensor | None  # int64, at most M; the columns beyond have an id of their own
     keep_target: bool
-    row_lse: bool  # from here to clip: Wants
+    row_lse: bool  # from here to clip: ReductionSpec
     columns: bool
     statistics: bool
     logit_sums: bool
@@ -157,8 +157,8 @@ def make_problem(inputs: Inputs | GradientInputs, selected: Tensor | None) -> Pr
     bias = inputs.bias
     if bias is not None:
         bias = bias.to(accumulator_dtype(query.dtype)).contiguous()
-    backend = get(inputs.backend)
-    fused = backend.fused if backend.fused is not None and backend.fused.serves(query.dtype) else None
+    backend = get_backend(inputs.backend)
+    fused = backend.fused if backend.fused is not None and backend.fused.supports(query.dtype) else None
     mode = mode_of(inputs) if isinstance(inputs, Inputs) else inputs.gradient
     return Problem(
         query=query,

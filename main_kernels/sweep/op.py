@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends.interface import Lse, Wants
-from ..backends.workspace import borrow
+from ..backends.accumulators import Lse, ReductionSpec
+from ..backends.workspace import WORKSPACE
 from .grad_buffer import Gradient
 from .inputs import Inputs, accumulator_dtype, announced_of, make_problem, mode_of, plan_of, schema, selected_rows
 from .tiling import Reductions, forward_walk
@@ -27,7 +27,7 @@ def _held(inputs: Inputs) -> list[Tensor]:
     rows, columns = query.shape[0], key.shape[0]
     d_query = Gradient.empty(query, None if mode == "forward" and inputs.grad_query else 0)
     d_key = Gradient.empty(key, None if mode == "forward" and inputs.grad_key else 0)
-    kept = borrow((rows if mode == "kept" else 0, columns), plan.compute, query.device)
+    kept = WORKSPACE.acquire((rows if mode == "kept" else 0, columns), plan.compute, query.device)
     return [kept, d_query.high, d_query.low, d_key.high, d_key.low]
 
 
@@ -77,7 +77,7 @@ def sweep_op(*arguments) -> list[Tensor]:  # type: ignore[no-untyped-def]
                 d_query = Gradient.empty(query, selected.shape[0])
         out = forward_walk(
             problem,
-            Wants(**{f.name: getattr(inputs, f.name) for f in fields(Wants)}),
+            ReductionSpec(**{f.name: getattr(inputs, f.name) for f in fields(ReductionSpec)}),
             accumulator=accumulator,
             announced=announced,
             kept=held[0],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend
-from ..backends.workspace import borrow, give_back
+from ..backends.workspace import WORKSPACE
 from .grad_buffer import Gradient
 
 BLOCK_BYTES = 8 << 20  # converted at a time: still in the cache when the product reads it
@@ -46,11 +46,11 @@ class Operand:
             yield slice(0, count), self.tensor
             return
         step = max(BLOCK_BYTES // (width * self.compute.itemsize), _MIN_BLOCK_ROWS)
-        room = borrow((min(step, count), width), self.compute, self.tensor.device)
+        room = WORKSPACE.acquire((min(step, count), width), self.compute, self.tensor.device)
         for begin in range(0, count, step):
             rows = slice(begin, min(begin + step, count))
             yield rows, room[: rows.stop - begin].copy_(self.tensor[rows])
-        give_back(room)
+        WORKSPACE.release(room)
 
     def scores(self, left: Tensor, out: Tensor) -> Tensor:
         """out[c, n] = left[c, D] selfᵀ."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, ScoreMap
-from ..backends.interface import MAX_REFERENCE, ColumnSums, FusedKernels, Lse, Mask, RowSums, Upstream, Wants
-from ..backends.workspace import borrow, give_back
+from ..backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators
+from ..backends.interface import MAX_SCORE_BOUND, FusedKernels, Mask, ScoreGradTerms
+from ..backends.workspace import WORKSPACE
 from .grad_buffer import Gradient
 from .operand import Operand
 from .plan import Plan
@@ -53,13 +54,13 @@ class Problem:
     @cached_property
     def columns(self) -> Tensor | int:
         """How many columns take part."""
-        return self.score_map.taking_part(self.key.shape[0])
+        return self.score_map.valid_column_count(self.key.shape[0])
 
     def workspace(self) -> Tensor:
         """Room for the raw scores of one chunk."""
         rows, columns = min(self.plan.rows, self.query.shape[0]), self.key.shape[0]
         pitch = columns if self.fused is None else -(-columns // _PITCH) * _PITCH
-        room = borrow((rows, pitch), self.plan.compute, self.query.device)
+        room = WORKSPACE.acquire((rows, pitch), self.plan.compute, self.query.device)
         room[:, columns:] = 0  # some products read what lies between the rows, and multiply it by zero
         return room[:, :columns]
 
@@ -79,15 +80,15 @@ class Problem:
         return None if self.mask is None else self.mask[rows]
 
     def reference(self) -> float | None:
-        """A bound on every |score| where it is small enough for the backend's bounded kernels, else None."""
+        """A bound on every |score| where it is small enough for the backend's single-exp kernels, else None."""
         plain_map = self.score_map.bias is None and not self.score_map.softcap
         kept_targets = self.targets is not None and (self.mask is None or self.mask.keep_target)
         small = self.query.shape[0] * self.key.shape[0] < _SMALL_SCORES
-        if self.backend.bounded is None or not plain_map or not kept_targets or small:
+        if self.backend.single_exp is None or not plain_map or not kept_targets or small:
             return None
         lengths = [_longest_row(Operand.of(t, torch.float32)) for t in (self.query, self.key)]
         bound = 1.01 * float(self.score_map.scale) * lengths[0] * lengths[1]  # 1.01: the products are rounded
-        return bound if bound <= MAX_REFERENCE else None
+        return bound if bound <= MAX_SCORE_BOUND else None
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,15 @@ class Announced:
     def weighted(self, values: Tensor) -> Tensor:
         return values if self.weights is None else values * self.weights.to(values.dtype)
 
-    def upstream(self, r: Lse, columns: Tensor | int, *, targets: bool, factor: Tensor | None = None) -> Upstream:
+    def upstream(self, r: Lse, columns: Tensor | int, *, targets: bool, factor: Tensor | None = None) -> ScoreGradTerms:
         """The weights of the gradient, given the log-sum-exps of the rows and the factor [N] of each row's loss."""
         w = self.weighted(torch.ones_like(r.high) if factor is None else factor)
         eps = self.label_smoothing
-        return Upstream(
-            a=w * (1 + 2 * self.z_loss * r.high) if self.z_loss else w,
-            r=r,
-            d=torch.where(r.high == -torch.inf, 0, w * (eps - 1)) if targets else None,
-            u=w * (-eps / columns) if eps else None,
+        return ScoreGradTerms(
+            row_lse_grad=w * (1 + 2 * self.z_loss * r.high) if self.z_loss else w,
+            row_lse=r,
+            target_grad=torch.where(r.high == -torch.inf, 0, w * (eps - 1)) if targets else None,
+            row_sum_grad=w * (-eps / columns) if eps else None,
         )
 
 
@@ -152,7 +153,7 @@ class Reductions:
 
 def forward_walk(
     problem: Problem,
-    wants: Wants,
+    wants: ReductionSpec,
     *,
     accumulator: torch.dtype,
     announced: Announced | None,
@@ -166,10 +167,10 @@ def forward_walk(
     pointwise = wants.statistics or wants.logit_sums or wants.softplus or wants.clip
     reference = problem.reference() if wants.columns and wants.row_lse and not pointwise else None
     start = -torch.inf if reference is None else reference
-    rows = RowSums.empty(problem.query.shape[0], accumulator, device, wants, maximum=start)
+    rows = RowAccumulators.empty(problem.query.shape[0], accumulator, device, wants, maximum=start)
     columns = None
     if wants.columns:
-        columns = ColumnSums.empty(problem.key.shape[0], accumulator, device, wants, maximum=start)
+        columns = ColumnAccumulators.empty(problem.key.shape[0], accumulator, device, wants, maximum=start)
     if problem.fused is not None and problem.targets is not None:
         scored = *problem.aligned, problem.score_map, problem.targets
         problem.fused.target_scores(*scored, problem.stored, rows.target)
@@ -208,8 +209,8 @@ def forward_walk(
 
 def _walk_rows(
     problem: Problem,
-    rows: RowSums,
-    columns: ColumnSums | None,
+    rows: RowAccumulators,
+    columns: ColumnAccumulators | None,
     reference: float | None,
     announced: Announced | None,
     kept: Tensor,
@@ -219,7 +220,7 @@ def _walk_rows(
     backend, score_map = problem.backend, problem.score_map
     if not problem.query.shape[0]:
         d_key.zero_()
-    fused, bounded = problem.fused, backend.bounded
+    fused, single_exp = problem.fused, backend.single_exp
     gradients = d_query.wanted or d_key.wanted
     raw = problem.workspace() if not kept.numel() and (fused is None or gradients) else None
     for chunk in problem.chunks():
@@ -228,9 +229,9 @@ def _walk_rows(
         if fused is not None:
             (query, key), out = problem.aligned, scores if scores.numel() else None
             fused.reduce(query[chunk], key, score_map, targets, mask, problem.stored, sums, columns, out)
-        elif reference is not None and bounded is not None and columns is not None and targets is not None:
+        elif reference is not None and single_exp is not None and columns is not None and targets is not None:
             problem.product(chunk, scores)
-            bounded.reduce(scores, float(score_map.scale), targets, mask, sums, columns)
+            single_exp.reduce(scores, float(score_map.scale), targets, mask, sums, columns)
         else:
             problem.product(chunk, scores)
             backend.reduce_rows(scores, score_map, targets, mask, sums)
@@ -241,18 +242,18 @@ def _walk_rows(
         lse = sums.lse()
         if lse is not None:
             upstream = announced.of_rows(chunk).upstream(lse, problem.columns, targets=targets is not None)
-            backend.weigh_(scores, score_map, targets, mask, upstream, None)
+            backend.score_grad_(scores, score_map, targets, mask, upstream, None)
             _add_products(problem, scores, chunk, d_query, d_key)
     if raw is not None:
-        give_back(raw)
+        WORKSPACE.release(raw)
 
 
-def _walk_tiles(problem: Problem, rows: RowSums) -> None:
+def _walk_tiles(problem: Problem, rows: RowAccumulators) -> None:
     """Row sums alone need no whole rows: tiles of many rows and few columns read each operand less often."""
     count, columns = problem.query.shape[0], problem.key.shape[0]
     height = max(min(_TILE_ROWS, count), 1)
     width = min(_TILE_COLUMNS, columns)
-    room = borrow((height * width,), problem.plan.compute, problem.query.device)
+    room = WORKSPACE.acquire((height * width,), problem.plan.compute, problem.query.device)
     query, key = problem.factors
     for top in range(0, count, height):
         chunk = slice(top, min(top + height, count))
@@ -266,12 +267,12 @@ def _walk_tiles(problem: Problem, rows: RowSums) -> None:
             local = None if targets is None else targets - left
             part = None if mask is None else mask.of_columns(tile)
             problem.backend.reduce_rows(raw, problem.score_map.of_columns(tile), local, part, sums)
-    give_back(room)
+    WORKSPACE.release(room)
 
 
 def backward_walk(
     problem: Problem,
-    upstream: Upstream,
+    upstream: ScoreGradTerms,
     *,
     kept: Tensor,
     d_query: Gradient,
@@ -284,11 +285,12 @@ def backward_walk(
     if not problem.query.shape[0]:
         d_key.zero_()
     raw = None if kept.numel() else problem.workspace()
-    bounded = problem.backend.bounded
+    single_exp = problem.backend.single_exp
     reference = None
     alpha = beta = problem.query.new_empty(0)
-    a, r, b, c = upstream.a, upstream.r, upstream.b, upstream.c
-    others = (upstream.e, upstream.u, upstream.v, upstream.h)
+    a, r = upstream.row_lse_grad, upstream.row_lse
+    b, c = upstream.column_lse_grad, upstream.column_lse
+    others = (upstream.softplus_grad, upstream.row_sum_grad, upstream.column_sum_grad, upstream.neg_entropy_grad)
     if a is not None and r is not None and b is not None and c is not None and all(x is None for x in others):
         reference = problem.reference()
         if reference is not None:
@@ -304,19 +306,19 @@ def backward_walk(
             problem.product(chunk, scores)
         if fused is not None:
             query, key = problem.aligned
-            fused.weigh(query[chunk], key, problem.score_map, targets, mask, problem.stored, part, scores, mine)
-        elif reference is not None and bounded is not None and targets is not None:
+            fused.score_grad(query[chunk], key, problem.score_map, targets, mask, problem.stored, part, scores, mine)
+        elif reference is not None and single_exp is not None and targets is not None:
             scale = float(problem.score_map.scale)
-            bounded.weigh_(scores, scale, reference, targets, mask, alpha[chunk], beta, part.d, mine)
+            single_exp.score_grad_(scores, scale, reference, targets, mask, alpha[chunk], beta, part.target_grad, mine)
         else:
-            problem.backend.weigh_(scores, problem.score_map, targets, mask, part, mine)
+            problem.backend.score_grad_(scores, problem.score_map, targets, mask, part, mine)
         if mine is not None:
             d_scale += mine.sum()
         if d_bias.numel():
             problem.backend.add_columns_(scores, d_bias)
         _add_products(problem, scores, chunk, d_query, d_key)
     if raw is not None:
-        give_back(raw)
+        WORKSPACE.release(raw)
 
 
 def _longest_row(operand: Operand) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from main_kernels import backends
-from main_kernels.backends import cuda
+from main_kernels.backends import cuda, registry
 
 from ..kernels.contract import DEVICE
 
@@ -56,6 +56,6 @@ def backend(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch):  # type: ign
     monkeypatch.setattr(cuda, "_served", lambda tensor, dtype: dtype in cuda._DTYPES)
     monkeypatch.setattr(cuda, "_target", lambda tensor: (0, 0))
     monkeypatch.setattr(Tensor, "new_empty", poisoned)
-    monkeypatch.setitem(backends._BACKENDS, "emulated", cuda.CudaPooling())
-    with backends.use("emulated"):
+    monkeypatch.setitem(registry.BACKENDS, "emulated", cuda.CudaPooling())
+    with backends.use_backend("emulated"):
         yield "emulated"

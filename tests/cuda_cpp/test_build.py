@@ -14,7 +14,7 @@ import setuptools
 import torch
 
 from main_kernels import backends
-from main_kernels.backends import cuda
+from main_kernels.backends import cuda, registry
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = {"sm_80", "sm_90a", "sm_100a"}
@@ -70,7 +70,7 @@ def test_doctor_says_which_pooling_a_device_gets(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a device")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(backends, "_load_triton", lambda: "")
+    monkeypatch.setattr(registry, "load_triton", lambda: "")
     for why_not, words in (("", "pooling by CUDA C++"), ("an old driver", "pooling plain (an old driver)")):
         monkeypatch.setattr(cuda, "why_not", lambda why_not=why_not: why_not)
         assert words in backends.backend_report()["cuda:0"]

@@ -41,7 +41,7 @@ def gradients(hidden, offsets, weighted, attention, mode="mean", normalize=True,
 def compare(hidden, offsets, *options):
     """With the plain backend in float64, from the same numbers."""
     mine = gradients(hidden, offsets, *options)
-    with backends.use("plain"):
+    with backends.use_backend("plain"):
         exact = gradients(hidden, offsets, *options, dtype=torch.float64)
     for got, want in zip(mine, exact, strict=True):
         assert bool(got.isfinite().all())

@@ -17,7 +17,7 @@ from main_kernels.backends import cpu
 
 def _has(backend: str) -> bool:
     try:
-        backends.get(backend)
+        backends.get_backend(backend)
     except ValueError:
         return False
     return True

@@ -15,7 +15,7 @@ from main_kernels import (
     sigmoid_loss,
     token_logprobs,
 )
-from main_kernels.backends import get
+from main_kernels.backends import get_backend
 
 from .contract import DEVICE
 
@@ -100,7 +100,7 @@ with torch.device(DEVICE):
         (lambda: segment_pool(HIDDEN, TARGETS, mode="max"), "mode: got 'max'"),
         (lambda: segment_pool([1], TARGETS), "hidden: got list"),
         (lambda: info_nce(PAIRS[0], PAIRS[1].to_sparse()), r"key: got layout torch.sparse_coo, .*key\.to_dense\(\)"),
-        (lambda: get("tpu"), "backend: got 'tpu'"),
+        (lambda: get_backend("tpu"), "backend: got 'tpu'"),
     ],
 )
 def test_is_refused(call, words):

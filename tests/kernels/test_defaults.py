@@ -47,7 +47,7 @@ def test_defaults_change_no_bit(restored, name, dtype):
         )
 
     for backend in BACKENDS:
-        with backends.use(backend):
+        with backends.use_backend(backend):
             torch.set_default_dtype(torch.float32)
             torch.set_default_device(None)
             want = values_and_gradients(PUBLIC[name], query, key)
@@ -79,11 +79,11 @@ def test_compiled_code_is_given_no_buffer_of_another_kind():
         cpu.address(torch.zeros(3, 3).T, torch.float32)
     with pytest.raises(ValueError, match="on meta"):
         cpu.address(torch.zeros(3, device="meta"), torch.float32)
-    backend, offsets = backends.get("cpu"), torch.tensor([0, 3])
+    backend, offsets = backends.get_backend("cpu"), torch.tensor([0, 3])
     hidden = torch.randn(3, 4, dtype=torch.float64)
     with pytest.raises(ValueError, match="backend 'cpu': got dtype"):
         backend.pool_forward(hidden, Pooling(offsets, False, True))
     with pytest.raises(ValueError, match="want a contiguous"):
         backend.pool_forward(hidden.float(), Pooling(offsets.int(), False, True))
-    with pytest.raises(ValueError, match="backend 'cpu': got dtype"), backends.use("cpu"):
+    with pytest.raises(ValueError, match="backend 'cpu': got dtype"), backends.use_backend("cpu"):
         main_kernels.row_logsumexp(hidden, hidden)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from main_kernels.backends import get
+from main_kernels.backends import get_backend
 from main_kernels.sweep.grad_buffer import Gradient
 
 
@@ -15,9 +15,9 @@ def test_sums_exactly_as_float32_does(backend):
     for step in range(20):
         part = torch.randn(300, 70) * 10.0 ** (step % 5 - 2)
         part = part.bfloat16() if step % 2 else part
-        get(backend).accumulate_(buffer.high, buffer.low, part)
+        get_backend(backend).accumulate_(buffer.high, buffer.low, part)
         total += part
-    buffer.finish_(get(backend), torch.tensor([0.3]))
+    buffer.finish_(get_backend(backend), torch.tensor([0.3]))
     assert torch.equal(buffer.high, (total * 0.3).bfloat16())
 
 
@@ -25,8 +25,8 @@ def test_scales_rows_and_keeps_bad_numbers(backend):
     buffer = Gradient.empty(torch.empty(3, 4, dtype=torch.bfloat16))
     buffer.zero_()
     values = torch.tensor([[1.0, float("nan"), float("inf"), -2.0]] * 3)
-    get(backend).accumulate_(buffer.high, buffer.low, values)
-    buffer.finish_(get(backend), torch.tensor([1.0, -2.0, 0.5]))
+    get_backend(backend).accumulate_(buffer.high, buffer.low, values)
+    buffer.finish_(get_backend(backend), torch.tensor([1.0, -2.0, 0.5]))
     want = (values * torch.tensor([1.0, -2.0, 0.5])[:, None]).bfloat16()
     assert torch.equal(buffer.high.nan_to_num(nan=9.0), want.nan_to_num(nan=9.0))
 
@@ -35,7 +35,7 @@ def test_small_steps_are_not_lost():
     """A thousand steps of 1/1000 on top of 256: bfloat16 accumulation would still read 256."""
     buffer = Gradient.empty(torch.empty(1, 8, dtype=torch.bfloat16))
     buffer.zero_()
-    backend = get("plain")
+    backend = get_backend("plain")
     backend.accumulate_(buffer.high, buffer.low, torch.full((1, 8), 256.0))
     for _ in range(4000):
         backend.accumulate_(buffer.high, buffer.low, torch.full((1, 8), 1e-3))

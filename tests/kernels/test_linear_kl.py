@@ -399,7 +399,7 @@ def test_backends_agree():
             operands = [t.detach().to(dtypes[i // 2]) for i, t in enumerate(leaves(200, 300, (16, 24)))]
             results = []
             for backend in BACKENDS:
-                with backends.use(backend):
+                with backends.use_backend(backend):
                     results.append(linear_kl(*operands, reduction="none", **options))
             assert error(*results) < 2e-5
 

@@ -359,7 +359,7 @@ def test_backends_agree():
     for name, call in CALLS.items():
         results = []
         for backend in BACKENDS:
-            with backends.use(backend):
+            with backends.use_backend(backend):
                 results.append(call(query, key))
         assert error(*results) < 2e-6 * max(10.0, float(results[0].detach().abs().max())), name
 

@@ -207,7 +207,7 @@ def test_frozen_arguments_cost_nothing(backend, wanted, monkeypatch):
     for leaf, grad in zip(leaves, wanted, strict=True):
         leaf.requires_grad_(grad)
     made, kept = [], []
-    served = type(backends.get(backend))
+    served = type(backends.get_backend(backend))
     original = served.pool_backward
 
     def spy(*arguments):
@@ -240,7 +240,7 @@ def test_backends_agree():
     for name, call in CALLS.items():
         results = []
         for backend in BACKENDS:
-            with backends.use(backend):
+            with backends.use_backend(backend):
                 out = call(*leaves)
                 results.append((out, *torch.autograd.grad(out.square().sum() + out[0, 0], leaves, allow_unused=True)))
         for a, b in zip(*results, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from main_kernels.backends import cpu, use
+from main_kernels.backends import cpu, use_backend
 from main_kernels.sweep import sweep
 
 from .contract import error
@@ -61,10 +61,10 @@ def test_every_instruction_set_can_be_chosen():
         pytest.skip("the C++ kernels are not built")
     assert names[-1] == "baseline"
     for name in names:
-        with use("cpu", instruction_set=name):
+        with use_backend("cpu", instruction_set=name):
             assert cpu.MODULE.instruction_set() == name
     assert cpu.MODULE.instruction_set() == names[0]
-    with pytest.raises(ValueError, match="instruction_set: got 'mmx'"), use("cpu", instruction_set="mmx"):
+    with pytest.raises(ValueError, match="instruction_set: got 'mmx'"), use_backend("cpu", instruction_set="mmx"):
         pass
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from main_kernels import backends
+from main_kernels.backends import registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,17 +51,17 @@ def test_who_is_served(monkeypatch, capability, why_not, dtype, want):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a device")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(backends, "_load_triton", lambda: why_not)
-    assert backends.choose(on_cuda(dtype)) == want
+    monkeypatch.setattr(registry, "load_triton", lambda: why_not)
+    assert backends.select_backend(on_cuda(dtype)) == want
     line = backends.backend_report()["cuda:0"]
     assert ("Triton kernels" in line) == (capability >= (8, 0) and not why_not)
     assert why_not in line
 
 
-@pytest.mark.skipif(torch.cuda.is_available() or backends._load_triton() == "", reason="there is one")
+@pytest.mark.skipif(torch.cuda.is_available() or registry.load_triton() == "", reason="there is one")
 def test_tensors_of_a_gpu_that_is_not_there():
     """As FakeTensorMode makes them."""
-    assert backends.choose(on_cuda()) == "plain"
+    assert backends.select_backend(on_cuda()) == "plain"
 
 
 def test_a_machine_without_a_gpu_does_not_import_the_kernels():
@@ -69,4 +70,4 @@ def test_a_machine_without_a_gpu_does_not_import_the_kernels():
     if not torch.cuda.is_available():
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
         with pytest.raises(ValueError, match="triton"):
-            backends.get("triton")
+            backends.get_backend("triton")

@@ -52,5 +52,5 @@ def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> bool:
 @pytest.fixture(params=["triton"])
 def backend():  # type: ignore[no-untyped-def]
     """Takes the place of the fixture that draws every backend of the CPU: float64 is served by none of the kernels."""
-    with backends.use("triton"):
+    with backends.use_backend("triton"):
         yield "cpu"

@@ -23,10 +23,10 @@ from ..kernels.contract import Matrices, error
 @pytest.fixture(params=["loads", "descriptors"])
 def fused(request, backend, monkeypatch):
     """Fused walks for operands of any dtype, in chunks of 512 rows; how often each was made."""
-    monkeypatch.setattr(TritonFused, "serves", lambda self, dtype: True)
+    monkeypatch.setattr(TritonFused, "supports", lambda self, dtype: True)
     monkeypatch.setattr(matmul_tile, "architecture", lambda device: 80 if request.param == "loads" else 90)
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
-    counts = {"reduce": 0, "weigh": 0, "target_scores": 0}
+    counts = {"reduce": 0, "score_grad": 0, "target_scores": 0}
     for name in counts:
         before = getattr(TritonFused, name)
 
@@ -56,7 +56,7 @@ def test_info_nce(fused, dtype, workspace_bytes, options):
         Matrices(700, 700, 64, dtype, 0.3, False, 5), temperature=0.5, workspace_bytes=workspace_bytes, **options
     )
     kept_or_announced = workspace_bytes or options.get("direction")
-    assert fused == {"reduce": 2, "weigh": 0 if kept_or_announced else 2, "target_scores": 1}
+    assert fused == {"reduce": 2, "score_grad": 0 if kept_or_announced else 2, "target_scores": 1}
 
 
 @DTYPES
@@ -169,12 +169,12 @@ def test_a_second_backward_sees_the_same_scores(fused):
     loss = info_nce(query, key, temperature=0.1, workspace_bytes=1 << 28)
     first = torch.autograd.grad(loss, (query, key), retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, (query, key)), strict=True))
-    assert fused["weigh"] == 2
+    assert fused["score_grad"] == 2
 
 
 def test_who_is_served(backend):
     """float32 products are exact only off the tensor cores, where cuBLAS is better than Triton."""
-    served = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if TritonBackend.fused.serves(dtype)]
+    served = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if TritonBackend.fused.supports(dtype)]
     assert served == [torch.bfloat16, torch.float16]
 
 

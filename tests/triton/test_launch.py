@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 import triton
 
 from main_kernels import backends, info_nce, linear_cross_entropy, linear_kl, pair_scores, sigmoid_loss
+from main_kernels.backends import registry
 from main_kernels.backends.triton import TritonBackend, matmul_tile
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
@@ -63,7 +64,7 @@ def pretended(stand_in):
         patch.setattr(triton.runtime.driver, "_active", pretender)
         patch.setattr(matmul_tile, "architecture", lambda _: 90)
         patch.setattr(matmul_tile, "multiprocessors", lambda _: 132)
-        patch.setitem(backends._BACKENDS, "triton", TritonBackend())
+        patch.setitem(registry.BACKENDS, "triton", TritonBackend())
         yield lambda: [line.split() for line in loaded.noted().decode().splitlines()]
 
 
@@ -73,7 +74,7 @@ def pretended(stand_in):
 def test_a_driver_accepts_what_is_launched(pretended, name, dtype):
     hidden, weight = (torch.randn(n, WIDTH).to(dtype).requires_grad_() for n in (ROWS, COLUMNS))
     pretended()
-    with backends.use("triton"):
+    with backends.use_backend("triton"):
         torch.autograd.grad(CALLS[name](hidden, weight), (hidden, weight))
     notes = pretended()
     asked = Counter(what for what, _ in notes)

@@ -24,6 +24,7 @@ from main_kernels import (
     sigmoid_loss,
     token_logprobs,
 )
+from main_kernels.backends import registry
 from main_kernels.backends.triton import TritonBackend, matmul_tile
 from main_kernels.sweep import backward, divergence, grad_buffer, op
 
@@ -69,12 +70,12 @@ def test_everything_is_made_there_and_nothing_is_read(monkeypatch, name, dtype):
     monkeypatch.setattr(matmul_tile, "multiprocessors", lambda _: 132)
     monkeypatch.setattr(grad_buffer, "adds_in_place", lambda _: True)
     monkeypatch.setattr(checks, "on_device", lambda ok, message: True)
-    monkeypatch.setitem(backends._BACKENDS, "triton", TritonBackend())
+    monkeypatch.setitem(registry.BACKENDS, "triton", TritonBackend())
     ops = op.sweep_op, backward.sweep_gradient_op, divergence.divergence_op, divergence.divergence_gradient_op
     for each in ops:
         monkeypatch.setattr(each, "_abstract_fn", each._init_fn)  # what runs for such tensors is then the op itself
     query, key = (torch.empty(520, 72, dtype=dtype, device="meta").requires_grad_() for _ in range(2))
-    with backends.use("triton"):
+    with backends.use_backend("triton"):
         gradients = torch.autograd.grad(CALLS[name](query, key), (query, key))
     assert all(g.dtype == dtype and g.device.type == "meta" for g in gradients)
     fused = {"forward", "combine"} if dtype == torch.bfloat16 else {"reduce_rows", "weigh"}

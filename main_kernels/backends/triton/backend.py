@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..interface import BoundedKernels, ColumnSums, FusedKernels, Mask, RowSums, ScoreMap, Upstream
+from ..accumulators import ColumnAccumulators, RowAccumulators
+from ..interface import FusedKernels, Mask, ScoreGradTerms, ScoreMap, SingleExpKernels
 from ..plain import PlainBackend
 from .divergence import DIVERGENCE, divergence
 from .epilogue import EXACT
@@ -25,11 +26,11 @@ def tiles(raw: Tensor, config: dict[str, int]) -> tuple[int, int]:
 class TritonBackend(PlainBackend):
     """Pooling is that of the plain backend."""
 
-    bounded: BoundedKernels | None = None
+    single_exp: SingleExpKernels | None = None
     fused: FusedKernels | None = TritonFused()
 
     def reduce_rows(
-        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowSums
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators
     ) -> None:
         down, across = tiles(raw, REDUCE_ROWS)
         if not down:
@@ -51,7 +52,7 @@ class TritonBackend(PlainBackend):
             combine_(parts, sums)
 
     def reduce_columns(
-        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnSums
+        self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnAccumulators
     ) -> None:
         down, across = tiles(raw, REDUCE_COLUMNS)
         if not down:
@@ -72,13 +73,13 @@ class TritonBackend(PlainBackend):
             )
             combine_(parts, sums)
 
-    def weigh_(
+    def score_grad_(
         self,
         raw: Tensor,
         score_map: ScoreMap,
         targets: Tensor | None,
         mask: Mask | None,
-        upstream: Upstream,
+        terms: ScoreGradTerms,
         d_scale: Tensor | None,
     ) -> None:
         down, across = tiles(raw, WEIGH)
@@ -92,7 +93,7 @@ class TritonBackend(PlainBackend):
                 *raw.shape,
                 scoring_of(score_map),
                 where_of(targets, mask),
-                terms_of(upstream, targets=targets is not None),
+                terms_of(terms, targets=targets is not None),
                 share,
                 **WEIGH,
                 **EXACT,

@@ -299,8 +299,8 @@ def slope(s, scoring):
 
 @triton.jit
 def weighed(raw, entries, scoring, where, terms, share):
-    """dL/draw [BM, BN] of a tile of raw scores, see Upstream in interface.py, and the sums of dL/ds s along its rows, 0
-    where there is no ``share`` for them to go to."""
+    """dL/draw [BM, BN] of a tile of raw scores, see ScoreGradTerms, and row sums of dL/ds s, 0 if there
+    is no ``share`` for them to go to."""
     s = scores_of(raw, entries, scoring)
     own = own_entries(entries, where)
     part = None  # what lies outside is not stored, but it would be summed

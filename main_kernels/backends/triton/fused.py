@@ -7,7 +7,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..interface import ColumnSums, Mask, RowSums, ScoreMap, Upstream
+from ..accumulators import ColumnAccumulators, RowAccumulators
+from ..interface import Mask, ScoreGradTerms, ScoreMap
 from .epilogue import EXACT
 from .fused_backward import weights
 from .fused_forward import forward, target_scores
@@ -22,7 +23,9 @@ _ROUNDED = {None: None, torch.float32: None, torch.bfloat16: tl.bfloat16}
 _POINTWISE, _SOFTCAP, _STORED = 5, 3, 3
 
 
-def _forward_burden(rows: RowSums, columns: ColumnSums | None, score_map: ScoreMap, raw: Tensor | None) -> int:
+def _forward_burden(
+    rows: RowAccumulators, columns: ColumnAccumulators | None, score_map: ScoreMap, raw: Tensor | None
+) -> int:
     """How much is made of a tile: how many sums, and more for those that are not exponentials, and for storing it."""
     sums = sum(getattr(each, name, None) is not None for each in (rows, columns) for name in Sums._fields)
     pointwise = sum(sums is not None for sums in (rows.softplus, rows.clipped))
@@ -41,7 +44,7 @@ class TritonFused:
     """Scores of bfloat16 or float16 operands. Those of float32 are left to cuBLAS: exact float32 products do not run on
     tensor cores, and its kernels for them are better than what Triton makes."""
 
-    def serves(self, dtype: torch.dtype) -> bool:
+    def supports(self, dtype: torch.dtype) -> bool:
         return dtype in (torch.bfloat16, torch.float16)
 
     def aligned(self, operand: Tensor) -> Tensor:
@@ -73,8 +76,8 @@ class TritonFused:
         targets: Tensor | None,
         mask: Mask | None,
         stored: torch.dtype | None,
-        rows: RowSums,
-        columns: ColumnSums | None,
+        rows: RowAccumulators,
+        columns: ColumnAccumulators | None,
         raw: Tensor | None,
     ) -> None:
         count, width = query.shape
@@ -110,7 +113,7 @@ class TritonFused:
             if columns is not None:
                 combine_(column_parts, columns)
 
-    def weigh(
+    def score_grad(
         self,
         query: Tensor,
         key: Tensor,
@@ -118,7 +121,7 @@ class TritonFused:
         targets: Tensor | None,
         mask: Mask | None,
         stored: torch.dtype | None,
-        upstream: Upstream,
+        terms: ScoreGradTerms,
         out: Tensor,
         d_scale: Tensor | None,
     ) -> None:
@@ -126,8 +129,8 @@ class TritonFused:
         if not count:
             return
         with torch.cuda.device_of(query):
-            terms = terms_of(upstream, targets=targets is not None)
-            tile = tile_for(WEIGH, query.device, _weigh_burden(terms, score_map, mask, d_scale))
+            kernel_terms = terms_of(terms, targets=targets is not None)
+            tile = tile_for(WEIGH, query.device, _weigh_burden(kernel_terms, score_map, mask, d_scale))
             across = -(-key.shape[0] // tile["BN"])
             share = None if d_scale is None else query.new_empty((across, count), dtype=torch.float32)
             q, k, described = operands(query, key, tile)
@@ -139,7 +142,7 @@ class TritonFused:
                 width,
                 scoring_of(score_map),
                 where_of(targets, mask),
-                terms,
+                kernel_terms,
                 out,
                 out.stride(0),
                 share,

@@ -22,7 +22,7 @@ class Where(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The sums of rows, or of columns, as RowSums in interface.py: running ones, partial ones, those of one tile."""
+    """Row or column accumulators, see RowAccumulators: running ones, partial ones, or those of one tile."""
 
     maximum: Any
     total: Any
@@ -34,7 +34,7 @@ class Sums(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What weights are made of: see Upstream in interface.py."""
+    """What weights are made of: see ScoreGradTerms in interface.py."""
 
     a: Any
     r_high: Any

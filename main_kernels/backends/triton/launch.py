@@ -6,13 +6,14 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..interface import ColumnSums, Mask, RowSums, ScoreMap, Upstream
+from ..accumulators import ColumnAccumulators, RowAccumulators
+from ..interface import Mask, ScoreGradTerms, ScoreMap
 from .epilogue import EXACT
 from .kernel_args import Scoring, Sums, Terms, Where
 from .reduce_partials import COMBINE, combine
 
 
-def parts_of(sums: RowSums | ColumnSums | None, count: int, *, targets: bool) -> Sums:
+def parts_of(sums: RowAccumulators | ColumnAccumulators | None, count: int, *, targets: bool) -> Sums:
     """Buffers [count, n] for the partial sums of those that are wanted; a rank needs a target."""
     wanted = {name: getattr(sums, name, None) for name in Sums._fields}
     if wanted["total"] is None:
@@ -24,7 +25,7 @@ def parts_of(sums: RowSums | ColumnSums | None, count: int, *, targets: bool) ->
     )
 
 
-def combine_(parts: Sums, sums: RowSums | ColumnSums) -> None:
+def combine_(parts: Sums, sums: RowAccumulators | ColumnAccumulators) -> None:
     """Adds the partial sums to the running ones."""
     present = next((part for part in parts if part is not None), None)
     if present is None:
@@ -44,9 +45,16 @@ def where_of(targets: Tensor | None, mask: Mask | None) -> Where:
     return Where(targets, mask.rows, mask.columns, tl.constexpr(mask.keep_target))
 
 
-def terms_of(upstream: Upstream, *, targets: bool) -> Terms:
-    """Each None where it adds nothing."""
-    up, none = upstream, (None, None, None)
-    a, r_high, r_low = none if up.a is None or up.r is None else (up.a, up.r.high, up.r.low)
-    b, c_high, c_low = none if up.b is None or up.c is None else (up.b, up.c.high, up.c.low)
-    return Terms(a, r_high, r_low, b, c_high, c_low, up.d if targets else None, up.e, up.u, up.v, up.h)
+def terms_of(terms: ScoreGradTerms, *, targets: bool) -> Terms:
+    """Return the kernels' terms; those that contribute nothing are None."""
+    none = (None, None, None)
+    a, r, b, c = terms.row_lse_grad, terms.row_lse, terms.column_lse_grad, terms.column_lse
+    return Terms(
+        *(none if a is None or r is None else (a, r.high, r.low)),
+        *(none if b is None or c is None else (b, c.high, c.low)),
+        terms.target_grad if targets else None,
+        terms.softplus_grad,
+        terms.row_sum_grad,
+        terms.column_sum_grad,
+        terms.neg_entropy_grad,
+    )

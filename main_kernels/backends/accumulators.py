@@ -1,0 +1,125 @@
+"""ReductionSpec, Lse, RowAccumulators and ColumnAccumulators: what the forward pass reduces, and its running sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ReductionSpec:
+    """The reductions that a forward pass computes besides the target scores."""
+
+    row_lse: bool = True
+    columns: bool = False  # the columns' log-sum-exps, and the other requested reductions along columns
+    statistics: bool = False  # entropies and ranks
+    logit_sums: bool = False
+    softplus: bool = False
+    clip: float = 0.0  # positive: also the clipped log-sum-exps of the rows
+
+
+@dataclass(frozen=True)
+class Lse:
+    """Log-sum-exps as unevaluated sums of two float32 numbers, ``high + low``.
+
+    At logits of 1e4 one float32 is only accurate to 1e-3, and exp(s - lse) would inherit that error."""
+
+    high: Tensor
+    low: Tensor
+
+    @classmethod
+    def of(cls, maximum: Tensor, log_sum: Tensor) -> Lse:
+        """Split ``maximum + log_sum``; the log-sum-exp of an empty set is (-inf, 0)."""
+        high = maximum + log_sum
+        return cls(high, torch.where(high == -torch.inf, 0, (maximum - high) + log_sum))
+
+    def __getitem__(self, rows: slice | Tensor) -> Lse:
+        return Lse(self.high[rows], self.low[rows])
+
+
+@dataclass
+class RowAccumulators:
+    """Running row reductions over the unmasked entries. A backend adds each chunk to a slice of them.
+
+    Every field except ``maximum`` and ``target`` is None if it was not requested."""
+
+    maximum: Tensor  # [N]
+    target: Tensor  # [N] score of the row's target, 0 if it has none
+    total: Tensor | None = None  # [N] float64, sum of exp(s - maximum)
+    weighted: Tensor | None = None  # [N] float64, sum of exp(s - maximum) (s - maximum)
+    rank: Tensor | None = None  # [N] number of scores above the target's
+    logits: Tensor | None = None  # [N] float64, sum of s
+    softplus: Tensor | None = None  # [N] float64, sum of log(1 + exp s)
+    clipped: Tensor | None = None  # [N] float64, sum of exp(clamp(s) - clamp(maximum)), clamped to +-clip
+    clip: float = 0.0
+
+    @classmethod
+    def empty(
+        cls, rows: int, dtype: torch.dtype, device: torch.device, spec: ReductionSpec, *, maximum: float = -torch.inf
+    ) -> RowAccumulators:
+        """Allocate accumulators for ``rows`` rows that have seen no score."""
+
+        def zeros(requested: bool, kind: torch.dtype = torch.float64) -> Tensor | None:
+            return torch.zeros(rows, dtype=kind, device=device) if requested else None
+
+        return cls(
+            maximum=torch.full((rows,), maximum, dtype=dtype, device=device),
+            target=torch.zeros(rows, dtype=dtype, device=device),
+            total=zeros(spec.row_lse),
+            weighted=zeros(spec.statistics),
+            rank=zeros(spec.statistics, dtype),
+            logits=zeros(spec.logit_sums),
+            softplus=zeros(spec.softplus),
+            clipped=zeros(spec.clip > 0),
+            clip=spec.clip,
+        )
+
+    def __getitem__(self, rows: slice) -> RowAccumulators:
+        return RowAccumulators(*(v[rows] if isinstance(v, Tensor) else v for v in vars(self).values()))  # type: ignore[arg-type]
+
+    def lse(self) -> Lse | None:
+        return None if self.total is None else Lse.of(self.maximum, self.total.log().to(self.maximum.dtype))
+
+    def entropy(self) -> Tensor | None:
+        """Entropy of the softmax over the unmasked entries; 0 for a row without any."""
+        if self.weighted is None or self.total is None:
+            return None
+        entropy = self.total.log() - self.weighted / self.total
+        return torch.where(self.total == 0, 0, entropy).to(self.maximum.dtype)
+
+    def clipped_lse(self) -> Tensor | None:
+        if self.clipped is None:
+            return None
+        return (self.maximum.clamp(-self.clip, self.clip) + self.clipped.log()).to(self.maximum.dtype)
+
+
+@dataclass
+class ColumnAccumulators:
+    """Running column reductions over the chunks seen so far."""
+
+    maximum: Tensor  # [M]
+    total: Tensor  # [M] float64, sum of exp(s - maximum)
+    target: Tensor | None = None  # [M] score of the row whose target is the column, which its rank counts from
+    rank: Tensor | None = None  # [M] number of scores above that
+    logits: Tensor | None = None  # [M] float64, sum of s
+
+    @classmethod
+    def empty(
+        cls, columns: int, dtype: torch.dtype, device: torch.device, spec: ReductionSpec, *, maximum: float = -torch.inf
+    ) -> ColumnAccumulators:
+        """Allocate accumulators for ``columns`` columns that have seen no score."""
+
+        def zeros(kind: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(columns, dtype=kind, device=device)
+
+        return cls(
+            maximum=torch.full((columns,), maximum, dtype=dtype, device=device),
+            total=zeros(),
+            rank=zeros(dtype) if spec.statistics else None,
+            logits=zeros() if spec.logit_sums else None,
+        )
+
+    def lse(self) -> Lse:
+        return Lse.of(self.maximum, self.total.log().to(self.maximum.dtype))
