@@ -261,29 +261,32 @@ def _weights_of(s, own, part, entries, scoring, terms):
     g = tl.zeros_like(s)
     i, j = entries.i, entries.j
     has_row, has_column = i < entries.rows, j < entries.columns
-    if terms.a is not None:
-        high, low = tl.load(terms.r_high + i, has_row, 0.0), tl.load(terms.r_low + i, has_row, 0.0)
-        factor = tl.load(terms.a + i, has_row, 0.0)[:, None]
+    if terms.row_lse_grad is not None:
+        high, low = tl.load(terms.row_lse_high + i, has_row, 0.0), tl.load(terms.row_lse_low + i, has_row, 0.0)
+        factor = tl.load(terms.row_lse_grad + i, has_row, 0.0)[:, None]
         log_p = (s - high[:, None]) - low[:, None]
-        if terms.h is not None:
-            factor = factor + tl.load(terms.h + i, has_row, 0.0)[:, None] * tl.maximum(log_p, _LOWEST)
+        if terms.neg_entropy_grad is not None:
+            factor = factor + tl.load(terms.neg_entropy_grad + i, has_row, 0.0)[:, None] * tl.maximum(log_p, _LOWEST)
         g += factor * exp(log_p)
-    if terms.b is not None:
-        high, low = tl.load(terms.c_high + j, has_column, 0.0), tl.load(terms.c_low + j, has_column, 0.0)
-        factor = tl.load(terms.b + j, has_column, 0.0)
+    if terms.column_lse_grad is not None:
+        high, low = (
+            tl.load(terms.column_lse_high + j, has_column, 0.0),
+            tl.load(terms.column_lse_low + j, has_column, 0.0),
+        )
+        factor = tl.load(terms.column_lse_grad + j, has_column, 0.0)
         g += factor[None, :] * exp((s - high[None, :]) - low[None, :])
-    if terms.e is not None:
-        g += tl.load(terms.e + i, has_row, 0.0)[:, None] * sigmoid_of(s)
-    if terms.u is not None:
-        g += tl.load(terms.u + i, has_row, 0.0)[:, None]
-    if terms.v is not None:
-        g += tl.load(terms.v + j, has_column, 0.0)[None, :]
+    if terms.softplus_grad is not None:
+        g += tl.load(terms.softplus_grad + i, has_row, 0.0)[:, None] * sigmoid_of(s)
+    if terms.row_sum_grad is not None:
+        g += tl.load(terms.row_sum_grad + i, has_row, 0.0)[:, None]
+    if terms.column_sum_grad is not None:
+        g += tl.load(terms.column_sum_grad + j, has_column, 0.0)[None, :]
     if part is not None:
         g = tl.where(part, g, 0.0)
     if scoring.bias is not None:
         g = tl.where(s == NOTHING, 0.0, g)
-    if terms.d is not None:
-        g += tl.where(own, tl.load(terms.d + i, has_row, 0.0)[:, None], 0.0)
+    if terms.target_grad is not None:
+        g += tl.where(own, tl.load(terms.target_grad + i, has_row, 0.0)[:, None], 0.0)
     return g
 
 

@@ -35,8 +35,9 @@ def _forward_burden(
 
 def _weigh_burden(terms: Terms, score_map: ScoreMap, mask: Mask | None, share: Tensor | None) -> int:
     """How much makes a weight: its terms, but for the log-sum-exps, and what else there is."""
-    a, _, _, b, _, _, *others = terms
-    count = sum(x is not None for x in (a, b, *others, score_map.bias, mask, share))
+    lse_values = ("row_lse_high", "row_lse_low", "column_lse_high", "column_lse_low")
+    gradients = (term for name, term in terms._asdict().items() if name not in lse_values)
+    count = sum(x is not None for x in (*gradients, score_map.bias, mask, share))
     return min(count + _SOFTCAP * bool(score_map.softcap), MOST)
 
 

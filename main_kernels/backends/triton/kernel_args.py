@@ -34,19 +34,19 @@ class Sums(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What weights are made of: see ScoreGradTerms in interface.py."""
+    """The terms of dL/ds, see ScoreGradTerms in interface.py."""
 
-    a: Any
-    r_high: Any
-    r_low: Any
-    b: Any
-    c_high: Any
-    c_low: Any
-    d: Any
-    e: Any
-    u: Any
-    v: Any
-    h: Any
+    row_lse_grad: Any
+    row_lse_high: Any
+    row_lse_low: Any
+    column_lse_grad: Any
+    column_lse_high: Any
+    column_lse_low: Any
+    target_grad: Any
+    softplus_grad: Any
+    row_sum_grad: Any
+    column_sum_grad: Any
+    neg_entropy_grad: Any
 
 
 class Entries(NamedTuple):

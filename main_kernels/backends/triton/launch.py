@@ -47,14 +47,18 @@ def where_of(targets: Tensor | None, mask: Mask | None) -> Where:
 
 def terms_of(terms: ScoreGradTerms, *, targets: bool) -> Terms:
     """Return the kernels' terms; those that contribute nothing are None."""
-    none = (None, None, None)
-    a, r, b, c = terms.row_lse_grad, terms.row_lse, terms.column_lse_grad, terms.column_lse
+    has_row, has_column = terms.row_lse_grad is not None, terms.column_lse_grad is not None
+    row_lse, column_lse = terms.row_lse if has_row else None, terms.column_lse if has_column else None
     return Terms(
-        *(none if a is None or r is None else (a, r.high, r.low)),
-        *(none if b is None or c is None else (b, c.high, c.low)),
-        terms.target_grad if targets else None,
-        terms.softplus_grad,
-        terms.row_sum_grad,
-        terms.column_sum_grad,
-        terms.neg_entropy_grad,
+        row_lse_grad=terms.row_lse_grad,
+        row_lse_high=None if row_lse is None else row_lse.high,
+        row_lse_low=None if row_lse is None else row_lse.low,
+        column_lse_grad=terms.column_lse_grad,
+        column_lse_high=None if column_lse is None else column_lse.high,
+        column_lse_low=None if column_lse is None else column_lse.low,
+        target_grad=terms.target_grad if targets else None,
+        softplus_grad=terms.softplus_grad,
+        row_sum_grad=terms.row_sum_grad,
+        column_sum_grad=terms.column_sum_grad,
+        neg_entropy_grad=terms.neg_entropy_grad,
     )
