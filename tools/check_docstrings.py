@@ -3,13 +3,14 @@
     python tools/check_docstrings.py                    # the whole repository
     python tools/check_docstrings.py main_kernels/sweep # findings under one path
 
-Two rules:
+Three rules:
 
 1. A docstring opens with a verb or a noun, never with one of ``FORBIDDEN_OPENINGS``.
 2. Every parameter of a public function, class or method has an entry of its own under ``Args:``. A name is public if
    the ``__all__`` of a package lists it. A field of a dataclass or NamedTuple may instead have a docstring below it or
    a ``help`` in its metadata. Two kinds of methods need no entries: one without a docstring that overrides a method of
    a base class in this repository, and one whose docstring starts with ``Override``, for other libraries' classes.
+3. A public docstring is Markdown, as the API pages show it: no reStructuredText tables and no ``::`` before code.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = (ROOT / "main_kernels", ROOT / "python" / "main_align")
 FOLDERS = (*PACKAGES, ROOT / "bench", ROOT / "examples", ROOT / "tools")
 FORBIDDEN_OPENINGS = frozenset({"What", "How", "Which", "Whether", "Those", "That", "From"})
+RESTRUCTURED = re.compile(r"^ *==+ +==+|::$", re.MULTILINE)
 SECTION = re.compile(r"\s*(Args|Attributes):\s*$")
 ENTRY = re.compile(r"\*{0,2}`*(\w+)`*( \([^)]*\))?:\s*\S")
 
@@ -115,6 +117,8 @@ def undocumented(file: Path, definition: Definition) -> Iterator[tuple[int, str]
         return
     if docstring is None:
         yield definition.lineno, f"{definition.name}: no docstring"
+    elif RESTRUCTURED.search(docstring):
+        yield definition.lineno, f"{definition.name}: table or code in reStructuredText, write Markdown"
     documented = entries(docstring)
     if not isinstance(definition, ast.ClassDef):
         wanted = parameters(definition)
