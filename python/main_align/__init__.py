@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .data.formats.record import Fields
+    from .data.fields import Fields
     from .data.pairs import Pair, Turn
     from .data.read import read_pairs
     from .errors import UserError
@@ -67,7 +67,7 @@ _HOMES = {
     "AlignmentHead": "models.projection_heads",
     "AlignmentMixin": "training",
     "AlignmentTerms": "training",
-    "Fields": "data.formats.record",
+    "Fields": "data.fields",
     "Filtered": "filtering.filter",
     "Likelihoods": "training",
     "LoopConfig": "loop",

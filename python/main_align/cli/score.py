@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from ..data.fields import Fields
+from ..data.formats.conversion import INPUT_FIELDS
 from ..data.formats.dialects import DIALECTS
-from ..data.formats.record import INPUTS, Fields
-from ..data.read import ENDINGS
-from ..data.sources.streams import COMPRESSED
+from ..data.sources.file_formats import COMPRESSED_ENDINGS, ENDINGS
+from ..data.write import OUTPUT_ENDINGS
 from .common import Dtype, hide_library_progress, log_reasons
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Side(str, Enum):
 
 
 FORMATS = "**Record formats** (the first match is used)\n\n" + "\n\n".join(
-    f"- {dialect.form}: {dialect.seen_in}" for dialect in DIALECTS
+    f"- {dialect.description}: {dialect.used_by}" for dialect in DIALECTS
 )
 
 
@@ -38,11 +39,11 @@ def score(
         str,
         typer.Argument(
             metavar="INPUT",
-            help=f"File ({', '.join(ENDINGS)}; text also as {', '.join(COMPRESSED)}), `-` for standard input, "
+            help=f"File ({ENDINGS}; text also as {COMPRESSED_ENDINGS}), `-` for standard input, "
             "`datasets` folder, or hub id.",
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Score file to write: .parquet, .jsonl or .csv.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help=f"Score file to write: {OUTPUT_ENDINGS}.")],
     model: Annotated[
         str, typer.Option(help="Hub id, local folder, or smollm2 (installed as a Python package).")
     ] = "smollm2",
@@ -84,7 +85,7 @@ def score(
     ] = None,
     input_field: Annotated[
         Optional[str],
-        typer.Option(help=f"Field whose text is appended to the instruction. Default: {', '.join(INPUTS)}."),
+        typer.Option(help=f"Field whose text is appended to the instruction. Default: {', '.join(INPUT_FIELDS)}."),
     ] = None,
     system_field: Annotated[
         Optional[str], typer.Option(help="Field with the system prompt. Default: system, system_prompt and similar.")
@@ -113,8 +114,8 @@ def score(
 
     `main-align score qa.csv -o qa.parquet --instruction-field question --response-field answer`
     """
-    from ..data.read import check_fields, check_readable, open_source
-    from ..data.write import check_ending
+    from ..data.read import open_source
+    from ..data.write import check_output
     from ..plots import check_plot
     from ..scoring.resume import check_partial
     from .progress_bar import ProgressBar
@@ -126,16 +127,16 @@ def score(
     if pack_tokens is not None:
         scorer["pack_tokens"] = pack_tokens
     # Everything that can be refused is refused before the model is loaded.
-    check_ending(out)
+    check_output(out)
     check_partial(out)
-    check_fields(fields)
+    fields.check()
     if plot:
         check_plot(plot)
     opened = open_source(source, split=split, config=config)
-    notes = check_readable(opened, fields)
+    notes = opened.check(fields)
     with ProgressBar() as progress_bar:
         if notes.unused:
-            progress_bar.log(notes.sentence())
+            progress_bar.log(notes.warning())
         progress_bar.log(f"loading {model} ...")
         job: dict[str, Any] = {"fields": fields, "split": split, "config": config, "window": window, "restart": restart}
         job["command"] = {"input": source, "output": str(out), **scorer}

@@ -1,1 +1,1 @@
-"""Instruction-response pairs: read from any file or data set, written whole or not at all."""
+"""Instruction-response pairs: reading them from any file or data set, and writing files atomically."""

@@ -1,4 +1,4 @@
-"""replacing, sync_folder: files that appear whole or not at all."""
+"""atomic_write, sync_folder: files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it takes that place, on failure it goes."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder. On success it is renamed to `path`; on failure it is deleted."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and new names in `folder` survive a power cut."""
+    """Flush renames and new names in `folder` to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

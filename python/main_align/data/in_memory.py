@@ -1,4 +1,4 @@
-"""Pairs in memory, in whatever holds them: lists, tuples, data frames, dicts of lists."""
+"""iter_pairs, count_pairs, is_dict_of_lists: pairs from lists, tuples, data frames and dicts of lists."""
 
 from __future__ import annotations
 
@@ -7,45 +7,50 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import UserError
-from .formats.record import Fields, Notes, pair_from_record
-from .formats.turns import is_null
+from .fields import Fields, Notes
+from .formats.conversion import pair_from_record
+from .formats.messages import is_null
 from .pairs import Pair
-from .read import check_fields
 from .sources.json_files import row_of_value
 
 log = logging.getLogger(__name__)
 
 
-def is_columns(data: Any, fields: Fields) -> bool:
-    """True for a dict of lists, one list a field; a dict that is readable as one pair is none."""
+def is_dict_of_lists(data: Any, fields: Fields) -> bool:
+    """Return True for a dict of lists, one list per field, and False for a dict that is one record."""
     if not isinstance(data, Mapping) or not data:
         return False
-    columns = [_plain(column) for column in data.values()]
+    columns = [_to_python(column) for column in data.values()]
     if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns}) != 1:
         return False
-    return pair_from_record(_plain(data), 1, fields).status != "ok"
+    return pair_from_record(_to_python(data), 1, fields).status != "ok"
 
 
-def pairs_in(data: Any, fields: Fields) -> Iterator[Pair]:
-    """The pairs of an iterable of records, a data frame, a table, a dict of lists or one record, in order.
+def iter_pairs(data: Any, fields: Fields) -> Iterator[Pair]:
+    """Yield the pairs of an iterable of records, a data frame, a table, a dict of lists or one record, in order.
 
-    A record is a Pair, a mapping of any known form, an (instruction, response) tuple, or a list of messages. Text
-    fields that are not used are logged once, as a warning.
+    A record is a Pair, a mapping in any record format, an (instruction, response) tuple, or a list of messages.
+    Unused text fields are logged once, as a warning.
 
-    Raises UserError for what holds no records.
+    Args:
+        data: the records.
+        fields: field names that take precedence over the recognised record formats.
+
+    Raises:
+        UserError: `data` is not a collection of records.
     """
-    check_fields(fields)
+    fields.check()
     notes = Notes()
     for number, record in enumerate(_records(data, fields), 1):
         yield _pair(record, number, fields, notes)
     if notes.unused:
-        log.warning(notes.sentence())
+        log.warning(notes.warning())
 
 
-def count(data: Any, fields: Fields) -> int | None:
-    """The number of pairs, where it is known before they are read."""
+def count_pairs(data: Any, fields: Fields) -> int | None:
+    """Return the number of pairs, or None if it is unknown before they are read."""
     if isinstance(data, Mapping):
-        return len(next(iter(data.values()))) if is_columns(data, fields) else 1
+        return len(next(iter(data.values()))) if is_dict_of_lists(data, fields) else 1
     return len(data) if hasattr(data, "__len__") else None
 
 
@@ -60,9 +65,9 @@ def _records(data: Any, fields: Fields) -> Iterable[Any]:
         return data.to_dict("records")
     if isinstance(data, Mapping):
         if any(hasattr(value, "column_names") for value in data.values()):
-            raise UserError(f"this is a dict of data sets, {', '.join(map(str, data))}: give one of them")
-        if is_columns(data, fields):
-            return (dict(zip(data, row, strict=True)) for row in zip(*map(_plain, data.values()), strict=True))
+            raise UserError(f"the argument is a dict of data sets, {', '.join(map(str, data))}: give one of them")
+        if is_dict_of_lists(data, fields):
+            return (dict(zip(data, row, strict=True)) for row in zip(*map(_to_python, data.values()), strict=True))
         return [data]
     if not isinstance(data, Iterable):
         raise UserError(f"pairs are a list of records, a data frame or a dict of lists, not {type(data).__name__}")
@@ -72,7 +77,7 @@ def _records(data: Any, fields: Fields) -> Iterable[Any]:
 def _pair(record: Any, number: int, fields: Fields, notes: Notes) -> Pair:
     if isinstance(record, Pair):
         return record
-    record = _plain(record)
+    record = _to_python(record)
     if isinstance(record, str):
         raise UserError(f"row {number} is text, not a pair: give (instruction, response) tuples or dicts in a list")
     row = row_of_value(record, number, "row")
@@ -81,14 +86,14 @@ def _pair(record: Any, number: int, fields: Fields, notes: Notes) -> Pair:
     return pair_from_record(row.record, number, fields, unit="row", notes=notes)
 
 
-def _plain(value: Any) -> Any:
-    """Arrays and tuples as lists, numpy's scalars as Python's, pandas' missing values as None."""
+def _to_python(value: Any) -> Any:
+    """Convert arrays and tuples to lists, numpy scalars to Python scalars, missing values of pandas to None."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): _to_python(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [_to_python(inner) for inner in value]
     if hasattr(value, "tolist"):  # numpy, torch, pandas.Series
-        return _plain(value.tolist())
+        return _to_python(value.tolist())
     return None if is_null(value) or type(value).__name__ in ("NAType", "NaTType") else value

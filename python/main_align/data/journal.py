@@ -1,8 +1,8 @@
-"""An append-only file of checked records: what a killed job has finished and need not do again.
+"""Journal: an append-only file of checksummed records, which stores the finished work of a job.
 
-Each record is `length u32 | crc32 u32 | header length u32 | header JSON | tensors (safetensors)`,
-little-endian; the crc covers everything after itself and each append is synced to the disk. A
-record torn by a kill fails its check and is cut off when the journal is opened again.
+A record is `length u32 | crc32 u32 | header length u32 | header JSON | tensors (safetensors)`, little-endian. The
+checksum covers everything after itself, and every append is flushed to the disk. When a journal is opened, a record
+that was torn by a kill fails its checksum and is removed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Record = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class Journal:
-    """One open journal file, locked against a second process. Use as a context manager."""
+    """One open journal file, locked against a second process. Use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +41,7 @@ class Journal:
             raise UserError(
                 f"{path}: another main-align is writing this output; wait for it or use another -o"
             ) from None
-        self._cut_torn_tail()
+        self._remove_torn_tail()
 
     def __enter__(self) -> Journal:
         return self
@@ -55,7 +55,7 @@ class Journal:
         self._file.close()
 
     def append(self, header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None = None) -> None:
-        """Add a record; when this returns it is on the disk."""
+        """Append a record and flush it to the disk."""
         text = json.dumps(header).encode()
         body = HEADER.pack(len(text)) + text + (save(dict(tensors)) if tensors else b"")
         self._file.write(FRAME.pack(len(body), zlib.crc32(body)) + body)
@@ -63,7 +63,7 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def headers(self) -> Iterator[dict[str, Any]]:
-        """The headers of all records in order, skipping over the tensors."""
+        """Yield the headers of all records in order, and skip the tensors."""
         with self.path.open("rb") as file:
             while frame := file.read(FRAME.size):
                 length, _ = FRAME.unpack(frame)
@@ -72,7 +72,7 @@ class Journal:
                 file.seek(length - HEADER.size - size, os.SEEK_CUR)
 
     def records(self) -> Iterator[Record]:
-        """All records in order, header and tensors."""
+        """Yield all records in order, header and tensors."""
         with self.path.open("rb") as file:
             while (body := _read_body(file)) is not None:
                 (size,) = HEADER.unpack_from(body)
@@ -80,23 +80,23 @@ class Journal:
                 header = json.loads(body[HEADER.size : HEADER.size + size])
                 yield header, load(tensors) if tensors else {}
 
-    def _cut_torn_tail(self) -> None:
-        good = 0
+    def _remove_torn_tail(self) -> None:
+        valid = 0
         with self.path.open("rb") as file:
             while _read_body(file) is not None:
-                good = file.tell()
-        if good < self.path.stat().st_size:
-            self._file.truncate(good)
+                valid = file.tell()
+        if valid < self.path.stat().st_size:
+            self._file.truncate(valid)
             os.fsync(self._file.fileno())
 
 
 def _read_body(file: Any) -> bytes | None:
-    """The next body, or None at the end of the file or at a record that fails its check."""
+    """Return the next body, or None at the end of the file or at a record that fails its checksum."""
     frame = file.read(FRAME.size)
     if len(frame) < FRAME.size:
         return None
     length, crc = FRAME.unpack(frame)
-    if length < HEADER.size:  # a power cut may leave zeros, and zero is the crc of nothing
+    if length < HEADER.size:  # a power cut may leave zeros, and 0 is the crc32 of no bytes
         return None
     body: bytes = file.read(length)
     return body if len(body) == length and zlib.crc32(body) == crc else None

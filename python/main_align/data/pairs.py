@@ -1,34 +1,42 @@
-"""One instruction-response pair on its way to the scorer, and the statuses a row can end with."""
+"""Pair, Turn, STATUSES: one instruction-response pair and the statuses that a row can have."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 STATUSES: dict[str, str] = {
     "ok": "scored",
-    "truncated": "scored after being cut to --max-length, as --truncate asked",
-    "empty_instruction": "the instruction holds no text",
-    "empty_response": "the response holds no text",
+    "truncated": "scored after truncation to --max-length (--truncate)",
+    "empty_instruction": "the instruction has no text",
+    "empty_response": "the response has no text",
     "too_long": "longer than --max-length tokens",
     "bad_json": "the row is not a JSON object",
     "bad_csv": "the row does not fit the header, or its quotes are broken",
     "missing_field": "a field is absent, null or not text",
     "bad_encoding": "the row is not valid UTF-8",
-    "unknown_token": "the tokenizer makes a token of it that the model has no embedding for",
+    "unknown_token": "the tokenizer returns a token id that the model has no embedding for",
     "unsupported_turns": "the conversation does not end in a user turn and an assistant turn",
     "non_finite": "the model returned NaN or infinity",
-    "out_of_memory": "the pair does not fit the device even alone",
-    "mismatched": "the row says `aligned: false`, and the loop trains on pairs",
+    "out_of_memory": "the pair alone exceeds the memory of the device",
+    "mismatched": "the row has `aligned: false`, and the loop trains on aligned pairs",
     "unfinished": "the model did not end its turn within max_new_tokens",
 }
 
 SCORED = frozenset({"ok", "truncated"})
-"""The statuses of rows that carry scores; every other row carries nulls."""
+"""Statuses of rows with scores. All other rows have null scores."""
+
+SIDES = ("instruction", "response")
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation; `role` is system, user or assistant."""
+    """One turn of a conversation.
+
+    Args:
+        role: "system", "user" or "assistant".
+        text: the content of the turn.
+    """
 
     role: str
     text: str
@@ -36,11 +44,18 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One row of the input; a row that cannot be scored says so in `status` and `reason`.
+    """One row of the input. If it cannot be scored, `status` and `reason` say why.
 
-    `line` counts from 1 in `unit`s: the line of a .jsonl or .csv file, the row number of anything else. `id` is a
-    label: the row's own id as text, or `str(line)` where it has none (`own_id` is False then). It need not be unique.
-    `context` holds the system turn and the earlier turns: given to the model, never scored.
+    Args:
+        id: the row's own id as text, or `str(line)` if it has none. It need not be unique.
+        line: position counted from 1: the line of a .jsonl or .csv file, else the row number.
+        instruction: the instruction, x. Default: empty.
+        response: the response, y. Default: empty.
+        context: the system turn and earlier turns. The model reads them; they are not scored. Default: none.
+        status: a key of STATUSES. Default: "ok".
+        reason: one sentence on the status. Default: empty.
+        unit: the unit of `line`, "line" or "row". Default: "line".
+        own_id: True if the row has an id of its own. Default: False.
     """
 
     id: str
@@ -55,5 +70,13 @@ class Pair:
 
     @property
     def where(self) -> str:
-        """The row's place for a message: "line 3" or "row 3"."""
+        """Return the position for use in a message: "line 3" or "row 3"."""
         return f"{self.unit} {self.line}"
+
+
+def check_text(pair: Pair, sides: Sequence[str] = SIDES) -> Pair:
+    """Return the pair, with the status `empty_instruction` or `empty_response` if one of `sides` has no text."""
+    for side in sides:
+        if pair.status == "ok" and not getattr(pair, side).strip():
+            return replace(pair, status=f"empty_{side}", reason=f"{pair.where}: the {side} has no text")
+    return pair

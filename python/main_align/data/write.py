@@ -1,7 +1,7 @@
-"""Writes score files (.parquet, .jsonl, .csv by the ending): they appear whole or not at all.
+"""write_rows, check_output, to_json: .parquet, .jsonl and .csv files of rows.
 
-A file is written beside its place, flushed to the disk and renamed. The same rows give the same
-bytes. Floats keep every digit (repr); what is absent is null, or an empty cell in .csv.
+A file is written to a temporary path, flushed to the disk and renamed. The same rows give the same bytes. Floats are
+written with full precision (repr). A missing value is null, or an empty cell in .csv.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal
@@ -19,16 +19,15 @@ from typing import Any
 from uuid import UUID
 
 from ..errors import UserError
-from .atomic import replacing
+from .atomic import atomic_write
 
-ROW_GROUP = 16384
-ENDINGS = (".parquet", ".jsonl", ".csv")
+ROW_GROUP = 16384  # rows of a .parquet file that are written together
 
 
-def check_ending(path: Path) -> None:
-    """Raise UserError unless a row file of this ending can be written, here."""
-    if path.suffix.lower() not in ENDINGS:
-        raise UserError(f"{path}: the ending says the format; use one of {', '.join(ENDINGS)}")
+def check_output(path: Path) -> None:
+    """Raise UserError unless a file of rows can be written to `path`."""
+    if path.suffix.lower() not in WRITERS:
+        raise UserError(f"{path}: the ending selects the format; use one of {OUTPUT_ENDINGS}")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():
@@ -36,15 +35,19 @@ def check_ending(path: Path) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: Any) -> None:
-    """Write rows under a pyarrow schema: the columns of .csv, and the types of .parquet.
+    """Write rows to `path`, in the format of its ending.
 
-    .jsonl needs none: each row is written with the fields it has.
+    Args:
+        path: the file.
+        rows: field names and values of each row.
+        schema: pyarrow schema with the columns of .csv and the types of .parquet. A row of .jsonl has its own fields.
+
+    Raises:
+        UserError: the path is not usable, or a value does not fit the format.
     """
-    check_ending(path)
-    kind: dict[str, Callable[[Path, Any], _Writer]]
-    kind = {".parquet": _ParquetWriter, ".jsonl": _JsonlWriter, ".csv": _CsvWriter}
-    with replacing(path) as temporary:
-        writer = kind[path.suffix.lower()](temporary, schema)
+    check_output(path)
+    with atomic_write(path) as temporary:
+        writer = WRITERS[path.suffix.lower()](temporary, schema)
         try:
             for row in rows:
                 writer.write(row)
@@ -70,7 +73,7 @@ def _parquet_errors() -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-        raise UserError(f"a field does not fit .parquet ({error}); write .jsonl instead") from None
+        raise UserError(f"a field cannot be written to .parquet ({error}); write .jsonl instead") from None
 
 
 class _ParquetWriter(_Writer):
@@ -114,29 +117,28 @@ class _JsonlWriter(_Writer):
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON: readable text where Unicode allows it, escapes for lone surrogates, null for NaN and infinity,
-    which JSON has not."""
+    """Return one line of JSON. Lone surrogates are escaped; NaN and infinity, which JSON lacks, become null."""
     try:
-        text = json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, default=_to_text, allow_nan=False)
     except ValueError:
-        value = _finite(value)
-        text = json.dumps(value, ensure_ascii=False, default=_plain)
+        value = _nan_to_null(value)
+        text = json.dumps(value, ensure_ascii=False, default=_to_text)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return json.dumps(value, default=_plain)
+        return json.dumps(value, default=_to_text)
     return text
 
 
-def _finite(value: Any) -> Any:
+def _nan_to_null(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _nan_to_null(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [_nan_to_null(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _plain(value: Any) -> str:
+def _to_text(value: Any) -> str:
     if hasattr(value, "isoformat"):
         return str(value.isoformat())
     if isinstance(value, (Decimal, UUID, timedelta)):
@@ -144,7 +146,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, bytes):
         with suppress(UnicodeDecodeError):
             return value.decode("utf-8")
-    raise UserError(f"a value of type {type(value).__name__} does not fit .jsonl; use .parquet")
+    raise UserError(f"a value of type {type(value).__name__} cannot be written to .jsonl; use .parquet")
 
 
 class _CsvWriter(_Writer):
@@ -163,3 +165,7 @@ class _CsvWriter(_Writer):
 
 def _cell(value: Any) -> Any:
     return to_json(value) if isinstance(value, (dict, list, bool)) else value
+
+
+WRITERS: dict[str, type[_Writer]] = {".parquet": _ParquetWriter, ".jsonl": _JsonlWriter, ".csv": _CsvWriter}
+OUTPUT_ENDINGS = ", ".join(WRITERS)

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.formats.record import Fields
+from ..data.fields import Fields
 from ..data.pairs import SCORED
-from ..data.read import first_reasons, open_source
-from ..data.sources.source import Source
+from ..data.read import open_source
+from ..data.sources.source import Source, format_reasons
 from ..data.sources.stdin import STDIN
-from ..data.write import check_ending
+from ..data.write import check_output
 from ..errors import UserError
 from ..scoring.columns import ALIASES, lower_is_better
 from ..scoring.manifest import manifest_path, read_manifest
@@ -74,11 +74,11 @@ def filter_scores(
     scores, out, by = Path(scores), Path(out), ALIASES.get(by, by)
     rule = Rule(keep, top, min, max)
     rule.check()
-    check_ending(out)
+    check_output(out)
     _refuse_overwriting(out, scores, input)
     table = read_columns(scores, by)
     if np.isnan(table.columns[by]).all():
-        raise UserError(f"{scores}: no row has a value of {by}. {first_reasons(table.reasons)}")
+        raise UserError(f"{scores}: no row has a value of {by}. {format_reasons(table.reasons)}")
     kept = select(table.columns[by], by, rule)
     aligned = None
     if scores_only:

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.formats.record import Fields
+from ..data.fields import Fields
 from ..data.labels import aligned_flag
-from ..data.read import rows_of
 from ..data.sources.source import Source
 from ..data.write import (
     write_rows,
@@ -44,7 +43,7 @@ class Join:
     scores: Path
 
     def __iter__(self) -> Iterator[tuple[Row | None, Row]]:
-        walk = zip_longest(rows_of(self.source, self.fields), score_rows_of(self.scores))
+        walk = zip_longest(self.source.pairs_with_records(self.fields), score_rows_of(self.scores))
         for number, (found, score) in enumerate(walk, 1):
             if found is None or score is None:
                 longer, shorter = ("scores", "input") if found is None else ("input", "scores")

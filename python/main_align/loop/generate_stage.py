@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..data.atomic import (
-    replacing,
+    atomic_write,
 )
 from ..data.journal import Journal
 from ..data.pairs import Pair
@@ -81,7 +81,7 @@ def collect(
     found = dict(refused)
     for written in _in_journals(folder, batches).values():
         found |= written
-    with replacing(folder / PAIRS) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with atomic_write(folder / PAIRS) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for row, pair in enumerate(pairs):
             file.write(to_json(written_row(pair, writer, found[row])) + "\n")
     return Counter(item.status for item in found.values()), sum(item.tokens for item in found.values())

@@ -262,4 +262,4 @@ class MutualAlignmentLoop:
 
 
 def _identity(found: PairSet) -> dict[str, Any]:
-    return {"rows": found.survey.rows, "size": found.survey.size, "digest": found.survey.digest}
+    return {"rows": found.info.rows, "size": found.info.size, "digest": found.info.digest}

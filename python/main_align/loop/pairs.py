@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.formats.record import Fields
+from ..data.fields import Fields
 from ..data.labels import aligned_flag
-from ..data.pairs import Pair
-from ..data.read import open_source, pairs_of
-from ..data.sources.source import Survey
+from ..data.pairs import Pair, check_text
+from ..data.read import open_source
+from ..data.sources.source import SourceInfo
 from ..errors import UserError
 from .config import Direction, LoopConfig
 
@@ -29,7 +29,7 @@ class PairSet:
     """All rows of an input, in order, bad ones with their status, and what identifies it."""
 
     pairs: list[Pair]
-    survey: Survey
+    info: SourceInfo
     name: str
 
     @property
@@ -47,18 +47,19 @@ def read_seeds(source: str, config: LoopConfig) -> PairSet:
     if not config.instruction_field:  # response_field alone is that of `unlabelled`
         fields = Fields(id=config.id_field)
     opened = open_source(source, split=config.split)
-    pairs = [_checked(pair, "instruction", "response") for pair in pairs_of(opened, fields)]
+    pairs = [check_text(pair) for pair in opened.pairs(fields)]
     flags = [aligned_flag(row.record) for row in opened.rows()]
     pairs = [_mismatched(pair) if flag == 0 else pair for pair, flag in zip(pairs, flags, strict=True)]
-    return _usable(PairSet(pairs, opened.survey(), source), "an instruction and a response")
+    return _usable(PairSet(pairs, opened.inspect(), source), "an instruction and a response")
 
 
 def read_unlabelled(source: str, config: LoopConfig) -> PairSet:
     """Responses as pairs whose instruction is empty. Raises UserError where not one can be used."""
     opened = open_source(source, split=config.split)
     name = config.response_field or _response_field(opened.rows(), source)
-    pairs = pairs_of(opened, Fields(name, name, config.id_field))
-    found = PairSet([replace(_checked(pair, "response"), instruction="") for pair in pairs], opened.survey(), source)
+    read = opened.pairs(Fields(name, name, config.id_field))
+    pairs = [replace(check_text(pair, ["response"]), instruction="") for pair in read]
+    found = PairSet(pairs, opened.inspect(), source)
     return _usable(found, f"a response in the field {name!r}")
 
 
@@ -71,13 +72,6 @@ def _response_field(rows: Iterator[Any], source: str) -> str:
                 return name
     found = f"it has {', '.join(names)}" if names else "it has no rows"
     raise UserError(f"{source}: none of the fields {', '.join(RESPONSES)} ({found}); name one with response_field")
-
-
-def _checked(pair: Pair, *sides: str) -> Pair:
-    for side in sides:
-        if pair.status == "ok" and not getattr(pair, side).strip():
-            return replace(pair, status=f"empty_{side}", reason=f"{pair.where}: the {side} holds no text")
-    return pair
 
 
 def _mismatched(pair: Pair) -> Pair:
@@ -130,7 +124,7 @@ def read_written(path: Path) -> list[Pair]:
     """The usable pairs of a file of written pairs."""
     with path.open(encoding="utf-8") as file:
         good = [json.loads(line)["synthesis"]["status"] == "ok" for line in file]
-    pairs = pairs_of(open_source(path), Fields())
+    pairs = open_source(path).pairs()
     return [pair for pair, usable in zip(pairs, good, strict=True) if usable and pair.status == "ok"]
 
 

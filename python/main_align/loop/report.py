@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data.atomic import (
-    replacing,
+    atomic_write,
 )
 from ..plots import BLUE, GREY, ORANGE
 from ..scoring.score_file import read_columns
@@ -42,7 +42,7 @@ def make_report(config: LoopConfig, plan: list[Stage], folder: RunFolder) -> dic
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Write report.json, whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -51,7 +51,7 @@ def plot_report(path: Path, report: Mapping[str, Any], plan: list[Stage], folder
     from matplotlib import pyplot
 
     figure = draw(report, plan, folder)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     pyplot.close(figure)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..data.atomic import (
-    replacing,
+    atomic_write,
     sync_folder,
 )
 from ..errors import UserError
@@ -72,7 +72,7 @@ class RunFolder:
                     "Run again with the old settings, give another output_dir, or start over with --restart."
                 )
             return
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def stage(self, name: str) -> Path:

@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from ..data.atomic import (
-    replacing,
+    atomic_write,
 )
 from ..data.write import (
     to_json,
@@ -124,7 +124,7 @@ def train(
     seconds = time.monotonic() - began
     history = [_timeless(entry) for entry in trainer.state.log_history]
     if processes.first:
-        with replacing(folder / LOG) as temporary:
+        with atomic_write(folder / LOG) as temporary:
             temporary.write_text("".join(to_json(entry) + "\n" for entry in history), encoding="utf-8")
     tokens = max((entry.get("num_tokens", 0) for entry in history), default=0)
     return {

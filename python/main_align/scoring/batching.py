@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.pairs import SCORED, Pair
+from ..data.pairs import SCORED, Pair, check_text
 from ..models.encoding import Directional, Encoded, shortened
 from .columns import TOKEN_SCORES, token_scores
 
@@ -108,10 +108,9 @@ def fill_packs(lengths: dict[int, int], budget: int) -> list[Pack]:
 
 
 def _check_text(window: Window, row: int, pair: Pair, directional: Directional) -> None:
-    if not pair.instruction.strip():
-        _refuse(window, row, "empty_instruction", "the instruction holds no text")
-    elif not pair.response.strip():
-        _refuse(window, row, "empty_response", "the response holds no text")
+    checked = check_text(pair)
+    if checked.status not in SCORED:
+        window.status[row], window.reason[row] = checked.status, checked.reason
     elif problem := directional.context_problem(pair.context):
         _refuse(window, row, "unsupported_turns", problem)
 

@@ -17,13 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.formats.record import Fields, Notes
+from ..data.fields import NO_FIELDS, Fields, Notes
 from ..data.journal import Journal
 from ..data.pairs import SCORED, Pair
-from ..data.read import NO_FIELDS, check_fields, check_readable, open_source, pairs_of
-from ..data.sources.source import Source, Survey
+from ..data.read import open_source
+from ..data.sources.source import Source, SourceInfo
 from ..data.write import (
-    check_ending,
+    check_output,
 )
 from ..environment import (
     versions,
@@ -80,12 +80,12 @@ def score_file(
             during the run; an unfinished or finished job at `out` with other settings, each of which is named.
     """
     out, say = Path(out), progress or (lambda _: None)
-    check_ending(out)
-    check_fields(fields)
+    check_output(out)
+    fields.check()
     opened = open_source(source, split=split, config=config)
-    check_readable(opened, fields)
-    survey = opened.survey()
-    settings = _settings(scorer, survey, {"fields": asdict(fields), "split": split, "config": config}, window)
+    opened.check(fields)
+    info = opened.inspect()
+    settings = _settings(scorer, info, {"fields": asdict(fields), "split": split, "config": config}, window)
     if restart:
         _throw_away(out)
     elif finished(out, settings):
@@ -94,21 +94,21 @@ def score_file(
         return done
     open_partial(out, settings)
     with Journal(journal_path(out)) as journal:
-        state = _score_windows(scorer, opened, fields, window, journal, survey.rows, say)
-        if opened.digest() != survey.digest:
+        state = _score_windows(scorer, opened, fields, window, journal, info.rows, say)
+        if opened.digest() != info.digest:
             raise UserError(f"{opened.name} changed while it was scored; run again with --restart when it is complete")
         rows = _watched(finished_rows(journal, scorer), state, window, say)
         write_scores(out, rows)
-        manifest = _manifest(scorer, opened, survey, settings, state, command)
+        manifest = _manifest(scorer, opened, info, settings, state, command)
         write_manifest(out, manifest)
         discard(out)
     return manifest
 
 
-def _settings(scorer: Scorer, survey: Survey, reading: Mapping[str, Any], window: int) -> dict[str, Any]:
+def _settings(scorer: Scorer, info: SourceInfo, reading: Mapping[str, Any], window: int) -> dict[str, Any]:
     settings = {
         "format": FORMAT,
-        "input": {"size": survey.size, "digest": survey.digest},
+        "input": {"size": info.size, "digest": info.digest},
         "reading": dict(reading),
         "window": window,
         "columns": definitions(),
@@ -164,7 +164,7 @@ def _score_windows(
             state.done[header["window"]] = [header["packs"], 0]
         else:
             state.done[header["window"]][1] += 1
-    for index, pairs in enumerate(_windows(pairs_of(source, fields, state.notes), size)):
+    for index, pairs in enumerate(_windows(source.pairs(fields, state.notes), size)):
         expected, seen = state.done.get(index, (1, 0))
         if seen == expected:
             state.pairs += len(pairs)
@@ -219,7 +219,7 @@ def _watched(rows: Iterable[dict[str, Any]], state: _State, every: int, say: Rep
 def _manifest(
     scorer: Scorer,
     source: Source,
-    survey: Survey,
+    info: SourceInfo,
     settings: Mapping[str, Any],
     state: _State,
     command: Mapping[str, Any] | None,
@@ -233,11 +233,11 @@ def _manifest(
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "source": source.name,
         "source_path": str(source.path.absolute()) if source.path else None,
-        "rows": survey.rows,
-        "blank_lines": survey.blank_lines,
+        "rows": info.rows,
+        "blank_lines": info.blank_lines,
         "counts": dict(state.counts),
         "first_reasons": state.reasons,
-        "repeated_ids": state.notes.repeats,
+        "repeated_ids": state.notes.repeated_ids,
         "unused_text_fields": dict(state.notes.unused),
         "bank": {"pairs": min(scorer.bank, scored), "of_scored": scored, "seed": scorer.seed},
         "throughput": {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.atomic import (
-    replacing,
+    atomic_write,
 )
 from ..errors import UserError
 
@@ -20,7 +20,7 @@ def manifest_path(out: Path) -> Path:
 
 def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of `out`, whole or not at all."""
-    with replacing(manifest_path(out)) as temporary:
+    with atomic_write(manifest_path(out)) as temporary:
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.atomic import (
-    replacing,
+    atomic_write,
     sync_folder,
 )
 from ..errors import UserError
@@ -71,7 +71,7 @@ def open_partial(out: Path, settings: Mapping[str, Any]) -> None:
         return
     discard(out)
     folder.mkdir()
-    with replacing(job) as temporary:
+    with atomic_write(job) as temporary:
         temporary.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     sync_folder(out.parent)
 

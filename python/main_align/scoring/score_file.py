@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.read import open_source
-from ..data.sources.csv_files import Csv
 from ..data.write import write_rows
 from ..errors import UserError
 from .columns import COLUMNS, NUMERIC
@@ -31,7 +30,6 @@ class ScoreTable:
 def score_rows_of(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a score file in order; numbers as numbers, null as None, also from .csv."""
     source = open_source(path)
-    text_only = isinstance(source, Csv)
     for number, row in enumerate(source.rows(), 1):
         if row.status != "ok" or row.record is None:
             raise UserError(f"{path}: {row.reason}; write it again with main-align score")
@@ -41,7 +39,7 @@ def score_rows_of(path: Path) -> Iterator[dict[str, Any]]:
                 f"{path} is not a score file: row {number} lacks {' and '.join(sorted(missing))}; "
                 "give the output of main-align score"
             )
-        yield _typed(row.record, path) if text_only else row.record
+        yield _typed(row.record, path) if source.is_untyped else row.record
 
 
 def _typed(record: dict[str, Any], path: Path) -> dict[str, Any]:

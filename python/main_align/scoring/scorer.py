@@ -17,10 +17,9 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from ..data.formats.record import Fields
-from ..data.in_memory import count, is_columns, pairs_in
+from ..data.fields import NO_FIELDS, Fields
+from ..data.in_memory import count_pairs, is_dict_of_lists, iter_pairs
 from ..data.pairs import Pair
-from ..data.read import NO_FIELDS
 from ..errors import UserError
 from ..models.context_length import changes_rope, context_length
 from ..models.devices import pick_device, pick_dtype
@@ -185,9 +184,9 @@ class Scorer:
 
         Raises UserError for what holds no records; a record that cannot be scored is a row with a status.
         """
-        columns, total = is_columns(pairs, fields), count(pairs, fields)
+        columns, total = is_dict_of_lists(pairs, fields), count_pairs(pairs, fields)
         with tqdm_bar(total) if progress is True else nullcontext(progress or None) as tell:
-            rows = self._score(pairs_in(pairs, fields), tell)
+            rows = self._score(iter_pairs(pairs, fields), tell)
         if columns:
             return {name: [row[name] for row in rows] for name in COLUMNS}
         return rows

@@ -21,8 +21,10 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Sequence as ListOf
 from torch.utils.data import get_worker_info
 
+from ..data.fields import Fields
+from ..data.formats.conversion import can_hold_pairs, pair_from_record
 from ..data.formats.dialects import DIALECTS
-from ..data.formats.record import Fields, can_hold_pairs, pair_from_record
+from ..data.pairs import check_text
 from ..errors import UserError
 from ..models.encoding import (
     Directional,
@@ -136,7 +138,7 @@ class PairReader:
         try:
             pair, mask = self._encode(record, number)
             if not pair.x or not pair.y:
-                raise Unusable(f"the {'instruction' if not pair.x else 'response'} holds no text")
+                raise Unusable(f"the {'instruction' if not pair.x else 'response'} has no text")
             if unknown := self.directional.unknown_token(pair.context, pair.x, pair.y):
                 raise Unusable(f"it holds {unknown}")
             fitted = self._fit(pair)
@@ -165,11 +167,9 @@ class PairReader:
         if record.get("input_ids") is not None:
             return split_tokenised(record, self.directional)
         pair = pair_from_record({k: v for k, v in record.items() if k != "id"}, number, Fields(), unit="row")
+        pair = check_text(pair)
         if pair.status != "ok":
             raise Unusable(pair.reason.partition(": ")[2])
-        for side, text in (("instruction", pair.instruction), ("response", pair.response)):
-            if not text.strip():
-                raise Unusable(f"the {side} holds no text")
         if problem := self.directional.context_problem(pair.context):
             raise Unusable(problem)
         return self.directional.encode([(pair.instruction, pair.response)], [pair.context])[0], None
@@ -203,7 +203,7 @@ class PairReader:
 
 def _check_columns(names: Sequence[str], name: str) -> None:
     if not can_hold_pairs(names) and "input_ids" not in names:
-        wanted = "; ".join([*(dialect.form for dialect in DIALECTS), "input_ids"])
+        wanted = "; ".join([*(dialect.description for dialect in DIALECTS), "input_ids"])
         raise UserError(
             f"the {name} data set has the columns {', '.join(map(repr, names))}, and no pair can be read from them: "
             f"want one of {wanted}. Rename them (dataset.rename_columns); plain text has no two sides to align."

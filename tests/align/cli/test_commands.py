@@ -129,7 +129,7 @@ def test_unused_text_fields_and_standard_input(tmp_path: Path, model: Path) -> N
     ("args", "message"),
     [
         (("score", "absent.jsonl", "-o", "o.csv"), "no such file"),
-        (("score", "PAIRS", "-o", "o.xlsx"), "the ending says the format"),
+        (("score", "PAIRS", "-o", "o.xlsx"), "the ending selects the format"),
         (("score", "PAIRS", "-o", "o.csv", "--plot", "p.doc"), ".png"),
         (
             ("score", "PAIRS", "-o", "o.csv", "--id-field", "i", "--response-field", "r"),

@@ -1,17 +1,16 @@
-"""Forms of records: each that a known data set has gives its pair, and no part of its prompt is lost."""
+"""Record formats: records of known data sets give the expected pair, and no part of the prompt is lost."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from main_align.cli.score import FORMATS
+from main_align.data.fields import Fields, Notes
+from main_align.data.formats.conversion import can_hold_pairs, pair_from_record
 from main_align.data.formats.dialects import DIALECTS
-from main_align.data.formats.record import Fields, Notes, can_hold_pairs, pair_from_record
 from main_align.data.pairs import Turn
-from main_align.data.reference import dialect_table, file_table, with_tables
 
 X, Y = "Name a prime.", "Seven."
 USER, ASSISTANT = {"role": "user", "content": X}, {"role": "assistant", "content": Y}
@@ -21,14 +20,14 @@ CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{
 CALLED = [Turn("assistant", '{"name": "f", "arguments": {"n": 1}}'), Turn("user", "42")]
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.form)
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.description)
 def test_each_dialect_reads_its_example(dialect: Any) -> None:
     notes = Notes()
     pair = pair_from_record(dialect.example, 1, Fields(), notes=notes)
     assert (pair.status, pair.instruction.replace("\n", " "), pair.response) == ("ok", X, Y)
     assert not notes.unused
     assert can_hold_pairs(list(dialect.example))
-    assert dialect.seen_in
+    assert dialect.used_by
 
 
 CASES: dict[str, tuple[dict[str, Any], str, str, tuple[Turn, ...]]] = {
@@ -249,7 +248,7 @@ def test_a_row_without_a_rejected_response() -> None:
         ({"a": {"prompt": X, "completion": Y}, "b": {"prompt": X, "completion": Y}}, "missing_field", "found 'a', 'b'"),
     ],
 )
-def test_what_would_lose_a_part_of_the_prompt_is_refused(record: dict[str, Any], status: str, reason: str) -> None:
+def test_a_record_whose_prompt_would_be_incomplete_is_refused(record: dict[str, Any], status: str, reason: str) -> None:
     pair = pair_from_record(record, 1, Fields())
     assert pair.status == status
     assert reason in pair.reason
@@ -267,13 +266,13 @@ def test_named_fields() -> None:
     assert "no field 'questoin'; the row has 'question', 'answer', 'input'" in pair.reason
 
 
-def test_text_fields_that_nobody_uses_are_noted() -> None:
+def test_unused_text_fields_are_counted() -> None:
     notes = Notes()
     for _ in range(2):
         record = {"id": "a", "instruction": X, "output": Y, "text": f"### {X}", "copy": X, "n": 3, "history": "once"}
         assert pair_from_record(record, 1, Fields(), notes=notes).status == "ok"
     assert dict(notes.unused) == {"text": 2, "history": 2}
-    assert "'text', 'history'" in notes.sentence()
+    assert "'text', 'history'" in notes.warning()
     notes = Notes()
     instance = {"input": "", "output": Y}
     assert pair_from_record({"instruction": X, "instances": [instance] * 2}, 1, Fields(), notes=notes).status == "ok"
@@ -305,9 +304,5 @@ def test_a_row_without_an_id_is_labelled_by_its_line(value: object) -> None:
     assert (pair.id, pair.own_id, pair.status) == ("5", False, "ok")
 
 
-def test_the_page_and_the_help_show_every_form() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
-    assert page == with_tables(page), "run python -m main_align.reference docs/data.md"
-    assert dialect_table() in page
-    assert file_table() in page
-    assert all(dialect.form in FORMATS for dialect in DIALECTS)
+def test_the_help_shows_every_format() -> None:
+    assert all(dialect.description in FORMATS for dialect in DIALECTS)

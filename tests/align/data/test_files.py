@@ -1,4 +1,4 @@
-"""Files of every kind and container: rows are found, or the file is refused by name before a model is loaded."""
+"""Files of every format: the rows are found, or the error names the problem before a model is loaded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from main_align.data.formats.record import Fields
-from main_align.data.read import FILE_KINDS, check_readable, open_source, read_pairs
+from main_align.data.fields import Fields
+from main_align.data.read import open_source, read_pairs
+from main_align.data.sources.file_formats import FILE_FORMATS
 from main_align.errors import UserError
 
 ROWS = [{"instruction": f"x{n}", "response": f"y{n}"} for n in range(3)]
@@ -110,9 +111,9 @@ def test_rows_are_found(tmp_path: Path, name: str) -> None:
     source = open_source(tmp_path / file)
     expected = [(f"x{n}", f"y{n}", "ok") for n in range(1 if name == "one line of messages" else 3)]
     assert [(p.instruction, p.response, p.status) for p in read_pairs(tmp_path / file)] == expected
-    assert source.survey().rows == len(expected)
-    assert source.survey().digest == source.digest()
-    check_readable(source, Fields())
+    assert source.inspect().rows == len(expected)
+    assert source.inspect().digest == source.digest()
+    source.check()
 
 
 TORN = gzip.compress(LINES * 50)[:-40]
@@ -123,34 +124,34 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "a workbook": ("a.csv", b"PK\x03\x04....", "Excel workbook"),
     "a web page": ("a.json", b"<!DOCTYPE html>\n<html>", "is a web page"),
     "a pickle": ("a.json", b"\x80\x04\x95abc", "is a pickle, which is never loaded"),
-    "torn gzip": ("a.jsonl.gz", TORN, "damaged or cut off"),
+    "torn gzip": ("a.jsonl.gz", TORN, "damaged or truncated"),
     "empty gzip": ("a.jsonl.gz", gzip.compress(b""), "is empty"),
-    "a compressed table": ("a.parquet.gz", gzip.compress(parquet()), "decompress it first"),
+    "a compressed table": ("a.parquet.gz", gzip.compress(parquet()), "decompress the file first"),
     "several lists": ("a.json", dumped({"train": ROWS, "test": ROWS}), "several lists of rows: 'train', 'test'"),
     "columns of two lengths": ("a.json", dumped({"a": [1], "b": [1, 2]}), "different lengths: 'a' 1, 'b' 2"),
-    "a torn object": ("a.json", b'{\n "data": [\n  {"a": 1}', "is no JSON that is whole"),
+    "a torn object": ("a.json", b'{\n "data": [\n  {"a": 1}', "is not valid JSON"),
     "an unclosed quote": ("a.csv", TABLE + b'"open,y3\n' + b"a,b\n" * 9, "row that starts on line 5 runs to line 14"),
     "a quote closed too late": ("a.csv", TABLE + b'"open,y3\na,b\nc,5"\n', "starts on line 5 runs to line 7"),
     "a quote met by another": ("a.csv", TABLE + b'a,"open\nb,c\n"d",e\n', "starts on line 5 runs to line 7"),
     "no known field": ("a.json", dumped({"text": "a"}, 2), "none of the first 1 rows can be scored. missing_field"),
     "a table named .jsonl": ("a.jsonl", TABLE, "bad_json: line 1: not valid JSON"),
     "blank sides": ("a.csv", b"instruction,response\n ,y\nx,\n", "empty_instruction: line 2.*empty_response: line 3"),
-    "an unknown kind": ("a.xlsx", b"PK", "unknown kind of file '.xlsx'"),
+    "an unknown kind": ("a.xlsx", b"PK", "unknown file format '.xlsx'"),
 }
 
 
-def look_at(path: Path) -> None:
+def inspect(path: Path) -> None:
     source = open_source(path)
-    check_readable(source, Fields())
-    source.survey()
+    source.check()
+    source.inspect()
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
     file, content, message = REFUSED[name]
     (tmp_path / file).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        look_at(tmp_path / file)
+        inspect(tmp_path / file)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, name: str) -> No
 def test_a_misspelt_field_is_refused(tmp_path: Path, fields: Fields, message: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(LINES)
     with pytest.raises(UserError, match=message):
-        check_readable(open_source(tmp_path / "a.jsonl"), fields)
+        open_source(tmp_path / "a.jsonl").check(fields)
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +184,7 @@ def test_a_folder_of_files_that_do_not_fit_together_says_why(tmp_path: Path) -> 
     (tmp_path / "in" / "a.jsonl").write_bytes(LINES)
     (tmp_path / "in" / "b.jsonl").write_text('{"question": "x", "answer": "y"}\n')
     with pytest.raises(UserError, match=r"cast question.*column names don't match"):
-        open_source(tmp_path / "in").survey()
+        open_source(tmp_path / "in").inspect()
 
 
 def test_a_configuration_is_for_data_sets_alone(tmp_path: Path) -> None:
@@ -193,8 +194,19 @@ def test_a_configuration_is_for_data_sets_alone(tmp_path: Path) -> None:
         open_source(tmp_path / "a.jsonl", config="x")
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match="leave out --config x"):
-        open_source(tmp_path / "saved", config="x").survey()
+        open_source(tmp_path / "saved", config="x").inspect()
 
 
-def test_each_kind_says_what_it_holds() -> None:
-    assert all(kind.endings and kind.holds for kind in FILE_KINDS)
+def test_every_format_has_endings_and_a_description() -> None:
+    assert all(file_format.endings and file_format.content for file_format in FILE_FORMATS)
+    endings = [ending for file_format in FILE_FORMATS for ending in file_format.endings]
+    assert len(set(endings)) == len(endings)
+
+
+def test_a_source_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    source = open_source(tmp_path / "a.jsonl")
+    notes = source.check()
+    monkeypatch.setattr(source, "rows", None)
+    assert source.check(Fields()) is notes
+    assert open_source(source) is source

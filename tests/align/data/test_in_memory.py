@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from main_align.data.formats.record import Fields
+from main_align.data.fields import Fields
 from main_align.data.pairs import Pair
 from main_align.errors import UserError
 from main_align.scoring.columns import COLUMNS

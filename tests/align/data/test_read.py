@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from main_align.data.formats.record import Fields, pair_from_record
+from main_align.data.fields import Fields
+from main_align.data.formats.conversion import pair_from_record
 from main_align.data.pairs import STATUSES, Pair, Turn
 from main_align.data.read import open_source, read_pairs
 from main_align.data.sources import json_files
@@ -49,7 +50,7 @@ def test_every_kind_of_file_gives_the_same_pairs(tmp_path: Path, ending: str) ->
     path = write(tmp_path / f"in{ending}")
     found = [(p.id, p.instruction, p.response, p.status) for p in read_pairs(path)]
     assert found == [(r["id"], r["instruction"], r["response"], "ok") for r in ROWS]
-    assert open_source(path).survey().rows == 3
+    assert open_source(path).inspect().rows == 3
 
 
 def test_a_saved_dataset_and_its_splits(tmp_path: Path) -> None:
@@ -57,8 +58,8 @@ def test_a_saved_dataset_and_its_splits(tmp_path: Path) -> None:
     data = datasets.Dataset.from_list(ROWS)
     data.save_to_disk(tmp_path / "one")
     assert [p.id for p in read_pairs(tmp_path / "one")] == ["a", "b", "c"]
-    surveys = {open_source(tmp_path / "one").survey() for _ in range(2)}
-    assert [s.rows for s in surveys] == [3]
+    infos = {open_source(tmp_path / "one").inspect() for _ in range(2)}
+    assert [s.rows for s in infos] == [3]
     both = datasets.DatasetDict({"train": data, "test": data.select([2])})
     both.save_to_disk(tmp_path / "two")
     assert [p.id for p in read_pairs(tmp_path / "two", split="test")] == ["c"]
@@ -165,8 +166,8 @@ def test_broken_lines_of_jsonl(tmp_path: Path) -> None:
         (9, "9", "bad_json"),
     ]
     assert all(f"line {p.line}" in p.reason for p in pairs if p.status != "ok")
-    survey = open_source(path).survey()
-    assert (survey.rows, survey.blank_lines, survey.size) == (8, 1, path.stat().st_size)
+    info = open_source(path).inspect()
+    assert (info.rows, info.blank_lines, info.size) == (8, 1, path.stat().st_size)
 
 
 def test_a_line_number_never_takes_a_row_its_own_id(tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_json_arrays_stream_in_chunks_of_any_size(
 def test_a_broken_array_is_a_bad_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "in.json").write_text(text)
     with pytest.raises(UserError, match=r"broken after row \d"):
-        open_source(tmp_path / "in.json").survey()
+        open_source(tmp_path / "in.json").inspect()
 
 
 def test_json_lines_named_json_are_read(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_json_lines_named_json_are_read(tmp_path: Path) -> None:
     [
         ("absent.jsonl", None, "no such file"),
         ("empty.csv", b"", "is empty"),
-        ("notes.txt", b"hello", "unknown kind of file"),
+        ("notes.txt", b"hello", "unknown file format"),
         ("wide.jsonl", "{}".encode("utf-16"), "UTF-16"),
         ("fake.parquet", b"not parquet", "not a readable parquet"),
         ("twice.csv", b"a,a\n1,2\n", "names a twice"),

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from main_align.data.atomic import (
-    replacing,
+    atomic_write,
 )
 from main_align.data.write import (
-    check_ending,
+    check_output,
 )
 from main_align.errors import UserError
 from main_align.scoring.columns import COLUMNS
@@ -75,7 +75,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path, ending: str)
 
 
 def test_nothing_is_there_before_it_is_whole(tmp_path: Path) -> None:
-    with replacing(tmp_path / "out") as temporary:
+    with atomic_write(tmp_path / "out") as temporary:
         temporary.write_text("half")
         assert not (tmp_path / "out").exists()
     assert (tmp_path / "out").read_text() == "half"
@@ -91,7 +91,7 @@ def test_jsonl_is_strict_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "message"), [("a.xlsx", "the ending"), ("no/a.csv", "does not exist")])
 def test_impossible_outputs_are_refused(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_ending(tmp_path / name)
+        check_output(tmp_path / name)
 
 
 @pytest.mark.parametrize(

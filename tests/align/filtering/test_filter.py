@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from main_align.data.formats.record import Fields
+from main_align.data.fields import Fields
 from main_align.errors import UserError
 from main_align.filtering.filter import filter_scores
 from main_align.filtering.rules import Rule, select

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from main_align.data.formats.record import Fields
+from main_align.data.fields import Fields
 from main_align.errors import UserError
 from main_align.progress import (
     Progress,

@@ -154,7 +154,7 @@ def test_a_shuffled_stream_has_another_order_in_every_epoch():
 def test_a_bad_row_of_a_stream_is_named_with_its_worker():
     rows = [{"prompt": "x", "completion": "" if n == 3 else "y"} for n in range(4)]
     stream = reader().prepare(Dataset.from_list(rows).to_iterable_dataset(num_shards=2), "train")
-    with pytest.raises(UserError, match="row 1 of worker 1: the response holds no text"):
+    with pytest.raises(UserError, match="row 1 of worker 1: the response has no text"):
         list(DataLoader(stream, batch_size=None, num_workers=2))
 
 
@@ -188,8 +188,8 @@ def test_overlong_pairs(caplog):
         ({"input_ids": [1, 2, 3]}, "does not say where the response begins"),
         ({"input_ids": [5, 6], "labels": [-100, -100]}, "row 0: no token of it is scored"),
         ({"input_ids": [5, 6], "labels": [-100, 6], "seq_lengths": [1, 1]}, "row 0: it is several sequences packed"),
-        ({"prompt": "", "completion": "y"}, "row 0: the instruction holds no text"),
-        ({"prompt": "x", "completion": "  "}, "row 0: the response holds no text"),
+        ({"prompt": "", "completion": "y"}, "row 0: the instruction has no text"),
+        ({"prompt": "x", "completion": "  "}, "row 0: the response has no text"),
         ({"prompt": "x", "completion": None}, "row 0: the field 'completion' is null"),
         ({"messages": [USER]}, "row 0: 'messages' ends in user"),
         ({"messages": [USER, {"role": "system", "content": "s"}, USER, ASSISTANT]}, "row 0: a system turn must be"),

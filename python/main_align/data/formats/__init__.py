@@ -1,1 +1,1 @@
-"""The layouts in which records hold a pair, and the conversion of a record to its Pair."""
+"""Record formats: the fields in which data sets store a pair, and the conversion of a record to a Pair."""

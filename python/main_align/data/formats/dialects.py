@@ -1,14 +1,13 @@
-"""The forms in which data sets hold a pair: one object each, in the one list DIALECTS.
+"""DIALECTS: every record format that is recognised, one object per format.
 
-Help, docs/data.md and the tests are made from that list. The first dialect that fits a record reads it; field names
-are compared without case, spaces and underscores.
+To add a format, add an object here. The help, docs/data.md and the tests are generated from this list. The first
+format that matches a record is used, so a specific format precedes a general one. Field names are compared without
+case, spaces and underscores.
 """
 
 from __future__ import annotations
 
-from .dialect import CONVERSATIONS, Conversation, Dialect, Instances, Preference, TwoFields
-
-LISTS = ("conversation", "dialogue", "dialog", "chat")  # names that also mean other things
+from .dialect_types import CONVERSATION_FIELDS, Conversation, Dialect, Instances, Preference, TwoFields
 
 _X, _Y = "Name a prime.", "Seven."
 _TURNS = [{"role": "user", "content": _X}, {"role": "assistant", "content": _Y}]
@@ -17,14 +16,14 @@ DIALECTS: tuple[Dialect, ...] = (
     Preference(
         "chosen",
         "rejected",
-        seen_in="preference sets: TRL, UltraFeedback, hh-rlhf",
+        used_by="preference sets: TRL, UltraFeedback, hh-rlhf",
         example={"prompt": _X, "chosen": _Y, "rejected": "Nine."},
     ),
     Preference(
         "preferred_output",
         "non_preferred_output",
         ("input",),
-        seen_in="OpenAI preference tuning",
+        used_by="OpenAI preference tuning",
         example={
             "input": {"messages": _TURNS[:1]},
             "preferred_output": _TURNS[1:],
@@ -34,81 +33,81 @@ DIALECTS: tuple[Dialect, ...] = (
     Preference(
         "response_j",
         "response_k",
-        seen_in="stack-exchange-paired",
+        used_by="stack-exchange-paired",
         example={"question": _X, "response_j": _Y, "response_k": "Nine."},
     ),
     TwoFields(
         "prompt",
         ("completion", "response", "output", "answer", "generation"),
-        seen_in="TRL, OpenAI completions, GPT4All, HelpSteer",
+        used_by="TRL, OpenAI completions, GPT4All, HelpSteer",
         example={"prompt": _X, "completion": _Y},
     ),
     TwoFields(
         "instruction",
         ("response", "output", "answer", "completion", "target", "generation"),
-        seen_in="Alpaca, Dolly, LaMini, LLaMA-Factory",
+        used_by="Alpaca, Dolly, LaMini, LLaMA-Factory",
         example={"instruction": "Name a", "input": "prime.", "output": _Y},
     ),
     Instances(
-        seen_in="self-instruct, unnatural-instructions",
+        used_by="self-instruct, unnatural-instructions",
         example={"instruction": "Name a", "instances": [{"input": "prime.", "output": _Y}]},
     ),
     Conversation(
-        CONVERSATIONS,
-        seen_in="OpenAI, TRL, ShareGPT, LIMA",
+        CONVERSATION_FIELDS,
+        used_by="OpenAI, TRL, ShareGPT, LIMA",
         example={"messages": [{"role": "system", "content": "Be brief."}, *_TURNS]},
     ),
     Conversation(
-        LISTS,
-        sure=False,
-        seen_in="WildChat, LMSYS-Chat, Capybara",
+        ("conversation", "dialogue", "dialog", "chat"),
+        check_value=True,
+        used_by="WildChat, LMSYS-Chat, Capybara",
         example={"conversation": [{"input": _X, "output": _Y}]},
     ),
     Conversation(
         ("data", "contents"),
-        sure=False,
-        exchanges=False,
-        seen_in="UltraChat, Gemini",
+        check_value=True,
+        allow_exchanges=False,
+        used_by="UltraChat, Gemini",
         example={"data": [_X, _Y]},
     ),
     TwoFields(
         "question",
         ("answer", "response", "output", "solution"),
-        seen_in="OpenOrca, GSM8K, question-answer tables",
+        used_by="OpenOrca, GSM8K, question-answer tables",
         example={"system_prompt": "Be brief.", "question": _X, "response": _Y},
     ),
     TwoFields(
-        "query", ("response", "answer", "answers"), seen_in="MetaMathQA, xLAM", example={"query": _X, "response": _Y}
+        "query", ("response", "answer", "answers"), used_by="MetaMathQA, xLAM", example={"query": _X, "response": _Y}
     ),
     TwoFields(
         "problem",
         ("solution", "answer", "response"),
-        seen_in="MATH, NuminaMath, OSS-Instruct",
+        used_by="MATH, NuminaMath, OSS-Instruct",
         example={"problem": _X, "solution": _Y},
     ),
-    TwoFields("inputs", ("targets", "outputs", "output"), seen_in="FLAN, Aya", example={"inputs": _X, "targets": _Y}),
+    TwoFields("inputs", ("targets", "outputs", "output"), used_by="FLAN, Aya", example={"inputs": _X, "targets": _Y}),
     TwoFields(
         "inputs_pretokenized",
         ("targets_pretokenized",),
-        seen_in="P3, T0",
+        used_by="P3, T0",
         example={"inputs_pretokenized": _X, "targets_pretokenized": _Y},
     ),
-    TwoFields("message_1", ("message_2",), seen_in="CAMEL", example={"message_1": _X, "message_2": _Y}),
-    TwoFields("user", ("assistant", "bot"), seen_in="chat tables", example={"user": _X, "assistant": _Y}),
-    TwoFields("human", ("assistant", "bot", "gpt"), seen_in="chat tables", example={"human": _X, "assistant": _Y}),
-    TwoFields("anchor", ("positive",), seen_in="sentence-transformers", example={"anchor": _X, "positive": _Y}),
+    TwoFields("message_1", ("message_2",), used_by="CAMEL", example={"message_1": _X, "message_2": _Y}),
+    TwoFields("user", ("assistant", "bot"), used_by="chat tables", example={"user": _X, "assistant": _Y}),
+    TwoFields("human", ("assistant", "bot", "gpt"), used_by="chat tables", example={"human": _X, "assistant": _Y}),
+    TwoFields("anchor", ("positive",), used_by="sentence-transformers", example={"anchor": _X, "positive": _Y}),
     TwoFields(
         "input",
         ("output", "target", "response", "answer"),
-        alone=True,
-        seen_in="Firefly, input-output tables",
+        only_prompt=True,
+        used_by="Firefly, input-output tables",
         example={"input": _X, "output": _Y},
     ),
     TwoFields(
         "context",
         ("response",),
-        alone=True,
-        seen_in="counselling and dialogue tables",
+        only_prompt=True,
+        used_by="counselling and dialogue tables",
         example={"Context": _X, "Response": _Y},
     ),
 )

@@ -1,1 +1,1 @@
-"""One module per kind of input file: bytes in, rows out."""
+"""Sources: one module per type of input, from bytes to rows. file_formats.py lists the file formats."""

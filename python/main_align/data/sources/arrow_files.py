@@ -1,26 +1,23 @@
-"""Parquet files and Hugging Face `datasets` as streams of rows."""
+"""ParquetFile, ArrowFile: files of Arrow record batches."""
 
 from __future__ import annotations
 
-import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .source import FileSource, Row, Source, Survey
+from .source import FileSource, Row
 
 BATCH_ROWS = 1024
-MESSAGE = 600  # characters of a library's message
-ARROW_FILE = b"ARROW1"
 
 
-class ArrowFile(FileSource):
-    """A file of Arrow record batches, read one batch at a time."""
+class _BatchFile(FileSource):
+    """A file of record batches, read one batch at a time."""
 
+    @abstractmethod
     def batches(self) -> Iterator[Any]:
-        """The record batches in order."""
-        raise NotImplementedError
+        """Yield the record batches in order."""
 
     def rows(self) -> Iterator[Row]:
         number = 0
@@ -33,7 +30,7 @@ class ArrowFile(FileSource):
                     yield Row(number, record)
 
 
-class Parquet(ArrowFile):
+class ParquetFile(_BatchFile):
     """A .parquet file."""
 
     def batches(self) -> Iterator[Any]:
@@ -50,22 +47,22 @@ class Parquet(ArrowFile):
 
     def _open(self) -> Any:
         import pyarrow as pa
-        from pyarrow.parquet import ParquetFile
+        from pyarrow import parquet
 
         try:
-            return ParquetFile(self.file)
+            return parquet.ParquetFile(self.file)
         except pa.ArrowInvalid as error:
             raise UserError(f"{self.name} is not a readable parquet file: {error}") from None
 
 
-class Arrow(ArrowFile):
-    """An .arrow file: an IPC file (Feather) or an IPC stream, as `datasets` keeps its cache."""
+class ArrowFile(_BatchFile):
+    """An .arrow file: an IPC file (Feather), or an IPC stream as in the cache of `datasets`."""
 
     def batches(self) -> Iterator[Any]:
         with self._open() as reader:
-            whole = hasattr(reader, "num_record_batches")
-            found = map(reader.get_batch, range(reader.num_record_batches)) if whole else reader
-            for batch in found:
+            has_index = hasattr(reader, "num_record_batches")
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if has_index else reader
+            for batch in batches:
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     yield batch.slice(start, BATCH_ROWS)
 
@@ -81,97 +78,20 @@ class Arrow(ArrowFile):
 
         file = pa.memory_map(str(self.file))
         try:
-            return pa.ipc.open_file(file) if file.read(6) == ARROW_FILE else pa.ipc.open_stream(_rewound(file))
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            return pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
         except pa.ArrowInvalid as error:
             raise UserError(f"{self.name} is not a readable Arrow file: {error}") from None
-
-
-def _rewound(file: Any) -> Any:
-    file.seek(0)
-    return file
 
 
 def _records(batch: Any) -> Iterator[dict[str, Any] | None]:
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
-        # Rare: find the rows at fault one by one.
+        # Rare: convert the rows one by one to find the invalid ones.
         for index in range(batch.num_rows):
             try:
                 yield batch.slice(index, 1).to_pylist()[0]
             except UnicodeDecodeError:
                 yield None
-
-
-class HubDataset(Source):
-    """A saved `datasets` folder, or a data set by hub id; memory-mapped, never loaded whole."""
-
-    def __init__(self, name: str, split: str | None, config: str | None = None) -> None:
-        self.name, self.split, self.config = name, split, config
-        self.path = Path(name) if Path(name).exists() else None
-        self._dataset: Any = None
-
-    def rows(self) -> Iterator[Row]:
-        for number, record in enumerate(self._load(), 1):
-            yield Row(number, record)
-
-    def survey(self) -> Survey:
-        dataset = self._load()
-        return Survey(dataset.num_rows, 0, int(dataset.dataset_size or 0), self.digest())
-
-    def digest(self) -> str:
-        dataset = self._load()
-        # The library's own fingerprint covers the data and every transformation applied to it.
-        identity = f"{dataset._fingerprint} {dataset.num_rows} {dataset.features}"
-        return hashlib.sha256(identity.encode()).hexdigest()
-
-    def schema(self) -> Any:
-        return self._load().features.arrow_schema.remove_metadata()
-
-    def _load(self) -> Any:
-        if self._dataset is None:
-            self._dataset = self._pick_split(_load(self.name, self.config))
-        return self._dataset
-
-    def _pick_split(self, found: Any) -> Any:
-        if not isinstance(found, dict):
-            if self.split:
-                raise UserError(f"{self.name} has no splits; leave out --split {self.split}")
-            return found
-        if self.split is None and len(found) == 1:
-            return next(iter(found.values()))
-        if self.split not in found:
-            raise UserError(f"{self.name}: choose --split, one of: {', '.join(found)}")
-        return found[self.split]
-
-
-def _load(name: str, config: str | None) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"{name}: reading a `datasets` source needs the datasets library; pip install 'main-kernels[hf]'"
-        ) from None
-    folder = Path(name)
-    saved = any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
-    if saved and config:
-        raise UserError(f"{name} was made by save_to_disk and has no configurations; leave out --config {config}")
-    try:
-        return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
-    except Exception as error:  # the library raises a dozen unrelated types here
-        raise UserError(
-            f"{name}: not a data set that can be loaded: {_causes(error)}. Give a file, "
-            "a folder made by save_to_disk, or a reachable hub id."
-        ) from None
-
-
-def _causes(error: BaseException) -> str:
-    """What went wrong on one line, the causes included: the outermost message seldom names the file or column."""
-    messages: list[str] = []
-    found: BaseException | None = error
-    while found is not None:
-        text = " ".join(str(found).split()) or type(found).__name__
-        if not any(text in earlier for earlier in messages):
-            messages.append(text[:MESSAGE])
-        found = found.__cause__ or found.__context__
-    return "; ".join(messages[:2])

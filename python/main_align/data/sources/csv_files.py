@@ -1,4 +1,4 @@
-"""Tables as text (.csv, .tsv): one record a row, however many lines it takes."""
+"""CsvFile: .csv and .tsv files. A row may span several lines."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import IO, Any
 
 from ...errors import UserError
 from .source import FileSource, Row
-from .streams import opened_text
+from .streams import open_text
 
 DELIMITERS = (",", "\t", ";", "|")
 MAX_FIELD = 1 << 26
 
 
-class Csv(FileSource):
-    """A table with a header; `line` is the line on which the record starts.
+class CsvFile(FileSource):
+    """A table with a header. Row.line is the line on which the row starts.
 
-    The delimiter is the one that cuts the header into most columns, or that of a first line `sep=;`, as Excel writes
-    it. A record over several lines that does not fit the header raises UserError: a quote that is not closed swallows
+    The delimiter is the one that splits the header into most columns, or that of a first line `sep=;`, as Excel writes
+    it. A row of several lines that does not fit the header raises UserError, because an unclosed quote would swallow
     the rows after it.
     """
 
     unit = "line"
+    is_untyped = True
 
     def rows(self) -> Iterator[Row]:
-        # The csv module's limit is process-wide and too low for long responses.
+        # The csv module's default limit is too low for long responses. It is global to the process.
         csv.field_size_limit(MAX_FIELD)
-        with opened_text(self.file, newline="") as file:
+        with open_text(self.file, newline="") as file:
             delimiter, before, lines = self._delimiter(file)
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             header = self._header(reader)
@@ -46,7 +47,7 @@ class Csv(FileSource):
                     yield self._row(header, cells, line, before + reader.line_num)
 
     def _delimiter(self, file: IO[str]) -> tuple[str, int, Iterator[str]]:
-        """The delimiter, the lines before the header, and the lines from the header on."""
+        """Return the delimiter, the number of lines before the header, and the lines from the header on."""
         first = file.readline()
         if first.lower().startswith("sep=") and len(first.rstrip()) == 5:
             return first[4], 1, iter(file)
@@ -57,7 +58,7 @@ class Csv(FileSource):
         try:
             header = [name.strip() for name in next(reader)]
         except (csv.Error, StopIteration) as error:
-            raise UserError(f"{self.name}: no readable header line ({error})") from None
+            raise UserError(f"{self.name}: the header line is not readable ({error})") from None
         repeated = {name for name in header if name and header.count(name) > 1}
         if repeated:
             names = ", ".join(sorted(repeated))
@@ -76,5 +77,5 @@ class Csv(FileSource):
         if last > line:
             raise UserError(
                 f"{self.name}: the row that starts on line {line} runs to line {last} and is broken ({problem}): "
-                "a quote that opens there is not closed where it should be. Mend it (in a cell, quotes are doubled)."
+                "a quote is not closed. Fix it there; inside a cell, quotes are doubled."
             )

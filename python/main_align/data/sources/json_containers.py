@@ -1,4 +1,4 @@
-"""The rows inside one JSON object: a list under a name, columns of pandas or `datasets`, or a dict of rows."""
+"""rows_in: the rows inside one JSON object: a list in a field, columns of pandas or `datasets`, or a dict of rows."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UserError
-from ..formats.dialect import CONVERSATIONS, TwoFields
+from ..formats.dialect_types import CONVERSATION_FIELDS, TwoFields
 from ..formats.dialects import DIALECTS
-from ..formats.turns import ROLE_KEYS, parsed, plain_name
-from ..formats.view import View
+from ..formats.messages import ROLE_KEYS, normalized, parse_literal
+from ..formats.record_view import RecordView
 
-_FIELDS = {plain_name(name) for d in DIALECTS if isinstance(d, TwoFields) for name in (d.left, *d.rights)}
+_SIDE_FIELDS = {
+    normalized(name) for d in DIALECTS if isinstance(d, TwoFields) for name in (d.instruction, *d.responses)
+}
 
 
 def rows_in(value: Any, name: str) -> list[Any]:
-    """The rows that a JSON object holds; an object that holds none is a row itself.
+    """Return the rows in a JSON value. An object that contains no rows is itself a row.
 
-    Raises UserError, naming the fields, where several lists could be the rows.
+    Args:
+        value: the parsed JSON.
+        name: the file, for messages.
+
+    Raises:
+        UserError: several lists could be the rows.
     """
     if not isinstance(value, Mapping) or not value or is_record(value):
         return [value]
@@ -27,7 +34,7 @@ def rows_in(value: Any, name: str) -> list[Any]:
     lists = [key for key, inner in value.items() if _is_list_of_rows(inner)]
     if len(lists) > 1:
         raise UserError(
-            f"{name} holds several lists of rows: {', '.join(map(repr, lists))}; write one of them to a file of its own"
+            f"{name} has several lists of rows: {', '.join(map(repr, lists))}; write one of them to a separate file"
         )
     if lists:
         return list(value[lists[0]])
@@ -43,30 +50,30 @@ def rows_in(value: Any, name: str) -> list[Any]:
 
 
 def is_record(value: Mapping[str, Any]) -> bool:
-    """True where an object is a row of a known form."""
-    view = View(value)
-    return any(dialect.fits(view, side, False) for dialect in DIALECTS for side in ("chosen", "rejected")) and not (
+    """Return True if an object is a row in a known record format."""
+    view = RecordView(value)
+    return any(dialect.matches(view, side, False) for dialect in DIALECTS for side in ("chosen", "rejected")) and not (
         _is_columns(value)
     )
 
 
 def _is_columns(value: Mapping[str, Any]) -> bool:
-    """True where the fields of both sides hold a column each, not a side."""
-    sides = [_is_column(inner) for key, inner in value.items() if plain_name(key) in _FIELDS]
-    turns = [_is_column_of_turns(inner) for key, inner in value.items() if plain_name(key) in CONVERSATIONS]
+    """Return True if the fields of both sides contain a column each, not text or turns."""
+    sides = [_is_column(inner) for key, inner in value.items() if normalized(key) in _SIDE_FIELDS]
+    turns = [_is_column_of_turns(inner) for key, inner in value.items() if normalized(key) in CONVERSATION_FIELDS]
     return all(sides + turns) and bool(sides + turns)
 
 
 def _is_column(inner: Any) -> bool:
     if isinstance(inner, Mapping):
-        return not any(key in inner for key in (*ROLE_KEYS, *CONVERSATIONS))
+        return not any(key in inner for key in (*ROLE_KEYS, *CONVERSATION_FIELDS))
     return isinstance(inner, list) and not any(isinstance(item, Mapping) and _is_message(item) for item in inner)
 
 
 def _is_column_of_turns(inner: Any) -> bool:
     if isinstance(inner, Mapping):
         return not any(key in inner for key in ROLE_KEYS)
-    return isinstance(inner, list) and all(isinstance(parsed(item), list) for item in inner)
+    return isinstance(inner, list) and all(isinstance(parse_literal(item), list) for item in inner)
 
 
 def _is_list_of_rows(inner: Any) -> bool:
@@ -85,14 +92,14 @@ def _is_message(item: Mapping[str, Any]) -> bool:
 def _transposed(value: Mapping[str, list[Any]], name: str) -> list[Any]:
     lengths = {key: len(column) for key, column in value.items()}
     if len(set(lengths.values())) != 1:
-        found = ", ".join(f"{key!r} {length}" for key, length in lengths.items())
-        raise UserError(f"{name} holds columns of different lengths: {found}")
+        each = ", ".join(f"{key!r} {length}" for key, length in lengths.items())
+        raise UserError(f"{name} has columns of different lengths: {each}")
     return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
 
 
 def _rows_of_objects(value: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    """pandas' default (a column an object, its keys the index), else a dict of rows, whose keys are their ids."""
-    known = any(plain_name(key) in (*_FIELDS, *CONVERSATIONS) for key in value)
+    """Return the rows of pandas' default layout, an object of index keys per column, or of a dict of rows by id."""
+    known = any(normalized(key) in (*_SIDE_FIELDS, *CONVERSATION_FIELDS) for key in value)
     numbered = all(key.lstrip("-").isdigit() for inner in value.values() for key in inner)
     if not known and not numbered:
         return [{"id": key, **row} for key, row in value.items()]

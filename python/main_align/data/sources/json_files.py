@@ -1,7 +1,7 @@
-"""JSON files as rows: one value a line, one array, or one object that holds the rows.
+"""open_json, JsonLines, JsonArray, JsonDocument: JSON lines, one array, or one object with the rows.
 
-Lines and arrays are streamed; an object is loaded whole. `json_source` tells them apart by what they hold, since the
-names .json and .jsonl are used for all of them.
+Lines and arrays are streamed; an object is loaded whole. `open_json` distinguishes them by content, because the
+endings .json and .jsonl are used for all three.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...errors import UserError
-from ..formats.turns import ROLE_KEYS
+from ..formats.messages import ROLE_KEYS
 from .json_containers import rows_in
 from .source import CHUNK, FileSource, Row
-from .streams import BOM, HEAD, opened_text
+from .streams import BOM, HEAD, open_text
 
 
 class JsonLines(FileSource):
-    """One JSON value a line: an object, or a list of messages."""
+    """One JSON value per line: an object, or a list of messages."""
 
     unit = "line"
 
     def rows(self) -> Iterator[Row]:
-        with opened_text(self.file, newline=None) as file:
+        with open_text(self.file, newline=None) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield _row_of_line(line, number)
 
     def count(self) -> tuple[int, int]:
         rows = lines = 0
-        with opened_text(self.file, newline=None) as file:
+        with open_text(self.file, newline=None) as file:
             for line in file:
                 lines += 1
                 rows += not line.isspace()
@@ -48,7 +48,7 @@ def _row_of_line(text: str, number: int) -> Row:
         byte = len(text[: error.start].encode("utf-8")) + 1
         reason = f"line {number}: byte {byte} is not UTF-8 (from Windows? iconv -f WINDOWS-1252 -t UTF-8)"
     try:
-        # no JSON value ends in a comma, but lines cut out of an array do
+        # Lines copied from an array end in a comma.
         value = json.loads(text.rstrip().removesuffix(","))
     except (ValueError, RecursionError) as error:
         problem = str(error) if isinstance(error, ValueError) else "nested too deeply"
@@ -60,34 +60,34 @@ def _row_of_line(text: str, number: int) -> Row:
 
 
 def row_of_value(value: Any, number: int, unit: str) -> Row:
-    """The row of one parsed value: an object, or a list of messages under the name `messages`."""
+    """Return the row of a parsed value: an object, or a list of messages, which becomes the field `messages`."""
     if isinstance(value, dict):
         return Row(number, value)
-    if isinstance(value, list) and (_all(value, str) or _all(value, dict)):
+    if isinstance(value, list) and (_all_are(value, str) or _all_are(value, dict)):
         return Row(number, {"messages": value})
     return Row(number, None, "bad_json", f"{unit} {number}: a JSON {type(value).__name__}, not an object")
 
 
-def _all(values: list[Any], wanted: type) -> bool:
-    return bool(values) and all(isinstance(value, wanted) for value in values)
+def _all_are(values: list[Any], expected: type) -> bool:
+    return bool(values) and all(isinstance(value, expected) for value in values)
 
 
 class JsonArray(FileSource):
-    """A file holding one array, parsed one element at a time.
+    """A file with one array, parsed one element at a time.
 
-    An array that breaks off or is malformed cannot be followed past that point, so it is a bad file
-    and raises; `survey` finds out before any scoring starts.
+    Parsing cannot continue after a malformed element, so a malformed array raises UserError. `inspect` detects it
+    before scoring starts.
     """
 
     def rows(self) -> Iterator[Row]:
-        with opened_text(self.file, newline="") as file:
+        with open_text(self.file, newline="") as file:
             for number, value in enumerate(self.elements(file), 1):
                 yield row_of_value(value, number, "row")
 
     def elements(self, file: IO[str]) -> Iterator[Any]:
-        """The elements of the array that the text holds. Raises UserError where it is broken."""
+        """Yield the elements of the array. Raise UserError if it is malformed."""
         decoder, buffer, position, seen = json.JSONDecoder(), "", 0, 0
-        expect_value = False  # after "[" or ",": a value must follow, or "]" right after "["
+        expect_value = False  # a value must follow "[" and ","; "]" may directly follow "["
         started = False
         grow = CHUNK
         while True:
@@ -112,7 +112,7 @@ class JsonArray(FileSource):
                 except (ValueError, RecursionError) as error:
                     problem = str(error) or "nested too deeply"
                 else:
-                    # A number at the very end of the buffer may go on in the next chunk.
+                    # A number at the end of the buffer may continue in the next chunk.
                     if end < len(buffer):
                         yield value
                         position, seen, expect_value, grow = end, seen + 1, False, CHUNK
@@ -121,7 +121,7 @@ class JsonArray(FileSource):
             if not more:
                 raise self._broken(seen, problem)
             buffer, position = buffer[position:] + more, 0
-            grow *= 2  # one huge element is then parsed a logarithmic number of times
+            grow *= 2  # one huge element is parsed a logarithmic number of times
 
     def _check_end(self, rest: str, seen: int) -> None:
         if rest.strip():
@@ -130,28 +130,28 @@ class JsonArray(FileSource):
     def _broken(self, seen: int, problem: str) -> UserError:
         return UserError(
             f"{self.name}: the array is broken after row {seen}: {problem}. "
-            "Mend the file, or convert it to .jsonl, where one bad row does not hide the others."
+            "Fix the file, or convert it to .jsonl, where one bad row does not hide the others."
         )
 
 
 class JsonDocument(FileSource):
-    """One object that holds the rows (see containers.py), or objects after each other over several lines."""
+    """One object with the rows (see json_containers.py), or several objects that span several lines each."""
 
     def rows(self) -> Iterator[Row]:
         try:
             values = list(_values(self.file))
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{self.name} is no JSON that is whole ({error}); write one row a line (.jsonl) or one array of rows"
+                f"{self.name} is not valid JSON ({error}); write one row per line (.jsonl) or one array of rows"
             ) from None
-        found = rows_in(values[0], self.name) if len(values) == 1 else values
-        for number, value in enumerate(found, 1):
+        rows = rows_in(values[0], self.name) if len(values) == 1 else values
+        for number, value in enumerate(rows, 1):
             yield row_of_value(value, number, "row")
 
 
 def _values(path: Path) -> Iterator[Any]:
-    """The JSON values of a file, one after the other. Raises ValueError where something else stands in it."""
-    with opened_text(path, newline=None) as file:
+    """Yield the JSON values of a file. Raise ValueError if the file contains anything else."""
+    with open_text(path, newline=None) as file:
         text = file.read()
     decoder, position = json.JSONDecoder(), 0
     while position < len(text):
@@ -162,9 +162,15 @@ def _values(path: Path) -> Iterator[Any]:
         yield value
 
 
-def json_source(path: Path, start: bytes, name: str | None = None) -> FileSource:
-    """The reader of a JSON file that begins with `start`."""
-    text = start.removeprefix(BOM).decode("utf-8", "surrogateescape").lstrip()
+def open_json(path: Path, head: bytes, name: str | None = None) -> FileSource:
+    """Open a JSON file by its content.
+
+    Args:
+        path: the file.
+        head: the first bytes of its content.
+        name: replaces the path as the name of the source. Default: the path.
+    """
+    text = head.removeprefix(BOM).decode("utf-8", "surrogateescape").lstrip()
     first, *more = [line for line in re.split(r"[\r\n]+", text) if line.strip()] or [""]
     value = _parse(first)
     if text.startswith("["):
@@ -175,15 +181,15 @@ def json_source(path: Path, start: bytes, name: str | None = None) -> FileSource
         return JsonLines(path, name)
     if not more and value is not None:
         return JsonLines(path, name) if rows_in(value, name or str(path)) == [value] else JsonDocument(path, name)
-    if not more:  # one line that is broken, or that is longer than what was read of it
-        whole = len(start) < HEAD or _has_second_line(path)
-        return JsonLines(path, name) if whole else JsonDocument(path, name)
-    lines = value is not None or (first.strip() != "{" and more[0].lstrip().startswith("{"))
-    return JsonLines(path, name) if lines else JsonDocument(path, name)
+    if not more:  # one malformed line, or a line longer than the head
+        is_line = len(head) < HEAD or _has_second_line(path)
+        return JsonLines(path, name) if is_line else JsonDocument(path, name)
+    is_lines = value is not None or (first.strip() != "{" and more[0].lstrip().startswith("{"))
+    return JsonLines(path, name) if is_lines else JsonDocument(path, name)
 
 
 def _has_second_line(path: Path) -> bool:
-    with opened_text(path, newline=None) as file:
+    with open_text(path, newline=None) as file:
         file.readline()
         return bool(file.readline().strip())
 
@@ -196,9 +202,9 @@ def _parse(line: str) -> Any:
 
 
 def _begins_with_turns(path: Path) -> bool:
-    """True where the first list in a file holds messages or texts, not rows."""
+    """Return True if the first element of the array is a message or a text, not a row."""
     try:
-        with opened_text(path, newline="") as file:
+        with open_text(path, newline="") as file:
             first = next(JsonArray(path).elements(file), None)
     except UserError:
         return False

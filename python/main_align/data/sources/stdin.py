@@ -1,18 +1,23 @@
-"""Standard input as a file: kept on the disk while it is read, since rows are walked more than once."""
+"""STDIN, open_stdin: standard input as a source."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import tempfile
-from typing import Any
+from pathlib import Path
+
+from .file_formats import open_file
+from .source import FileSource
 
 STDIN = "-"
 
 
-def spooled() -> Any:
-    """A temporary file with all of standard input; it goes when the object does."""
-    file = tempfile.NamedTemporaryFile(prefix="main-align-stdin-")  # noqa: SIM115
-    shutil.copyfileobj(sys.stdin.buffer, file)
-    file.flush()
-    return file
+def open_stdin() -> FileSource:
+    """Copy standard input to a temporary file, because rows are read more than once, and open that file."""
+    temporary = tempfile.NamedTemporaryFile(prefix="main-align-stdin-")  # noqa: SIM115
+    shutil.copyfileobj(sys.stdin.buffer, temporary)
+    temporary.flush()
+    source = open_file(Path(temporary.name), name=STDIN)
+    source.temporary = temporary
+    return source

@@ -1,4 +1,4 @@
-"""Input files as streams of bytes and text: decompressed by what they hold, refused by name where they are no text."""
+"""open_bytes, open_text, read_head: input files as streams, decompressed by content."""
 
 from __future__ import annotations
 
@@ -7,17 +7,41 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from ...errors import UserError
 
-HEAD = 1 << 16
+HEAD = 1 << 16  # bytes
 BOM = b"\xef\xbb\xbf"
-COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
-NO_TEXT = (
+
+
+@dataclass(frozen=True)
+class Compression:
+    """One compression: its file name ending, the first bytes that identify it, and the function that opens it."""
+
+    ending: str
+    signature: bytes
+    open: Callable[[BinaryIO], BinaryIO]
+
+
+def _open_zstd(file: BinaryIO) -> BinaryIO:
+    import pyarrow as pa
+
+    stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+    return cast(BinaryIO, io.BufferedReader(stream))
+
+
+COMPRESSIONS = (
+    Compression(".gz", b"\x1f\x8b", lambda file: cast(BinaryIO, gzip.GzipFile(fileobj=file))),
+    Compression(".bz2", b"BZh", lambda file: cast(BinaryIO, bz2.BZ2File(file))),
+    Compression(".xz", b"\xfd7zXZ\x00", lambda file: cast(BinaryIO, lzma.LZMAFile(file))),  # noqa: SIM115
+    Compression(".zst", b"\x28\xb5\x2f\xfd", _open_zstd),
+)
+REFUSED = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the data; fetch it with: git lfs pull"),
     (b"PK\x03\x04", "is a zip archive or an Excel workbook; unpack it, or export the sheet as .csv"),
     (b"%PDF", "is a PDF; give a file of rows"),
@@ -32,43 +56,35 @@ WEB_PAGE = (b"<!doctype html", b"<html")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed where it is compressed, whatever its name.
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading and decompress it if its content is compressed, whatever its name.
 
-    Raises UserError, also while it is read, where the compressed data is damaged.
+    Raises:
+        UserError: the compressed data is damaged. It may be raised while the file is read.
     """
     with path.open("rb") as file:
-        start = file.read(8)
-        file.seek(0)
-        ending = next((e for e, magic in COMPRESSED.items() if start.startswith(magic)), None)
-        if ending is None:
+        compression = _compression(file)
+        if compression is None:
             yield file
             return
         try:
-            yield _decompressed(file, ending)
+            yield compression.open(file)
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise UserError(
-                f"{path}: the {ending} data is damaged or cut off ({error}); fetch or compress it again"
+                f"{path}: the {compression.ending} data is damaged or truncated ({error}); fetch or compress it again"
             ) from None
 
 
-def _decompressed(file: BinaryIO, ending: str) -> BinaryIO:
-    if ending == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=file))
-    if ending == ".bz2":
-        return cast(BinaryIO, bz2.BZ2File(file))
-    if ending == ".xz":
-        return cast(BinaryIO, lzma.LZMAFile(file))
-    import pyarrow as pa
-
-    stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-    return cast(BinaryIO, io.BufferedReader(stream))
+def _compression(file: BinaryIO) -> Compression | None:
+    start = file.read(8)
+    file.seek(0)
+    return next((compression for compression in COMPRESSIONS if start.startswith(compression.signature)), None)
 
 
 @contextmanager
-def opened_text(path: Path, newline: str | None) -> Iterator[IO[str]]:
-    """The same as UTF-8 text; bytes that are none become lone surrogates, so they stay inside their own row."""
-    with opened(path) as file:
+def open_text(path: Path, newline: str | None) -> Iterator[IO[str]]:
+    """Open a file as UTF-8 text. An invalid byte becomes a lone surrogate, so that it affects its own row only."""
+    with open_bytes(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
         try:
             yield text
@@ -77,25 +93,24 @@ def opened_text(path: Path, newline: str | None) -> Iterator[IO[str]]:
 
 
 def read_head(path: Path) -> bytes:
-    """The first bytes of the content, at most HEAD. Raises UserError for what holds no rows of text."""
-    with opened(path) as file:
-        start = file.read(HEAD)
-    if not start:
+    """Return the first bytes of the content, at most HEAD. Raise UserError if the content is not rows."""
+    with open_bytes(path) as file:
+        head = file.read(HEAD)
+    if not head:
         raise UserError(f"{path} is empty (0 bytes); write it again, or give another file")
-    for magic, problem in NO_TEXT:
-        if start.startswith(magic):
+    for signature, problem in REFUSED:
+        if head.startswith(signature):
             raise UserError(f"{path} {problem}")
-    if start.lstrip()[:16].lower().startswith(WEB_PAGE):
+    if head.lstrip()[:16].lower().startswith(WEB_PAGE):
         raise UserError(
             f"{path} is a web page, not the data; download the file itself (on the hub: /resolve/, not /blob/)"
         )
-    if b"\x00" in (start[1:2], start[0:1]):
-        raise UserError(f"{path} is UTF-16 or binary; text converts with: iconv -f UTF-16LE -t UTF-8")
-    return start
+    if b"\x00" in (head[1:2], head[0:1]):
+        raise UserError(f"{path} is UTF-16 or binary; convert text with: iconv -f UTF-16LE -t UTF-8")
+    return head
 
 
 def is_compressed(path: Path) -> bool:
-    """True where `opened` decompresses the file."""
+    """Return True if `open_bytes` decompresses the file."""
     with path.open("rb") as file:
-        start = file.read(8)
-    return any(start.startswith(magic) for magic in COMPRESSED.values())
+        return _compression(file) is not None

@@ -1,0 +1,92 @@
+"""HubDataset: a folder saved by `datasets`, or a data set on the hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from .source import Row, Source, SourceInfo
+
+MAX_MESSAGE = 600  # characters kept of a library's error message
+
+
+class HubDataset(Source):
+    """A saved `datasets` folder, or a data set on the hub. It is memory-mapped.
+
+    Args:
+        name: the folder or the hub id.
+        split: the split to read. Default: the only one.
+        config: the configuration to load. Default: the data set's own default.
+    """
+
+    def __init__(self, name: str, split: str | None = None, config: str | None = None) -> None:
+        super().__init__(name, Path(name) if Path(name).exists() else None)
+        self.split, self.config = split, config
+        self._dataset: Any = None
+
+    def rows(self) -> Iterator[Row]:
+        for number, record in enumerate(self._load(), 1):
+            yield Row(number, record)
+
+    def inspect(self) -> SourceInfo:
+        dataset = self._load()
+        return SourceInfo(dataset.num_rows, 0, int(dataset.dataset_size or 0), self.digest())
+
+    def digest(self) -> str:
+        dataset = self._load()
+        # The fingerprint of `datasets` covers the data and every transformation.
+        identity = f"{dataset._fingerprint} {dataset.num_rows} {dataset.features}"
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    def schema(self) -> Any:
+        return self._load().features.arrow_schema.remove_metadata()
+
+    def _load(self) -> Any:
+        if self._dataset is None:
+            self._dataset = self._pick_split(_load(self.name, self.config))
+        return self._dataset
+
+    def _pick_split(self, loaded: Any) -> Any:
+        if not isinstance(loaded, dict):
+            if self.split:
+                raise UserError(f"{self.name} has no splits; leave out --split {self.split}")
+            return loaded
+        if self.split is None and len(loaded) == 1:
+            return next(iter(loaded.values()))
+        if self.split not in loaded:
+            raise UserError(f"{self.name}: choose --split, one of: {', '.join(loaded)}")
+        return loaded[self.split]
+
+
+def _load(name: str, config: str | None) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"{name}: reading a `datasets` source needs the datasets library; pip install 'main-kernels[hf]'"
+        ) from None
+    is_saved = any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
+    if is_saved and config:
+        raise UserError(f"{name} was made by save_to_disk and has no configurations; leave out --config {config}")
+    try:
+        return datasets.load_from_disk(name) if is_saved else datasets.load_dataset(name, config)
+    except Exception as error:  # `datasets` raises many unrelated types
+        raise UserError(
+            f"{name}: the data set cannot be loaded: {_causes(error)}. Give a file, "
+            "a folder made by save_to_disk, or a reachable hub id."
+        ) from None
+
+
+def _causes(error: BaseException) -> str:
+    """Return an error and its causes on one line. The outermost message seldom names the file or column."""
+    messages: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        text = " ".join(str(current).split()) or type(current).__name__
+        if not any(text in earlier for earlier in messages):
+            messages.append(text[:MAX_MESSAGE])
+        current = current.__cause__ or current.__context__
+    return "; ".join(messages[:2])
