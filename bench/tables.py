@@ -3,9 +3,9 @@
     python -m bench.tables bench/results/kernels.json                  # markdown
     python -m bench.tables bench/results/kernels.json --size large
     python -m bench.tables bench/results/kernels.json --plain          # aligned text
-    python -m bench.tables bench/results/kernels.json --size large --into README.md
+    python -m bench.tables bench/results/kernels.json --into docs/benchmarks.md
 
---into writes the claims that have a target, between the two comments that mark the place in the file.
+--into writes the tables between the two comments that mark the place in the file.
 
 One line per claim: ours over its reference (the median of the rounds' ratios, the ratio of the best times in brackets),
 the peers over the same reference, and what each takes of memory.
@@ -32,9 +32,9 @@ COLUMNS = [
     "torch.compile",
     "best peer",
     "MB ours",
-    "eager",
-    "torch.compile",
-    "peer",
+    "MB eager",
+    "MB torch.compile",
+    "MB peer",
 ]
 NONE = "–"
 MARKS = ("<!-- bench.tables writes from here -->", "<!-- to here -->")
@@ -141,12 +141,6 @@ def plain(report: Mapping[str, Any]) -> str:
     return "\n".join(out)
 
 
-def brief(report: Mapping[str, Any]) -> str:
-    """The claims that have a target, in one markdown table."""
-    table = [line for row in report["rows"] for line in lines(row) if line[COLUMNS.index("target")] != NONE]
-    return "\n".join([_bars(COLUMNS), _bars(["---"] * len(COLUMNS)), *map(_bars, table), "", source(report)])
-
-
 def insert(file: Path, text: str) -> None:
     """Puts the text where the file says so."""
     before, begin, rest = file.read_text().partition(MARKS[0])
@@ -186,13 +180,13 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="the JSON that bench/kernels.py wrote")
     parser.add_argument("--size", nargs="+", help="only these sizes (default: all that were measured)")
     parser.add_argument("--plain", action="store_true", help="aligned text instead of markdown")
-    parser.add_argument("--into", type=Path, help="write the claims with targets into this file")
+    parser.add_argument("--into", type=Path, help="write the tables into this file")
     chosen = parser.parse_args()
     report = json.loads(chosen.results.read_text())
     if chosen.size:
         report["rows"] = [row for row in report["rows"] if row["size"] in chosen.size]
     if chosen.into:
-        insert(chosen.into, brief(report))
+        insert(chosen.into, markdown(report))
     else:
         print((plain if chosen.plain else markdown)(report))
 
