@@ -21,6 +21,7 @@ from main_align.data.formats.dialects import DIALECTS
 from main_align.data.pairs import STATUSES
 from main_align.data.sources.file_formats import FILE_FORMATS
 from main_align.data.sources.streams import COMPRESSIONS
+from main_align.scoring.columns import COLUMNS
 from typer.models import OptionInfo
 
 DOCS = Path(__file__).parent
@@ -51,6 +52,12 @@ def file_formats() -> str:
     return table(("endings", "content", "compressed as"), rows)
 
 
+def columns() -> str:
+    """Return a table of the columns of a score file."""
+    rows = ((code(c.name), c.definition, f"{c.better} is better" if c.better else "-") for c in COLUMNS.values())
+    return table(("column", "definition", "direction"), rows)
+
+
 def statuses() -> str:
     """Return a table of the statuses of a row."""
     return table(("status", "meaning"), ((code(name), meaning) for name, meaning in STATUSES.items()))
@@ -59,6 +66,7 @@ def statuses() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "record-formats": record_formats,
     "file-formats": file_formats,
+    "columns": columns,
     "statuses": statuses,
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .data.pairs import Pair, Turn
     from .data.read import read_pairs
     from .errors import UserError
-    from .filtering.filter import Filtered, filter_scores
+    from .filtering.filter import FilterResult, filter_scores
     from .loop import LoopConfig, MutualAlignmentLoop
     from .models.projection_heads import AlignmentHead
     from .progress import (
@@ -44,7 +44,7 @@ __all__ = [
     "AlignmentMixin",
     "AlignmentTerms",
     "Fields",
-    "Filtered",
+    "FilterResult",
     "Likelihoods",
     "LoopConfig",
     "MutualAlignmentConfig",
@@ -68,7 +68,7 @@ _HOMES = {
     "AlignmentMixin": "training",
     "AlignmentTerms": "training",
     "Fields": "data.fields",
-    "Filtered": "filtering.filter",
+    "FilterResult": "filtering.filter",
     "Likelihoods": "training",
     "LoopConfig": "loop",
     "MutualAlignmentConfig": "training",

@@ -1,18 +1,21 @@
-"""Histograms of the scores as a picture; drawn without a display."""
+"""plot_scores, check_plot: histograms of the scores as an image file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-ACROSS = 3  # panels in a row of the picture
+    Floats = NDArray[np.float64]
+
+PLOT_ENDINGS = ".png, .svg, .pdf"
+PANELS_PER_ROW = 3
 BLUE, ORANGE, GREY = "#3b6fb6", "#e08a3c", "#444444"
 
 
@@ -25,25 +28,32 @@ def plot_scores(
     threshold: tuple[str, float] | None = None,
     aligned: Floats | None = None,
 ) -> None:
-    """Write a picture with a histogram of each main score.
+    """Plot a histogram of each main score.
 
     Args:
-        path: .png, .svg or .pdf.
-        columns: float64[N] each, NaN where there is no score.
-        panels: the columns that are drawn, in order, and the label of their axis.
-        threshold: a column and the value up to which its rows were kept, drawn as a line.
-        aligned: float64[N] of 1, 0 and NaN: the input's own mark, shown as two colours.
+        path: the image file, with one of PLOT_ENDINGS.
+        columns: float64[N] each, NaN for a row without a score.
+        panels: the columns to plot, in order, with the label of their axis.
+        title: the title of the figure.
+        threshold: a column and the worst value kept of it, drawn as a line. Default: no line.
+        aligned: float64[N], 1 for rows marked as aligned, 0 for rows marked as not aligned, NaN for other rows. The
+            groups have different colours. Default: one colour.
+
+    Raises:
+        UserError: the path is not usable.
     """
     path = Path(path)
     check_plot(path)
     import matplotlib
+    import numpy as np
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # needs no display
     from matplotlib import pyplot
 
     names = _panels(panels, threshold)
-    down = -(-len(names) // ACROSS)
-    figure, axes = pyplot.subplots(down, ACROSS, figsize=(12, 3.2 * down), layout="constrained", squeeze=False)
+    n_rows = -(-len(names) // PANELS_PER_ROW)
+    size = (12, 3.2 * n_rows)
+    figure, axes = pyplot.subplots(n_rows, PANELS_PER_ROW, figsize=size, layout="constrained", squeeze=False)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
@@ -60,9 +70,9 @@ def plot_scores(
 
 
 def check_plot(path: Path) -> None:
-    """Raise UserError unless a picture can be written here under this ending."""
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--plot {path}: use an ending of .png, .svg or .pdf")
+    """Raise UserError unless an image file can be written to `path`."""
+    if path.suffix.lower() not in PLOT_ENDINGS.split(", "):
+        raise UserError(f"--plot {path}: use one of the endings {PLOT_ENDINGS}")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--plot {path}: the folder {path.parent} does not exist; create it first")
 
@@ -75,25 +85,27 @@ def _panels(panels: Mapping[str, str], threshold: tuple[str, float] | None) -> l
 
 
 def _panel(axis, name, values, aligned, limit) -> None:  # type: ignore[no-untyped-def]
-    known = np.isfinite(values)
+    import numpy as np
+
+    has_score = np.isfinite(values)
     axis.set_title(name, loc="left", fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
-    if not known.any():
+    if not has_score.any():
         axis.text(0.5, 0.5, "no scores", ha="center", va="center", transform=axis.transAxes)
         return
-    edges = np.histogram_bin_edges(values[known], bins=min(40, max(10, int(known.sum()) // 4)))
+    edges = np.histogram_bin_edges(values[has_score], bins=min(40, max(10, int(has_score.sum()) // 4)))
     if aligned is None:
-        axis.hist(values[known], edges, color=BLUE)
+        axis.hist(values[has_score], edges, color=BLUE)
     else:
         groups = {
             "marked aligned": (aligned == 1, BLUE),
             "marked not aligned": (aligned == 0, ORANGE),
             "not marked": (np.isnan(aligned), GREY),
         }
-        groups = {label: group for label, group in groups.items() if (group[0] & known).any()}
+        groups = {label: group for label, group in groups.items() if (group[0] & has_score).any()}
         axis.hist(
-            [values[known & mine] for mine, _ in groups.values()],
+            [values[has_score & in_group] for in_group, _ in groups.values()],
             edges,
             stacked=True,
             color=[color for _, color in groups.values()],
@@ -102,4 +114,4 @@ def _panel(axis, name, values, aligned, limit) -> None:  # type: ignore[no-untyp
     axis.set_ylabel("rows", fontsize=9)
     axis.yaxis.get_major_locator().set_params(integer=True)
     if limit is not None:
-        axis.axvline(limit, color=GREY, linestyle="--", linewidth=1.2, label="limit of what was kept")
+        axis.axvline(limit, color=GREY, linestyle="--", linewidth=1.2, label="threshold")

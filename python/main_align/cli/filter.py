@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..data.write import OUTPUT_ENDINGS
+from ..plots import PLOT_ENDINGS
 from .common import log_reasons
 
 # Optional[...] below, not X | None: typer evaluates these annotations on every supported Python.
@@ -15,7 +17,7 @@ from .common import log_reasons
 
 def filter(
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Score file written by main-align score.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="File for the kept rows: .parquet, .jsonl or .csv.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help=f"File for the kept rows: {OUTPUT_ENDINGS}.")],
     by: Annotated[
         str,
         typer.Option(help="Numeric column, or forward_nll (nll_y_given_x), or reverse_nll (nll_x_given_y)."),
@@ -30,6 +32,13 @@ def filter(
         Optional[float],
         typer.Option("--max", help="Highest value to keep, in the column's unit."),
     ] = None,
+    lower_is_better: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--lower-is-better/--higher-is-better",
+            help="Better direction of the column. Default: the direction of the score.",
+        ),
+    ] = None,
     source: Annotated[
         Optional[str],
         typer.Option("--input", help="The scored data set. Default: the path in the manifest."),
@@ -38,16 +47,16 @@ def filter(
         bool, typer.Option("--scores-only", help="Write rows of the score file instead of rows of the input.")
     ] = False,
     plot: Annotated[
-        Optional[Path], typer.Option(help="Plot histograms with the threshold to this .png, .svg or .pdf file.")
+        Optional[Path], typer.Option(help=f"Plot histograms with the threshold to this file: {PLOT_ENDINGS}.")
     ] = None,
 ) -> None:
     """Keep the best rows of a scored data set. Kept rows have their own fields and the scores.
 
     Use --keep or --top to keep the best rows, --min and --max to keep a range of values, or both to keep the best
-    rows of the range. Lower is better for forward_nll, reverse_nll and the other nll columns, ifd, r_ifd,
-    duality_gap and copy_overlap; higher is better for all other scores. Rows without a score are dropped. The
-    earlier of two equal rows is better. Rows stay in input order. A score column is renamed to main_NAME if the
-    input already has a field NAME.
+    rows of the range. Every score has a better direction, which is printed with the result. To rank rows by a column
+    that is not a score, give --lower-is-better or --higher-is-better. Rows without a score are dropped. The earlier of
+    two equal rows is better. Rows stay in input order. A score column is renamed to main_NAME if the input already has
+    a field NAME.
 
     **Examples**
 
@@ -70,7 +79,16 @@ def filter(
     if plot:
         check_plot(plot)
     result = filter_scores(
-        scores, out, by=by, keep=keep, top=top, min=minimum, max=maximum, input=source, scores_only=scores_only
+        scores,
+        out,
+        by=by,
+        keep=keep,
+        top=top,
+        min=minimum,
+        max=maximum,
+        lower_is_better=lower_is_better,
+        input=source,
+        scores_only=scores_only,
     )
     log_reasons(ProgressBar().log, result.table.counts, result.table.reasons)
     console = Console()

@@ -13,6 +13,7 @@ from ..data.formats.conversion import INPUT_FIELDS
 from ..data.formats.dialects import DIALECTS
 from ..data.sources.file_formats import COMPRESSED_ENDINGS, ENDINGS
 from ..data.write import OUTPUT_ENDINGS
+from ..plots import PLOT_ENDINGS
 from .common import Dtype, hide_library_progress, log_reasons
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def score(
         typer.Option(min=1, help="Tokens per forward pass. Lower it to save memory."),
     ] = None,
     window: Annotated[int, typer.Option(min=1, help="Number of pairs to sort by length at a time.")] = 4096,
-    plot: Annotated[Optional[Path], typer.Option(help="Plot histograms to this .png, .svg or .pdf file.")] = None,
+    plot: Annotated[Optional[Path], typer.Option(help=f"Plot histograms to this file: {PLOT_ENDINGS}.")] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start over and overwrite unfinished or finished work.")
     ] = False,

@@ -1,4 +1,4 @@
-"""What the terminal shows at the end: counts, quantiles and histograms of scores."""
+"""status_table, score_summary, filter_summary, rounds_table: the summaries that commands print."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.pairs import STATUSES
-from ..scoring.columns import SCORES, lower_is_better
+from ..scoring.columns import SCORES
 
 if TYPE_CHECKING:
-    from ..filtering.filter import Filtered
+    from ..filtering.filter import FilterResult
 
 Floats = NDArray[np.float64]
 
@@ -24,7 +24,7 @@ BAR_WIDTH = 40
 
 
 def status_table(counts: Mapping[str, int]) -> RenderableType:
-    """How many rows ended with each status."""
+    """Return a table with the number of rows of each status."""
     table = Table(title="rows", title_justify="left", box=None, pad_edge=False)
     table.add_column("status")
     table.add_column("rows", justify="right")
@@ -35,7 +35,7 @@ def status_table(counts: Mapping[str, int]) -> RenderableType:
 
 
 def score_summary(columns: Mapping[str, Floats]) -> RenderableType:
-    """A histogram of `mutual`, and quantiles with a small histogram of every other score."""
+    """Return a table with quantiles and a small histogram of each score, and a larger histogram of `mutual`."""
     table = Table(title="scores", title_justify="left", box=None, pad_edge=False)
     for name in ("score", "p10", "median", "p90"):
         table.add_column(name, justify="left" if name == "score" else "right")
@@ -51,66 +51,75 @@ def score_summary(columns: Mapping[str, Floats]) -> RenderableType:
 
 
 def rounds_table(rounds: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> RenderableType:
-    """How both directions of MAIN's loop did after each round (0: warm-up)."""
+    """Return a table of the losses of both directions after each round of MAIN's loop. Round 0 is the warm-up."""
     table = Table(title="rounds", title_justify="left", box=None, pad_edge=False)
     for name in ("round", "direction", "synthetic", "alpha", "loss", "nats/token", "of"):
         table.add_column(name, justify="left" if name in ("direction", "of") else "right")
     for number, directions in rounds.items():
-        for direction, made in directions.items():
-            numbers = (made["alpha"], made["loss"], made["nll"])
+        for direction, entry in directions.items():
+            numbers = (entry["alpha"], entry["loss"], entry["nll"])
             cells = ("-" if value is None else f"{value:.3f}" for value in numbers)
-            table.add_row(number, direction, f"{made['synthetic']:,}", *cells, made["nll_of"])
+            table.add_row(number, direction, f"{entry['synthetic']:,}", *cells, entry["nll_of"])
     return table
 
 
 def histogram(values: Floats, title: str, bins: int = 12) -> RenderableType:
-    """Horizontal bars: rows per interval of the score. values: float64[N], finite, N >= 1."""
+    """Return a histogram with horizontal bars.
+
+    Args:
+        values: float64[N], finite, N >= 1.
+        title: the title.
+        bins: number of intervals. Default: 12.
+    """
     counts, edges = np.histogram(values, bins=bins)
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
         bar = "█" * round(BAR_WIDTH * count / counts.max())
-        # a bin that holds something always shows something
+        # A bin that is not empty has a visible bar.
         table.add_row(f"{low:8.3f} to {high:8.3f}", f"{count:,}", bar or ("▏" if count else ""))
     table.columns[1].justify = "right"
     return table
 
 
-def filter_summary(done: Filtered) -> RenderableType:
-    """Counts of kept and dropped rows, and the spread of each score among both."""
-    kept = int(done.kept.sum())
-    unscored = sum(done.unscored.values())
-    low = lower_is_better(done.by)
-    direction = "lower is better" if low else "higher is better"
-    limit = "" if done.threshold is None else f", kept where {'<=' if low else '>='} {done.threshold:.4g}"
-    lines = [Text(f"by {done.by} ({direction}{limit})")]
-    lines.append(Text(f"kept {kept:,} of {done.table.rows:,} rows"))
+def filter_summary(result: FilterResult) -> RenderableType:
+    """Return the counts of kept and dropped rows, and the quantiles of each score in both groups."""
+    kept = int(result.kept.sum())
+    unscored = sum(result.unscored.values())
+    order = ""
+    if result.lower_is_better is not None:
+        order = "lower is better" if result.lower_is_better else "higher is better"
+        if result.threshold is not None:
+            order += f", kept if {'<=' if result.lower_is_better else '>='} {result.threshold:.4g}"
+        order = f" ({order})"
+    lines = [Text(f"by {result.by}{order}")]
+    lines.append(Text(f"kept {kept:,} of {result.table.rows:,} rows"))
     if unscored:
-        each = ", ".join(f"{name} {count:,}" for name, count in done.unscored.items())
-        lines.append(Text(f"never kept, for want of a score: {unscored:,} ({each})"))
-    if done.aligned is not None:
-        lines.append(Text(_aligned_line(done.aligned, done.kept)))
-    return Group(*lines, Text(), _kept_and_dropped(done))
+        each = ", ".join(f"{name} {count:,}" for name, count in result.unscored.items())
+        lines.append(Text(f"dropped because they have no score: {unscored:,} ({each})"))
+    if result.aligned is not None:
+        lines.append(Text(_aligned_line(result.aligned, result.kept)))
+    return Group(*lines, Text(), _kept_and_dropped(result))
 
 
 def _aligned_line(aligned: Floats, kept: NDArray[np.bool_]) -> str:
     parts = []
     for value, name in ((1.0, "aligned"), (0.0, "not aligned")):
-        mine = aligned == value
-        parts.append(f"{int((mine & kept).sum()):,} of {int(mine.sum()):,} rows marked {name}")
+        labelled = aligned == value
+        parts.append(f"{int((labelled & kept).sum()):,} of {int(labelled.sum()):,} rows marked {name}")
     return f"the input's own field 'aligned': kept {' and '.join(parts)}"
 
 
-def _kept_and_dropped(done: Filtered) -> RenderableType:
+def _kept_and_dropped(result: FilterResult) -> RenderableType:
     table = Table(box=None, pad_edge=False)
     table.add_column("score")
     for group in ("kept", "dropped"):
         for quantile in ("p10", "median", "p90"):
             table.add_column(f"{group}\n{quantile}", justify="right")
-    names = dict.fromkeys((done.by, *SCORES))
-    for name in (name for name in names if name in done.table.columns):
-        values = done.table.columns[name]
-        cells = [_quantiles(_finite(values[mine])) for mine in (done.kept, ~done.kept)]
-        table.add_row(name, *cells[0], *cells[1], style="bold" if name == done.by else "")
+    names = dict.fromkeys((result.by, *SCORES))
+    for name in (name for name in names if name in result.table.columns):
+        values = result.table.columns[name]
+        cells = [_quantiles(_finite(values[group])) for group in (result.kept, ~result.kept)]
+        table.add_row(name, *cells[0], *cells[1], style="bold" if name == result.by else "")
     return table
 
 
@@ -119,7 +128,7 @@ def _finite(values: Floats | None) -> Floats:
 
 
 def _quantiles(values: Floats) -> list[str]:
-    """p10, median, p90, each with four digits; dashes where there is no value."""
+    """Return the 10 %, 50 % and 90 % quantiles with four digits each, or dashes if there are no values."""
     if not len(values):
         return ["-"] * 3
     return [f"{value:.4g}" for value in np.quantile(values, (0.1, 0.5, 0.9))]

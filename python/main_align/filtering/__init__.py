@@ -1,1 +1,1 @@
-"""Keep the best rows of a scored data set."""
+"""Filtering: keep the best rows of a scored data set."""

@@ -1,7 +1,6 @@
-"""`main-align filter`: keeps the best rows of a scored data set, in its own fields.
+"""filter_scores, FilterResult: write the best rows of a scored data set, with their own fields.
 
-Everything streams but the score columns (8 bytes a value); see joining.py for how a score finds its
-row.
+Rows are streamed. Only the score columns are kept in memory, 8 bytes per value. join.py matches rows and scores.
 """
 
 from __future__ import annotations
@@ -19,23 +18,29 @@ from ..data.sources.source import Source, format_reasons
 from ..data.sources.stdin import STDIN
 from ..data.write import check_output
 from ..errors import UserError
-from ..scoring.columns import ALIASES, lower_is_better
+from ..scoring.columns import ALIASES
 from ..scoring.manifest import manifest_path, read_manifest
 from ..scoring.score_file import ScoreTable, read_columns
 from .join import Join, write_kept, write_kept_scores
-from .rules import Rule, select
+from .rules import Rule, better_direction, select
 
 
 @dataclass(frozen=True, slots=True)
-class Filtered:
-    """What a filter did.
+class FilterResult:
+    """The result of a filter.
 
-    `kept` bool[N]; `threshold` the worst value kept, None where nothing was; `unscored` the rows
-    that had no score to be judged by, counted by status; `aligned` the input's own true/false field
-    of that name, float64[N] with NaN where a row has none, or None where no row has it.
+    Args:
+        by: the column that the rows were selected by.
+        lower_is_better: the better direction of the column, or None if it was not needed.
+        table: the numeric columns of all rows, and the counts of their statuses.
+        kept: bool[N], True for the rows that were kept.
+        threshold: the worst value that was kept. None if no row was kept or the direction is unknown.
+        unscored: the number of rows without a score, by status.
+        aligned: float64[N], the input's boolean field `aligned`, NaN for a row without it. None if no row has it.
     """
 
     by: str
+    lower_is_better: bool | None
     table: ScoreTable
     kept: NDArray[np.bool_]
     threshold: float | None
@@ -52,24 +57,31 @@ def filter_scores(
     top: int | None = None,
     min: float | None = None,
     max: float | None = None,
+    lower_is_better: bool | None = None,
     input: str | Path | None = None,
     scores_only: bool = False,
-) -> Filtered:
+) -> FilterResult:
     """Write the best rows of a scored data set to `out` (.parquet, .jsonl or .csv), in input order.
 
     Args:
-        scores: the output of `score_file`.
-        by: a column, or forward_nll (nll_y_given_x) or reverse_nll (nll_x_given_y). Lower is better
-            for the nll columns, ifd, r_ifd, duality_gap and copy_overlap, higher for all others.
-        keep: the best share of the scored rows, of those within `min` and `max` where these are given.
-        top: the best so many of these rows; not together with `keep`.
-        min: lowest value kept, of any column.
-        max: highest value kept, of any column. IFD as published is min and max=1.
-        input: the scored data set; found through the manifest beside `scores` by default.
-        scores_only: write the rows of `scores` instead of those of the input.
+        scores: the score file, as written by `score_file`.
+        out: the file to write.
+        by: a numeric column, or forward_nll (nll_y_given_x), or reverse_nll (nll_x_given_y). Default: "mutual".
+        keep: fraction of the scored rows between `min` and `max` to keep; excludes `top`. Default: all.
+        top: number of rows between `min` and `max` to keep. Default: all.
+        min: lowest value to keep. Default: no limit.
+        max: highest value to keep. Default: no limit. IFD filtering as published is `min` and `max=1`.
+        lower_is_better: the better direction. Default: the direction of the score; a column that is not a score has
+            none, so `keep` and `top` need this argument.
+        input: the scored data set. Default: the path in the manifest of `scores`.
+        scores_only: write rows of `scores` instead of rows of the input. Default: False.
+
+    Returns:
+        The rows that were kept and the threshold.
 
     Raises:
-        UserError: a rule that makes no sense, files that are missing, or ids that do not match.
+        UserError: the rule is invalid, the direction of the column is unknown, a file is missing, or the ids of the
+            input and of the scores differ.
     """
     scores, out, by = Path(scores), Path(out), ALIASES.get(by, by)
     rule = Rule(keep, top, min, max)
@@ -77,23 +89,25 @@ def filter_scores(
     check_output(out)
     _refuse_overwriting(out, scores, input)
     table = read_columns(scores, by)
-    if np.isnan(table.columns[by]).all():
+    values = table.columns[by]
+    if np.isnan(values).all():
         raise UserError(f"{scores}: no row has a value of {by}. {format_reasons(table.reasons)}")
-    kept = select(table.columns[by], by, rule)
+    direction = better_direction(by, rule, lower_is_better)
+    kept = select(values, by, rule, direction)
     aligned = None
     if scores_only:
         write_kept_scores(scores, out, kept)
     else:
         source, fields = _find_input(scores, out, input)
         aligned = write_kept(Join(source, fields, scores), out, kept)
-    unscored = {name: n for name, n in sorted(table.counts.items()) if name not in SCORED}
-    return Filtered(by, table, kept, _worst(table.columns[by][kept], by), unscored, aligned)
+    unscored = {name: count for name, count in sorted(table.counts.items()) if name not in SCORED}
+    return FilterResult(by, direction, table, kept, _worst(values[kept], direction), unscored, aligned)
 
 
-def _worst(values: NDArray[np.float64], by: str) -> float | None:
-    if not len(values):
+def _worst(values: NDArray[np.float64], lower_is_better: bool | None) -> float | None:
+    if lower_is_better is None or not len(values):
         return None
-    return float(values.max() if lower_is_better(by) else values.min())
+    return float(values.max() if lower_is_better else values.min())
 
 
 def _refuse_overwriting(out: Path, *inputs: str | Path | None) -> None:
@@ -102,24 +116,24 @@ def _refuse_overwriting(out: Path, *inputs: str | Path | None) -> None:
             raise UserError(f"{out} would overwrite its own input; give another -o")
 
 
-def _find_input(scores: Path, out: Path, given: str | Path | None) -> tuple[Source, Fields]:
+def _find_input(scores: Path, out: Path, explicit: str | Path | None) -> tuple[Source, Fields]:
     manifest = read_manifest(scores)
     reading = manifest["settings"]["reading"] if manifest else {"fields": {}}
-    fields, place = Fields(**reading["fields"]), {name: reading.get(name) for name in ("split", "config")}
-    if given is not None:
-        return open_source(given, **place), fields
+    fields, options = Fields(**reading["fields"]), {name: reading.get(name) for name in ("split", "config")}
+    if explicit is not None:
+        return open_source(explicit, **options), fields
     if manifest is None:
         raise UserError(
-            f"{manifest_path(scores)} is missing, so the scored data set is not known; "
-            "name it with --input, or write the score rows alone with --scores-only"
+            f"{manifest_path(scores)} is missing, so the scored data set is unknown; "
+            "name it with --input, or write only the scores with --scores-only"
         )
     path = manifest["source_path"] or manifest["source"]
     if path == STDIN:
-        raise UserError(f"{scores} was scored from standard input; name the data with --input, or say --scores-only")
+        raise UserError(f"{scores} was scored from standard input; name the data with --input, or use --scores-only")
     try:
-        source = open_source(path, **place)
+        source = open_source(path, **options)
     except UserError as error:
-        raise UserError(f"{error} It was scored from there; name its new place with --input.") from None
+        raise UserError(f"{error} The scored data set was there; name its new path with --input.") from None
     _refuse_overwriting(out, path)
     if source.digest() != manifest["settings"]["input"]["digest"]:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Walks a data set and its scores side by side and writes the rows that were kept.
+"""Join, write_kept, write_kept_scores: a data set joined with its scores, row by row.
 
-Row k of the scores belongs to row k of the input. Ids are labels that may repeat; where the input has
-one of its own, it is compared as a check, before anything is written.
+Row k of the scores belongs to row k of the input. Ids need not be unique; if the input has ids of its own, they are
+compared before anything is written.
 """
 
 from __future__ import annotations
@@ -36,34 +36,46 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """An input and its scores; iterate for (record or None, score row), as often as needed."""
+    """A data set joined with its scores. Iterating yields (record or None, score row); it can be repeated.
+
+    Args:
+        source: the data set.
+        fields: the field names with which it was scored.
+        scores: the score file.
+    """
 
     source: Source
     fields: Fields
     scores: Path
 
     def __iter__(self) -> Iterator[tuple[Row | None, Row]]:
-        walk = zip_longest(self.source.pairs_with_records(self.fields), score_rows_of(self.scores))
-        for number, (found, score) in enumerate(walk, 1):
-            if found is None or score is None:
-                longer, shorter = ("scores", "input") if found is None else ("input", "scores")
+        rows = zip_longest(self.source.pairs_with_records(self.fields), score_rows_of(self.scores))
+        for number, (pair_and_record, score) in enumerate(rows, 1):
+            if pair_and_record is None or score is None:
+                shorter = "input" if pair_and_record is None else "score file"
                 raise UserError(
-                    f"{self.scores} is not of this input: the {longer} go on at row {number} "
-                    f"where the {shorter} end; name the scored data set with --input"
+                    f"{self.scores} does not belong to this input: the {shorter} has no row {number}; "
+                    "name the scored data set with --input"
                 )
-            pair, record = found
+            pair, record = pair_and_record
             if pair.own_id and pair.id != str(score["id"]):
                 raise UserError(
-                    f"{self.scores} is not of this input: row {number} has the id {score['id']!r} "
-                    f"in the scores and {pair.id!r} in the input; name the scored data with --input"
+                    f"{self.scores} does not belong to this input: row {number} has the id {score['id']!r} "
+                    f"in the scores and {pair.id!r} in the input; name the scored data set with --input"
                 )
             yield record, score
 
 
 def write_kept(join: Join, out: Path, kept: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    """Write the kept rows (kept: bool[N]) in their own fields, the score columns after them.
+    """Write the kept rows with their own fields, followed by the score columns.
 
-    Returns the input's boolean field `aligned` as float64[N], NaN where absent; None without any.
+    Args:
+        join: the data set and its scores.
+        out: the file to write.
+        kept: bool[N], True for the rows to write.
+
+    Returns:
+        float64[N], the input's boolean field `aligned`, NaN for a row without it. None if no row has it.
     """
     names: dict[str, None] = {}
     aligned = np.full(len(kept), np.nan)
@@ -82,7 +94,7 @@ def write_kept(join: Join, out: Path, kept: NDArray[np.bool_]) -> NDArray[np.flo
 
 
 def _titles(names: Iterable[str], fields: Fields) -> dict[str, str]:
-    """Score column -> its name in the output: prefixed where the input has a field of that name."""
+    """Return the output name of each score column: prefixed if the input has a field of that name."""
     own_id = fields.id or "id"
     taken = set(names)
     columns = [name for name in COLUMNS if name != "id" or own_id not in taken]
@@ -90,7 +102,7 @@ def _titles(names: Iterable[str], fields: Fields) -> dict[str, str]:
 
 
 def write_kept_scores(scores: Path, out: Path, kept: NDArray[np.bool_]) -> None:
-    """Write the kept rows of a score file with all the columns they have."""
+    """Write the kept rows of a score file with all their columns."""
     names: dict[str, None] = {}
     for row in score_rows_of(scores):
         names.update(dict.fromkeys(row))
@@ -109,7 +121,7 @@ def _schema(
     types: dict[str, Any],
     source: Source | None,
 ) -> Any:
-    """The output's schema: the score columns as typed, the others as in the source or as found."""
+    """Return the output's schema: types of score columns are fixed, others come from the source or are inferred."""
     import pyarrow as pa
 
     if out.suffix.lower() != ".parquet":
@@ -130,11 +142,11 @@ def _inferred(rows: Iterable[Row], out: Path) -> Any:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise UserError(
-            f"{out}: a field holds values of different types, or too large ones ({error}), which .parquet cannot; "
-            "write .jsonl instead"
+            f"{out}: a field has values of different types, or integers over 64 bits ({error}), which .parquet "
+            "does not support; write .jsonl instead"
         ) from None
 
 
 def _in_order(own: Any, types: dict[str, Any], names: Iterable[str]) -> list[Any]:
-    found = {field.name: field.type for field in own} | types
-    return [(name, found[name]) for name in names if name in found]
+    all_types = {field.name: field.type for field in own} | types
+    return [(name, all_types[name]) for name in names if name in all_types]

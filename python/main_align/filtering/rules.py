@@ -1,4 +1,4 @@
-"""The rows a filter keeps: one column, its limits, the best of what lies within; ties broken by input order."""
+"""Rule, select: the rows that a filter keeps, by the values of one column."""
 
 from __future__ import annotations
 
@@ -9,20 +9,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..scoring.columns import lower_is_better
+from ..scoring.columns import COLUMNS
+from ..scoring.columns import lower_is_better as column_direction
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The values that may be kept (`min` to `max`, both included), and the best of them (`keep`, `top`)."""
+    """A range of values to keep, and the number of best rows to keep within this range.
+
+    Args:
+        keep: fraction of the rows in the range, above 0 and at most 1; excludes `top`. Default: all.
+        top: number of rows in the range, at least 1. Default: all.
+        min: lowest value of the range. Default: no limit.
+        max: highest value of the range. Default: no limit.
+    """
 
     keep: float | None = None
     top: int | None = None
     min: float | None = None
     max: float | None = None
 
+    @property
+    def is_ranking(self) -> bool:
+        """Return True if the rule compares rows, so that it needs a better direction."""
+        return self.keep is not None or self.top is not None
+
     def check(self) -> None:
-        """Raise UserError unless something is given, and all of it is in range."""
+        """Raise UserError unless a value is set and all values are in range."""
         values = (self.keep, self.top, self.min, self.max)
         if all(value is None for value in values):
             raise UserError("give one of --keep, --top, --min, --max; found none")
@@ -31,33 +44,69 @@ class Rule:
         if any(value is not None and math.isnan(value) for value in values):
             raise UserError("the limit is not a number")
         if self.keep is not None and not 0 < self.keep <= 1:
-            raise UserError(f"--keep {self.keep} is not a share; give more than 0 and at most 1")
+            raise UserError(f"--keep {self.keep} is not a fraction; give more than 0 and at most 1")
         if self.top is not None and self.top < 1:
             raise UserError(f"--top {self.top}: keep at least one row")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise UserError(f"--min {self.min:g} is above --max {self.max:g}, so no row can be kept")
 
 
-def select(values: NDArray[np.float64], column: str, rule: Rule) -> NDArray[np.bool_]:
-    """bool[N], which rows are kept. values: float64[N], NaN where a row has no score: never kept.
+def better_direction(column: str, rule: Rule, lower_is_better: bool | None = None) -> bool | None:
+    """Return True if lower values of a column are better, False if higher values are.
 
-    `keep` counts the scored rows within the limits and rounds up. Of equal values the earlier row is better.
+    Args:
+        column: the column's name.
+        rule: the filter's rule.
+        lower_is_better: replaces the column's own direction. Default: none.
+
+    Returns:
+        The direction, or None if it is unknown and the rule does not need it.
+
+    Raises:
+        UserError: the rule ranks rows by a column without a known direction.
+    """
+    if lower_is_better is not None:
+        return lower_is_better
+    if not rule.is_ranking and (column not in COLUMNS or COLUMNS[column].better is None):
+        return None
+    return column_direction(column)
+
+
+def select(
+    values: NDArray[np.float64], column: str, rule: Rule, lower_is_better: bool | None = None
+) -> NDArray[np.bool_]:
+    """Select the rows that a rule keeps.
+
+    `keep` is a fraction of the scored rows in the range, rounded up. The earlier of two equal rows is better.
+
+    Args:
+        values: float64[N], NaN for a row without a score, which is never selected.
+        column: the name of the column.
+        rule: the filter's rule.
+        lower_is_better: replaces the column's own direction. Default: none.
+
+    Returns:
+        bool[N], True for the rows to keep.
+
+    Raises:
+        UserError: the rule is invalid, or it ranks rows by a column without a known direction.
     """
     rule.check()
-    within = ~np.isnan(values)
+    direction = better_direction(column, rule, lower_is_better)
+    in_range = ~np.isnan(values)
     if rule.min is not None:
-        within &= values >= rule.min
+        in_range &= values >= rule.min
     if rule.max is not None:
-        within &= values <= rule.max
-    rows = np.flatnonzero(within)
+        in_range &= values <= rule.max
+    if not rule.is_ranking:
+        return in_range
+    rows = np.flatnonzero(in_range)
     if rule.keep is not None:
-        # 0.07 * 100 is 7.000000000000001 in binary and means 7.
+        # 0.07 * 100 is 7.000000000000001 in floating point and means 7.
         count = math.ceil(rule.keep * len(rows) - 1e-9)
-    elif rule.top is not None:
-        count = min(rule.top, len(rows))
     else:
-        return within
-    best = values[rows] if lower_is_better(column) else -values[rows]
+        count = min(rule.top or 0, len(rows))
+    best_first = np.argsort(values[rows] if direction else -values[rows], kind="stable")
     kept = np.zeros(len(values), dtype=bool)
-    kept[rows[np.argsort(best, kind="stable")[:count]]] = True
+    kept[rows[best_first[:count]]] = True
     return kept

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..filtering.filter import Filtered, filter_scores
+from ..filtering.filter import FilterResult, filter_scores
 from ..models.forward import Forward
 from ..models.load import LoadedModel
 from ..progress import (
@@ -63,7 +63,7 @@ class MutualScorer(Scorer):
 
 def score_and_keep(
     scorer: Scorer, written: Path, folder: Path, criterion: str, keep: float, say: Callable[[Progress], None]
-) -> tuple[dict[str, Any], Filtered]:
+) -> tuple[dict[str, Any], FilterResult]:
     """Score the file `written`, and write the best share of its pairs; both files go to `folder`."""
     manifest = score_file(scorer, written, folder / SCORES, progress=say)
     return manifest, filter_scores(folder / SCORES, folder / KEPT, by=criterion, keep=keep)

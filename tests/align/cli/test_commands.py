@@ -1,4 +1,4 @@
-"""The command line: help that teaches, exit codes, messages for mistakes, and whole runs."""
+"""The command line: help with examples, exit codes, error messages, and complete runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def invoke(*args: object) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("command", ["score", "filter", "train", "doctor"])
-def test_help_teaches_with_an_example(command: str) -> None:
+def test_the_help_has_an_example(command: str) -> None:
     code, text, _ = invoke(command, "--help")
     assert code == 0
     assert f"main-align {command}" in text
@@ -139,6 +139,7 @@ def test_unused_text_fields_and_standard_input(tmp_path: Path, model: Path) -> N
         (("filter", "absent.csv", "-o", "k.csv", "--top", 1), "no such file"),
         (("filter", "PAIRS", "-o", "k.csv", "--top", 1), "not a score file"),
         (("filter", "PAIRS", "-o", "k.csv"), "give one of --keep"),
+        (("filter", "SCORES", "-o", "k.csv", "--by", "perplexity_y", "--top", 1), "--higher-is-better"),
         (("filter", "PAIRS", "-o", "k.csv", "--min", 2, "--max", 1), "--min 2 is above --max 1"),
     ],
 )
@@ -150,7 +151,9 @@ def test_mistakes_get_a_message_and_exit_1(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, log = invoke(*(pairs if arg == "PAIRS" else arg for arg in args))
+    Path("scores.csv").write_text("id,status,mutual,perplexity_y\n1,ok,0.5,3\n")
+    files = {"PAIRS": pairs, "SCORES": "scores.csv"}
+    code, _, log = invoke(*(files.get(arg, arg) for arg in args))
     assert code == 1
     assert log.splitlines()[-1].startswith("main-align: ") or "main-align: " in log
     assert message in log

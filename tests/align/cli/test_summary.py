@@ -12,7 +12,7 @@ from main_align.cli.doctor import run_checks
 from main_align.cli.progress_bar import ProgressBar, clock
 from main_align.cli.summary import filter_summary, histogram, score_summary, status_table
 from main_align.errors import UserError
-from main_align.filtering.filter import Filtered
+from main_align.filtering.filter import FilterResult
 from main_align.plots import plot_scores
 from main_align.progress import (
     Progress,
@@ -24,17 +24,17 @@ from rich.console import Console, RenderableType
 VALUES = np.array([0.0, 1.0, 2.0, 3.0, np.nan])
 
 
-def shown(what: RenderableType) -> str:
+def shown(renderable: RenderableType) -> str:
     console = Console(width=110, record=True, quiet=False, file=io.StringIO())
-    console.print(what)
+    console.print(renderable)
     return console.export_text()
 
 
-def filtered(aligned: bool = False) -> Filtered:
+def filtered(aligned: bool = False) -> FilterResult:
     table = ScoreTable({"mutual": VALUES, "ifd": VALUES}, Counter(ok=4, bad_json=1), {"bad_json": "line 3: no JSON"}, 5)
     kept = np.array([False, False, True, True, False])
     marks = np.array([0, 1, 1, 1, np.nan]) if aligned else None
-    return Filtered("mutual", table, kept, 2.0, {"bad_json": 1}, marks)
+    return FilterResult("mutual", False, table, kept, 2.0, {"bad_json": 1}, marks)
 
 
 def test_summaries_show_counts_and_quantiles() -> None:
@@ -43,7 +43,7 @@ def test_summaries_show_counts_and_quantiles() -> None:
     assert "not a JSON object" in text
     text = shown(score_summary({"mutual": VALUES, "pmi_forward": VALUES[-1:]}))
     assert "1.5" in text, "the median, nulls left out"
-    assert "pmi_forward" not in text, "a score nobody has"
+    assert "pmi_forward" not in text, "a score without values"
 
 
 def test_a_histogram_counts_every_row_once() -> None:
@@ -54,7 +54,7 @@ def test_a_histogram_counts_every_row_once() -> None:
 
 def test_filter_summary() -> None:
     text = shown(filter_summary(filtered(aligned=True)))
-    assert "higher is better, kept where >= 2" in text
+    assert "higher is better, kept if >= 2" in text
     assert "kept 2 of 5 rows" in text
     assert "bad_json 1" in text
     assert "kept 2 of 3 rows marked aligned and 0 of 1 rows marked not aligned" in text

@@ -1,4 +1,4 @@
-"""Filtering: the right rows by every rule, in their own fields, each beside its own score."""
+"""Filtering: every rule keeps the right rows, with their own fields and their own scores."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from main_align.data.fields import Fields
 from main_align.errors import UserError
 from main_align.filtering.filter import filter_scores
 from main_align.filtering.rules import Rule, select
+from main_align.scoring.columns import COLUMNS, SCORES
 from main_align.scoring.job import score_file
 from main_align.scoring.manifest import manifest_path
 from main_align.scoring.score_file import score_rows_of
@@ -55,10 +56,32 @@ def test_ties_go_to_the_earlier_row_in_both_directions() -> None:
         assert np.flatnonzero(kept).tolist() == [0, 1]
 
 
-def test_a_share_of_a_hundred_is_what_it_says() -> None:
+def test_a_percentage_of_a_hundred_rows_is_exact() -> None:
     values = np.arange(100.0)
     for percent in range(1, 101):
         assert select(values, "mutual", Rule(keep=percent / 100)).sum() == percent
+
+
+@pytest.mark.parametrize(("lower_is_better", "expected"), [(True, [0, 1]), (False, [2, 3])])
+def test_a_column_without_a_direction_needs_one(lower_is_better: bool, expected: list[int]) -> None:
+    values, rule = np.array([0.1, 0.2, 5.0, 9.0]), Rule(keep=0.5)
+    for column in ("perplexity_y", "tokens_y"):
+        with pytest.raises(UserError, match="--lower-is-better or --higher-is-better"):
+            select(values, column, rule)
+        assert np.flatnonzero(select(values, column, rule, lower_is_better)).tolist() == expected
+
+
+def test_a_range_needs_no_direction() -> None:
+    assert np.flatnonzero(select(np.array([0.1, 0.2, 5.0]), "perplexity_y", Rule(max=1.0))).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_every_score_is_ranked_in_its_own_direction_unless_told_otherwise(name: str) -> None:
+    values = np.array([1.0, 2.0, 3.0])
+    best, worst = (0, 2) if COLUMNS[name].better == "lower" else (2, 0)
+    assert np.flatnonzero(select(values, name, Rule(top=1))).tolist() == [best]
+    opposite = COLUMNS[name].better != "lower"
+    assert np.flatnonzero(select(values, name, Rule(top=1), opposite)).tolist() == [worst]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +89,7 @@ def test_a_share_of_a_hundred_is_what_it_says() -> None:
     [
         (Rule(), "found none"),
         (Rule(top=1, keep=0.5), "found --keep and --top"),
-        (Rule(keep=50), "not a share"),
+        (Rule(keep=50), "not a fraction"),
         (Rule(top=0), "at least one"),
         (Rule(min=NAN), "not a number"),
         (Rule(min=2.0, max=1.0), "--min 2 is above --max 1"),
@@ -164,6 +187,18 @@ def test_aliases_and_lower_is_better(tmp_path: Path) -> None:
     assert again.kept.tolist() == done.kept.tolist()
 
 
+def test_a_column_of_ones_own_is_filtered_in_the_given_direction(tmp_path: Path) -> None:
+    rows = [{"id": n, "status": "ok", "mutual": 0.0, "perplexity_y": value} for n, value in enumerate([5, 0.1, 9, 0.2])]
+    scores, out = tmp_path / "s.jsonl", tmp_path / "k.jsonl"
+    scores.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="better direction of 'perplexity_y' is not known"):
+        filter_scores(scores, out, by="perplexity_y", keep=0.5, scores_only=True)
+    result = filter_scores(scores, out, by="perplexity_y", keep=0.5, lower_is_better=True, scores_only=True)
+    assert ([row["id"] for row in read(out)], result.threshold, result.lower_is_better) == ([1, 3], 0.2, True)
+    result = filter_scores(scores, out, by="perplexity_y", max=1, scores_only=True)
+    assert ([row["id"] for row in read(out)], result.threshold, result.lower_is_better) == ([1, 3], None, None)
+
+
 def test_scores_only_can_be_filtered_again(tmp_path: Path) -> None:
     _, scored = make(tmp_path)
     first, second = tmp_path / "a.parquet", tmp_path / "b.jsonl"
@@ -179,8 +214,8 @@ def test_ids_that_do_not_match_stop_everything(tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     for changed, message in (
         ([lines[1], lines[0], *lines[2:]], "row 1 has the id '0' in the scores and '1'"),
-        (lines[:-1], "the scores go on at row 12"),
-        ([*lines, '{"id": 99}'], "the input go on at row 13"),
+        (lines[:-1], "the input has no row 12"),
+        ([*lines, '{"id": 99}'], "the score file has no row 13"),
     ):
         other.write_text("\n".join(changed))
         with pytest.raises(UserError, match=message):
@@ -192,7 +227,7 @@ def test_a_changed_or_missing_input_is_noticed(tmp_path: Path) -> None:
     source, scored = make(tmp_path)
     moved = tmp_path / "moved.jsonl"
     source.rename(moved)
-    with pytest.raises(UserError, match="name its new place with --input"):
+    with pytest.raises(UserError, match="name its new path with --input"):
         filter_scores(scored, tmp_path / "k.jsonl", top=3)
     filter_scores(scored, tmp_path / "k.jsonl", top=3, input=moved)
     source.write_text(moved.read_text().replace("c1", "c9"))
