@@ -39,3 +39,15 @@ def anchors(page: Path) -> set[str]:
 def blocks(page: Path, *languages: str) -> list[str]:
     """Return the code blocks in the given languages; "" is a block without one."""
     return [code for language, code in FENCE.findall(page.read_text(encoding="utf-8")) if language in languages]
+
+
+def recipes(text: str) -> list[tuple[str, list[str], list[str]]]:
+    """Return title, diffs and python blocks of each section that has a diff."""
+    found = []
+    for section in re.split(r"^##+ (?=\w)", text, flags=re.MULTILINE)[1:]:
+        code = FENCE.findall(section)
+        diffs = [body for language, body in code if language == "diff"]
+        checks = [body for language, body in code if language == "python"]
+        if diffs:
+            found.append((section.partition("\n")[0], diffs, checks))
+    return found

@@ -7,29 +7,16 @@ one copy of the packages, and all checks run in one process.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from .pages import FENCE, ROOT
+from .pages import ROOT, recipes
 
 PAGE = ROOT / "CONTRIBUTING.md"
 IGNORED = shutil.ignore_patterns("__pycache__")
-
-
-def recipes(text: str) -> list[tuple[str, list[str], list[str]]]:
-    """Return title, diffs and checks of each section that has a diff."""
-    found = []
-    for section in re.split(r"^##+ (?=\w)", text, flags=re.MULTILINE)[1:]:
-        code = FENCE.findall(section)
-        diffs = [body for language, body in code if language == "diff"]
-        checks = [body for language, body in code if language == "python"]
-        if diffs:
-            found.append((section.partition("\n")[0], diffs, checks))
-    return found
 
 
 @pytest.mark.slow
