@@ -174,6 +174,7 @@ def test_smile_has_the_value_of_clipped_dv_and_the_gradient_of_js(backend):
     assert len(set(joined.values())) == 3
 
 
+@pytest.mark.one_build
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_compiles_with_fullgraph(backend, estimator):
     torch._dynamo.reset()
@@ -190,6 +191,7 @@ def test_compiles_with_fullgraph(backend, estimator):
         assert error(eager, graph) <= 1e-6
 
 
+@pytest.mark.one_build
 def test_bounds_compile_with_fullgraph(backend):
     torch._dynamo.reset()
     query, key = operands(32, 8)
@@ -209,6 +211,7 @@ def test_same_bits_run_after_run(backend, estimator, dtype):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.one_build
 @pytest.mark.parametrize("estimator", sorted(set(ESTIMATORS) - {"club"}))
 def test_autocast_casts_the_operands_and_nothing_else(backend, estimator):
     query, key = operands(16, 8)
@@ -241,6 +244,7 @@ def test_frozen_sides_get_no_gradient(backend, estimator, frozen):
     assert error(pair[1 - frozen].grad, want[1 - frozen]) <= 1e-6
 
 
+@pytest.mark.one_build
 @pytest.mark.parametrize(("grad", "products"), [((False, False), 1), ((True, False), 2), ((True, True), 3)])
 @pytest.mark.parametrize("estimator", [*ESTIMATORS, "bounds"])
 def test_number_of_products(backend, estimator, grad, products):
@@ -479,7 +483,7 @@ def test_the_best_baseline_of_tuba_makes_it_tight(backend):
 
 def test_scores_that_rise_along_the_row(backend):
     """Every block of a row has a new maximum, so every running sum is rescaled."""
-    query, key = torch.ones(3000, 1), torch.linspace(-12, 12, 3000)[:, None]
+    query, key = torch.ones(2100, 1), torch.linspace(-12, 12, 2100)[:, None]
     got, want = mutual_information_bounds(query, key), reference.mutual_information_bounds(query, key)
     for name, value in got.items():
         assert abs(value.item() - want[name].item()) <= 2e-6 * max(1.0, abs(want[name].item())), name

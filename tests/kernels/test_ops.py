@@ -109,7 +109,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_gradcheck_in_float64(name):
-    assert gradcheck(CALLS[name], operands(dtype=torch.float64))
+    assert gradcheck(CALLS[name], operands(6, 8, 3, dtype=torch.float64))
 
 
 def test_gradcheck_of_scale_and_bias():
@@ -130,6 +130,7 @@ IDS = {"row_ids": [5, 7, 5, 1, 1, 0], "column_ids": [5, 7, 1]}
 TOLD = {"announced": True, "label_smoothing": 0.1, "z_loss": 0.01, "logit_sums": True}
 
 
+@pytest.mark.one_build
 @pytest.mark.parametrize(
     ("targets", "other", "workspace_bytes", "wants"),
     [
@@ -174,11 +175,13 @@ def test_opcheck_of_the_sweep(backend, targets, other, workspace_bytes, wants):
     torch.library.opcheck(torch.ops.main_kernels.sweep.default, inputs)
 
 
+@pytest.mark.one_build
 def test_opcheck_of_pooling(backend):
     hidden, offsets = torch.randn(7, 5, requires_grad=True), torch.tensor([0, 3, 7])
     torch.library.opcheck(torch.ops.main_kernels.segment_pool.default, (hidden, offsets, False, True, backend))
 
 
+@pytest.mark.one_build
 @pytest.mark.parametrize("name", CALLS)
 def test_compiles_with_fullgraph(backend, name):
     torch._dynamo.reset()
@@ -214,6 +217,7 @@ def test_same_bits_run_after_run_and_for_every_thread_count(backend, name, dtype
                 )
 
 
+@pytest.mark.one_build
 @pytest.mark.parametrize("name", CALLS)
 def test_autocast_casts_the_operands_and_nothing_else(backend, name):
     query, key = operands(16, 24, 8)
@@ -244,6 +248,7 @@ def multiply_adds(run) -> int:
     return work
 
 
+@pytest.mark.one_build
 @pytest.mark.parametrize(
     ("call", "grad", "products"),
     [
@@ -309,6 +314,7 @@ def test_number_of_products(backend, call, grad, products):
     assert multiply_adds(run) == products * 64 * 64 * 32
 
 
+@pytest.mark.one_build
 def test_masked_rows_are_not_multiplied(backend):
     hidden, weight = operands(64, 128, 32)
     targets = torch.full((64,), -100)

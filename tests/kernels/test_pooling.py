@@ -147,6 +147,7 @@ def test_gradcheck_in_float64(name):
     assert gradcheck(CALLS[name], leaves)
 
 
+@pytest.mark.one_build
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("attention", [False, True])
 def test_opcheck(backend, attention, weighted):
@@ -155,6 +156,7 @@ def test_opcheck(backend, attention, weighted):
     torch.library.opcheck(torch.ops.main_kernels.segment_pool.default, (hidden, OFFSETS, False, True, backend, *extra))
 
 
+@pytest.mark.one_build
 @pytest.mark.parametrize("name", CALLS)
 def test_compiles_with_fullgraph(backend, name):
     torch._dynamo.reset()
@@ -188,6 +190,7 @@ def test_same_bits_run_after_run_and_for_every_thread_count(backend, name, dtype
         assert all(a is b is None or torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.one_build
 @pytest.mark.parametrize("name", CALLS)
 def test_autocast_changes_nothing(backend, name):
     leaves = operands()
@@ -200,6 +203,7 @@ def test_autocast_changes_nothing(backend, name):
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.one_build
 @pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=3)))
 def test_frozen_arguments_cost_nothing(backend, wanted, monkeypatch):
     """No gradient that nobody wants is made, and without slopes to compute the states are not kept alive."""

@@ -1,20 +1,13 @@
-"""Run as a script by test_loop: one run of the loop, killed with SIGKILL in stage after stage, and gone on with.
-
-    python -m tests.align.loop.run_and_kill CONFIG
-
-Imports the heavy libraries once and forks a process for each attempt. Prints one line an attempt.
-"""
+"""What the processes of test_loop.py run: the loop, killed with SIGKILL in one of its stages."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import main_align.loop.loop
 import main_align.scoring.job
-import torch
 from main_align.cli.app import app
 from main_align.data.journal import Journal
 from main_align.loop.model_pair import Directions
@@ -49,20 +42,6 @@ TRAPS: dict[str, Callable[[], None]] = {
 }
 
 
-def main(config: str) -> None:
-    torch.set_num_threads(1)
-    for name, trap in TRAPS.items():
-        sys.stdout.flush()
-        child = os.fork()
-        if child == 0:
-            trap()
-            try:
-                app(["train", config])
-            except SystemExit as end:
-                os._exit(int(end.code or 0))
-        status = os.waitpid(child, 0)[1]
-        print("RUN", name, ":", "killed" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def main(config: str, trap: str = "none") -> None:
+    TRAPS[trap]()
+    app(["train", config])

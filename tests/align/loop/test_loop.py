@@ -28,6 +28,8 @@ from main_align.loop.run_dir import RunFolder
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from tests.align import forked
+from tests.align.loop import run_and_kill
 from tests.align.tiny_models import byte_tokenizer, cpu_only, tiny_model, tiny_model_folder
 
 ROOT = Path(__file__).parents[3]
@@ -176,11 +178,11 @@ def test_killed_in_every_kind_of_stage_it_ends_as_if_nothing_had_been(ground: Pa
     out, config = ground / "killed", ground / "killed.json"
     settings = json.loads((finished / "run.json").read_text())["config"]
     config.write_text(json.dumps(settings | {"output_dir": str(out)}))
-    command = [sys.executable, "-m", "tests.align.loop.run_and_kill", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT)
-    runs = [line.rpartition(": ") for line in done.stdout.splitlines() if line.startswith("RUN")]
-    assert [end for *_, end in runs] == ["killed"] * (len(runs) - 1) + ["exit 0"], done.stderr[-3000:]
-    assert len(runs) == 10
+    ends = [
+        forked.end_of(forked.start(run_and_kill.main, str(config), trap, log=ground / "killed.log"))
+        for trap in run_and_kill.TRAPS
+    ]
+    assert ends == ["killed"] * 9 + ["exit 0"], (ground / "killed.log").read_text()[-3000:]
     assert tree(out) == tree(finished)
 
 

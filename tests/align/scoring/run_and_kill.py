@@ -1,18 +1,10 @@
-"""Run as a script by test_job: real `main-align score` processes, killed with SIGKILL, and again.
-
-    python -m tests.align.scoring.run_and_kill INPUT MODEL FOLDER
-
-Imports the heavy libraries once and forks a process for each run, so the runs cost little. Prints
-one line a run: the stage, its output file and how the process ended.
-"""
+"""What the processes of test_job.py run: `main-align score`, killed with SIGKILL in one of its stages."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +14,6 @@ import main_align.data.write
 import main_align.scoring.bank
 import main_align.scoring.job
 import main_align.scoring.scorer
-import torch
 from main_align.cli.app import app
 from main_align.data.journal import FRAME, Journal
 
@@ -79,39 +70,6 @@ STAGES: dict[str, Callable[[], None]] = {
 }
 
 
-def run(args: list[str], stage: str, seconds: float | None = None) -> str:
-    """Fork, run the command with the stage's trap (or shoot it from outside), say how it ended."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        STAGES[stage]()
-        try:
-            app(args)
-        except SystemExit as end:
-            os._exit(int(end.code or 0))
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    return "killed" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
-
-
-def main(source: str, model: str, folder: str) -> None:
-    torch.set_num_threads(1)  # many tiny products: a second thread only waits
-
-    def args(name: str) -> list[str]:
-        settings = ["--model", model, "--pack-tokens", "400", "--window", "20", "--bank", "25"]
-        return ["score", source, "-o", str(Path(folder) / f"{name}.parquet"), *settings]
-
-    for stage in STAGES:
-        print("RUN", stage, stage, run(args(stage), stage))
-        if stage != "whole":
-            print("RUN", stage, stage, run(args(stage), "whole"))
-    # the last runs may find the work done already: those are repeats of a finished job
-    for tenths in range(1, 8, 2):
-        print("RUN", "shot", "shot", run(args("shot"), "whole", tenths / 10))
-    print("RUN", "shot", "shot", run(args("shot"), "whole"))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def main(args: list[str], stage: str = "whole") -> None:
+    STAGES[stage]()
+    app(args)

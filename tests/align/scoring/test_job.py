@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,10 +19,10 @@ from main_align.scoring.job import (
 from main_align.scoring.manifest import manifest_path
 from main_align.scoring.resume import partial_folder
 
+from tests.align import forked
 from tests.align.fakes import FakeScorer
+from tests.align.scoring import run_and_kill
 from tests.align.tiny_models import cpu_only, tiny_model_folder
-
-ROOT = Path(__file__).parents[3]
 
 
 def write_pairs(path: Path, count: int = 23) -> Path:
@@ -221,17 +219,26 @@ def test_a_file_of_blank_lines_is_refused(tmp_path: Path) -> None:
 def test_sigkill_at_any_point_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
     source = write_pairs(tmp_path / "in.jsonl", 60)
     model = tiny_model_folder(tmp_path)
-    command = [sys.executable, "-m", "tests.align.scoring.run_and_kill", str(source), str(model), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    runs = [line.split()[2:] for line in done.stdout.splitlines() if line.startswith("RUN ")]
-    stages = list(dict.fromkeys(name for name, *_ in runs))
-    assert len(stages) == 10, done.stdout + done.stderr
-    whole = (tmp_path / "whole.parquet").read_bytes()
-    for stage in stages:
-        ends = [" ".join(end) for name, *end in runs if name == stage]
-        assert ends[-1] == "exit 0", (stage, ends, done.stderr[-2000:])
-        if stage not in ("whole", "shot"):
-            assert ends == ["killed", "exit 0"], stage
-        assert (tmp_path / f"{stage}.parquet").read_bytes() == whole, stage
-        assert not partial_folder(tmp_path / f"{stage}.parquet").exists(), stage
+    log = tmp_path / "log"
+
+    def started(name: str, stage: str):  # type: ignore[no-untyped-def]
+        settings = ["--model", str(model), "--pack-tokens", "400", "--window", "20", "--bank", "25"]
+        args = ["score", str(source), "-o", str(tmp_path / f"{name}.parquet"), *settings]
+        return forked.start(run_and_kill.main, args, stage, log=log)
+
+    def assert_whole(name: str) -> None:
+        assert forked.end_of(started(name, "whole")) == "exit 0", (name, log.read_text()[-2000:])
+        assert (tmp_path / f"{name}.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes(), name
+        assert not partial_folder(tmp_path / f"{name}.parquet").exists(), name
+
+    assert_whole("whole")
+    for stage in list(run_and_kill.STAGES)[1:]:
+        assert forked.end_of(started(stage, stage)) == "killed", stage
+        assert_whole(stage)
+    for tenths in range(1, 8, 2):  # the last of these may find the work done
+        shot = started("shot", "whole")
+        shot.join(tenths / 10)
+        shot.kill()
+        shot.join()
+    assert_whole("shot")
     assert not list(tmp_path.glob("*.tmp"))

@@ -1,14 +1,11 @@
-"""One optimiser step's gradients, written to a file: the program behind test_training_scale.py, run in one process or
-in several by torchrun. Everything is in float64, so that what remains of a difference is a mistake and no rounding.
-
-    python -m tests.align.training.step_gradients OUT.safetensors SETTINGS.json
-"""
+"""One optimiser step's gradients, written to a file: what the processes of test_scale.py run. Everything is in float64,
+so that what remains of a difference is a mistake and no rounding."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -101,9 +98,7 @@ def step_sharded(trainer, gradients) -> None:  # type: ignore[no-untyped-def]
     trainer.log({})
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+def main(out: Path, settings: dict[str, Any]) -> None:
     sharded, evaluate = settings.pop("sharded", False), settings.pop("evaluate", False)
     trainer, gradients = trainer_of(str(out.parent / "trainer"), **settings)
     if sharded:
@@ -117,7 +112,3 @@ def main() -> None:
         save_file({name: tensor.contiguous() for name, tensor in gradients.found.items()}, out)
         out.with_suffix(".json").write_text(json.dumps(logged | {"sharded": gradients.sharded}))
     Processes(use_cpu=True).leave()
-
-
-if __name__ == "__main__":
-    main()

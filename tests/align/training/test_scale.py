@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,11 @@ import torch
 from main_align.training.distributed import gather_rows
 from safetensors.torch import load_file
 
+from tests.align import forked
 from tests.align.tiny_models import cpu_only
+from tests.align.training import step_gradients
 from tests.align.training.step_gradients import trainer_of
 
-ROOT = Path(__file__).parents[3]
 ALL = {"duality_gap_weight": 0.4}
 COUNTED = (
     "semantic",
@@ -47,10 +46,7 @@ def in_this_process(folder: Path, **settings):  # type: ignore[no-untyped-def]
 
 def in_processes(folder: Path, count: int, **settings):  # type: ignore[no-untyped-def]
     out = folder / f"processes-{count}.safetensors"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command = [*launcher, "-m", "tests.align.training.step_gradients", str(out), json.dumps(settings)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert run.returncode == 0, run.stderr[-3000:]
+    forked.run_ranks(count, step_gradients.main, out, settings, folder=folder)
     return load_file(out), json.loads(out.with_suffix(".json").read_text())
 
 

@@ -3,6 +3,7 @@
 // warp after warp, each as far as it gets without the others, in an order that emulate::order() changes: what depends on
 // it is a race. A barrier that some threads do not reach is an error. What this cannot show: memory ordering, speed.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -44,11 +45,13 @@ constexpr int kMost = 1024, kWarp = 32;
 constexpr size_t kStack = 1 << 16;
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // how it begins; a switch by it would be a system call, so all others are jumps
+  jmp_buf place;
+  bool idle = false;  // at the top of enter(), ready for another block
   std::vector<char> stack = std::vector<char>(kStack);
   dim3 index;
   int waits_for = 0;  // 0: runs, 1: the block, 2: its warp
-  bool done = false;
+  bool begun = false, done = false;
   uint64_t slot = 0;  // what a shuffle or a count exchanges
 };
 
@@ -60,7 +63,7 @@ inline int& order() {  // 0: by index; 1: backwards; more: shuffled
 struct Block {
   std::vector<Fiber> fibers;
   std::function<void()> body;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   int current = 0, size = 0;
 
   static Block& the() {
@@ -70,15 +73,23 @@ struct Block {
 
   static void enter() {
     Block& block = the();
-    block.body();
-    block.fibers[block.current].done = true;
-    swapcontext(&block.fibers[block.current].context, &block.scheduler);
+    Fiber& fiber = block.fibers[block.current];
+    while (true) {
+      fiber.idle = false;
+      block.body();
+      fiber.done = fiber.idle = true;
+      block.leave(fiber);
+    }
+  }
+
+  void leave(Fiber& fiber) {
+    if (_setjmp(fiber.place) == 0) _longjmp(scheduler, 1);
   }
 
   void wait(int scope) {
     Fiber& fiber = fibers[current];
     fiber.waits_for = scope;
-    swapcontext(&fiber.context, &scheduler);
+    leave(fiber);
   }
 
   // Lets go whoever waits at a barrier that all of [begin, end) have reached.
@@ -103,7 +114,10 @@ struct Block {
     if (fiber.done || fiber.waits_for) return;
     current = number;
     threadIdx = fiber.index;
-    swapcontext(&scheduler, &fiber.context);
+    if (_setjmp(scheduler) != 0) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
   }
 
   void run(dim3 shape) {
@@ -116,6 +130,8 @@ struct Block {
       fiber.index = dim3(i % shape.x, i / shape.x % shape.y, i / (shape.x * shape.y));
       fiber.waits_for = 0;
       fiber.done = false;
+      fiber.begun = fiber.idle;
+      if (fiber.idle) continue;
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.data();
       fiber.context.uc_stack.ss_size = kStack;
