@@ -30,7 +30,7 @@ from triton.runtime.jit import JITFunction
 
 from main_kernels.backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators
 from main_kernels.backends.interface import Mask, ScoreGradTerms, ScoreMap
-from main_kernels.backends.triton import TritonBackend, matmul_tile
+from main_kernels.backends.triton import TritonBackend, configs
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
@@ -96,7 +96,7 @@ def compiling(architecture: int) -> Iterator[list[tuple[str, Any]]]:
     """Inside, kernels are compiled for an architecture instead of being launched, and listed with their names."""
     compiled: list[tuple[str, Any]] = []
     before, run = driver._active, JITFunction.run
-    chosen, counted = matmul_tile.architecture, matmul_tile.multiprocessors
+    found, counted = configs.architecture, configs.multiprocessors
 
     def compile_only(self, *args, grid, warmup, **kwargs):  # type: ignore[no-untyped-def]
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
@@ -106,10 +106,10 @@ def compiling(architecture: int) -> Iterator[list[tuple[str, Any]]]:
     try:
         driver.set_active(_Pretended(architecture))
         JITFunction.run = compile_only
-        matmul_tile.architecture, matmul_tile.multiprocessors = lambda _: architecture, lambda _: 132
+        configs.architecture, configs.multiprocessors = lambda _: architecture, lambda _: 132
         yield compiled
     finally:
-        JITFunction.run, matmul_tile.architecture, matmul_tile.multiprocessors = run, chosen, counted
+        JITFunction.run, configs.architecture, configs.multiprocessors = run, found, counted
         driver._active = before
 
 
@@ -183,7 +183,7 @@ def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
         for what, extra in reduced if dtype == torch.bfloat16 else plain:
             yield f"reduce {what} {extra} {case.about}", partial(case.reduce, WANTS[what], extra)
         for what, extra in weighed if dtype == torch.bfloat16 else plain:
-            yield f"weigh {what} {extra} {case.about}", partial(case.score_grad, UPSTREAM[what], extra)
+            yield f"score_grad {what} {extra} {case.about}", partial(case.score_grad, UPSTREAM[what], extra)
 
 
 class _Fused:
@@ -226,7 +226,7 @@ def chunk_cases() -> Iterator[tuple[str, Callable[[], None]]]:
         for what, extra in [(w, "") for w in WANTS] + extras:
             yield f"chunk reduce {what} {extra} {about}", partial(_reduce_chunk, raw, WANTS[what], extra)
         for what, extra in [(u, "") for u in UPSTREAM] + extras:
-            yield f"chunk weigh {what} {extra} {about}", partial(_weigh_chunk, raw, UPSTREAM[what], extra)
+            yield f"chunk score_grad {what} {extra} {about}", partial(_weigh_chunk, raw, UPSTREAM[what], extra)
         for other in (torch.float32, torch.bfloat16):
             for beta in (None, 0.5):
                 for trained in ((True, True), (True, False), (False, True)):
@@ -289,9 +289,9 @@ def faults(row: dict[str, Any]) -> list[str]:
         wrong.append(f"{row['local']} accesses of local memory, {row['stack']} bytes of stack")
     if row["shared"] > SHARED_LIMIT[arch]:
         wrong.append(f"{row['shared']} bytes of shared memory")
-    if name in ("forward", "weights", "target_scores") and not row[MATRIX[arch]]:
+    if name in ("fused_reduce", "fused_score_grad", "target_scores") and not row[MATRIX[arch]]:
         wrong.append(f"no {MATRIX[arch]}")
-    if name in ("forward", "weights") and arch >= 90 and not row["UTMALDG"]:
+    if name in ("fused_reduce", "fused_score_grad") and arch >= 90 and not row["UTMALDG"]:
         wrong.append("no UTMALDG")
     return wrong
 

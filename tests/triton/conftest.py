@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -18,26 +19,19 @@ COMPILED = ["test_aot.py", "test_launch.py", "test_no_device.py"]
 collect_ignore = COMPILED if INTERPRETED else ["test_library.py", "test_fused.py"]
 
 if INTERPRETED:
-    from main_kernels.backends.triton import matmul_tile, reduce_partials, split_float32, unfused
+    from main_kernels.backends.triton import configs
 
-    walked = [
-        tile
-        for table in (matmul_tile.FORWARD, matmul_tile.WEIGH)
-        for tiles in table.values()
-        for tile in tiles.values()
-    ]
     repair()
-    # a tile takes the interpreter some milliseconds whatever its size; test_aot.py compiles the real ones
-    for config, size in (
-        (unfused.REDUCE_ROWS, {"BM": 256, "BN": 512}),
-        (unfused.REDUCE_COLUMNS, {"BM": 512, "BN": 256}),
-        (unfused.WEIGH, {"BM": 256, "BN": 512}),
-        (reduce_partials.COMBINE, {"BN": 512}),
-        (split_float32.PLANES, {"BLOCK": 1 << 16}),
-        *((tile, {"BM": 512, "BN": 512, "BD": 128}) for tile in walked),
-        *((tile, {"BM": 512, "BD": 128}) for tile in matmul_tile.TARGETS[80].values()),
-    ):
-        config.update(size)
+    # The interpreter takes milliseconds per tile, of any size: use few large ones. test_aot.py compiles the real ones.
+    for name in ("FUSED_REDUCE", "FUSED_SCORE_GRAD"):
+        tiles = (replace(tile, BLOCK_M=512, BLOCK_N=512, BLOCK_K=128) for tile in getattr(configs, name))
+        setattr(configs, name, tuple(tiles))
+    configs.TARGET_SCORES = replace(configs.TARGET_SCORES, BLOCK_M=512, BLOCK_K=128)
+    configs.REDUCE_ROWS = replace(configs.REDUCE_ROWS, BLOCK_M=256, BLOCK_N=512)
+    configs.REDUCE_COLUMNS = replace(configs.REDUCE_COLUMNS, BLOCK_M=512, BLOCK_N=256)
+    configs.SCORE_GRAD = replace(configs.SCORE_GRAD, BLOCK_M=256, BLOCK_N=512)
+    configs.REDUCE_PARTIALS = replace(configs.REDUCE_PARTIALS, BLOCK_N=512)
+    configs.SPLIT_FLOAT32 = replace(configs.SPLIT_FLOAT32, BLOCK=1 << 16)
     settings.register_profile("interpreted", settings.get_profile("quick"), max_examples=6)
     settings.load_profile("interpreted")
 

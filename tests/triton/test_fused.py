@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from main_kernels import info_nce, pair_scores, reference
-from main_kernels.backends.triton import TritonBackend, matmul_tile
+from main_kernels.backends.triton import TritonBackend, configs, matmul_tile
 from main_kernels.backends.triton.fused import TritonFused
 from main_kernels.sweep import grad_buffer, plan, sweep
 
@@ -24,7 +24,7 @@ from ..kernels.contract import Matrices, error
 def fused(request, backend, monkeypatch):
     """Fused walks for operands of any dtype, in chunks of 512 rows; how often each was made."""
     monkeypatch.setattr(TritonFused, "supports", lambda self, dtype: True)
-    monkeypatch.setattr(matmul_tile, "architecture", lambda device: 80 if request.param == "loads" else 90)
+    monkeypatch.setattr(configs, "architecture", lambda device: 80 if request.param == "loads" else 90)
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     counts = {"reduce": 0, "score_grad": 0, "target_scores": 0}
     for name in counts:

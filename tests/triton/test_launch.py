@@ -17,7 +17,7 @@ import triton
 
 from main_kernels import backends, info_nce, linear_cross_entropy, linear_kl, pair_scores, sigmoid_loss
 from main_kernels.backends import registry
-from main_kernels.backends.triton import TritonBackend, matmul_tile
+from main_kernels.backends.triton import TritonBackend, configs
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
 NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia"
@@ -62,8 +62,8 @@ def pretended(stand_in):
         for name, answer in (("get_current_device", 0), ("get_current_stream", 0), ("get_device_capability", (9, 0))):
             setattr(pretender, name, lambda *_, answer=answer: answer)
         patch.setattr(triton.runtime.driver, "_active", pretender)
-        patch.setattr(matmul_tile, "architecture", lambda _: 90)
-        patch.setattr(matmul_tile, "multiprocessors", lambda _: 132)
+        patch.setattr(configs, "architecture", lambda _: 90)
+        patch.setattr(configs, "multiprocessors", lambda _: 132)
         patch.setitem(registry.BACKENDS, "triton", TritonBackend())
         yield lambda: [line.split() for line in loaded.noted().decode().splitlines()]
 
@@ -81,11 +81,11 @@ def test_a_driver_accepts_what_is_launched(pretended, name, dtype):
     if name == "linear_kl":
         assert asked["divergence"] == 1
     elif dtype == torch.float32:
-        assert asked["reduce_rows"] == asked["weigh"] == 1
+        assert asked["reduce_rows"] == asked["score_grad"] == 1
     else:
-        assert asked["target_scores"] == asked["forward"] == 1
-        assert asked["map"] == 2 * (asked["forward"] + asked["weights"])
-        assert all(int(grid) <= 2 * 132 for what, grid in notes if what in ("forward", "weights"))
+        assert asked["target_scores"] == asked["fused_reduce"] == 1
+        assert asked["map"] == 2 * (asked["fused_reduce"] + asked["fused_score_grad"])
+        assert all(int(grid) <= 2 * 132 for what, grid in notes if what in ("fused_reduce", "fused_score_grad"))
 
 
 def test_it_refuses_what_cuda_does(pretended):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from main_kernels.backends.triton import divergence
+from main_kernels.backends.triton import configs
 from main_kernels.sweep import plan
 
 from ..kernels import test_contrastive, test_grad_buffer, test_head_losses, test_information, test_linear_kl, test_ops
@@ -48,7 +50,7 @@ def test_several_chunks_in_the_real_compute_dtype(backend, dtype, workspace_byte
 @pytest.mark.parametrize("options", test_linear_kl.OPTIONS)
 def test_rows_of_several_blocks(backend, options, frozen, monkeypatch):
     """The largest score may lie anywhere in a row; which passes a gradient takes depends on who is trained."""
-    monkeypatch.setitem(divergence.DIVERGENCE, "BLOCK", 64)
+    monkeypatch.setattr(configs, "DIVERGENCE", replace(configs.DIVERGENCE, BLOCK=64))
     drawn = Matrices(9, 300, 24, torch.float32, 1.0, False, 5)
     test_linear_kl.check(*test_linear_kl.draw(drawn, torch.float32, 16), frozen=frozen, **options)
 

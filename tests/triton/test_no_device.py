@@ -25,7 +25,7 @@ from main_kernels import (
     token_logprobs,
 )
 from main_kernels.backends import registry
-from main_kernels.backends.triton import TritonBackend, matmul_tile
+from main_kernels.backends.triton import TritonBackend, configs
 from main_kernels.sweep import backward, divergence, grad_buffer, op
 
 
@@ -66,8 +66,8 @@ def test_everything_is_made_there_and_nothing_is_read(monkeypatch, name, dtype):
 
     monkeypatch.setattr(torch, "autocast", lambda *_, **options: nullcontext())
     monkeypatch.setattr(JITFunction, "run", run)
-    monkeypatch.setattr(matmul_tile, "architecture", lambda _: 90)
-    monkeypatch.setattr(matmul_tile, "multiprocessors", lambda _: 132)
+    monkeypatch.setattr(configs, "architecture", lambda _: 90)
+    monkeypatch.setattr(configs, "multiprocessors", lambda _: 132)
     monkeypatch.setattr(grad_buffer, "adds_in_place", lambda _: True)
     monkeypatch.setattr(checks, "on_device", lambda ok, message: True)
     monkeypatch.setitem(registry.BACKENDS, "triton", TritonBackend())
@@ -78,11 +78,11 @@ def test_everything_is_made_there_and_nothing_is_read(monkeypatch, name, dtype):
     with backends.use_backend("triton"):
         gradients = torch.autograd.grad(CALLS[name](query, key), (query, key))
     assert all(g.dtype == dtype and g.device.type == "meta" for g in gradients)
-    fused = {"forward", "combine"} if dtype == torch.bfloat16 else {"reduce_rows", "weigh"}
+    fused = {"fused_reduce", "reduce_partials"} if dtype == torch.bfloat16 else {"reduce_rows", "score_grad"}
     assert set(asked) >= ({"divergence"} if name == "linear_kl" else fused)
     if dtype == torch.bfloat16 and name == "info_nce":  # made anew by the backward
-        assert set(asked) >= {"target_scores", "weights"}
-        assert "weigh" not in asked
+        assert set(asked) >= {"target_scores", "fused_score_grad"}
+        assert "score_grad" not in asked
     if dtype == torch.bfloat16 and name in ("token_logprobs", "linear_cross_entropy", "mutual_information"):
-        assert set(asked) >= {"target_scores", "weigh"}  # by the forward, while it has the scores
-        assert "weights" not in asked
+        assert set(asked) >= {"target_scores", "score_grad"}  # by the forward, while it has the scores
+        assert "fused_score_grad" not in asked

@@ -1,9 +1,9 @@
-"""The Triton backend: CUDA devices of compute capability 8.0 and newer. Importing it imports triton.
+"""The Triton backend, for CUDA devices of compute capability 8.0 and newer. Importing it imports triton.
 
-``tiles.py`` is what becomes of a tile of scores in registers. ``forward.py`` and ``weights.py`` apply it to tiles that
-``product.py`` makes, ``chunks.py`` to raw scores that cuBLAS made. ``arguments.py`` has what they are handed.
-``combine.py`` is the second stage of every reduction: tiles leave partial sums, which are added in one fixed order, so
-the bits do not depend on who finished first.
+``epilogue.py`` maps, masks and reduces a tile of scores in registers. ``fused_forward.py`` and ``fused_backward.py``
+apply it to tiles from ``matmul_tile.py``, ``unfused.py`` to raw scores that cuBLAS computed. ``kernel_args.py`` has the
+structs they exchange, ``configs.py`` their tile sizes. Tiles leave partial sums, which ``reduce_partials.py`` adds in a
+fixed order, so the result does not depend on the order in which programs finish.
 
 All of it has been compiled, and run under Triton's interpreter, but never on a GPU.
 """

@@ -1,4 +1,4 @@
-"""What is launched, with which buffers. No host synchronisation: nothing here reads a value from the device."""
+"""TritonBackend: launches the kernels over chunks and allocates their buffers. Never synchronises with the device."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from torch import Tensor
 from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..interface import FusedKernels, Mask, ScoreGradTerms, ScoreMap, SingleExpKernels
 from ..plain import PlainBackend
-from .divergence import DIVERGENCE, divergence
-from .epilogue import EXACT
+from . import configs
+from .configs import ChunkTile
+from .divergence import divergence
+from .epilogue import NO_FMA
 from .fused import TritonFused
-from .launch import combine_, parts_of, scoring_of, terms_of, where_of
-from .split_float32 import PLANES, accumulate, round_scaled
-from .unfused import REDUCE_COLUMNS, REDUCE_ROWS, WEIGH, reduce_columns, reduce_rows, weigh
+from .launch import masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
+from .split_float32 import accumulate, round_scaled
+from .unfused import reduce_columns, reduce_rows, score_grad
 
 
-def tiles(raw: Tensor, config: dict[str, int]) -> tuple[int, int]:
-    """How many tiles down and across."""
-    return -(-raw.shape[0] // config["BM"]), -(-raw.shape[1] // config["BN"])
+def tiles(raw: Tensor, tile: ChunkTile) -> tuple[int, int]:
+    """Return the number of tiles down and across."""
+    return -(-raw.shape[0] // tile.BLOCK_M), -(-raw.shape[1] // tile.BLOCK_N)
 
 
 class TritonBackend(PlainBackend):
-    """Pooling is that of the plain backend."""
+    """Score kernels in Triton; pooling comes from the plain backend."""
 
     single_exp: SingleExpKernels | None = None
     fused: FusedKernels | None = TritonFused()
@@ -32,46 +34,47 @@ class TritonBackend(PlainBackend):
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators
     ) -> None:
-        down, across = tiles(raw, REDUCE_ROWS)
+        tile = configs.REDUCE_ROWS
+        down, across = tiles(raw, tile)
         if not down:
             return
         with torch.cuda.device_of(raw):
-            parts = parts_of(sums, across, targets=targets is not None)
+            parts = partial_sums(sums, across, targets=targets is not None)
             reduce_rows[(down * across,)](
                 raw,
                 raw.stride(0),
                 *raw.shape,
                 scoring_of(score_map),
-                where_of(targets, mask),
+                masking_of(targets, mask),
                 sums.target,
                 sums.clip,
                 parts,
-                **REDUCE_ROWS,
-                **EXACT,
+                **tile.options,
+                **NO_FMA,
             )
-            combine_(parts, sums)
+            reduce_partials_(parts, sums)
 
     def reduce_columns(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnAccumulators
     ) -> None:
-        down, across = tiles(raw, REDUCE_COLUMNS)
+        tile = configs.REDUCE_COLUMNS
+        down, across = tiles(raw, tile)
         if not down:
             return
         with torch.cuda.device_of(raw):
-            ranked = targets is not None and sums.target is not None
-            parts = parts_of(sums, down, targets=ranked)
+            parts = partial_sums(sums, down, targets=targets is not None and sums.target is not None)
             reduce_columns[(down * across,)](
                 raw,
                 raw.stride(0),
                 *raw.shape,
                 scoring_of(score_map),
-                where_of(targets, mask),
+                masking_of(targets, mask),
                 sums.target,
                 parts,
-                **REDUCE_COLUMNS,
-                **EXACT,
+                **tile.options,
+                **NO_FMA,
             )
-            combine_(parts, sums)
+            reduce_partials_(parts, sums)
 
     def score_grad_(
         self,
@@ -80,40 +83,45 @@ class TritonBackend(PlainBackend):
         targets: Tensor | None,
         mask: Mask | None,
         terms: ScoreGradTerms,
-        d_scale: Tensor | None,
+        scale_grad: Tensor | None,
     ) -> None:
-        down, across = tiles(raw, WEIGH)
+        tile = configs.SCORE_GRAD
+        down, across = tiles(raw, tile)
         if not down:
             return
         with torch.cuda.device_of(raw):
-            share = None if d_scale is None else raw.new_empty((across, raw.shape[0]), dtype=torch.float32)
-            weigh[(down * across,)](
+            row_partials = None
+            if scale_grad is not None:
+                row_partials = raw.new_empty((across, raw.shape[0]), dtype=torch.float32)
+            score_grad[(down * across,)](
                 raw,
                 raw.stride(0),
                 *raw.shape,
                 scoring_of(score_map),
-                where_of(targets, mask),
+                masking_of(targets, mask),
                 terms_of(terms, targets=targets is not None),
-                share,
-                **WEIGH,
-                **EXACT,
+                row_partials,
+                **tile.options,
+                **NO_FMA,
             )
-            if d_scale is not None and share is not None:
-                d_scale.copy_(share.sum(0, dtype=torch.float64) / score_map.scale)
+            if scale_grad is not None and row_partials is not None:
+                scale_grad.copy_(row_partials.sum(0, dtype=torch.float64) / score_map.scale)
 
     def accumulate_(self, high: Tensor, low: Tensor, x: Tensor) -> None:
         if not x.numel():
             return
+        block = configs.SPLIT_FLOAT32
         with torch.cuda.device_of(x):
-            accumulate[(-(-x.numel() // PLANES["BLOCK"]),)](
-                high.view(torch.int16), low, x.contiguous(), x.numel(), **PLANES, **EXACT
+            accumulate[(-(-x.numel() // block.BLOCK),)](
+                high.view(torch.int16), low, x.contiguous(), x.numel(), **block.options, **NO_FMA
             )
 
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
         if not high.numel():
             return
+        block = configs.SPLIT_FLOAT32
         with torch.cuda.device_of(high):
-            round_scaled[(-(-high.numel() // PLANES["BLOCK"]),)](
+            round_scaled[(-(-high.numel() // block.BLOCK),)](
                 high.view(torch.int16),
                 low,
                 high,
@@ -121,8 +129,8 @@ class TritonBackend(PlainBackend):
                 high.numel(),
                 high.shape[1],
                 0 if scale.numel() == 1 else 1,
-                **PLANES,
-                **EXACT,
+                **block.options,
+                **NO_FMA,
             )
 
     def divergence_(
@@ -150,6 +158,6 @@ class TritonBackend(PlainBackend):
                 values,
                 GRAD_P=grad_p,
                 GRAD_Q=grad_q,
-                **DIVERGENCE,
-                **EXACT,
+                **configs.DIVERGENCE.options,
+                **NO_FMA,
             )

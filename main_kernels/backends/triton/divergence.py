@@ -1,17 +1,18 @@
-"""The divergence of two chunks of raw scores, row by row: one program a row, which walks it twice, or three times where
-a gradient needs the row's value. Beside four products the exponentials that are computed anew do not show."""
+"""divergence, the kernel that compares two chunks of raw scores row by row.
+
+One program per row reads it twice, or three times if a gradient needs the row's value. The recomputed exponentials cost
+little next to the four matrix products.
+"""
 
 import triton
 import triton.language as tl
 
 from .epilogue import NOTHING, exp
 
-DIVERGENCE = {"BLOCK": 2048, "num_warps": 8, "maxnreg": 255}
-
 
 @triton.jit
 def _excess(x):
-    """e^x - 1 - x for |x| <= 1/2: not negative, and of second order in x."""
+    """e^x - 1 - x for |x| <= 1/2: nonnegative, and of second order in x."""
     p = 2.4801587e-5 * x + 1.9841270e-4
     p = p * x + 1.3888889e-3
     p = p * x + 8.3333333e-3
@@ -22,15 +23,15 @@ def _excess(x):
 
 
 @triton.jit
-def _share(p, q, ratio):
-    """What one outcome adds to KL(p || q): with the q - p, which sum to nothing, no term is negative."""
+def _kl_term(p, q, ratio):
+    """One outcome's term of KL(p || q). It includes q - p, which sums to zero, so that no term is negative."""
     return tl.where(tl.abs(ratio) < 0.5, p * _excess(-ratio), p * ratio + (q - p))
 
 
 @triton.jit
 def _to_mixture(ratio, beta, rest, level):
-    """log(p / m) and log(q / m) from log(p / q), m = beta p + rest q: log m is that of the distribution which has the
-    larger part in m, plus log(1 + w), -1 < w <= 1."""
+    """log(p / m) and log(q / m) from log(p / q), m = beta p + rest q. log m is log p or log q, whichever has the larger
+    part in m, plus log(1 + w), -1 < w <= 1."""
     mostly_p = ratio > level
     minor, major = tl.where(mostly_p, rest, beta), tl.where(mostly_p, beta, rest)
     x = tl.where(mostly_p, -ratio, ratio)
@@ -44,40 +45,40 @@ def _to_mixture(ratio, beta, rest, level):
 
 
 @triton.jit
-def _grown(top, total, poison, s, ok):
-    """A row's largest score so far and float64 the sum of e^(s - top), with one block more; poison turns NaN where a
-    score is not finite."""
-    here = tl.max(tl.where(ok, s, NOTHING))
-    if here > top:  # in float64: p and q must sum to 1 alike, or what is left of a small divergence is their difference
-        total *= tl.exp(top.to(tl.float64) - here.to(tl.float64))
-        top = here
-    total += tl.sum(tl.where(ok, exp(s - top), 0.0)).to(tl.float64)
-    return top, total, poison + tl.sum(tl.where(ok, s * 0.0, 0.0))
+def _add_block(top, total, poison, s, mask):
+    """Add a block to a row's largest score and the float64 sum of e^(s - top); poison becomes NaN if a score is not
+    finite."""
+    block_top = tl.max(tl.where(mask, s, NOTHING))
+    if block_top > top:  # float64: a difference between the sums of p and q would dominate a small divergence
+        total *= tl.exp(top.to(tl.float64) - block_top.to(tl.float64))
+        top = block_top
+    total += tl.sum(tl.where(mask, exp(s - top), 0.0)).to(tl.float64)
+    return top, total, poison + tl.sum(tl.where(mask, s * 0.0, 0.0))
 
 
 @triton.jit
 def _norms(p_raw, q_raw, columns, scale, BLOCK: tl.constexpr):
-    """Of both rows the largest score and float64 the log of sum_j e^(s_j - top); NaN where a score is not finite."""
+    """The largest score of both rows and the float64 log of sum_j e^(s_j - top); NaN if a score is not finite."""
     p_top = tl.full((), NOTHING, tl.float32)
     p_poison = tl.full((), 0.0, tl.float32)
     p_total = tl.full((), 0.0, tl.float64)
     q_top, q_poison, q_total = p_top, p_poison, p_total
     for begin in range(0, columns, BLOCK):
         j = begin + tl.arange(0, BLOCK)
-        ok = j < columns
-        p = tl.load(p_raw + j, ok, 0.0).to(tl.float32) * scale
-        q = tl.load(q_raw + j, ok, 0.0).to(tl.float32) * scale
-        p_top, p_total, p_poison = _grown(p_top, p_total, p_poison, p, ok)
-        q_top, q_total, q_poison = _grown(q_top, q_total, q_poison, q, ok)
+        mask = j < columns
+        p = tl.load(p_raw + j, mask, 0.0).to(tl.float32) * scale
+        q = tl.load(q_raw + j, mask, 0.0).to(tl.float32) * scale
+        p_top, p_total, p_poison = _add_block(p_top, p_total, p_poison, p, mask)
+        q_top, q_total, q_poison = _add_block(q_top, q_total, q_poison, q, mask)
     return p_top, tl.log(p_total) + p_poison.to(tl.float64), q_top, tl.log(q_total) + q_poison.to(tl.float64)
 
 
 @triton.jit
-def _logs(p_raw, q_raw, j, ok, scale, p_top, q_top, p_sum, q_sum):
-    """log p, log q and their difference, taken between the distances from the tops, before the sums come in: two close
-    log-probabilities of ten nats would leave little of a small one."""
-    p = tl.load(p_raw + j, ok, 0.0).to(tl.float32) * scale - p_top
-    q = tl.load(q_raw + j, ok, 0.0).to(tl.float32) * scale - q_top
+def _logs(p_raw, q_raw, j, mask, scale, p_top, q_top, p_sum, q_sum):
+    """log p, log q and their difference. The difference is taken before the sums are subtracted: between two
+    log-probabilities of ten nats a small one would lose its digits."""
+    p = tl.load(p_raw + j, mask, 0.0).to(tl.float32) * scale - p_top
+    q = tl.load(q_raw + j, mask, 0.0).to(tl.float32) * scale - q_top
     return p - p_sum.to(tl.float32), q - q_sum.to(tl.float32), (p - q) - (p_sum - q_sum).to(tl.float32)
 
 
@@ -95,13 +96,13 @@ def divergence(
     GRAD_Q: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """values[row] = KL(p || q), or with beta (level = log((1 - beta) / beta)) the Jensen-Shannon divergence; the raw
-    scores become weights[row] times its gradient."""
+    """values[row] = KL(p || q), or with beta (level = log((1 - beta) / beta)) the Jensen-Shannon divergence. The raw
+    scores are replaced by weights[row] times its gradient."""
     row = tl.program_id(0)
     p_raw += row.to(tl.int64) * columns
     q_raw += row.to(tl.int64) * columns
     p_top, p_sum, q_top, q_sum = _norms(p_raw, q_raw, columns, scale, BLOCK)
-    # q's gradient of a Kullback-Leibler divergence does not wait for its value, unless p's still needs the scores
+    # the KL divergence's gradient of q does not need its value: write it at once, unless p's needs the scores
     at_once: tl.constexpr = beta is None and GRAD_Q and not GRAD_P
     factor = 0.0
     if GRAD_P or GRAD_Q:
@@ -110,18 +111,18 @@ def divergence(
     q_total = tl.full((), 0.0, tl.float64)
     for begin in range(0, columns, BLOCK):
         j = begin + tl.arange(0, BLOCK)
-        ok = j < columns
-        log_p, log_q, ratio = _logs(p_raw, q_raw, j, ok, scale, p_top, q_top, p_sum, q_sum)
+        mask = j < columns
+        log_p, log_q, ratio = _logs(p_raw, q_raw, j, mask, scale, p_top, q_top, p_sum, q_sum)
         p, q = exp(log_p), exp(log_q)
         if beta is None:
-            p_total += tl.sum(tl.where(ok, _share(p, q, ratio), 0.0)).to(tl.float64)
+            p_total += tl.sum(tl.where(mask, _kl_term(p, q, ratio), 0.0)).to(tl.float64)
             if at_once:
-                tl.store(q_raw + j, (factor * (q - p)).to(q_raw.dtype.element_ty), ok)
+                tl.store(q_raw + j, (factor * (q - p)).to(q_raw.dtype.element_ty), mask)
         else:
             m = beta * p + (1.0 - beta) * q
             p_ratio, q_ratio = _to_mixture(ratio, beta, 1.0 - beta, level)
-            p_total += tl.sum(tl.where(ok, _share(p, m, p_ratio), 0.0)).to(tl.float64)
-            q_total += tl.sum(tl.where(ok, _share(q, m, q_ratio), 0.0)).to(tl.float64)
+            p_total += tl.sum(tl.where(mask, _kl_term(p, m, p_ratio), 0.0)).to(tl.float64)
+            q_total += tl.sum(tl.where(mask, _kl_term(q, m, q_ratio), 0.0)).to(tl.float64)
     p_kl, q_kl = p_total.to(tl.float32), q_total.to(tl.float32)
     if beta is None:
         tl.store(values + row, p_kl)
@@ -130,8 +131,8 @@ def divergence(
     if (GRAD_P or GRAD_Q) and not at_once:
         for begin in range(0, columns, BLOCK):
             j = begin + tl.arange(0, BLOCK)
-            ok = j < columns
-            log_p, log_q, ratio = _logs(p_raw, q_raw, j, ok, scale, p_top, q_top, p_sum, q_sum)
+            mask = j < columns
+            log_p, log_q, ratio = _logs(p_raw, q_raw, j, mask, scale, p_top, q_top, p_sum, q_sum)
             p, q = exp(log_p), exp(log_q)
             if beta is None:
                 d_p, d_q = p * (ratio - p_kl), q - p
@@ -139,6 +140,6 @@ def divergence(
                 p_ratio, q_ratio = _to_mixture(ratio, beta, 1.0 - beta, level)
                 d_p, d_q = beta * p * (p_ratio - p_kl), (1.0 - beta) * q * (q_ratio - q_kl)
             if GRAD_P:
-                tl.store(p_raw + j, (factor * d_p).to(p_raw.dtype.element_ty), ok)
+                tl.store(p_raw + j, (factor * d_p).to(p_raw.dtype.element_ty), mask)
             if GRAD_Q:
-                tl.store(q_raw + j, (factor * d_q).to(q_raw.dtype.element_ty), ok)
+                tl.store(q_raw + j, (factor * d_q).to(q_raw.dtype.element_ty), mask)

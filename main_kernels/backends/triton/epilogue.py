@@ -1,4 +1,4 @@
-"""What becomes of a tile of raw scores, in registers."""
+"""The epilogue of a tile of raw scores in registers: score map, mask, reductions and score gradient."""
 
 import triton
 import triton.language as tl
@@ -6,21 +6,21 @@ from triton.language.extra import libdevice
 
 from .kernel_args import Entries, Sums
 
-NOTHING = tl.constexpr(float("-inf"))  # the score of an entry that takes no part
+NOTHING = tl.constexpr(float("-inf"))  # the score of a masked entry
 _LOWEST = tl.constexpr(-1e4)  # a finite stand-in for the logarithm of 0
 
-# Kernels are launched with fused multiply-adds off: a score is then the same number wherever it is computed, so that
-# exp(s - lse) fits the sum it was made with, and equal scores are equal.
-EXACT = {"enable_fp_fusion": False}
+# Kernels are launched without fused multiply-adds. A score is then the same number in every kernel: exp(s - lse) is
+# consistent with the sum that contains it, and equal scores compare as equal.
+NO_FMA = {"enable_fp_fusion": False}
 
 
-# What the interpreter cannot do is done otherwise there.
+# The interpreter does not support libdevice.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def exp(x):
-    """e^x, subnormal ones being 0: with them it takes twice the instructions."""
+    """e^x, with 0 for subnormal results, which would take twice the instructions."""
     if INTERPRETED:
         y = tl.exp(x)
     else:
@@ -30,7 +30,7 @@ def exp(x):
 
 @triton.jit
 def tanh(x):
-    """To about 1 ulp: an odd polynomial near zero, where 1 - 2 / (e^2x + 1) would cancel."""
+    """tanh to about 1 ulp: an odd polynomial near zero, where 1 - 2 / (e^2x + 1) cancels."""
     size = tl.abs(x)
     size = tl.where(size > 15.0, 15.0, size)  # 1 in float32 from 9 on; a NaN passes through
     z = size * size
@@ -46,7 +46,7 @@ def tanh(x):
 
 @triton.jit
 def log1p(u):
-    """log(1 + u) for u in [0, 1], to about 1 ulp however small u is: 2 atanh(u / (2 + u)) by its series."""
+    """log(1 + u) for u in [0, 1], to about 1 ulp for every u: the series of 2 atanh(u / (2 + u))."""
     z = u / (2.0 + u)
     y = z * z
     p = 0.0769230769 * y + 0.0909090909
@@ -70,18 +70,18 @@ def sigmoid_of(s):
 
 
 @triton.jit
-def bias_of(j, there, scoring):
-    """The bias of columns j where ``there``; None where there is none."""
+def load_bias(j, mask, scoring):
+    """The bias of columns j under ``mask``; None if the scores have no bias."""
     bias = None
     if scoring.bias is not None:
-        bias = tl.load(scoring.bias + j, there, 0.0)
+        bias = tl.load(scoring.bias + j, mask, 0.0)
     return bias
 
 
 @triton.jit
-def score(raw, bias, scoring):
-    """Scores of raw products; ``bias`` has their shape or broadcasts to it. An infinite one comes out as NaN, so that
-    no sum passes it for a number, but for -inf where the bias is, or becomes, -inf: an entry that it leaves out."""
+def map_score(raw, bias, scoring):
+    """Scores of raw products; ``bias`` broadcasts to their shape. An infinite score becomes NaN, so that it shows in
+    every sum. The exception is -inf from a bias that is, or that the scale takes to, -inf: it excludes the entry."""
     raw = raw.to(tl.float32)
     s = raw
     if bias is not None:
@@ -98,14 +98,14 @@ def score(raw, bias, scoring):
 
 
 @triton.jit
-def entries_of(down, across, rows, columns, BM: tl.constexpr, BN: tl.constexpr):
-    """Those of the tile that is so many down and across."""
-    return Entries(down * BM + tl.arange(0, BM), across * BN + tl.arange(0, BN), rows, columns)
+def tile_entries(down, across, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The entries of the tile in tile row ``down`` and tile column ``across``."""
+    return Entries(down * BLOCK_M + tl.arange(0, BLOCK_M), across * BLOCK_N + tl.arange(0, BLOCK_N), rows, columns)
 
 
 @triton.jit
-def inside(entries):
-    """[BM, BN], which entries there are."""
+def in_bounds(entries):
+    """[BLOCK_M, BLOCK_N], True for entries within the scores."""
     return (entries.i[:, None] < entries.rows) & (entries.j[None, :] < entries.columns)
 
 
@@ -115,63 +115,63 @@ def _addresses(start, pitch, entries):
 
 
 @triton.jit
-def fetched(start, pitch, entries):
-    """[BM, BN] of a matrix whose rows are ``pitch`` apart, 0 beyond it."""
-    there = inside(entries)
-    return tl.load(_addresses(start, pitch, entries), there, 0.0)
+def load_tile(start, pitch, entries):
+    """[BLOCK_M, BLOCK_N] of a matrix whose rows are ``pitch`` apart, 0 out of bounds."""
+    mask = in_bounds(entries)
+    return tl.load(_addresses(start, pitch, entries), mask, 0.0)
 
 
 @triton.jit
-def put(x, start, pitch, entries):
-    """Stores x[BM, BN] in a matrix whose rows are ``pitch`` apart."""
-    x = x.to(start.dtype.element_ty)  # before there are addresses: the largest kernels have no register to spare
-    there = inside(entries)
-    tl.store(_addresses(start, pitch, entries), x, there)
+def store_tile(x, start, pitch, entries):
+    """Store x[BLOCK_M, BLOCK_N] in a matrix whose rows are ``pitch`` apart."""
+    x = x.to(start.dtype.element_ty)  # before the addresses exist: the largest kernels have no register to spare
+    mask = in_bounds(entries)
+    tl.store(_addresses(start, pitch, entries), x, mask)
 
 
 @triton.jit
-def scores_of(raw, entries, scoring):
-    """[BM, BN] scores of a tile of raw products."""
-    bias = bias_of(entries.j, entries.j < entries.columns, scoring)
+def map_tile(raw, entries, scoring):
+    """[BLOCK_M, BLOCK_N] scores of a tile of raw products."""
+    bias = load_bias(entries.j, entries.j < entries.columns, scoring)
     if bias is not None:
         bias = bias[None, :]
-    return score(raw, bias, scoring)
+    return map_score(raw, bias, scoring)
 
 
 @triton.jit
-def own_entries(entries, where):
-    """[BM, BN], which entries are their row's target; None where there are no targets."""
-    own = None
-    if where.targets is not None:
-        target = tl.load(where.targets + entries.i, entries.i < entries.rows, -1)
-        own = entries.j[None, :] == tl.where(target < entries.columns, target, -1)[:, None]
-    return own
+def target_mask(entries, masking):
+    """[BLOCK_M, BLOCK_N], True for the target of each row; None if there are no targets."""
+    is_target = None
+    if masking.targets is not None:
+        target = tl.load(masking.targets + entries.i, entries.i < entries.rows, -1)
+        is_target = entries.j[None, :] == tl.where(target < entries.columns, target, -1)[:, None]
+    return is_target
 
 
 @triton.jit
-def taking_part(own, entries, where):
-    """[BM, BN], which entries take part."""
-    part = inside(entries)
-    if where.row_ids is not None:
-        mine = tl.load(where.row_ids + entries.i, entries.i < entries.rows, 0)
-        theirs = tl.load(where.column_ids + entries.j, entries.j < entries.columns, 0)
-        other = mine[:, None] != theirs[None, :]
-        if own is not None:
-            if where.keep_target:
-                other = other | own
+def valid_mask(is_target, entries, masking):
+    """[BLOCK_M, BLOCK_N], True for entries that are in bounds and not masked."""
+    valid = in_bounds(entries)
+    if masking.row_ids is not None:
+        row_id = tl.load(masking.row_ids + entries.i, entries.i < entries.rows, 0)
+        column_id = tl.load(masking.column_ids + entries.j, entries.j < entries.columns, 0)
+        unmasked = row_id[:, None] != column_id[None, :]
+        if is_target is not None:
+            if masking.keep_target:
+                unmasked = unmasked | is_target
             else:
-                other = other & (own == 0)
-        part = part & other
-    return part
+                unmasked = unmasked & (is_target == 0)
+        valid = valid & unmasked
+    return valid
 
 
 @triton.jit
-def only(s, own, entries, where):
-    """s where an entry takes part, else -inf. What is no number stays none, whoever leaves it out."""
-    part = taking_part(own, entries, where)
-    if where.row_ids is not None:
-        part = part | (s != s)
-    return tl.where(part, s, NOTHING)
+def mask_scores(s, is_target, entries, masking):
+    """s with -inf for entries that are masked or out of bounds. NaN scores stay NaN, even if they are masked."""
+    valid = valid_mask(is_target, entries, masking)
+    if masking.row_ids is not None:
+        valid = valid | (s != s)
+    return tl.where(valid, s, NOTHING)
 
 
 @triton.jit
@@ -181,10 +181,10 @@ def clamped(x, limit):
 
 
 @triton.jit
-def sums_of(s, above, clip, parts, AXIS: tl.constexpr):
-    """The sums of a tile along AXIS; zero where there are no ``parts`` for them to go to.
+def reduce_tile(s, above, clip, parts, AXIS: tl.constexpr):
+    """Reduce a tile along AXIS; a reduction without a buffer in ``parts`` is zero.
 
-    s [BM, BN], -inf where an entry takes no part; above [BM, BN], what counts for the rank."""
+    s [BLOCK_M, BLOCK_N], -inf for masked entries; above [BLOCK_M, BLOCK_N], True for entries that count in the rank."""
     top = tl.max(s, AXIS)
     zero = tl.where(top > NOTHING, top, 0.0)  # e^-inf is 0, not NaN
     none = tl.zeros_like(top)
@@ -208,24 +208,24 @@ def sums_of(s, above, clip, parts, AXIS: tl.constexpr):
 
 
 @triton.jit
-def _fallen(sums, top, clip):
-    """The sums, of which some are relative to their own largest score, relative to ``top``."""
+def _rescaled(sums, top, clip):
+    """The sums, relative to ``top`` instead of their own largest score."""
     zero = tl.where(top > NOTHING, top, 0.0)
     seen = sums.maximum > NOTHING
-    fall = tl.where(seen, sums.maximum - zero, 0.0)
-    share = exp(fall)
-    moved = tl.where(seen, clamped(sums.maximum, clip) - clamped(zero, clip), 0.0)
-    weighted = share * (sums.weighted + fall * sums.total)
-    clipped = sums.clipped * exp(moved)
-    return Sums(top, sums.total * share, weighted, sums.rank, sums.logits, sums.softplus, clipped)
+    shift = tl.where(seen, sums.maximum - zero, 0.0)
+    factor = exp(shift)
+    clipped_shift = tl.where(seen, clamped(sums.maximum, clip) - clamped(zero, clip), 0.0)
+    weighted = factor * (sums.weighted + shift * sums.total)
+    clipped = sums.clipped * exp(clipped_shift)
+    return Sums(top, sums.total * factor, weighted, sums.rank, sums.logits, sums.softplus, clipped)
 
 
 @triton.jit
-def joined(a, b, clip):
-    """The sums of two pieces together."""
+def merge_sums(a, b, clip):
+    """The sums of two slices of a tile, merged."""
     top = tl.maximum(a.maximum, b.maximum)
-    a = _fallen(a, top, clip)
-    b = _fallen(b, top, clip)
+    a = _rescaled(a, top, clip)
+    b = _rescaled(b, top, clip)
     return Sums(
         top,
         a.total + b.total,
@@ -238,26 +238,26 @@ def joined(a, b, clip):
 
 
 @triton.jit
-def put_sums(sums, parts, at, there):
-    """Stores those sums that have somewhere to go, at offsets ``at`` where ``there``."""
+def store_sums(sums, parts, at, mask):
+    """Store the sums that have a buffer in ``parts``, at offsets ``at`` under ``mask``."""
     if parts.total is not None:
-        tl.store(parts.maximum + at, sums.maximum, there)
-        tl.store(parts.total + at, sums.total, there)
+        tl.store(parts.maximum + at, sums.maximum, mask)
+        tl.store(parts.total + at, sums.total, mask)
         if parts.weighted is not None:
-            tl.store(parts.weighted + at, sums.weighted, there)
+            tl.store(parts.weighted + at, sums.weighted, mask)
         if parts.clipped is not None:
-            tl.store(parts.clipped + at, sums.clipped, there)
+            tl.store(parts.clipped + at, sums.clipped, mask)
     if parts.rank is not None:
-        tl.store(parts.rank + at, sums.rank, there)
+        tl.store(parts.rank + at, sums.rank, mask)
     if parts.logits is not None:
-        tl.store(parts.logits + at, sums.logits, there)
+        tl.store(parts.logits + at, sums.logits, mask)
     if parts.softplus is not None:
-        tl.store(parts.softplus + at, sums.softplus, there)
+        tl.store(parts.softplus + at, sums.softplus, mask)
 
 
 @triton.jit
-def _weights_of(s, own, part, entries, scoring, terms):
-    """dL/ds [BM, BN] of scores s."""
+def _score_grad(s, is_target, valid, entries, scoring, terms):
+    """dL/ds [BLOCK_M, BLOCK_N] of scores s, see ScoreGradTerms in interface.py."""
     g = tl.zeros_like(s)
     i, j = entries.i, entries.j
     has_row, has_column = i < entries.rows, j < entries.columns
@@ -281,17 +281,17 @@ def _weights_of(s, own, part, entries, scoring, terms):
         g += tl.load(terms.row_sum_grad + i, has_row, 0.0)[:, None]
     if terms.column_sum_grad is not None:
         g += tl.load(terms.column_sum_grad + j, has_column, 0.0)[None, :]
-    if part is not None:
-        g = tl.where(part, g, 0.0)
+    if valid is not None:
+        g = tl.where(valid, g, 0.0)
     if scoring.bias is not None:
         g = tl.where(s == NOTHING, 0.0, g)
     if terms.target_grad is not None:
-        g += tl.where(own, tl.load(terms.target_grad + i, has_row, 0.0)[:, None], 0.0)
+        g += tl.where(is_target, tl.load(terms.target_grad + i, has_row, 0.0)[:, None], 0.0)
     return g
 
 
 @triton.jit
-def slope(s, scoring):
+def map_slope(s, scoring):
     """ds/draw: tanh' = 1 - tanh², and s / (scale cap) is the tanh."""
     ds = scoring.scale
     if scoring.cap is not None:
@@ -301,21 +301,20 @@ def slope(s, scoring):
 
 
 @triton.jit
-def weighed(raw, entries, scoring, where, terms, share):
-    """dL/draw [BM, BN] of a tile of raw scores, see ScoreGradTerms, and row sums of dL/ds s, 0 if there
-    is no ``share`` for them to go to."""
-    s = scores_of(raw, entries, scoring)
-    own = own_entries(entries, where)
-    part = None  # what lies outside is not stored, but it would be summed
-    if where.row_ids is not None or share is not None:
-        part = taking_part(own, entries, where)
-    g = _weights_of(s, own, part, entries, scoring, terms)
-    if scoring.bias is not None:  # finite, where tanh has no slope
+def score_grad_tile(raw, entries, scoring, masking, terms, row_partials):
+    """dL/draw [BLOCK_M, BLOCK_N] of a tile of raw scores, and the row sums of dL/ds s, 0 if row_partials is None."""
+    s = map_tile(raw, entries, scoring)
+    is_target = target_mask(entries, masking)
+    valid = None  # entries out of bounds are not stored, but they would enter the row sums
+    if masking.row_ids is not None or row_partials is not None:
+        valid = valid_mask(is_target, entries, masking)
+    g = _score_grad(s, is_target, valid, entries, scoring, terms)
+    if scoring.bias is not None:  # a finite value at which tanh has no slope
         lowest = 0.0
         if scoring.cap is not None:
             lowest = -scoring.scale * scoring.cap
         s = tl.where(s == NOTHING, lowest, s)
-    along_rows = tl.zeros((s.shape[0],), tl.float32)
-    if share is not None:
-        along_rows = tl.sum(g * s, 1)
-    return g * slope(s, scoring), along_rows
+    row_sums = tl.zeros((s.shape[0],), tl.float32)
+    if row_partials is not None:
+        row_sums = tl.sum(g * s, 1)
+    return g * map_slope(s, scoring), row_sums

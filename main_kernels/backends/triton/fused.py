@@ -1,5 +1,4 @@
-"""The fused walks as the engine asks for them: what is launched, with which buffers. Nothing here reads a value from
-the device."""
+"""TritonFused: launches the fused kernels and allocates their buffers. Never synchronises with the device."""
 
 from __future__ import annotations
 
@@ -9,41 +8,46 @@ from torch import Tensor
 
 from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..interface import Mask, ScoreGradTerms, ScoreMap
-from .epilogue import EXACT
-from .fused_backward import weights
-from .fused_forward import forward, target_scores
+from . import configs
+from .epilogue import NO_FMA
+from .fused_backward import fused_score_grad
+from .fused_forward import fused_reduce, target_scores
 from .kernel_args import Sums, Terms
-from .launch import combine_, parts_of, scoring_of, terms_of, where_of
-from .matmul_tile import FORWARD, MOST, TARGETS, WEIGH, aligned, grid, operands, tile_for
+from .launch import masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
+from .matmul_tile import aligned, kernel_operands, persistent_grid
 
-_ROUNDED = {None: None, torch.float32: None, torch.bfloat16: tl.bfloat16}
+_STORE_DTYPES = {None: None, torch.float32: None, torch.bfloat16: tl.bfloat16}
 
 
-# What takes many registers besides its sum or its term counts as so many.
+# Weights of the parts of an epilogue that take more registers than one sum or term.
 _POINTWISE, _SOFTCAP, _STORED = 5, 3, 3
 
 
-def _forward_burden(
+def _reduce_pressure(
     rows: RowAccumulators, columns: ColumnAccumulators | None, score_map: ScoreMap, raw: Tensor | None
 ) -> int:
-    """How much is made of a tile: how many sums, and more for those that are not exponentials, and for storing it."""
+    """Estimate the register pressure of a forward epilogue: one per reduction, more for a pointwise function and for
+    storing the scores."""
     sums = sum(getattr(each, name, None) is not None for each in (rows, columns) for name in Sums._fields)
     pointwise = sum(sums is not None for sums in (rows.softplus, rows.clipped))
     others = sum(x is not None for x in (rows.rank, score_map.bias))
-    return min(sums + others + _POINTWISE * pointwise + _STORED * (raw is not None), MOST)
+    return min(sums + others + _POINTWISE * pointwise + _STORED * (raw is not None), configs.MAX_PRESSURE)
 
 
-def _weigh_burden(terms: Terms, score_map: ScoreMap, mask: Mask | None, share: Tensor | None) -> int:
-    """How much makes a weight: its terms, but for the log-sum-exps, and what else there is."""
+def _score_grad_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> int:
+    """Estimate the register pressure of a backward epilogue: one per gradient term, bias, mask and row sum, more for a
+    softcap."""
     lse_values = ("row_lse_high", "row_lse_low", "column_lse_high", "column_lse_low")
     gradients = (term for name, term in terms._asdict().items() if name not in lse_values)
-    count = sum(x is not None for x in (*gradients, score_map.bias, mask, share))
-    return min(count + _SOFTCAP * bool(score_map.softcap), MOST)
+    count = sum(x is not None for x in (*gradients, score_map.bias, mask, scale_grad))
+    return min(count + _SOFTCAP * bool(score_map.softcap), configs.MAX_PRESSURE)
 
 
 class TritonFused:
-    """Scores of bfloat16 or float16 operands. Those of float32 are left to cuBLAS: exact float32 products do not run on
-    tensor cores, and its kernels for them are better than what Triton makes."""
+    """Fused kernels for bfloat16 and float16 operands.
+
+    float32 is left to cuBLAS: exact float32 products do not run on tensor cores, and there cuBLAS is better than
+    Triton."""
 
     def supports(self, dtype: torch.dtype) -> bool:
         return dtype in (torch.bfloat16, torch.float16)
@@ -63,10 +67,19 @@ class TritonFused:
         rows, width = query.shape
         if not rows:
             return
+        tile = configs.TARGET_SCORES
         with torch.cuda.device_of(query):
-            tile = tile_for(TARGETS, query.device)
-            target_scores[(-(-rows // tile["BM"]),)](
-                query, key, rows, width, scoring_of(score_map), targets, out, ROUNDED=_ROUNDED[stored], **tile, **EXACT
+            target_scores[(-(-rows // tile.BLOCK_M),)](
+                query,
+                key,
+                rows,
+                width,
+                scoring_of(score_map),
+                targets,
+                out,
+                STORE_DTYPE=_STORE_DTYPES[stored],
+                **tile.options,
+                **NO_FMA,
             )
 
     def reduce(
@@ -85,19 +98,20 @@ class TritonFused:
         if not count:
             return
         with torch.cuda.device_of(query):
-            tile = tile_for(FORWARD, query.device, _forward_burden(rows, columns, score_map, raw))
-            down, across = -(-count // tile["BM"]), -(-key.shape[0] // tile["BN"])
-            row_parts = parts_of(rows, across, targets=targets is not None)
-            column_parts = parts_of(columns, down, targets=targets is not None)
-            q, k, described = operands(query, key, tile)
-            forward[grid(count, key.shape[0], tile, query.device)](
+            pressure = _reduce_pressure(rows, columns, score_map, raw)
+            tile = configs.tile_for(configs.FUSED_REDUCE, query.device, pressure)
+            down, across = -(-count // tile.BLOCK_M), -(-key.shape[0] // tile.BLOCK_N)
+            row_parts = partial_sums(rows, across, targets=targets is not None)
+            column_parts = partial_sums(columns, down, targets=targets is not None)
+            q, k, use_tma = kernel_operands(query, key, tile)
+            fused_reduce[persistent_grid(count, key.shape[0], tile, query.device)](
                 q,
                 k,
                 count,
                 key.shape[0],
                 width,
                 scoring_of(score_map),
-                where_of(targets, mask),
+                masking_of(targets, mask),
                 rows.target,
                 None if columns is None else columns.target,
                 raw,
@@ -105,14 +119,14 @@ class TritonFused:
                 rows.clip,
                 row_parts,
                 column_parts,
-                ROUNDED=_ROUNDED[stored],
-                DESCRIBED=described,
-                **tile,
-                **EXACT,
+                STORE_DTYPE=_STORE_DTYPES[stored],
+                USE_TMA=use_tma,
+                **tile.options,
+                **NO_FMA,
             )
-            combine_(row_parts, rows)
+            reduce_partials_(row_parts, rows)
             if columns is not None:
-                combine_(column_parts, columns)
+                reduce_partials_(column_parts, columns)
 
     def score_grad(
         self,
@@ -124,33 +138,34 @@ class TritonFused:
         stored: torch.dtype | None,
         terms: ScoreGradTerms,
         out: Tensor,
-        d_scale: Tensor | None,
+        scale_grad: Tensor | None,
     ) -> None:
         count, width = query.shape
         if not count:
             return
         with torch.cuda.device_of(query):
             kernel_terms = terms_of(terms, targets=targets is not None)
-            tile = tile_for(WEIGH, query.device, _weigh_burden(kernel_terms, score_map, mask, d_scale))
-            across = -(-key.shape[0] // tile["BN"])
-            share = None if d_scale is None else query.new_empty((across, count), dtype=torch.float32)
-            q, k, described = operands(query, key, tile)
-            weights[grid(count, key.shape[0], tile, query.device)](
+            pressure = _score_grad_pressure(kernel_terms, score_map, mask, scale_grad)
+            tile = configs.tile_for(configs.FUSED_SCORE_GRAD, query.device, pressure)
+            across = -(-key.shape[0] // tile.BLOCK_N)
+            row_partials = None if scale_grad is None else query.new_empty((across, count), dtype=torch.float32)
+            q, k, use_tma = kernel_operands(query, key, tile)
+            fused_score_grad[persistent_grid(count, key.shape[0], tile, query.device)](
                 q,
                 k,
                 count,
                 key.shape[0],
                 width,
                 scoring_of(score_map),
-                where_of(targets, mask),
+                masking_of(targets, mask),
                 kernel_terms,
                 out,
                 out.stride(0),
-                share,
-                ROUNDED=_ROUNDED[stored],
-                DESCRIBED=described,
-                **tile,
-                **EXACT,
+                row_partials,
+                STORE_DTYPE=_STORE_DTYPES[stored],
+                USE_TMA=use_tma,
+                **tile.options,
+                **NO_FMA,
             )
-            if d_scale is not None and share is not None:
-                d_scale.copy_(share.sum(0, dtype=torch.float64) / score_map.scale)
+            if scale_grad is not None and row_partials is not None:
+                scale_grad.copy_(row_partials.sum(0, dtype=torch.float64) / score_map.scale)

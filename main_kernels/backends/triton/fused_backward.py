@@ -1,48 +1,52 @@
-"""The fused weights: tiles of scores made again and turned, in registers, into dL/draw, which cuBLAS multiplies."""
+"""fused_score_grad, the fused backward kernel: recomputes tiles of scores and turns them into dL/draw in registers."""
 
 import triton
 import triton.language as tl
 
-from .epilogue import entries_of, put, weighed
+from .epilogue import score_grad_tile, store_tile, tile_entries
 from .kernel_args import Scoring
-from .matmul_tile import piece, place, product, rounded
+from .matmul_tile import matmul_tile, round_to, subtile, swizzle_tile
 
 
 @triton.jit
-def weights(
+def fused_score_grad(
     query,
     key,
     rows,
     columns,
     width,
     scoring,
-    where,
+    masking,
     terms,
     out,
     pitch,
-    share,
-    ROUNDED: tl.constexpr,
-    DESCRIBED: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BD: tl.constexpr,
-    GROUP: tl.constexpr,
-    CUTS: tl.constexpr,
+    row_partials,
+    STORE_DTYPE: tl.constexpr,
+    USE_TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EPILOGUE_SUBTILES_LOG2: tl.constexpr,
 ):
-    """out[rows, pitch] becomes dL/draw of the scores of query[rows, width] and key[columns, width];
-    share[tiles across, rows] receives the partial sums of dL/ds s."""
-    down, across = tl.cdiv(rows, BM), tl.cdiv(columns, BN)
+    """Write to out[rows, pitch] dL/draw for the scores of query[rows, width] and key[columns, width], and to
+    row_partials[tiles across, rows] the partial sums of dL/ds s. cuBLAS multiplies ``out`` with the operands."""
+    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
-        y, x = place(tile, down, across, GROUP)
-        acc = rounded(product(query, key, y * BM, x * BN, rows, columns, width, DESCRIBED, BM, BN, BD), ROUNDED)
-        slopes = tl.zeros((BM,), tl.float32)
-        for number in tl.static_range(1 << CUTS):
-            part = piece(acc, number, CUTS, BM, BN)
-            entries = entries_of(y, (x << CUTS) + number, rows, columns, BM, BN >> CUTS)
-            g, along_rows = weighed(part, entries, scoring, where, terms, share)
-            put(g, out, pitch, entries)
-            slopes += along_rows
-        if share is not None:
-            i = y * BM + tl.arange(0, BM)
-            tl.store(share + x * rows + i, slopes, i < rows)
+        y, x = swizzle_tile(tile, down, across, GROUP_M)
+        acc = matmul_tile(
+            query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
+        )
+        acc = round_to(acc, STORE_DTYPE)
+        row_sums = tl.zeros((BLOCK_M,), tl.float32)
+        for index in tl.static_range(1 << EPILOGUE_SUBTILES_LOG2):
+            raw = subtile(acc, index, EPILOGUE_SUBTILES_LOG2, BLOCK_M, BLOCK_N)
+            right = (x << EPILOGUE_SUBTILES_LOG2) + index
+            entries = tile_entries(y, right, rows, columns, BLOCK_M, BLOCK_N >> EPILOGUE_SUBTILES_LOG2)
+            g, subtile_sums = score_grad_tile(raw, entries, scoring, masking, terms, row_partials)
+            store_tile(g, out, pitch, entries)
+            row_sums += subtile_sums
+        if row_partials is not None:
+            i = y * BLOCK_M + tl.arange(0, BLOCK_M)
+            tl.store(row_partials + x * rows + i, row_sums, i < rows)

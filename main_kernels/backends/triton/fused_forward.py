@@ -1,12 +1,23 @@
-"""The fused forward walk: tiles of scores reduced, in registers, along rows and columns at once, never written unless
-they are to be kept. Each tile leaves partial sums that combine.py adds up in a fixed order."""
+"""fused_reduce and target_scores, the fused forward kernels: tiles of scores reduced along rows and columns in
+registers, and written only if they are saved. Each tile leaves partial sums for reduce_partials.py."""
 
 import triton
 import triton.language as tl
 
-from .epilogue import bias_of, entries_of, joined, only, own_entries, put, put_sums, score, scores_of, sums_of
+from .epilogue import (
+    load_bias,
+    map_score,
+    map_tile,
+    mask_scores,
+    merge_sums,
+    reduce_tile,
+    store_sums,
+    store_tile,
+    target_mask,
+    tile_entries,
+)
 from .kernel_args import Scoring
-from .matmul_tile import piece, place, product, rounded
+from .matmul_tile import matmul_tile, round_to, subtile, swizzle_tile
 
 
 @triton.jit
@@ -18,91 +29,108 @@ def target_scores(
     scoring,
     targets,
     at_target,
-    ROUNDED: tl.constexpr,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
+    STORE_DTYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """at_target[rows]: the scores of rows with their targets, the diagonal of a tile of their own: the product that
-    makes them is the one that makes every other score, so equal scores compare as equal."""
-    i = tl.program_id(0) * BM + tl.arange(0, BM)
-    d = tl.arange(0, BD)
+    """Write to at_target[rows] the scores of the rows with their targets: the diagonal of a tile. The same product
+    computes every other score, so equal scores compare as equal."""
+    i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_K)
     t = tl.load(targets + i, i < rows, 0)
     q_at = query + (i % rows).to(tl.int64)[:, None] * width + d[None, :]
     k_at = key + t[None, :] * width + d[:, None]
-    acc = tl.zeros((BM, BM), tl.float32)
-    for begin in range(0, width, BD):
+    acc = tl.zeros((BLOCK_M, BLOCK_M), tl.float32)
+    for begin in range(0, width, BLOCK_K):
         q = tl.load(q_at, d[None, :] < width - begin, 0.0)
         k = tl.load(k_at, d[:, None] < width - begin, 0.0)
         acc = tl.dot(q, k, acc, input_precision="ieee")
-        q_at += BD
-        k_at += BD
-    here = tl.arange(0, BM)
-    raw = tl.sum(tl.where(here[:, None] == here[None, :], rounded(acc, ROUNDED), 0.0), 1)
+        q_at += BLOCK_K
+        k_at += BLOCK_K
+    index = tl.arange(0, BLOCK_M)
+    raw = tl.sum(tl.where(index[:, None] == index[None, :], round_to(acc, STORE_DTYPE), 0.0), 1)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
-    tl.store(at_target + i, score(raw, bias_of(t, i < rows, scoring), scoring), i < rows)
+    tl.store(at_target + i, map_score(raw, load_bias(t, i < rows, scoring), scoring), i < rows)
 
 
 @triton.jit
-def _reduce(acc, down, entries, scoring, where, at_target, paired, raw, pitch, clip, row_parts, column_parts):
-    """Stores the sums of the columns of raw scores acc[BM, BN], a tile so many ``down``; returns those of its rows."""
+def _reduce(
+    acc, down, entries, scoring, masking, at_target, column_target_scores, raw, pitch, clip, row_parts, column_parts
+):
+    """Store the partial column sums of raw scores acc[BLOCK_M, BLOCK_N] in tile row ``down``; return their row sums."""
     if raw is not None:
-        put(acc, raw, pitch, entries)
-    s = scores_of(acc, entries, scoring)
-    own = own_entries(entries, where)
-    s = only(s, own, entries, where)
-    i, j, there = entries.i, entries.j, entries.j < entries.columns
+        store_tile(acc, raw, pitch, entries)
+    s = map_tile(acc, entries, scoring)
+    is_target = target_mask(entries, masking)
+    s = mask_scores(s, is_target, entries, masking)
+    i, j, mask = entries.i, entries.j, entries.j < entries.columns
     above = None
-    if row_parts.rank is not None:  # the pair itself never beats itself
-        above = (s > tl.load(at_target + i, i < entries.rows, 0.0)[:, None]) & (own == 0)
-    row_sums = sums_of(s, above, clip, row_parts, 1)
+    if row_parts.rank is not None:  # a pair does not count in its own rank
+        above = (s > tl.load(at_target + i, i < entries.rows, 0.0)[:, None]) & (is_target == 0)
+    row_sums = reduce_tile(s, above, clip, row_parts, 1)
     if column_parts.rank is not None:
-        above = (s > tl.load(paired + j, there, 0.0)[None, :]) & (own == 0)
+        above = (s > tl.load(column_target_scores + j, mask, 0.0)[None, :]) & (is_target == 0)
     if column_parts.total is not None:
-        put_sums(sums_of(s, above, clip, column_parts, 0), column_parts, down * entries.columns + j, there)
+        store_sums(reduce_tile(s, above, clip, column_parts, 0), column_parts, down * entries.columns + j, mask)
     return row_sums
 
 
 @triton.jit
-def forward(
+def fused_reduce(
     query,
     key,
     rows,
     columns,
     width,
     scoring,
-    where,
+    masking,
     at_target,
-    paired,
+    column_target_scores,
     raw,
     pitch,
     clip,
     row_parts,
     column_parts,
-    ROUNDED: tl.constexpr,
-    DESCRIBED: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BD: tl.constexpr,
-    GROUP: tl.constexpr,
-    CUTS: tl.constexpr,
+    STORE_DTYPE: tl.constexpr,
+    USE_TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EPILOGUE_SUBTILES_LOG2: tl.constexpr,
 ):
-    """Partial sums, of rows [tiles across, rows] and of columns [tiles down, columns], of the scores of
-    query[rows, width] and key[columns, width]; raw[rows, pitch] receives the raw scores. The scores at_target[rows] and
-    paired[columns] are what ranks count from."""
-    down, across = tl.cdiv(rows, BM), tl.cdiv(columns, BN)
+    """Reduce the scores of query[rows, width] and key[columns, width] to partial sums: row_parts [tiles across, rows]
+    and column_parts [tiles down, columns]. raw[rows, pitch] receives the raw scores. Ranks count the scores above
+    at_target[rows] and column_target_scores[columns]."""
+    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
-        y, x = place(tile, down, across, GROUP)
-        acc = rounded(product(query, key, y * BM, x * BN, rows, columns, width, DESCRIBED, BM, BN, BD), ROUNDED)
-        for number in tl.static_range(1 << CUTS):
-            part = piece(acc, number, CUTS, BM, BN)
-            entries = entries_of(y, (x << CUTS) + number, rows, columns, BM, BN >> CUTS)
-            more = _reduce(
-                part, y, entries, scoring, where, at_target, paired, raw, pitch, clip, row_parts, column_parts
+        y, x = swizzle_tile(tile, down, across, GROUP_M)
+        acc = matmul_tile(
+            query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
+        )
+        acc = round_to(acc, STORE_DTYPE)
+        for index in tl.static_range(1 << EPILOGUE_SUBTILES_LOG2):
+            part = subtile(acc, index, EPILOGUE_SUBTILES_LOG2, BLOCK_M, BLOCK_N)
+            right = (x << EPILOGUE_SUBTILES_LOG2) + index
+            entries = tile_entries(y, right, rows, columns, BLOCK_M, BLOCK_N >> EPILOGUE_SUBTILES_LOG2)
+            subtile_sums = _reduce(
+                part,
+                y,
+                entries,
+                scoring,
+                masking,
+                at_target,
+                column_target_scores,
+                raw,
+                pitch,
+                clip,
+                row_parts,
+                column_parts,
             )
-            if number == 0:
-                sums = more
+            if index == 0:
+                sums = subtile_sums
             else:
-                sums = joined(sums, more, clip)
-        i = y * BM + tl.arange(0, BM)
-        put_sums(sums, row_parts, x * rows + i, i < rows)
+                sums = merge_sums(sums, subtile_sums, clip)
+        i = y * BLOCK_M + tl.arange(0, BLOCK_M)
+        store_sums(sums, row_parts, x * rows + i, i < rows)

@@ -1,24 +1,27 @@
-"""What kernels and their functions are handed as one: tensors where a kernel is launched, in it addresses, or values in
-registers. What is None is not compiled in."""
+"""Scoring, Masking, Sums, Terms and Entries: the structs that kernels and their functions exchange.
+
+A field is a tensor where a kernel is launched, and in the kernel an address or a value in registers. A field that is
+None is not compiled in.
+"""
 
 from typing import Any, NamedTuple
 
 
 class Scoring(NamedTuple):
-    """How a raw product becomes a score: see ScoreMap in interface.py."""
+    """The map from raw products to scores, see ScoreMap in interface.py."""
 
     scale: Any  # an address, which a kernel replaces by the value: the host need not know it
     cap: Any
     bias: Any  # [columns]
 
 
-class Where(NamedTuple):
-    """Which entries are targets, and which take part: see Mask in interface.py."""
+class Masking(NamedTuple):
+    """The targets, and the ids of the entries that are masked, see Mask in interface.py."""
 
     targets: Any  # [rows]
     row_ids: Any
     column_ids: Any
-    keep_target: Any  # a constexpr: a bool is one that only the running kernel knows
+    keep_target: Any  # a constexpr: the value of a plain bool would be known only to the running kernel
 
 
 class Sums(NamedTuple):
@@ -50,9 +53,9 @@ class Terms(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """Where a tile lies: its rows i and columns j, some of which may be beyond the scores' ``rows`` and ``columns``."""
+    """The position of a tile: its rows i and columns j, some of which may exceed the scores' ``rows``, ``columns``."""
 
-    i: Any  # [BM]
-    j: Any  # [BN]
+    i: Any  # [BLOCK_M]
+    j: Any  # [BLOCK_N]
     rows: Any
     columns: Any

@@ -1,4 +1,4 @@
-"""How the interface's objects become arguments of kernels, and the buffers that partial sums go through."""
+"""Conversions from the interface's structs to kernel arguments, and the launch of the second reduction stage."""
 
 from __future__ import annotations
 
@@ -8,41 +8,45 @@ from torch import Tensor
 
 from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..interface import Mask, ScoreGradTerms, ScoreMap
-from .epilogue import EXACT
-from .kernel_args import Scoring, Sums, Terms, Where
-from .reduce_partials import COMBINE, combine
+from . import configs
+from .epilogue import NO_FMA
+from .kernel_args import Masking, Scoring, Sums, Terms
+from .reduce_partials import reduce_partials
 
 
-def parts_of(sums: RowAccumulators | ColumnAccumulators | None, count: int, *, targets: bool) -> Sums:
-    """Buffers [count, n] for the partial sums of those that are wanted; a rank needs a target."""
-    wanted = {name: getattr(sums, name, None) for name in Sums._fields}
-    if wanted["total"] is None:
-        wanted["maximum"] = None
+def partial_sums(sums: RowAccumulators | ColumnAccumulators | None, count: int, *, targets: bool) -> Sums:
+    """Allocate buffers [count, n] for the partial sums of the requested reductions; a rank needs a target."""
+    requested = {name: getattr(sums, name, None) for name in Sums._fields}
+    if requested["total"] is None:
+        requested["maximum"] = None
     if not targets:
-        wanted["rank"] = None
+        requested["rank"] = None
     return Sums(
-        *(None if v is None else v.new_empty((count, v.shape[0]), dtype=torch.float32) for v in wanted.values())
+        *(None if v is None else v.new_empty((count, v.shape[0]), dtype=torch.float32) for v in requested.values())
     )
 
 
-def combine_(parts: Sums, sums: RowAccumulators | ColumnAccumulators) -> None:
-    """Adds the partial sums to the running ones."""
+def reduce_partials_(parts: Sums, sums: RowAccumulators | ColumnAccumulators) -> None:
+    """Add the partial sums to the running ones."""
     present = next((part for part in parts if part is not None), None)
     if present is None:
         return
     count, n = present.shape
     running = Sums(*(None if part is None else getattr(sums, name) for name, part in parts._asdict().items()))
-    combine[(-(-n // COMBINE["BN"]),)](count, n, getattr(sums, "clip", 0.0), parts, running, **COMBINE, **EXACT)
+    tile = configs.REDUCE_PARTIALS
+    reduce_partials[(-(-n // tile.BLOCK_N),)](
+        count, n, getattr(sums, "clip", 0.0), parts, running, **tile.options, **NO_FMA
+    )
 
 
 def scoring_of(score_map: ScoreMap) -> Scoring:
     return Scoring(score_map.scale, score_map.softcap or None, score_map.bias)
 
 
-def where_of(targets: Tensor | None, mask: Mask | None) -> Where:
+def masking_of(targets: Tensor | None, mask: Mask | None) -> Masking:
     if mask is None:
-        return Where(targets, None, None, tl.constexpr(True))
-    return Where(targets, mask.rows, mask.columns, tl.constexpr(mask.keep_target))
+        return Masking(targets, None, None, tl.constexpr(True))
+    return Masking(targets, mask.rows, mask.columns, tl.constexpr(mask.keep_target))
 
 
 def terms_of(terms: ScoreGradTerms, *, targets: bool) -> Terms:

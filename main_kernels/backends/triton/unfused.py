@@ -1,33 +1,31 @@
-"""Kernels over a chunk of raw scores, raw[rows, columns] with rows ``pitch`` apart, in float32 or bfloat16. One program
-a tile."""
+"""reduce_rows, reduce_columns and score_grad: kernels over a chunk of raw scores that cuBLAS computed.
+
+The chunk is raw[rows, columns], rows ``pitch`` apart, float32 or bfloat16. One program handles one tile.
+"""
 
 import triton
 import triton.language as tl
 
 from .epilogue import (
-    bias_of,
-    entries_of,
-    fetched,
-    only,
-    own_entries,
-    put,
-    put_sums,
-    score,
-    scores_of,
-    sums_of,
-    weighed,
+    load_bias,
+    load_tile,
+    map_score,
+    map_tile,
+    mask_scores,
+    reduce_tile,
+    score_grad_tile,
+    store_sums,
+    store_tile,
+    target_mask,
+    tile_entries,
 )
 from .kernel_args import Scoring
 
-REDUCE_ROWS = {"BM": 8, "BN": 1024, "num_warps": 8}
-REDUCE_COLUMNS = {"BM": 128, "BN": 64, "num_warps": 8}
-WEIGH = {"BM": 16, "BN": 256, "num_warps": 4}
-
 
 @triton.jit
-def _place(columns, BN: tl.constexpr):
-    """Which tile the program has, down and across."""
-    across = tl.cdiv(columns, BN)
+def _tile_position(columns, BLOCK_N: tl.constexpr):
+    """Row and column of the program's tile."""
+    across = tl.cdiv(columns, BLOCK_N)
     return tl.program_id(0) // across, tl.program_id(0) % across
 
 
@@ -38,30 +36,31 @@ def reduce_rows(
     rows,
     columns,
     scoring,
-    where,
-    target,
+    masking,
+    target_scores,
     clip,
     parts,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """Partial row sums [tiles across, rows]; target[rows] receives the scores of the targets within the chunk."""
-    down, right = _place(columns, BN)
-    entries = entries_of(down, right, rows, columns, BM, BN)
+    """Write the partial row sums parts[tiles across, rows], and to target_scores[rows] the scores of the targets within
+    the chunk."""
+    down, right = _tile_position(columns, BLOCK_N)
+    entries = tile_entries(down, right, rows, columns, BLOCK_M, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
-    s = scores_of(fetched(raw, pitch, entries), entries, scoring)
-    s = only(s, own_entries(entries, where), entries, where)
-    i, there = entries.i, entries.i < rows
+    s = map_tile(load_tile(raw, pitch, entries), entries, scoring)
+    s = mask_scores(s, target_mask(entries, masking), entries, masking)
+    i, mask = entries.i, entries.i < rows
     above = None
-    if where.targets is not None:
-        mine = tl.load(where.targets + i, there, -1)
-        within = (mine >= 0) & (mine < columns)
-        product = tl.load(raw + i.to(tl.int64) * pitch + mine, within, 0.0)
-        at_target = score(product, bias_of(mine, within, scoring), scoring)
+    if masking.targets is not None:
+        target = tl.load(masking.targets + i, mask, -1)
+        in_chunk = (target >= 0) & (target < columns)
+        product = tl.load(raw + i.to(tl.int64) * pitch + target, in_chunk, 0.0)
+        at_target = map_score(product, load_bias(target, in_chunk, scoring), scoring)
         if right == 0:
-            tl.store(target + i, at_target, within)
+            tl.store(target_scores + i, at_target, in_chunk)
         above = s > at_target[:, None]
-    put_sums(sums_of(s, above, clip, parts, 1), parts, right * rows + i, there)
+    store_sums(reduce_tile(s, above, clip, parts, 1), parts, right * rows + i, mask)
 
 
 @triton.jit
@@ -71,44 +70,45 @@ def reduce_columns(
     rows,
     columns,
     scoring,
-    where,
-    paired,
+    masking,
+    column_target_scores,
     parts,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """Partial column sums [tiles down, columns]; paired[columns]: the score that a column's rank is about."""
-    down, right = _place(columns, BN)
-    entries = entries_of(down, right, rows, columns, BM, BN)
+    """Write the partial column sums parts[tiles down, columns]. A column's rank counts the scores above
+    column_target_scores[columns]."""
+    down, right = _tile_position(columns, BLOCK_N)
+    entries = tile_entries(down, right, rows, columns, BLOCK_M, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
-    s = scores_of(fetched(raw, pitch, entries), entries, scoring)
-    own = own_entries(entries, where)
-    s = only(s, own, entries, where)
-    j, there = entries.j, entries.j < columns
+    s = map_tile(load_tile(raw, pitch, entries), entries, scoring)
+    is_target = target_mask(entries, masking)
+    s = mask_scores(s, is_target, entries, masking)
+    j, mask = entries.j, entries.j < columns
     above = None
-    if parts.rank is not None:  # the pair itself never beats itself
-        above = (s > tl.load(paired + j, there, 0.0)[None, :]) & (own == 0)
-    put_sums(sums_of(s, above, 0.0, parts, 0), parts, down * columns + j, there)
+    if parts.rank is not None:  # a pair does not count in its own rank
+        above = (s > tl.load(column_target_scores + j, mask, 0.0)[None, :]) & (is_target == 0)
+    store_sums(reduce_tile(s, above, 0.0, parts, 0), parts, down * columns + j, mask)
 
 
 @triton.jit
-def weigh(
+def score_grad(
     raw,
     pitch,
     rows,
     columns,
     scoring,
-    where,
+    masking,
     terms,
-    share,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
+    row_partials,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """raw becomes dL/draw; share[tiles across, rows] receives the partial sums of dL/ds s."""
-    down, right = _place(columns, BN)
-    entries = entries_of(down, right, rows, columns, BM, BN)
+    """Replace raw by dL/draw, and write to row_partials[tiles across, rows] the partial sums of dL/ds s."""
+    down, right = _tile_position(columns, BLOCK_N)
+    entries = tile_entries(down, right, rows, columns, BLOCK_M, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
-    g, along_rows = weighed(fetched(raw, pitch, entries), entries, scoring, where, terms, share)
-    if share is not None:
-        tl.store(share + right * rows + entries.i, along_rows, entries.i < rows)
-    put(g, raw, pitch, entries)
+    g, row_sums = score_grad_tile(load_tile(raw, pitch, entries), entries, scoring, masking, terms, row_partials)
+    if row_partials is not None:
+        tl.store(row_partials + right * rows + entries.i, row_sums, entries.i < rows)
+    store_tile(g, raw, pitch, entries)

@@ -1,0 +1,288 @@
+"""The tile sizes of every Triton kernel, one dataclass per row with the reason for it, and ``tile_for``, which selects.
+
+To change a tile, edit its row here. ``python -m bench.aot -k CASE`` compiles the kernels that use it and reports
+registers, spills and shared memory; ``bench/results/aot.json`` has all kernels. No time has been measured, as nothing
+has run on a GPU. Launchers read this module's attributes at each launch: a test replaces a tile by setting one.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+PROGRAMS_PER_MULTIPROCESSOR = 2
+"""Programs of a fused kernel that share a multiprocessor: while one reduces its tile, the other multiplies."""
+
+TMA_ARCHITECTURE = 90
+"""First architecture whose copy engine (TMA) fetches operands through tensor descriptors."""
+
+MAX_PRESSURE = 20
+"""Upper bound on the register pressure that fused.py estimates; a row with this limit takes every launch."""
+
+
+@dataclass(frozen=True)
+class _Config:
+    reason: str
+    num_warps: int
+
+    @functools.cached_property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the kernel launch."""
+        selecting = ("reason", "architecture", "max_pressure")
+        return {name: value for name, value in asdict(self).items() if name not in selecting}
+
+
+@dataclass(frozen=True)
+class FusedTile(_Config):
+    """A tile of scores that a fused kernel computes and consumes in registers.
+
+    It applies from compute capability ``architecture`` / 10 on, to launches whose estimated register pressure is at
+    most ``max_pressure``. GROUP_M rows of tiles run together, so that their operands meet in the L2 cache. The epilogue
+    works on 2 ** EPILOGUE_SUBTILES_LOG2 column slices of the tile one after the other, which divides its registers.
+    Without maxnreg=255, ptxas spills a little to make room for more programs than shared memory allows."""
+
+    architecture: int
+    max_pressure: int
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    EPILOGUE_SUBTILES_LOG2: int
+    num_stages: int
+    GROUP_M: int = 16
+    maxnreg: int = 255
+
+
+@dataclass(frozen=True)
+class ChunkTile(_Config):
+    """A tile of raw scores in memory, one program each."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+
+
+@dataclass(frozen=True)
+class TargetTile(_Config):
+    """BLOCK_M rows and their targets; the diagonal of the product of the two is kept."""
+
+    BLOCK_M: int
+    BLOCK_K: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class ReduceTile(_Config):
+    """BLOCK_P partial sums of BLOCK_N rows or columns at a time."""
+
+    BLOCK_P: int
+    BLOCK_N: int
+    maxnreg: int = 255
+
+
+@dataclass(frozen=True)
+class Block(_Config):
+    """BLOCK consecutive elements at a time."""
+
+    BLOCK: int
+
+
+@dataclass(frozen=True)
+class RowBlock(Block):
+    """BLOCK consecutive elements of one row at a time."""
+
+    maxnreg: int = 255
+
+
+# The rows of an architecture are sorted by max_pressure. Register counts, of 255, come from bench/results/aot.json.
+FUSED_REDUCE = (
+    FusedTile(
+        "half the tile in the epilogue at a time; 48 KB of shared memory, at most 239 registers",
+        architecture=80,
+        max_pressure=6,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=32,
+        EPILOGUE_SUBTILES_LOG2=1,
+        num_warps=8,
+        num_stages=4,
+    ),
+    FusedTile(
+        "all reductions at once fit with an eighth of the tile in the epilogue at a time; at most 239 registers",
+        architecture=80,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=32,
+        EPILOGUE_SUBTILES_LOG2=3,
+        num_warps=8,
+        num_stages=4,
+    ),
+    FusedTile(
+        "one warp group holds the accumulator; 98 KB of shared memory let two programs share a multiprocessor",
+        architecture=90,
+        max_pressure=3,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=2,
+        num_warps=4,
+        num_stages=3,
+    ),
+    FusedTile(
+        "row and column log-sum-exps at once: an eighth of the tile in the epilogue at a time; at most 255 registers",
+        architecture=90,
+        max_pressure=4,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=3,
+        num_warps=4,
+        num_stages=3,
+    ),
+    FusedTile(
+        "two warp groups share a narrower accumulator; at most 240 registers",
+        architecture=90,
+        max_pressure=19,
+        BLOCK_M=128,
+        BLOCK_N=64,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=3,
+        num_warps=8,
+        num_stages=3,
+    ),
+    FusedTile(
+        "all reductions at once, with a quarter of a narrower accumulator at a time; at most 213 registers",
+        architecture=90,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=32,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=2,
+        num_warps=8,
+        num_stages=3,
+    ),
+)
+
+FUSED_SCORE_GRAD = (
+    FusedTile(
+        "as in the forward pass; at most 255 registers",
+        architecture=80,
+        max_pressure=4,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=32,
+        EPILOGUE_SUBTILES_LOG2=1,
+        num_warps=8,
+        num_stages=4,
+    ),
+    FusedTile(
+        "an eighth of the tile in the epilogue at a time; at most 255 registers",
+        architecture=80,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=32,
+        EPILOGUE_SUBTILES_LOG2=3,
+        num_warps=8,
+        num_stages=4,
+    ),
+    FusedTile(
+        "one warp group holds the accumulator; at most 246 registers",
+        architecture=90,
+        max_pressure=4,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=3,
+        num_warps=4,
+        num_stages=3,
+    ),
+    FusedTile(
+        "two warp groups share the accumulator; at most 226 registers",
+        architecture=90,
+        max_pressure=8,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=3,
+        num_warps=8,
+        num_stages=3,
+    ),
+    FusedTile(
+        "all terms, softcap, bias and mask at once, with a narrower accumulator; at most 142 registers",
+        architecture=90,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=64,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=3,
+        num_warps=8,
+        num_stages=3,
+    ),
+)
+
+TARGET_SCORES = TargetTile(
+    "little work next to the full product; at most 48 KB of shared memory and 124 registers",
+    BLOCK_M=64,
+    BLOCK_K=64,
+    num_warps=4,
+    num_stages=3,
+)
+
+REDUCE_ROWS = ChunkTile(
+    "a wide tile leaves few partial sums per row; at most 183 registers",
+    BLOCK_M=8,
+    BLOCK_N=1024,
+    num_warps=8,
+)
+REDUCE_COLUMNS = ChunkTile(
+    "a tall tile leaves few partial sums per column; at most 112 registers",
+    BLOCK_M=128,
+    BLOCK_N=64,
+    num_warps=8,
+)
+SCORE_GRAD = ChunkTile(
+    "element-wise; all terms at once need up to 239 registers",
+    BLOCK_M=16,
+    BLOCK_N=256,
+    num_warps=4,
+)
+
+REDUCE_PARTIALS = ReduceTile(
+    "all reductions at once need up to 237 registers",
+    BLOCK_P=32,
+    BLOCK_N=64,
+    num_warps=4,
+)
+
+DIVERGENCE = RowBlock(
+    "one program per row, a block of both score rows in registers; at most 94 registers",
+    BLOCK=2048,
+    num_warps=8,
+)
+
+SPLIT_FLOAT32 = Block("element-wise, eight elements per thread; at most 32 registers", BLOCK=2048, num_warps=8)
+
+
+@functools.cache
+def architecture(device: torch.device) -> int:
+    """Return 90 for compute capability 9.0. The interpreter's tensors are on the CPU: it gets the oldest one."""
+    if device.type != "cuda":
+        return min(tile.architecture for tile in FUSED_REDUCE)
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Return the number of multiprocessors of a device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def tile_for(tiles: tuple[FusedTile, ...], device: torch.device, register_pressure: int) -> FusedTile:
+    """Return the first tile with room for ``register_pressure``, of the newest architecture the device supports."""
+    supported = architecture(device)
+    newest = max(tile.architecture for tile in tiles if tile.architecture <= supported)
+    return next(t for t in tiles if t.architecture == newest and register_pressure <= t.max_pressure)
