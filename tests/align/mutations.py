@@ -1,8 +1,8 @@
-"""Breaks the training code in one place after the other and sees whether its tests notice:
+"""Mutations of the training code: break one place at a time and check that its tests fail.
 
     python -m tests.align.mutations [word ...]
 
-What tests.kernels.mutations does for the kernels, whose machinery this is.
+The machinery is that of tests.kernels.mutations.
 """
 
 from __future__ import annotations
@@ -16,43 +16,52 @@ TESTS = [
     for name in ("step", "scale", "loss", "dataset", "models", "settings", "evaluation")
 ]
 HOME = "python/main_align/training/"
-MIXIN, UPDATE, ACROSS, WRAPPED = (HOME + name + ".py" for name in ("mixin", "step", "distributed", "hooks"))
+MIXIN, STEP, MICRO_BATCH, HOOKS = (HOME + name + ".py" for name in ("mixin", "step", "micro_batch", "hooks"))
+OBJECTIVE, CHECKPOINTS = (HOME + name + ".py" for name in ("objective", "checkpoint_mixin"))
 MONITOR, EVALUATION, PREPARATION = (HOME + name + ".py" for name in ("monitor", "evaluation", "prepare_data"))
-COLLATOR, LOSS, PAIRS, ALPHA = (HOME + name + ".py" for name in ("collator", "loss", "dataset", "alpha"))
+COLLATOR, LOSS, PAIRS, WEIGHT = (HOME + name + ".py" for name in ("collator", "loss", "dataset", "synthetic_weight"))
 
 MUTATIONS = [
-    Mutation(MIXIN, "gaps.sum() / update.pairs * world_size()", "gaps.mean()"),
-    Mutation(MIXIN, "cached.terms[name] / update.micro_batches", "cached.terms[name]"),
-    Mutation(MIXIN, "value * len(x) / update.pairs", "value / update.micro_batches"),
-    Mutation(MIXIN, "restore_generators(update.cached.generators[update.position], self.args.device)", "pass"),
-    Mutation(MIXIN, "heads.attach(self._base, self._head)", "pass"),
-    Mutation(MIXIN, "update.position += 1", "update.position += 0"),
-    Mutation(MIXIN, "checkpoint.read(folder, self._head, self._alpha)", "pass"),
+    Mutation(OBJECTIVE, "self.value * self.pairs / step.pairs", "self.value"),
+    Mutation(OBJECTIVE, "terms.weight(name) * (term", "1.0 * (term"),
+    Mutation(OBJECTIVE, "self.cached_gradient - self.cached_gradient.detach()", "self.cached_gradient"),
+    Mutation(OBJECTIVE, "return share.detach() + self", "return share + self"),
+    Mutation(MIXIN, "set_rng_state(step.gradient_cache.rng_states[step.position], self.args.device)", "pass"),
+    Mutation(MIXIN, "projection.attach(self._base, self._head)", "pass"),
+    Mutation(MIXIN, "step.position += 1", "step.position += 0"),
+    Mutation(CHECKPOINTS, "checkpoint.read(folder, self._head, self._synthetic_weight)", "pass"),
     Mutation(
         MIXIN,
-        "weights = token_loss_weights if model.training else torch.ones_like(token_loss_weights)",
+        "weights = token_loss_weights if training else torch.ones_like(token_loss_weights)",
         "weights = token_loss_weights",
     ),
     Mutation(PREPARATION, "sequences * self.reader.max_length", "self.reader.max_length"),
     Mutation(EVALUATION, "float(value) * len(x) / count", "float(value)"),
-    Mutation(EVALUATION, "loss + added / count", "loss"),
-    Mutation(MIXIN, "self._read_checkpoint(best)", "pass"),
+    Mutation(EVALUATION, "float(loss) + added / count", "float(loss)"),
+    Mutation(CHECKPOINTS, "self._read_checkpoint(best)", "pass"),
     Mutation(MONITOR, "token_loss_weights > 0", "token_loss_weights >= 0"),
-    Mutation(MONITOR, "value * count, count", "value"),
-    Mutation(UPDATE, "share = torch.stack([1 - alpha, alpha])", "share = torch.stack([alpha, 1 - alpha])"),
-    Mutation(UPDATE, "share = torch.where(present.all(0), share, present.to(share.dtype))", "pass"),
-    Mutation(UPDATE, "each = share / self.tokens.clamp(min=1)", "each = share / self.tokens.sum(0).clamp(min=1)"),
+    Mutation(MONITOR, "value * contrast.pairs, contrast.pairs", "value"),
+    Mutation(MONITOR, "per_step = float(step.position == 0)", "per_step = 1.0"),
     Mutation(
-        UPDATE,
-        "scale[X_GIVEN_Y] = terms.forward_weight, terms.reverse_weight",
-        "scale[X_GIVEN_Y] = terms.reverse_weight, terms.forward_weight",
+        STEP,
+        "torch.stack([1 - synthetic_weight, synthetic_weight])",
+        "torch.stack([synthetic_weight, 1 - synthetic_weight])",
     ),
-    Mutation(UPDATE, "torch.where(tokens.sum(1) > 0, (sums", "torch.where(tokens.sum(1) < 0, (sums"),
-    Mutation(WRAPPED, "normalize=False)[0::2]", "normalize=False)[1::2]"),
-    Mutation(WRAPPED, "x, y = pooled[0::2], pooled[1::2]", "y, x = pooled[0::2], pooled[1::2]"),
-    Mutation(WRAPPED, "logits_to_keep=1", "logits_to_keep=0"),
-    Mutation(WRAPPED, "return -(logp * factors.to(logp.dtype)).sum(), logp", "return -logp.mean(), logp"),
-    Mutation(WRAPPED, "each = torch.where(by_token > 0, loss.detach() / by_token, 0)", "each = loss.detach()"),
+    Mutation(STEP, "share = torch.where(present.all(0), share, present.to(share.dtype))", "pass"),
+    Mutation(
+        STEP, "per_token = share / self.tokens.clamp(min=1)", "per_token = share / self.tokens.sum(0).clamp(min=1)"
+    ),
+    Mutation(
+        STEP,
+        "weights[X_GIVEN_Y] = terms.forward_weight, terms.reverse_weight",
+        "weights[X_GIVEN_Y] = terms.reverse_weight, terms.forward_weight",
+    ),
+    Mutation(STEP, "torch.where(tokens.sum(1) > 0, (sums", "torch.where(tokens.sum(1) < 0, (sums"),
+    Mutation(HOOKS, "normalize=False)[0::2]", "normalize=False)[1::2]"),
+    Mutation(HOOKS, "x, y = pooled[0::2], pooled[1::2]", "y, x = pooled[0::2], pooled[1::2]"),
+    Mutation(HOOKS, "logits_to_keep=1", "logits_to_keep=0"),
+    Mutation(HOOKS, "-(logp * factors.to(logp.dtype)).sum(), logp", "-logp.mean(), logp"),
+    Mutation(HOOKS, "nll = torch.where(token_factors > 0, weighted / token_factors, 0)", "nll = weighted"),
     Mutation(COLLATOR, '"rows": where - 1', '"rows": where'),
     Mutation(COLLATOR, "columns = ((Y_GIVEN_X, X), (X_GIVEN_Y, Y))", "columns = ((Y_GIVEN_X, Y), (X_GIVEN_Y, X))"),
     Mutation(COLLATOR, "stop = layout.pooled[1]", "stop = layout.pooled[1] - 1"),
@@ -64,12 +73,13 @@ MUTATIONS = [
     Mutation(PAIRS, "first.setdefault(key, row)", "row"),
     Mutation(PAIRS, 'problem = "" if fitted is not None else OVER_LENGTH', 'problem = ""'),
     Mutation(PAIRS, "(mask or [1] * len(pair.y))[: len(pair.y)]", "[1] * len(pair.y)"),
-    Mutation(ALPHA, "ratio = seed / (seed + synthetic)", "ratio = synthetic / (seed + synthetic)"),
-    Mutation(ALPHA, "moved = torch.where(means.isnan(), losses, moved)", "pass"),
-    # these are noticed by the tests of several processes alone, which are slow: run them by hand with `-m slow`
-    # across.py: `upstream[ctx.mine] * world_size()` -> `upstream[ctx.mine]`
+    Mutation(WEIGHT, "ratio = seed / (seed + synthetic)", "ratio = synthetic / (seed + synthetic)"),
+    Mutation(WEIGHT, "moved = torch.where(means.isnan(), losses, moved)", "pass"),
+    # only the slow tests of several processes notice these: apply one by hand and run `pytest -m slow`
+    # distributed.py: `upstream[ctx.rank_slice] * world_size()` -> `upstream[ctx.rank_slice]`
     # evaluation.py: `{name: tensor[first] for name, tensor in whole.items()}` -> `whole`
-    # mixin.py: `output.lm_loss * world_size()` -> `output.lm_loss`
+    # objective.py: `outputs.lm_loss * world_size()` -> `outputs.lm_loss`
+    # micro_batch.py: `TermValue(gaps.mean(), count * world_size())` -> `TermValue(gaps.mean(), count)`
 ]
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..models.projection_heads import FILE, PREFIX, AlignmentHead
-from .alpha import Alpha
+from .synthetic_weight import SyntheticWeight
 
-_MEANS = "alpha.means"
+_MEANS = "synthetic_weight.means"
 
 
-def write(folder: str | os.PathLike[str], head: dict[str, Tensor], alpha: Alpha) -> None:
+def write(folder: str | os.PathLike[str], head: dict[str, Tensor], synthetic_weight: SyntheticWeight) -> None:
     """The weights of the projection heads (empty where there are none), and the running means behind alpha."""
     tensors = {PREFIX + name: weight for name, weight in head.items()}
-    if alpha.means is not None:
-        tensors[_MEANS] = alpha.means
+    if synthetic_weight.means is not None:
+        tensors[_MEANS] = synthetic_weight.means
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, Path(folder) / FILE)
 
 
@@ -28,13 +28,13 @@ def is_in(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / FILE).is_file()
 
 
-def read(folder: str | os.PathLike[str], head: AlignmentHead | None, alpha: Alpha) -> None:
+def read(folder: str | os.PathLike[str], head: AlignmentHead | None, synthetic_weight: SyntheticWeight) -> None:
     """Restores both. UserError where the file is missing or does not fit the heads."""
     path = Path(folder) / FILE
     if not is_in(folder):
         raise UserError(f"{path} is missing: this checkpoint was not written by a trainer with mutual alignment")
     tensors = load_file(path)
-    alpha.means = tensors.pop(_MEANS, None)
+    synthetic_weight.means = tensors.pop(_MEANS, None)
     weights = {name.removeprefix(PREFIX): weight for name, weight in tensors.items()}
     if head is None:
         return

@@ -9,8 +9,8 @@ from trl import SFTConfig
 
 from ..errors import UserError
 from ..models.devices import has_bfloat16
-from .alpha import SCHEDULES, Alpha
 from .collator import X_GIVEN_Y, Y_GIVEN_X
+from .synthetic_weight import SCHEDULES, SyntheticWeight
 from .terms import EMBEDDING_TERMS, AlignmentTerms
 
 DIRECTIONS = ("both", "forward", "reverse")
@@ -59,7 +59,7 @@ class AlignmentArguments(AlignmentTerms):
     )
 
     @property
-    def pools(self) -> bool:
+    def uses_embeddings(self) -> bool:
         """Whether a term of embeddings counts."""
         return bool(self.active(EMBEDDING_TERMS))
 
@@ -71,7 +71,7 @@ class AlignmentArguments(AlignmentTerms):
     def check(self) -> None:
         """UserError for a setting that makes no sense, naming it."""
         self.check_terms()
-        Alpha(self.synthetic_weight_schedule, self.synthetic_weight)
+        SyntheticWeight(self.synthetic_weight_schedule, self.synthetic_weight)
         for name, known in (("directions", DIRECTIONS), ("over_length", OVER_LENGTH)):
             if getattr(self, name) not in known:
                 raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")

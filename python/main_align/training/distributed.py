@@ -1,4 +1,4 @@
-"""Rows of all processes: the same contrast whatever the world size."""
+"""gather_rows, sum_over_processes: all-gather embeddings with gradients, so the loss does not depend on world size."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import Tensor
 
 
 def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of every process, in the order of ranks: [n_rank, ...] of each -> [sum n, ...]. Differentiable.
+    """Concatenate the rows of every process in the order of ranks: [n_rank, ...] each -> [sum n, ...]; differentiable.
 
-    For a loss that every process computes from all rows and that DDP or FSDP averages over processes: the gradient of
-    a process's own rows is multiplied by the world size, which that average takes back. So the model's gradient is
-    that of one process with all rows, in scale and in direction, and the backward communicates nothing.
+    For a loss that every process computes from all rows and whose gradient DDP or FSDP averages over processes. The
+    gradient of a process's own rows is multiplied by the world size, which the average divides by. The model's gradient
+    is then that of one process with all rows, and the backward needs no communication.
     """
     if world_size() == 1:
         return rows
@@ -32,22 +33,22 @@ class _Gather(torch.autograd.Function):
         sizes = [torch.zeros_like(size) for _ in range(world_size())]
         dist.all_gather(sizes, size)
         counts = torch.cat(sizes).tolist()
-        most = max(counts)  # ranks may hold different numbers of rows; collectives want one shape
+        most = max(counts)  # collectives need one shape, and ranks may have different numbers of rows
         padded = rows.new_zeros(most, *rows.shape[1:])
         padded[: len(rows)] = rows
-        everything = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(everything, padded)
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
         before = sum(counts[: dist.get_rank()])
-        ctx.mine = slice(before, before + len(rows))
-        return torch.cat([part[:count] for part, count in zip(everything, counts, strict=True)])
+        ctx.rank_slice = slice(before, before + len(rows))
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        return upstream[ctx.mine] * world_size()
+        return upstream[ctx.rank_slice] * world_size()
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of a tensor of one shape over all processes."""
+    """Return the sum over all processes of a tensor that has the same shape on each."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)

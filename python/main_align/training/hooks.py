@@ -1,8 +1,7 @@
-"""What happens inside the model's own forward: states are pooled, projected and scored there, where a wrapper (DDP,
-FSDP, PEFT, accelerate's autocast) has the weights at hand, and logits are never made.
+"""HookedForward and AlignmentOutput: embeddings and likelihoods from inside a model's own forward, without logits.
 
-Two forward hooks, and none of the model's code changed: one on the backbone keeps its last states, one on the language
-model replaces its output by what was read from them.
+Two forward hooks: one on the backbone saves its last hidden states, one on the language model replaces its output by
+AlignmentOutput. Inside the forward, a wrapper (DDP, FSDP, PEFT, accelerate's autocast) has gathered the weights.
 """
 
 from __future__ import annotations
@@ -23,15 +22,17 @@ from ..errors import UserError
 from ..models.forward import logit_options
 from ..models.packed_attention import packed_forward
 from ..models.projection_heads import AlignmentHead
-from .loss import at_least_float32
+from .metrics import accumulator_dtype
 
 
 @dataclass
 class AlignmentOutput(ModelOutput):
-    """What one packed forward gives; None where it was not asked for."""
+    """Result of one packed forward; None for what was not requested."""
 
     lm_loss: Tensor | None = None
-    """scalar: the weighted sum of the tokens' -log p"""
+    """scalar, the weighted sum of -log p over the scored tokens"""
+    lm_loss_columns: Tensor | None = None
+    """[4], lm_loss split by likelihood column, detached"""
     logp: Tensor | None = None
     """[N, 4] summed log-probabilities, nats; columns as in collator.Y_GIVEN_X and the rest"""
     embed_x: Tensor | None = None
@@ -41,84 +42,98 @@ class AlignmentOutput(ModelOutput):
 
 
 @dataclass
-class _Reading:
-    """What the hooks are to read from the next forward."""
+class _Request:
+    """Input of the hooks for the next forward, and the states that they save."""
 
     pairs: dict[str, Tensor]
-    weights: Tensor | None  # [N, 4] of each token's -log p in lm_loss; None: embeddings only
-    exact: bool  # logp is differentiated too
+    weights: Tensor | None  # [N, 4] factor of each token's -log p in lm_loss; None: embeddings only
+    differentiable_logp: bool
     states: Tensor | None = None  # [1, T, D]
 
 
-class WrappedForward:
-    """Hooks on a causal language model; `forward` runs them through whatever wraps it, and raises UserError where the
-    head's weight cannot be used as a matrix there."""
+class HookedForward:
+    """Hooks on a causal language model, and `forward`, which runs them through any wrapper of the model.
+
+    Args:
+        model: the causal language model itself, without wrappers.
+        head: projection heads for the pooled states. None: the states themselves are the embeddings.
+    """
 
     def __init__(self, model: PreTrainedModel, head: AlignmentHead | None) -> None:
         self.head = head
         self.options = logit_options(model.config)
-        self._reading: _Reading | None = None
-        model.base_model.register_forward_hook(self._keep)
-        model.register_forward_hook(self._read)
+        self._request: _Request | None = None
+        model.base_model.register_forward_hook(self._save_states)
+        model.register_forward_hook(self._replace_output)
 
     def forward(
-        self, wrapped: nn.Module, batch: dict[str, Any], *, weights: Tensor | None, exact: bool = False
+        self, wrapped: nn.Module, batch: dict[str, Any], *, weights: Tensor | None, differentiable_logp: bool = False
     ) -> tuple[AlignmentOutput, Tensor]:
-        """Runs `wrapped` on a batch of the collator.
+        """Run a batch of the collator.
 
         Args:
-            weights: [N, 4] factors of each token's -log p in ``lm_loss``; None leaves the head out.
-            exact: whether ``logp`` will be differentiated, and not only ``lm_loss``.
+            wrapped: the model, in any wrapper.
+            batch: as PairCollator returns it, on the model's device.
+            weights: float [N, 4], factor of each token's -log p in ``lm_loss``. None skips the language-model head.
+            differentiable_logp: True if ``logp`` is differentiated too, and not only ``lm_loss``.
 
         Returns:
-            (output, states): states [1, T, D] of the backbone, in the graph.
+            (output, states): the output, and the backbone's last hidden states [1, T, D], in the graph.
+
+        Raises:
+            UserError: if the weight of the language-model head cannot be used as a matrix.
         """
-        with self._expecting(_Reading(batch["pairs"], weights, exact)) as reading, packed_forward():
+        with self._requested(_Request(batch["pairs"], weights, differentiable_logp)) as request, packed_forward():
             inputs = {name: value for name, value in batch.items() if name != "pairs"}
             output = wrapped(**inputs, logits_to_keep=1)
-        assert reading.states is not None
-        return output, reading.states
+        assert request.states is not None
+        return output, request.states
 
     @contextmanager
-    def _expecting(self, reading: _Reading) -> Iterator[_Reading]:
-        self._reading = reading
+    def _requested(self, request: _Request) -> Iterator[_Request]:
+        self._request = request
         try:
-            yield reading
+            yield request
         finally:
-            self._reading = None
+            self._request = None
 
     @torch.compiler.disable
-    def _keep(self, backbone: nn.Module, args: Any, output: Any) -> None:
-        if self._reading is not None:
-            self._reading.states = output.last_hidden_state
+    def _save_states(self, backbone: nn.Module, args: Any, output: Any) -> None:
+        if self._request is not None:
+            self._request.states = output.last_hidden_state
 
     @torch.compiler.disable  # so that each term's gradient of the states can be measured before the step's backward
-    def _read(self, model: PreTrainedModel, args: Any, output: Any) -> AlignmentOutput | None:
-        reading = self._reading
-        if reading is None:
+    def _replace_output(self, model: PreTrainedModel, args: Any, output: Any) -> AlignmentOutput | None:
+        request = self._request
+        if request is None:
             return None
-        assert reading.states is not None
-        hidden, pairs = reading.states[0], reading.pairs
+        assert request.states is not None
+        hidden, pairs = request.states[0], request.pairs
         result = AlignmentOutput()
         if len(pairs["pool"]):
-            pooled = segment_pool(hidden, pairs["pool"], normalize=False)[0::2]  # between them lie the markers
+            pooled = segment_pool(hidden, pairs["pool"], normalize=False)[0::2]  # odd segments are the markers between
             x, y = pooled[0::2], pooled[1::2]
             result.embed_x, result.embed_y = (x, y) if self.head is None else self.head(x, y)
-        if reading.weights is not None:
-            result.lm_loss, result.logp = self._likelihoods(model, hidden[pairs["rows"]], reading)
+        if request.weights is not None:
+            self._add_likelihoods(result, model, hidden[pairs["rows"]], request)
         return result
 
-    def _likelihoods(self, model: PreTrainedModel, hidden: Tensor, reading: _Reading) -> tuple[Tensor, Tensor]:
-        """hidden[R, D] of the rows that predict a scored token -> (lm_loss, logp[N, 4])."""
-        weight, bias = head_weight(model)
-        pairs, factors = reading.pairs, reading.weights
+    def _add_likelihoods(
+        self, result: AlignmentOutput, model: PreTrainedModel, hidden: Tensor, request: _Request
+    ) -> None:
+        """Set lm_loss, lm_loss_columns and logp; hidden [R, D]: states of the rows that predict a scored token."""
+        weight, bias = lm_head_weight(model)
+        pairs, factors = request.pairs, request.weights
         assert factors is not None
         count, segments = factors.numel(), pairs["segments"]
         hidden, softcap = hidden.to(weight.dtype), self.options.get("softcap")
         temperature = self.options.get("temperature", 1.0)
+        sums = torch.zeros(count, dtype=accumulator_dtype(hidden.device), device=hidden.device)  # nats of many tokens
         if not len(segments):
-            return 0.0 * (hidden.sum() + weight[:1].sum()), at_least_float32(hidden.new_zeros(factors.shape))
-        if reading.exact:
+            result.lm_loss = 0.0 * (hidden.sum() + weight[:1].sum())
+            result.logp, result.lm_loss_columns = sums.view(factors.shape), sums[:4]
+            return
+        if request.differentiable_logp:
             logp = sequence_logprobs(
                 hidden,
                 weight,
@@ -130,38 +145,41 @@ class WrappedForward:
                 temperature=temperature,
                 ignore_index=None,
             ).view(factors.shape)
-            return -(logp * factors.to(logp.dtype)).sum(), logp
-        by_token = factors.flatten()[segments]
+            result.lm_loss, result.logp = -(logp * factors.to(logp.dtype)).sum(), logp
+            result.lm_loss_columns = -(logp.detach().to(sums.dtype) * factors).sum(0)
+            return
+        token_factors = factors.flatten()[segments]
         loss = linear_cross_entropy(
             hidden / temperature if temperature != 1.0 else hidden,
             weight,
             pairs["targets"],
-            token_weights=by_token,
+            token_weights=token_factors,
             bias=None if bias is None else bias / temperature,
             softcap=softcap,
             reduction="none",
         )
-        # what a token of weight 0 would have cost is not known: it was not computed
-        each = torch.where(by_token > 0, loss.detach() / by_token, 0)
-        logp = -each.new_zeros(count).index_add(0, segments, each).view(factors.shape)
-        return loss.sum(), logp
+        weighted = loss.detach().to(sums.dtype)
+        # the kernel skips tokens of weight 0, so their log p is unknown
+        nll = torch.where(token_factors > 0, weighted / token_factors, 0)
+        result.lm_loss, result.logp = loss.sum(), -sums.index_add(0, segments, nll).view(factors.shape)
+        result.lm_loss_columns = sums.new_zeros(4).index_add(0, segments % 4, weighted)
 
 
-def head_weight(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-    """The language-model head as a matrix [V, D] and its bias. UserError, with the remedy, where it is none here."""
+def lm_head_weight(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """Return the weight [V, D] and the bias of the language-model head. UserError if it cannot be used as a matrix."""
     head: Any = model.get_output_embeddings()
     if hasattr(head, "lora_A") or hasattr(head, "base_layer"):
         raise UserError(
-            "an adapter on lm_head is not supported: the loss is made from the head's weight without logits, so the "
-            "adapter would not be trained. Take lm_head out of target_modules; to train the head itself, name it in "
+            "an adapter on lm_head is not supported: the loss reads the head's weight instead of calling it, so the "
+            "adapter would not be trained. Remove lm_head from target_modules; to train the head itself, add it to "
             "modules_to_save."
         )
-    weight, bias = head.weight, getattr(head, "bias", None)  # of PEFT's trained copy, where modules_to_save names it
+    weight, bias = head.weight, getattr(head, "bias", None)  # PEFT's trained copy if modules_to_save has it
     if hasattr(weight, "ds_id"):
-        raise UserError("DeepSpeed ZeRO-3 keeps lm_head in parts outside its own call: use ZeRO-2, or FSDP2")
+        raise UserError("DeepSpeed ZeRO-3 shards lm_head while the loss reads its weight: use ZeRO-2, or FSDP2")
     if type(weight).__name__ == "DTensor" and torch.is_grad_enabled() and model.training:
         raise UserError(
-            "lm_head is sharded apart from the model, so its weight is in parts where the loss is made: leave it to "
+            "lm_head is an FSDP unit of its own, so its weight is sharded while the loss reads it: leave it in "
             "the outermost FSDP unit (wrap the decoder layers only, as TRANSFORMER_BASED_WRAP does)"
         )
     return weight, bias

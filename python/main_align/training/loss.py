@@ -1,4 +1,4 @@
-"""The mutual-alignment loss as a module, for any training loop; it knows nothing of models or trainers."""
+"""MutualAlignmentLoss: the mutual-alignment loss as a module for any training loop, without models or trainers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from torch import Tensor, nn
 
 from main_kernels import cyclic_consistency, info_nce, mutual_information, pair_scores
 
+from .objective import StepOutputs, TermValue, step_loss
 from .terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS, AlignmentTerms
 
 log = logging.getLogger(__name__)
 
 
 class Likelihoods(NamedTuple):
-    """Summed log-probabilities of N pairs in nats, floating [N] each, and their token counts."""
+    """Summed log-probabilities of N pairs of an instruction x and a response y, and their token counts."""
 
     y_given_x: Tensor | None = None
-    """log p(y|x)"""
+    """log p(y|x): floating [N], nats"""
     x_given_y: Tensor | None = None
-    """log p(x|y)"""
+    """log p(x|y): floating [N], nats"""
     y: Tensor | None = None
-    """log p(y), for the duality gap"""
+    """log p(y): floating [N], nats. Needed by the duality gap only."""
     x: Tensor | None = None
-    """log p(x), for the duality gap"""
+    """log p(x): floating [N], nats. Needed by the duality gap only."""
     tokens_y: Tensor | None = None
     """|y|: int64 [N], the tokens summed over"""
     tokens_x: Tensor | None = None
@@ -34,10 +35,10 @@ class Likelihoods(NamedTuple):
 
 
 class MutualAlignmentLoss(nn.Module):
-    """The weighted sum of MAIN's three dimensions and the supervised losses (arXiv 2504.12913).
+    """Compute the weighted sum of MAIN's three dimensions and the supervised losses (arXiv 2504.12913).
 
     =============  ================================================================================================
-    semantic       symmetric InfoNCE of the pairs among their batch (``main_kernels.info_nce``)
+    semantic       symmetric InfoNCE of the pairs within their batch (``main_kernels.info_nce``)
     intentional    minus a bound on the mutual information (``main_kernels.mutual_information``)
     structural     cyclic consistency of the two similarity matrices (``main_kernels.cyclic_consistency``)
     forward        -sum_i log p(y_i|x_i) / sum_i |y_i|
@@ -52,10 +53,10 @@ class MutualAlignmentLoss(nn.Module):
         value.backward()
 
     Args:
-        terms: weights and options; a term of weight 0 costs nothing.
+        terms: weights and options of the terms. A term of weight 0 is not computed. Default: `AlignmentTerms()`.
 
     Raises:
-        UserError (a ValueError): for weights or options that make no sense.
+        UserError: (a ValueError) if a weight or option is out of range.
     """
 
     def __init__(self, terms: AlignmentTerms | None = None) -> None:
@@ -72,51 +73,63 @@ class MutualAlignmentLoss(nn.Module):
         *,
         pair_ids: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """
+        """Compute the loss of one batch.
+
         Args:
-            query: [N, D] pooled states of the instructions, key: [N, D] those of the responses; they are brought to
-                unit length here. None leaves the three embedding terms out.
-            likelihoods: what the likelihood terms need; a term whose tensors are missing is left out.
-            pair_ids: int64 [N]; pairs with the same id are no negatives of each other.
+            query: floating [N, D], pooled states of the instructions. They are normalised here. None leaves the three
+                embedding terms out.
+            key: floating [N, D], pooled states of the responses. None only if `query` is.
+            likelihoods: log-probabilities and token counts. A likelihood term whose tensors are None is left out.
+            pair_ids: int64 [N]. Pairs with the same id are not negatives of each other. Default: all ids differ.
 
         Returns:
-            (loss, metrics): a float32 scalar, and detached scalars: each term unweighted, and with embeddings
-            ``mi`` (mean of the pairs' pointwise estimates, nats, at most log N), ``accuracy_x_to_y`` and
-            ``accuracy_y_to_x`` (share of pairs that rank first in the batch).
+            (loss, metrics): a float32 scalar, and detached scalars: each term, unweighted; with embeddings also ``mi``
+            (mean of the pairs' pointwise estimates, nats, at most log N), ``accuracy_x_to_y`` and ``accuracy_y_to_x``
+            (fraction of pairs that rank first in the batch).
 
         Raises:
-            ValueError: for shapes or dtypes that do not fit, or where there is neither embedding nor likelihood.
+            ValueError: if shapes or dtypes do not fit, or if no term can be computed.
         """
         terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         if (query is None) != (key is None):
-            raise ValueError("query and key come together: got one of them")
+            raise ValueError("query and key: expected both or neither, got one of them")
         if query is not None and key is not None:
             terms, metrics = self.embedding_terms(query, key, pair_ids)
         if likelihoods is not None:
             terms |= self.likelihood_terms(likelihoods)
         if not terms:
             raise ValueError(
-                "no term can be computed: give query and key, or likelihoods, for a term that has a weight"
+                "no term can be computed: pass query and key, or likelihoods, for a term whose weight is above 0"
             )
-        total = torch.stack([self.terms.weight(name) * value for name, value in terms.items()]).sum()
-        return total, {name: value.detach() for name, value in (terms | metrics).items()}
+        outputs = StepOutputs({name: TermValue(value, pairs=1) for name, value in terms.items()})
+        loss, _ = step_loss(outputs, None, self.terms)
+        return loss, {name: value.detach() for name, value in (terms | metrics).items()}
 
     def embedding_terms(
         self, query: Tensor, key: Tensor, pair_ids: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The embedding terms, unweighted, and metrics; query[N, D], key[N, D] of any length."""
+        """Compute the embedding terms, unweighted, and their metrics.
+
+        Args:
+            query: floating [N, D], pooled states of the instructions, of any length.
+            key: floating [N, D], pooled states of the responses.
+            pair_ids: int64 [N] or None. Pairs with the same id are not negatives of each other.
+
+        Returns:
+            (terms, metrics): scalars by name. A single pair has nothing to be contrasted with: its terms are zeros in
+            the graph, and there are no metrics.
+        """
         active = self.terms.active(EMBEDDING_TERMS)
         if len(query) < 2:
             if active and not self._warned:
                 self._warned = True
                 log.warning(
-                    "a batch of one pair has nothing to contrast it with: %s are zero for it (a larger batch, or "
-                    "gradient accumulation, gives them something to do)",
+                    "a batch of one pair has no negatives, so %s are zero: use a larger batch or gradient accumulation",
                     ", ".join(active),
                 )
-            nothing = 0.0 * (at_least_float32(query).sum() + at_least_float32(key).sum())
-            return dict.fromkeys(active, nothing), {}
+            zero = 0.0 * (at_least_float32(query).sum() + at_least_float32(key).sum())
+            return dict.fromkeys(active, zero), {}
         query, key = (F.normalize(at_least_float32(side), dim=1) for side in (query, key))
         tau, terms = self.terms.contrastive_temperature, {}
         if "semantic" in active:
@@ -135,29 +148,39 @@ class MutualAlignmentLoss(nn.Module):
         }
         return terms, metrics
 
-    def likelihood_terms(self, given: Likelihoods) -> dict[str, Tensor]:
-        """The likelihood terms, unweighted; those whose tensors are missing are left out."""
+    def likelihood_terms(self, likelihoods: Likelihoods) -> dict[str, Tensor]:
+        """Compute the likelihood terms, unweighted.
+
+        Args:
+            likelihoods: log-probabilities and token counts. A term whose tensors are None is left out.
+
+        Returns:
+            Scalars by name, nats per token.
+        """
         terms = {}
         for name in self.terms.active(LIKELIHOOD_TERMS):
             if name == "duality_gap":
-                if all(part is not None for part in given):
-                    terms[name] = duality_gap(given).mean()
+                if all(part is not None for part in likelihoods):
+                    terms[name] = duality_gap(likelihoods).mean()
                 continue
-            logp, tokens = (given.y_given_x, given.tokens_y) if name == "forward" else (given.x_given_y, given.tokens_x)
+            logp, tokens = {
+                "forward": (likelihoods.y_given_x, likelihoods.tokens_y),
+                "reverse": (likelihoods.x_given_y, likelihoods.tokens_x),
+            }[name]
             if logp is not None and tokens is not None:
                 terms[name] = -logp.sum() / tokens.sum().clamp(min=1)
         return terms
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """In float32, or as it is where that is wider."""
+    """Convert to float32, or return the tensor as it is if its dtype is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def duality_gap(given: Likelihoods) -> Tensor:
-    """[N] |log p(x) + log p(y|x) - log p(y) - log p(x|y)| / (|x|+|y|), nats per token."""
-    parts = [part for part in given if part is not None]
-    if len(parts) < len(given):
-        raise ValueError("likelihoods: the duality gap needs all four and both token counts, some are None")
+def duality_gap(likelihoods: Likelihoods) -> Tensor:
+    """Return floating [N]: |log p(x) + log p(y|x) - log p(y) - log p(x|y)| / (|x|+|y|), nats per token."""
+    parts = [part for part in likelihoods if part is not None]
+    if len(parts) < len(likelihoods):
+        raise ValueError("likelihoods: the duality gap needs all four and both token counts, got None for some")
     y_given_x, x_given_y, y, x, tokens_y, tokens_x = parts
     return ((x + y_given_x) - (y + x_given_y)).abs() / (tokens_x + tokens_y).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Metrics between two log lines: summed on the device, read once a log line."""
+"""Meter: weighted means between two log lines, summed on the device and read once per log line."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ from torch import Tensor
 from .distributed import sum_over_processes
 
 
+def accumulator_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype for sums that are logged: float64, or float32 on devices without it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Meter:
-    """Weighted means of scalars, over steps and processes."""
+    """Weighted means of scalars over steps and processes."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}  # name -> [sum, weight]
 
     def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
-        """`value` is a sum where its mean is sum / weight: e.g. nats of `weight` tokens."""
-        both = torch.stack([value.detach().float(), torch.as_tensor(weight, device=value.device).float()])
-        self._sums[name] = self._sums[name] + both if name in self._sums else both
+        """Add a sum and its weight; the mean is sum / weight, for example nats and tokens."""
+        dtype = accumulator_dtype(value.device)
+        pair = torch.stack([value.detach().to(dtype), torch.as_tensor(weight, device=value.device).to(dtype)])
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def read(self) -> dict[str, float]:
-        """The means, in the order in which they were first added; starts anew. The same names on every process."""
+        """Return the means in the order of the first `add`, without those of weight 0, and reset.
+
+        Every process must have added the same names.
+        """
         if not self._sums:
             return {}
         total, weight = sum_over_processes(torch.stack(list(self._sums.values()))).unbind(1)

@@ -1,59 +1,64 @@
-"""AlignmentMixin: mutual alignment inside `transformers.Trainer`, TRL's `SFTTrainer` or a subclass of either.
+"""AlignmentMixin: mutual alignment for `transformers.Trainer`, TRL's `SFTTrainer` or a subclass of either.
 
-One micro-batch is one packed sequence and one forward of the backbone. What a step's loss is divided by is counted over
-all its micro-batches and processes beforehand, so gradients do not depend on how a batch was cut up.
+One micro-batch is one packed sequence and one forward of the backbone. A step's loss is divided by counts over all its
+micro-batches and processes, so its gradient does not depend on how the batch is split.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, PredictionOutput
+from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from ..errors import UserError
 from ..models.devices import warn_if_slow
 from ..models.projection_heads import AlignmentHead
-from . import checkpoint, model_card
-from . import projection as heads
-from .alpha import Alpha
+from . import projection
+from .checkpoint_mixin import CheckpointMixin
 from .config import AlignmentArguments, MutualAlignmentConfig
 from .dataset import COLUMNS
-from .distributed import gather_rows, world_size
-from .evaluation import Evaluation
-from .hooks import AlignmentOutput, WrappedForward
-from .loss import MutualAlignmentLoss, at_least_float32, duality_gap
+from .evaluation_mixin import EvaluationMixin
+from .gradient_cache import GradientCache, cache_gradients, set_rng_state
+from .hooks import AlignmentOutput, HookedForward
+from .loss import MutualAlignmentLoss
+from .micro_batch import micro_batch_outputs
 from .monitor import Monitor, check_finite
+from .objective import step_loss
 from .prepare import set_up, unwrap_peft
 from .prepare_data import Preparation, packs_evaluation
-from .rng import generator_states, restore_generators
 from .settings import check_arguments, check_optimizer, check_parallelism, check_settings
-from .step import EmbeddingGradients, Update, likelihoods_of
-
-if TYPE_CHECKING:  # at run time the trainer's class comes after the mixin
-    _Trainer = Trainer
-else:
-    _Trainer = object
+from .step import Step
+from .synthetic_weight import SyntheticWeight
 
 
-class AlignmentMixin(_Trainer):
-    """Put it before the trainer class::
+class AlignmentMixin(EvaluationMixin, CheckpointMixin):
+    """Add mutual alignment to a trainer class; put the mixin before it::
 
         class MyTrainer(AlignmentMixin, Trainer): ...
 
         settings = AlignmentArguments(semantic_weight=0.1)
         MyTrainer(model, args, train_dataset=ds, processing_class=tokenizer, alignment=settings)
 
-    Takes what the trainer takes and besides `alignment`, the settings (default: `args`, where it holds them, as
-    MutualAlignmentConfig does). Refused: `data_collator`, `model_init`, `compute_loss_func`, `compute_metrics`,
-    `preprocess_logits_for_metrics`, `formatting_func`. Data sets: prompt/completion, instruction/response, messages
-    (text or turns), or tokenised with a mask; see main_align.training.pairs.
+    Data sets have prompt and completion, instruction and response, messages (text or turns), or token ids with a mask
+    of the response; docs/training.md lists the forms.
+
+    Args:
+        model: PreTrainedModel, PeftModel, or the name of a model: a hub id, a folder or "smollm2".
+        args: TrainingArguments. Default: `MutualAlignmentConfig()` with SFTTrainer, else `TrainingArguments()`.
+        data_collator: must be None; the mixin packs pairs itself.
+        train_dataset: datasets.Dataset or IterableDataset of pairs.
+        eval_dataset: data set of pairs, or a dict of them by name.
+        processing_class: tokenizer. Default: the tokenizer of the model's name.
+        alignment: terms and their weights. Default: `args` if it is a MutualAlignmentConfig, else
+            `AlignmentArguments()`.
+        options: passed to the trainer. Refused: `model_init`, `compute_loss_func`, `compute_metrics`,
+            `preprocess_logits_for_metrics` and `formatting_func`.
 
     Raises:
-        UserError: before training, for data, models or options that cannot work, naming row or argument and remedy.
+        UserError: before training, if data, model or options cannot work; it names the row or argument and the remedy.
     """
 
     loss_is_scaled_for_ga: bool | None = True
@@ -71,7 +76,7 @@ class AlignmentMixin(_Trainer):
         **options: Any,
     ) -> None:
         check_arguments({"data_collator": data_collator, **options})
-        sft = hasattr(super(), "_prepare_dataset")  # which SFTTrainer calls by itself
+        sft = hasattr(super(), "_prepare_dataset")  # SFTTrainer prepares data sets itself, by calling our override
         args = args or (MutualAlignmentConfig() if sft else TrainingArguments())
         if alignment is not None and isinstance(args, AlignmentArguments):
             raise UserError("args holds the settings of mutual alignment already: leave `alignment` out")
@@ -80,18 +85,20 @@ class AlignmentMixin(_Trainer):
         quantization = options.pop("quantization_config", None) if isinstance(model, str) else None
         setup = set_up(model, processing_class, args, self.alignment, quantization)
         if getattr(args, "padding_free", False):
-            args.padding_free = False  # sequences are always packed here; TRL's own way of it asks for more
-        args.accelerator_config.dispatch_batches = False  # a packed batch cannot be cut for other processes
+            args.padding_free = False  # sequences are always packed here, and TRL's way has further requirements
+        args.accelerator_config.dispatch_batches = False  # a packed batch cannot be split between processes
         self._base = unwrap_peft(setup.model)
         for dtype in (self._base.dtype, torch.bfloat16 if args.bf16 else torch.float32):
             warn_if_slow(dtype, args.device)
         self._max_length = setup.max_length
-        self._preparation: Preparation | None = None  # made when the first data set is prepared
+        self._preparation: Preparation | None = None  # set when the first data set is prepared
         self._loss = MutualAlignmentLoss(self.alignment)
-        self._alpha = Alpha(self.alignment.synthetic_weight_schedule, self.alignment.synthetic_weight)
-        self._update: Update | None = None
+        self._synthetic_weight = SyntheticWeight(
+            self.alignment.synthetic_weight_schedule, self.alignment.synthetic_weight
+        )
+        self._step: Step | None = None
         self._monitor = Monitor(self.alignment.columns, duality_gap=self.alignment.duality_gap_weight > 0)
-        self._evaluation: Evaluation | None = None
+        self._evaluation = None
         if not sft:
             packing = getattr(args, "packing", False)
             train_dataset = self._prepare_dataset(train_dataset, setup.tokenizer, args, packing, None, "train")
@@ -107,27 +114,25 @@ class AlignmentMixin(_Trainer):
         )
         assert self._preparation is not None
         self.data_collator = self._preparation.collator
-        self.model_accepts_loss_kwargs = True  # before transformers 5.19: what tells it that the loss is scaled
+        self.model_accepts_loss_kwargs = True  # tells transformers before 5.19 that the loss is scaled
         check_parallelism(self.accelerator, self.args)
-        self._head: AlignmentHead | None = None
-        if self.alignment.pools and self.alignment.projection_dim:
+        self._head = None
+        if self.alignment.uses_embeddings and self.alignment.projection_dim:
             width = self._base.config.get_text_config().hidden_size
             self._head = AlignmentHead(width, self.alignment.projection_dim)
-            heads.attach(self._base, self._head)
+            projection.attach(self._base, self._head)
         check_optimizer(self.optimizer, self.model if options.get("peft_config") else self._head)
-        self._wrapped: WrappedForward = WrappedForward(self._base, self._head)
+        self._hooked: HookedForward = HookedForward(self._base, self._head)
 
     @property
     def synthetic_weight(self) -> float:
-        """The weight of synthetic pairs, as it stands."""
-        return float(self._alpha.now(self._progress(), torch.device("cpu")))
-
-    # ---- data ----
+        """α, the current weight of synthetic pairs."""
+        return float(self._current_synthetic_weight())
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        if self._preparation is None:  # SFTTrainer has given the tokenizer its template and its stop token by now
+        if self._preparation is None:  # by now SFTTrainer has set the tokenizer's chat template and stop token
             self._preparation = Preparation(self._base, processing_class, args, self.alignment, self._max_length)
         if isinstance(dataset, dict):
             return {
@@ -140,209 +145,81 @@ class AlignmentMixin(_Trainer):
         self._signature_columns: Any = list(COLUMNS)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Override: count the step's tokens and pairs over all its micro-batches and processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._update = Update.of(batches, self.args.device) if batches else None
-        return batches, None if self._update is None else self._update.tokens.sum()
-
-    # ---- one micro-batch ----
+        self._step = Step.count(batches, self.args.device) if batches else None
+        return batches, None if self._step is None else self._step.tokens.sum()
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        update = self._update if model.training and self._update is not None else Update.of([inputs], self.args.device)
-        pairs, terms = inputs["pairs"], self._loss.terms
-        alpha = self._alpha.now(self._progress(), self.args.device)
-        if self._contrasts_update(update) and update.cached is None:
-            update.cached = self._embed_update(model, update)
-        if update.cached is not None:
-            restore_generators(update.cached.generators[update.position], self.args.device)
-        token_loss_weights = update.token_loss_weights(pairs, terms, alpha)
-        # in an evaluation each token counts, so that the likelihoods are known whatever they weigh in the loss
-        weights = token_loss_weights if model.training else torch.ones_like(token_loss_weights)
-        output, states = self._wrapped.forward(model, inputs, weights=weights, exact=terms.duality_gap_weight > 0)
+        """Override: return the share of this micro-batch in the step's loss (objective.py)."""
+        training, pairs, terms = model.training, inputs["pairs"], self._loss.terms
+        step = self._step if training and self._step is not None else Step.count([inputs], self.args.device)
+        synthetic_weight = self._current_synthetic_weight()
+        if self._contrasts_step(step) and step.gradient_cache is None:
+            step.gradient_cache = self._cache_gradients(model, step)
+        if step.gradient_cache is not None:
+            set_rng_state(step.gradient_cache.rng_states[step.position], self.args.device)
+        token_loss_weights = step.token_loss_weights(pairs, terms, synthetic_weight)
+        # an evaluation logs the likelihood of every token, also of those with weight 0 in the loss
+        weights = token_loss_weights if training else torch.ones_like(token_loss_weights)
+        output, states = self._hooked.forward(
+            model, inputs, weights=weights, differentiable_logp=terms.duality_gap_weight > 0
+        )
+        assert output.lm_loss is not None
         assert output.logp is not None
-        if not model.training:
-            output.lm_loss = -(output.logp * token_loss_weights).sum()
-        if model.training:
-            self._monitor.measure(update, pairs, output.logp, token_loss_weights, alpha)
-        parts = self._parts(output, pairs, update, log=model.training)
-        weighted = {name: (1.0 if name == "likelihood" else terms.weight(name)) * part for name, part in parts.items()}
-        loss = torch.stack(list(weighted.values())).sum()
-        check_finite(loss, parts, output, pairs, self.state.global_step + 1)
-        if model.training:
+        if not training:
+            output.lm_loss = -(output.logp * token_loss_weights).sum().to(output.lm_loss.dtype)
+        outputs, contrast = micro_batch_outputs(output, pairs, step, self._loss, contrast=self._evaluation is None)
+        loss, contributions = step_loss(outputs, step, terms)
+        check_finite(loss, contributions, output, pairs, self.state.global_step + 1)
+        if training:
+            self._monitor.measure(step, pairs, output.logp, token_loss_weights, synthetic_weight)
+            self._monitor.measure_loss(step, contributions, output)
+            if contrast is not None:
+                self._monitor.measure_contrast(contrast)
             if self._is_logged():
-                self._monitor.measure_gradients(update, weighted, states, pairs)
-            self._finish(update, output, pairs)
+                self._monitor.measure_gradients(step, contributions, states, pairs)
+            self._finish(step, output, pairs)
         elif self._evaluation is not None:
             self._evaluation.add(output, pairs, loss)
         return (loss, output) if return_outputs else loss
 
-    def _parts(
-        self, output: AlignmentOutput, pairs: dict[str, Tensor], update: Update, *, log: bool
-    ) -> dict[str, Tensor]:
-        """This micro-batch's share of each part of the loss, so scaled that the mean over processes of the sums over
-        micro-batches is the loss of the update; the likelihood part is weighted already."""
-        assert output.lm_loss is not None
+    def _finish(self, step: Step, output: AlignmentOutput, pairs: dict[str, Tensor]) -> None:
+        """Advance to the next micro-batch; after the last one, update the synthetic weight's running means."""
         assert output.logp is not None
-        parts = {"likelihood": output.lm_loss * world_size()}  # the mean over processes takes it back
-        if self._loss.terms.duality_gap_weight > 0:
-            gaps = duality_gap(likelihoods_of(output.logp, pairs["tokens"]))
-            parts["duality_gap"] = gaps.sum() / update.pairs * world_size()
-        if output.embed_x is None or output.embed_y is None or self._evaluation is not None:
-            return parts  # an evaluation contrasts the whole set at its end
-        if update.cached is not None:
-            cached = update.cached
-            for name, (dx, dy) in cached.gradients[update.position].items():
-                # a product whose gradient is the cached one, moved to the value of this micro-batch's share
-                pull = (at_least_float32(output.embed_x) * dx).sum() + (at_least_float32(output.embed_y) * dy).sum()
-                parts[name] = pull - pull.detach() + cached.terms[name] / update.micro_batches
-            if update.position == 0:
-                self._monitor.measure_contrast(cached.terms | cached.metrics, update.pairs)
-            return parts
-        x, y = gather_rows(output.embed_x), gather_rows(output.embed_y)
-        values, metrics = self._loss.embedding_terms(x, y, gather_rows(pairs["group"]))
-        if log and len(x) > 1:  # a pair alone has no contrast, and what it has not does not count
-            self._monitor.measure_contrast(values | metrics, len(x))
-        # micro-batches are contrasted each by itself: each counts by its share of the update's pairs
-        return parts | {name: value * len(x) / update.pairs for name, value in values.items()}
+        if self._synthetic_weight.schedule == "loss_ratio":
+            step.add_nll(-output.logp, pairs["synthetic"])
+            if step.is_last:
+                self._synthetic_weight.observe(step.mean_nll())
+        step.position += 1
+        if step.position == step.micro_batches:
+            self._step = None
 
-    # ---- contrast over all micro-batches of an update ----
+    def _contrasts_step(self, step: Step) -> bool:
+        """Tell whether pairs of different micro-batches are contrasted with each other."""
+        return step.micro_batches > 1 and self.alignment.uses_embeddings and self.alignment.contrast_across_accumulation
 
-    def _contrasts_update(self, update: Update) -> bool:
-        return update.micro_batches > 1 and self.alignment.pools and self.alignment.contrast_across_accumulation
-
-    def _embed_update(self, model: nn.Module, update: Update) -> EmbeddingGradients:
-        """Gradient caching (Gao et al., 2021): all embeddings without a graph, the terms' gradients with respect to
-        them; each micro-batch then sends back its own through its own forward."""
-        sides: list[tuple[Tensor, Tensor]] = []
-        groups, generators = [], []
-        for batch in update.batches:
-            generators.append(generator_states(self.args.device))
+    def _cache_gradients(self, model: nn.Module, step: Step) -> GradientCache:
+        def embed(batch: dict[str, Any]) -> tuple[AlignmentOutput, Tensor]:
             batch = self._prepare_inputs(batch)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                output, _ = self._wrapped.forward(model, batch, weights=None)
-            assert output.embed_x is not None
-            assert output.embed_y is not None
-            sides.append((at_least_float32(output.embed_x), at_least_float32(output.embed_y)))
-            groups.append(batch["pairs"]["group"])
-        x, y = (torch.cat(side).requires_grad_() for side in zip(*sides, strict=True))
-        with torch.enable_grad():
-            values, metrics = self._loss.embedding_terms(gather_rows(x), gather_rows(y), gather_rows(torch.cat(groups)))
-        sizes = [len(group) for group in groups]
-        gradients: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in sizes]
-        for name, value in values.items():
-            dx, dy = torch.autograd.grad(value, (x, y), retain_graph=True)  # they share normalised sides
-            for place, both in enumerate(zip(dx.split(sizes), dy.split(sizes), strict=True)):
-                gradients[place][name] = both
-        values = {name: value.detach() for name, value in values.items()}
-        return EmbeddingGradients(values, metrics, gradients, generators)
+            with self.compute_loss_context_manager():
+                output, _ = self._hooked.forward(model, batch, weights=None)
+            return output, batch["pairs"]["group"]
 
-    # ---- what is watched ----
+        return cache_gradients(step, embed, self._loss)
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """Override: add the metrics since the last log line."""
         logs.update(self._monitor.read())
         super().log(logs, *args, **options)
 
     def _is_logged(self) -> bool:
-        """Whether the step in progress ends in a log line."""
-        step, every = self.state.global_step + 1, self.state.logging_steps or 0
+        """Tell whether the step in progress ends with a log line."""
+        step, interval = self.state.global_step + 1, self.state.logging_steps or 0
         if step == 1 and self.args.logging_first_step:
             return True
         if self.args.logging_strategy == IntervalStrategy.EPOCH:
-            return bool(self.accelerator.gradient_state.end_of_dataloader)  # every batch of it has been fetched
-        return self.args.logging_strategy == IntervalStrategy.STEPS and every > 0 and step % every == 0
-
-    # ---- evaluation ----
-
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **options: Any) -> dict[str, float]:
-        with self._monitor.paused():
-            return super().evaluate(self._prepared(eval_dataset, "eval"), *args, **options)
-
-    def predict(self, test_dataset: Any, *args: Any, **options: Any) -> PredictionOutput:
-        with self._monitor.paused():
-            return super().predict(self._prepared(test_dataset, "test"), *args, **options)
-
-    def _prepared(self, dataset: Any, name: str) -> Any:
-        """A data set of any form; None and a name stand for those that the trainer has."""
-        if dataset is None or isinstance(dataset, str):
-            return dataset
-        return self._prepare_dataset(dataset, None, self.args, packs_evaluation(self.args), None, name)
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """As the trainer's, with the loss and the metrics of the whole set."""
-        self._evaluation = Evaluation()
-        try:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-            alpha = self._alpha.now(self._progress(), self.args.device)
-            found = self._evaluation.read(self._loss, self.alignment.columns, alpha)
-        finally:
-            self._evaluation = None
-        assert output.metrics is not None
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
-        return output
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, None, None]:
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs).detach()
-        if self._evaluation is not None:
-            self._evaluation.add_loss(loss)
-        return loss, None, None
-
-    # ---- checkpoints ----
-
-    def create_model_card(self, *args: Any, **options: Any) -> None:
-        super().create_model_card(*args, **options)
-        path = Path(self.args.output_dir or ".") / "README.md"
-        if self.is_world_process_zero() and path.is_file():
-            model_card.add_section(path, self.alignment)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        weights: dict[str, Tensor] = {}
-        if self._head is not None:
-            weights = self._head.state_dict() if state_dict is None else heads.part_of(state_dict)
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            checkpoint.write(output_dir or self.args.output_dir or ".", weights, self._alpha)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._read_checkpoint(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if (best := self.state.best_model_checkpoint) and checkpoint.is_in(best):  # else the trainer has said that it
-            self._read_checkpoint(best)  # cannot find it, and a run that is complete is not thrown away for that
-
-    def _read_checkpoint(self, folder: str) -> None:
-        if not self.is_fsdp_enabled:
-            checkpoint.read(folder, self._head, self._alpha)
-        elif checkpoint.is_in(folder):  # the head is part of the sharded state there
-            checkpoint.read(folder, None, self._alpha)
-
-    # ---- small matters ----
-
-    def _finish(self, update: Update, output: AlignmentOutput, pairs: dict[str, Tensor]) -> None:
-        """After a micro-batch: alpha learns from the whole update's losses once it is complete."""
-        assert output.logp is not None
-        if self._alpha.schedule == "loss_ratio":
-            update.add_losses(-output.logp, pairs["synthetic"])
-            if update.last:
-                self._alpha.observe(update.mean_losses())
-        update.position += 1
-        if update.position == update.micro_batches:
-            self._update = None
-
-    def _progress(self) -> float:
-        return self.state.global_step / max(self.state.max_steps, 1)
+            return bool(self.accelerator.gradient_state.end_of_dataloader)  # all batches of the epoch are fetched
+        return self.args.logging_strategy == IntervalStrategy.STEPS and interval > 0 and step % interval == 0

@@ -37,7 +37,7 @@ def add_section(card: Path, alignment: AlignmentArguments) -> None:
         "|---|---|---|",
         *rows,
     ]
-    if alignment.pools:
+    if alignment.uses_embeddings:
         section.append(
             f"\nEmbedding terms: temperature {alignment.contrastive_temperature:g}, projection to "
             f"{alignment.projection_dim} dimensions (0: none)."

@@ -1,4 +1,4 @@
-"""Monitor: what is logged of the training, gathered between two log lines."""
+"""Monitor, check_finite: training metrics of a log line, and the error for a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -15,82 +15,98 @@ from .distributed import world_size
 from .hooks import AlignmentOutput
 from .loss import duality_gap
 from .metrics import Meter
-from .step import SYNTHETIC, Update, likelihoods_of
+from .micro_batch import Contrast, likelihoods_of
+from .objective import LIKELIHOOD
+from .step import SYNTHETIC, Step
+
+DIRECTION_TERMS = (("forward", Y_GIVEN_X), ("reverse", X_GIVEN_Y))
+NLL_METRICS = (("nll_y_given_x", Y_GIVEN_X), ("nll_x_given_y", X_GIVEN_Y))
 
 
 class Monitor:
-    """Metrics of the updates since the last log line, over all processes, and the rate of tokens.
+    """Metrics of the steps since the last log line, over all processes, and the token rate.
 
     Args:
-        columns: the likelihoods that are trained, as in collator.Y_GIVEN_X.
+        columns: likelihood columns that are trained, as in collator.Y_GIVEN_X.
         duality_gap: whether the duality gap is trained.
     """
 
     def __init__(self, columns: tuple[int, ...], *, duality_gap: bool) -> None:
         self._columns, self._duality_gap = columns, duality_gap
         self._meter = Meter()
-        self._tokens: Tensor | int = 0  # that went through the model, of both directions
+        self._tokens: Tensor | int = 0  # that passed through the model, both directions
         self._last = (0, time.monotonic())  # tokens and time of the last log line
 
+    def measure_loss(self, step: Step, contributions: dict[str, Tensor], output: AlignmentOutput) -> None:
+        """Add a micro-batch's contributions to the loss as loss_<term>; those of a log line sum to its `loss`."""
+        per_step = float(step.position == 0)  # a sum over the micro-batches of a step, a mean over steps
+        for name, value in contributions.items():
+            if name != LIKELIHOOD:
+                self._meter.add(f"loss_{name}", value, per_step)
+                continue
+            assert output.lm_loss_columns is not None
+            for term, column in DIRECTION_TERMS:
+                if column in self._columns:
+                    self._meter.add(f"loss_{term}", output.lm_loss_columns[column] * world_size(), per_step)
+
     def measure(
-        self, update: Update, pairs: dict[str, Tensor], logp: Tensor, token_loss_weights: Tensor, alpha: Tensor
+        self, step: Step, pairs: dict[str, Tensor], logp: Tensor, token_loss_weights: Tensor, synthetic_weight: Tensor
     ) -> None:
-        """Add the likelihoods of a micro-batch: logp[N, 4], and token_loss_weights[N, 4], their factors in the loss."""
-        logp, known = logp.detach(), token_loss_weights > 0  # what a token of weight 0 costs was not computed
+        """Add a micro-batch's likelihoods: logp [N, 4], and their factors in the loss, token_loss_weights [N, 4]."""
+        logp, known = logp.detach(), token_loss_weights > 0  # the log p of a token of weight 0 is not computed
         nll, tokens = -(logp * known).sum(0), (pairs["tokens"] * known).sum(0)
-        for name, column in (("nll_y_given_x", Y_GIVEN_X), ("nll_x_given_y", X_GIVEN_Y)):
+        for name, column in NLL_METRICS:
             if column in self._columns:
                 self._meter.add(name, nll[column], tokens[column])
         if self._duality_gap:
             gaps = duality_gap(likelihoods_of(logp, pairs["tokens"]))
             self._meter.add("duality_gap", gaps.sum(), len(gaps))
-        present = (update.tokens[SYNTHETIC].sum() > 0).float()  # the same names on every process, so no `if`
-        self._meter.add("synthetic_weight", alpha * present, present)
-        if update.position == 0:
-            self._tokens = self._tokens + update.length
+        # every process must add the same names, so the weight is 0 without synthetic pairs, and there is no `if`
+        present = (step.tokens[SYNTHETIC].sum() > 0).float()
+        self._meter.add("synthetic_weight", synthetic_weight * present, present)
+        if step.position == 0:
+            self._tokens = self._tokens + step.model_tokens
 
-    def measure_contrast(self, values: dict[str, Tensor], count: Tensor | int) -> None:
-        """Takes in means over `count` pairs that were contrasted with each other."""
-        for name, value in values.items():
-            self._meter.add(name, value * count, count)
+    def measure_contrast(self, contrast: Contrast) -> None:
+        """Add unweighted embedding terms and their metrics."""
+        for name, value in contrast.values.items():
+            self._meter.add(name, value * contrast.pairs, contrast.pairs)
 
     def measure_gradients(
-        self,
-        update: Update,
-        parts: dict[str, Tensor],
-        states: Tensor,
-        pairs: dict[str, Tensor],
+        self, step: Step, contributions: dict[str, Tensor], states: Tensor, pairs: dict[str, Tensor]
     ) -> None:
-        """Takes in the norm of each weighted part's gradient with respect to the backbone's last states of the whole
-        update: how hard each pulls. Once a log line, for it walks the heads backward a second time."""
-        for name, part in parts.items():
+        """Add the norm of each contribution's gradient with respect to the backbone's last hidden states.
+
+        Called once per log line: it runs the backward of the heads a second time.
+        """
+        for name, value in contributions.items():
             gradient = None
-            if part.requires_grad:
-                (gradient,) = torch.autograd.grad(part, states, retain_graph=True, allow_unused=True)
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad(value, states, retain_graph=True, allow_unused=True)
             gradient = torch.zeros_like(states) if gradient is None else gradient / world_size()
-            if name != "likelihood":
-                update.add_square(f"grad_norm_{name}", gradient)
+            if name != LIKELIHOOD:
+                step.add_square(f"grad_norm_{name}", gradient)
                 continue
             columns = pairs["segments"] % 4
-            for term, column in (("forward", Y_GIVEN_X), ("reverse", X_GIVEN_Y)):
+            for term, column in DIRECTION_TERMS:
                 if column in self._columns:
-                    update.add_square(f"grad_norm_{term}", gradient[0, pairs["rows"][columns == column]])
-        if update.last:
-            for name, norm in update.norms().items():
+                    step.add_square(f"grad_norm_{term}", gradient[0, pairs["rows"][columns == column]])
+        if step.is_last:
+            for name, norm in step.norms().items():
                 self._meter.add(name, norm)
 
     def read(self) -> dict[str, float]:
-        """What a log line says, empty where nothing was trained since the last one; starts anew."""
-        found = self._meter.read()
-        if not found:
+        """Return the metrics of a log line and reset; empty if no step was trained since the last one."""
+        metrics = self._meter.read()
+        if not metrics:
             return {}
         (before, when), self._last = self._last, (int(self._tokens), time.monotonic())
         tokens, seconds = self._last[0] - before, self._last[1] - when
-        return found | {"num_tokens": self._last[0], "tokens_per_second": tokens / max(seconds, 1e-9)}
+        return metrics | {"num_tokens": self._last[0], "tokens_per_second": tokens / max(seconds, 1e-9)}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """For an evaluation: what it logs has nothing of the training, whose clock stands still."""
+        """Exclude an evaluation: its log lines have no training metrics, and the clock of the token rate stops."""
         meter, self._meter = self._meter, Meter()
         (tokens, when), began = self._last, time.monotonic()
         try:
@@ -100,19 +116,19 @@ class Monitor:
 
 
 def check_finite(
-    loss: Tensor, parts: dict[str, Tensor], output: AlignmentOutput, pairs: dict[str, Tensor], step: int
+    loss: Tensor, contributions: dict[str, Tensor], output: AlignmentOutput, pairs: dict[str, Tensor], step: int
 ) -> None:
-    """UserError that names step, terms and rows where the loss is not finite."""
+    """Raise UserError, naming step, terms and rows, if the loss is not finite."""
     if bool(torch.isfinite(loss.detach())):
         return
-    broken = [name for name, part in parts.items() if not bool(torch.isfinite(part.detach()))] or ["their sum"]
-    fine = torch.ones_like(pairs["row"], dtype=torch.bool)
-    for read in (output.logp, output.embed_x, output.embed_y):
-        if read is not None:
-            fine &= read.detach().isfinite().all(1)
-    rows = (pairs["row"][~fine] if not bool(fine.all()) else pairs["row"]).tolist()
+    names = [name for name, value in contributions.items() if not bool(torch.isfinite(value.detach()))]
+    finite = torch.ones_like(pairs["row"], dtype=torch.bool)
+    for tensor in (output.logp, output.embed_x, output.embed_y):
+        if tensor is not None:
+            finite &= tensor.detach().isfinite().all(1)
+    rows = (pairs["row"] if bool(finite.all()) else pairs["row"][~finite]).tolist()
     raise UserError(
-        f"step {step}: the loss is {float(loss.detach())}; broken: {', '.join(broken)}, in rows "
-        f"{', '.join(map(str, rows))} of the data set. Look at these rows; if they are sound, lower the learning rate "
-        "or the weight of that term, or train in bfloat16 or float32 instead of float16."
+        f"step {step}: the loss is {float(loss.detach())}; not finite: {', '.join(names) or 'the sum of all terms'}, "
+        f"in rows {', '.join(map(str, rows))} of the data set. Check these rows. If they are valid, lower the learning "
+        "rate or the weight of that term, or train in bfloat16 or float32 instead of float16."
     )

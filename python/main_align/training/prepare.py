@@ -15,7 +15,7 @@ from ..models.context_length import context_length
 from ..models.forward import Forward
 from ..models.load import check_model, find, load_weights
 from .config import AlignmentArguments
-from .hooks import head_weight
+from .hooks import lm_head_weight
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def set_up(
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UserError(f"processing_class must be a tokenizer, got {type(tokenizer).__name__}")
     check_model(type(base).__name__, base, tokenizer)
-    head_weight(base)
+    lm_head_weight(base)
     Forward(base)  # switches the attention, and refuses a family whose packed probabilities differ from its own
     if hasattr(base.config.get_text_config(), "output_router_logits") and getattr(args, "router_aux_loss_coef", 1) != 0:
         log.warning("the load-balancing loss of a mixture of experts is not trained; router_aux_loss_coef=0.0 says so")

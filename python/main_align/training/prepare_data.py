@@ -40,7 +40,7 @@ class Preparation:
         self.collator = PairCollator(
             directional,
             alignment.directions,  # type: ignore[arg-type]
-            pooled=alignment.pools,
+            pooled=alignment.uses_embeddings,
             all_likelihoods=alignment.duality_gap_weight > 0,
         )
 

@@ -1,5 +1,7 @@
-"""attach, part_of: the projection heads (heads.py) as a submodule of the model that is trained, so that optimiser and
-sharding see them, but no part of the model that is saved."""
+"""attach, pop_head: projection heads as a submodule of the trained model, outside of what the model saves.
+
+As a submodule, optimizer and sharding include them.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,17 @@ NAME = "alignment_head"
 
 
 def attach(model: nn.Module, head: AlignmentHead) -> None:
-    """Makes `head` a submodule of a causal language model, left out of what the model saves of itself."""
-    like = next((p for p in model.parameters() if p.requires_grad), None)
-    if like is None:
-        raise UserError("no parameter of the model requires a gradient: unfreeze it, or give a peft_config")
-    model.add_module(NAME, head.to(like.device, like.dtype))
-    ours = {f"{NAME}.{name}" for name in head.state_dict()}
-    saved: Any = model  # a PreTrainedModel; its own list may be None
-    saved._keys_to_ignore_on_save = {*(saved._keys_to_ignore_on_save or ()), *ours}
+    """Make `head` a submodule of a causal language model, and exclude it from the model's saved weights."""
+    trained = next((p for p in model.parameters() if p.requires_grad), None)
+    if trained is None:
+        raise UserError("no parameter of the model requires a gradient: unfreeze it, or pass a peft_config")
+    model.add_module(NAME, head.to(trained.device, trained.dtype))
+    names = {f"{NAME}.{name}" for name in head.state_dict()}
+    pretrained: Any = model  # a PreTrainedModel; its list may be None
+    pretrained._keys_to_ignore_on_save = {*(pretrained._keys_to_ignore_on_save or ()), *names}
 
 
-def part_of(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Takes the head's weights out of a model's state dict, whatever wraps the model."""
+def pop_head(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the head's weights from a model's state dict and return them, for any wrapper of the model."""
     names = [name for name in state_dict if f".{NAME}." in f".{name}"]
     return {name.rpartition(f"{NAME}.")[2]: state_dict.pop(name) for name in names}

@@ -1,106 +1,111 @@
-"""One optimiser step's micro-batches: what has to be counted over all of them, and over all processes, beforehand."""
+"""Step: counts over all micro-batches and processes of one optimiser step, which its loss is divided by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .collator import X_GIVEN_Y, Y_GIVEN_X, X, Y
+from .collator import X_GIVEN_Y, Y_GIVEN_X
 from .distributed import sum_over_processes
-from .loss import Likelihoods
+from .metrics import accumulator_dtype
 from .terms import AlignmentTerms
+
+if TYPE_CHECKING:
+    from .gradient_cache import GradientCache
 
 SEED, SYNTHETIC = 0, 1
 
 
 @dataclass
-class EmbeddingGradients:
-    """The embedding terms of the whole update, and what each micro-batch is to send back through its embeddings."""
+class Step:
+    """One optimiser step: the counts of all its micro-batches on all processes, and sums gathered on the way.
 
-    terms: dict[str, Tensor]  # unweighted values
-    metrics: dict[str, Tensor]
-    gradients: list[dict[str, tuple[Tensor, Tensor]]]  # per micro-batch: term -> d(term)/d(x), d(term)/d(y), [N, dim]
-    generators: list[Any]  # the state of the random generators before each micro-batch's forward
-
-
-@dataclass
-class Update:
-    """Counted over all micro-batches and processes."""
+    Attributes:
+        micro_batches: number of micro-batches on this process.
+        tokens: int64 [2, 4]. Scored tokens of the seed (SEED) and synthetic pairs (SYNTHETIC) by likelihood column.
+        pairs: int64 scalar.
+        model_tokens: int64 scalar, tokens that pass through the model.
+        position: index of the micro-batch in progress.
+        gradient_cache: embeddings' gradients, if the contrast spans several micro-batches.
+        batches: the micro-batches of this process.
+        nll_sums: float64 [2, 4]. Sums of -log p so far on this process.
+        squares: squared gradient norms so far on this process, by name.
+    """
 
     micro_batches: int
-    tokens: Tensor  # [2, 4] scored tokens of the seeds and the synthetic pairs; columns of the log-probabilities
-    pairs: Tensor  # scalar
-    length: Tensor  # scalar, tokens that go through the model
-    position: int = 0  # of the micro-batch that comes next
-    cached: EmbeddingGradients | None = None
+    tokens: Tensor
+    pairs: Tensor
+    model_tokens: Tensor
+    position: int = 0
+    gradient_cache: GradientCache | None = None
     batches: Sequence[dict[str, Any]] = field(default_factory=list)
-    losses: Tensor | None = None  # [2, 4] sums of -log p so far on this process
-    squares: dict[str, Tensor] = field(default_factory=dict)  # of gradients so far on this process
+    nll_sums: Tensor | None = None
+    squares: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, batches: Sequence[dict[str, Any]], device: torch.device) -> Update:
-        """One collective for everything; `batches` as the collator makes them."""
+    def count(cls, batches: Sequence[dict[str, Any]], device: torch.device) -> Step:
+        """Count the tokens and pairs of the collator's batches over all processes, in one collective."""
         tokens = torch.zeros(2, 4, dtype=torch.int64, device=device)
-        count = length = 0
+        pairs = model_tokens = 0
         for batch in batches:
-            each, synthetic = (batch["pairs"][name].to(device) for name in ("tokens", "synthetic"))
-            tokens.index_add_(0, synthetic.long(), each)
-            count, length = count + len(each), length + batch["input_ids"].numel()
-        numbers = torch.cat([tokens.flatten(), torch.tensor([count, length], dtype=torch.int64, device=device)])
-        numbers = sum_over_processes(numbers)
-        return cls(len(batches), numbers[:8].view(2, 4), numbers[8], numbers[9], batches=batches)
+            per_pair, synthetic = (batch["pairs"][name].to(device) for name in ("tokens", "synthetic"))
+            tokens.index_add_(0, synthetic.long(), per_pair)
+            pairs, model_tokens = pairs + len(per_pair), model_tokens + batch["input_ids"].numel()
+        scalars = torch.tensor([pairs, model_tokens], dtype=torch.int64, device=device)
+        counts = sum_over_processes(torch.cat([tokens.flatten(), scalars]))
+        return cls(len(batches), counts[:-2].view(2, 4), counts[-2], counts[-1], batches=batches)
 
     @property
-    def last(self) -> bool:
+    def is_last(self) -> bool:
+        """True in the last micro-batch."""
         return self.position == self.micro_batches - 1
 
-    def token_loss_weights(self, pairs: dict[str, Tensor], terms: AlignmentTerms, alpha: Tensor) -> Tensor:
-        """[N, 4] factors of a token's -log p such that their sum over the whole update is
-        forward_weight * L(y|x) + reverse_weight * L(x|y). Each L is alpha times the mean over the tokens of synthetic
-        pairs plus 1 - alpha times the mean over those of seed pairs, or the plain mean if there is only one kind."""
+    def token_loss_weights(self, pairs: dict[str, Tensor], terms: AlignmentTerms, synthetic_weight: Tensor) -> Tensor:
+        """Return the factor of each token's -log p in the loss, float [N, 4] by pair and likelihood column.
+
+        The sum over the whole step is forward_weight * L(y|x) + reverse_weight * L(x|y), where each
+        L = α * (mean over tokens of synthetic pairs) + (1 - α) * (mean over tokens of seed pairs), or the plain mean if
+        the step has only one kind.
+
+        Args:
+            pairs: the batch's `pairs`, as the collator returns them.
+            terms: forward_weight and reverse_weight.
+            synthetic_weight: float scalar, α.
+        """
         present = self.tokens > 0  # [2, 4]
-        share = torch.stack([1 - alpha, alpha])[:, None].expand(2, 4)
+        share = torch.stack([1 - synthetic_weight, synthetic_weight])[:, None].expand(2, 4)
         share = torch.where(present.all(0), share, present.to(share.dtype))
-        each = share / self.tokens.clamp(min=1)
-        scale = each.new_zeros(4)
-        scale[Y_GIVEN_X], scale[X_GIVEN_Y] = terms.forward_weight, terms.reverse_weight
-        return (each * scale)[pairs["synthetic"].long()]
+        per_token = share / self.tokens.clamp(min=1)
+        weights = per_token.new_zeros(4)
+        weights[Y_GIVEN_X], weights[X_GIVEN_Y] = terms.forward_weight, terms.reverse_weight
+        return (per_token * weights)[pairs["synthetic"].long()]
 
-    def add_losses(self, nll: Tensor, synthetic: Tensor) -> None:
-        """nll[N, 4] of a micro-batch's pairs; synthetic bool [N]."""
-        sums = nll.new_zeros(2, 4).index_add(0, synthetic.long(), nll.detach())
-        self.losses = sums if self.losses is None else self.losses + sums
+    def add_nll(self, nll: Tensor, synthetic: Tensor) -> None:
+        """Add a micro-batch's -log p, float [N, 4]; synthetic: bool [N]."""
+        nll = nll.detach().to(accumulator_dtype(nll.device))
+        sums = nll.new_zeros(2, 4).index_add(0, synthetic.long(), nll)
+        self.nll_sums = sums if self.nll_sums is None else self.nll_sums + sums
 
-    def mean_losses(self) -> Tensor:
-        """[2] of seeds and synthetic pairs, over all processes: mean -log p per token of the trained directions, summed
-        over these; NaN for a kind that is absent."""
-        assert self.losses is not None
+    def mean_nll(self) -> Tensor:
+        """Return [2] of seed and synthetic pairs over all processes: -log p per token, summed over both directions.
+
+        NaN for a kind without tokens.
+        """
+        assert self.nll_sums is not None
         trained = [Y_GIVEN_X, X_GIVEN_Y]
-        sums, tokens = sum_over_processes(self.losses)[:, trained], self.tokens[:, trained]
+        sums, tokens = sum_over_processes(self.nll_sums)[:, trained], self.tokens[:, trained]
         return torch.where(tokens.sum(1) > 0, (sums / tokens.clamp(min=1)).sum(1), torch.nan)
 
     def add_square(self, name: str, gradient: Tensor) -> None:
-        """Adds a gradient to the one whose norm is called `name`."""
+        """Add a micro-batch's gradient to the one whose norm is called `name`."""
         square = gradient.float().square().sum()
         self.squares[name] = self.squares[name] + square if name in self.squares else square
 
     def norms(self) -> dict[str, Tensor]:
-        """The norms of all that was added on all processes."""
+        """Return the norms over all micro-batches and processes."""
         total = sum_over_processes(torch.stack(list(self.squares.values()))).sqrt()
         return dict(zip(self.squares, total.unbind(), strict=True))
-
-
-def likelihoods_of(logp: Tensor, tokens: Tensor) -> Likelihoods:
-    """logp[N, 4], tokens[N, 4] as the loss module takes them."""
-    return Likelihoods(
-        y_given_x=logp[:, Y_GIVEN_X],
-        x_given_y=logp[:, X_GIVEN_Y],
-        y=logp[:, Y],
-        x=logp[:, X],
-        tokens_y=tokens[:, Y_GIVEN_X],
-        tokens_x=tokens[:, X_GIVEN_Y],
-    )

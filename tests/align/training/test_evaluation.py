@@ -21,6 +21,7 @@ from tests.align.training.test_models import ROWS, config, trainer_with
 TIMES = ("runtime", "per_second", "time")
 TERMS = {"semantic", "intentional", "structural", "mi", "accuracy_x_to_y", "accuracy_y_to_x"}
 TERMS |= {"loss", "nll_y_given_x", "nll_x_given_y", "synthetic_weight"}
+CONTRIBUTIONS = {"loss_forward", "loss_reverse", "loss_semantic", "loss_intentional", "loss_structural"}
 FIVE = Dataset.from_list(PAIRS[:5])
 
 
@@ -42,7 +43,7 @@ def evaluated(folder, dataset=FIVE, size=8, **settings):  # type: ignore[no-unty
 )
 def test_metrics_do_not_depend_on_the_batch_size(tmp_path, cut):
     whole, cut_up = evaluated(tmp_path), evaluated(tmp_path, **cut)
-    assert whole.keys() == cut_up.keys() == TERMS | {"duality_gap"}
+    assert whole.keys() == cut_up.keys() == TERMS | CONTRIBUTIONS | {"duality_gap", "loss_duality_gap"}
     for name, value in whole.items():
         assert cut_up[name] == pytest.approx(value, rel=1e-5), name
 
@@ -52,7 +53,9 @@ def test_the_loss_of_an_evaluation_is_that_of_the_set_as_one_batch(tmp_path):
     (batch,) = trainer.get_train_dataloader()
     with torch.no_grad():
         wanted = float(trainer.compute_loss(trainer.model.train(), batch))
-    assert evaluated(tmp_path, size=2)["loss"] == pytest.approx(wanted, rel=1e-5)
+    metrics = evaluated(tmp_path, size=2)
+    assert metrics["loss"] == pytest.approx(wanted, rel=1e-5)
+    assert sum(metrics[name] for name in CONTRIBUTIONS | {"loss_duality_gap"}) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_likelihoods_are_measured_whatever_they_weigh(tmp_path):

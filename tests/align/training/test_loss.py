@@ -11,7 +11,7 @@ pytest.importorskip("trl")
 import torch
 from main_align.errors import UserError
 from main_align.training import AlignmentTerms, Likelihoods, MutualAlignmentLoss
-from main_align.training.alpha import Alpha
+from main_align.training.synthetic_weight import SyntheticWeight
 from main_align.training.terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS
 from torch.nn.functional import normalize
 
@@ -122,7 +122,7 @@ def test_settings_that_make_no_sense(options, message):
 def test_calls_that_make_no_sense():
     query, key = sides()
     loss = MutualAlignmentLoss()
-    with pytest.raises(ValueError, match="come together"):
+    with pytest.raises(ValueError, match="expected both or neither"):
         loss(query)
     with pytest.raises(ValueError, match="no term can be computed"):
         loss()
@@ -131,23 +131,25 @@ def test_calls_that_make_no_sense():
 
 
 def test_alpha_follows_the_ratio_of_the_running_losses():
-    alpha, device = Alpha("loss_ratio", 0.5), torch.device("cpu")
-    assert float(alpha.now(0, device)) == 0.5
+    alpha, device = SyntheticWeight("loss_ratio", 0.5), torch.device("cpu")
+    assert float(alpha.at(0, device)) == 0.5
     alpha.observe(torch.tensor([2.0, torch.nan]))
-    assert float(alpha.now(0, device)) == 0.5  # nothing synthetic has been seen
+    assert float(alpha.at(0, device)) == 0.5  # nothing synthetic has been seen
     alpha.observe(torch.tensor([2.0, 6.0]))
-    assert float(alpha.now(0, device)) == pytest.approx(2 / 8)
+    assert float(alpha.at(0, device)) == pytest.approx(2 / 8)
     alpha.observe(torch.tensor([torch.nan, 16.0]))
-    assert float(alpha.now(0, device)) == pytest.approx(2 / (2 + 0.9 * 6 + 0.1 * 16))
+    assert float(alpha.at(0, device)) == pytest.approx(2 / (2 + 0.9 * 6 + 0.1 * 16))
 
 
 def test_other_schedules_of_alpha():
     device = torch.device("cpu")
-    assert [float(Alpha("linear", 0.8).now(p, device)) for p in (0.0, 0.5, 1.0)] == pytest.approx([0, 0.4, 0.8])
-    constant = Alpha("constant", 0.3)
+    assert [float(SyntheticWeight("linear", 0.8).at(p, device)) for p in (0.0, 0.5, 1.0)] == pytest.approx(
+        [0, 0.4, 0.8]
+    )
+    constant = SyntheticWeight("constant", 0.3)
     constant.observe(torch.tensor([1.0, 1.0]))
-    assert float(constant.now(0.7, device)) == pytest.approx(0.3)
+    assert float(constant.at(0.7, device)) == pytest.approx(0.3)
     with pytest.raises(UserError, match="loss_ratio, constant, linear"):
-        Alpha("cosine", 0.5)
+        SyntheticWeight("cosine", 0.5)
     with pytest.raises(UserError, match="from 0 to 1"):
-        Alpha("constant", 1.5)
+        SyntheticWeight("constant", 1.5)

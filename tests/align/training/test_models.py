@@ -215,8 +215,8 @@ def test_the_best_model_comes_back_with_its_heads_and_means(tmp_path, lora):
     for name, weight in trainer._head.state_dict().items():
         assert torch.equal(weight.cpu(), wanted[f"head.{name}"])
         assert not torch.equal(weight.cpu(), last[f"head.{name}"])
-    assert torch.equal(trainer._alpha.means.cpu(), wanted["alpha.means"])
-    assert not torch.equal(trainer._alpha.means.cpu(), last["alpha.means"])
+    assert torch.equal(trainer._synthetic_weight.means.cpu(), wanted["synthetic_weight.means"])
+    assert not torch.equal(trainer._synthetic_weight.means.cpu(), last["synthetic_weight.means"])
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
@@ -275,13 +275,13 @@ def test_a_shuffled_stream_with_workers_gives_all_rows_in_another_order_every_ep
     stream = ROWS.to_iterable_dataset(num_shards=4).shuffle(seed=0, buffer_size=8)
     settings = {"per_device_train_batch_size": 2, "dataloader_num_workers": 2, "max_steps": 8}
     trainer, seen = trainer_with(tmp_path, dataset=stream, **settings), []
-    reading = trainer._wrapped.forward
+    reading = trainer._hooked.forward
 
     def watched(model, batch, **options):  # type: ignore[no-untyped-def]
         seen.append(batch["pairs"]["targets"].tolist())
         return reading(model, batch, **options)
 
-    trainer._wrapped.forward = watched
+    trainer._hooked.forward = watched
     trainer.train()
     assert [entry["epoch"] for entry in trainer.state.log_history if "loss" in entry][3] == 0.5
     texts = byte_tokenizer().batch_decode(seen)
@@ -293,7 +293,7 @@ def test_a_shuffled_stream_with_workers_gives_all_rows_in_another_order_every_ep
 def test_alpha_is_logged_where_there_are_synthetic_pairs(tmp_path):
     trainer = trainer_with(tmp_path)
     trainer.train()
-    seed_loss, written = trainer._alpha.means.tolist()
+    seed_loss, written = trainer._synthetic_weight.means.tolist()
     assert trainer.synthetic_weight == pytest.approx(seed_loss / (seed_loss + written))
     assert "synthetic_weight" in trainer.state.log_history[0]
     only_seeds = Dataset.from_list([{k: pair[k] for k in ("prompt", "completion")} for pair in PAIRS])

@@ -58,7 +58,9 @@ def assert_same(got, wanted):  # type: ignore[no-untyped-def]
         torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-12 * scale, msg=name)
     norms = [name for name in wanted_logged if name.startswith("grad_norm_")]
     assert norms
-    for name in (*COUNTED, "num_tokens", *norms):
+    contributions = [name for name in wanted_logged if name.startswith("loss_")]
+    assert contributions
+    for name in (*COUNTED, *contributions, *norms):
         assert logged[name] == pytest.approx(wanted_logged[name], rel=1e-5), name
 
 
@@ -80,18 +82,34 @@ def test_accumulated_contrast_drops_out_the_same_twice(tmp_path):
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "lora": True}
     trainer, _ = trainer_of(str(tmp_path), **settings)
     seen = []
-    forward = trainer._wrapped.forward
+    forward = trainer._hooked.forward
 
     def watched(*args, **options):  # type: ignore[no-untyped-def]
         output, states = forward(*args, **options)
         seen.append(output.embed_x.detach().clone())
         return output, states
 
-    trainer._wrapped.forward = watched
+    trainer._hooked.forward = watched
     trainer.train()
     assert len(seen) == 4
     for first, second in ((0, 2), (1, 3)):
         assert torch.equal(seen[first], seen[second])
+
+
+@pytest.mark.parametrize("across", [True, False])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_contributions_of_a_log_line_add_up_to_its_loss(tmp_path, micro_batches, across):
+    settings = {"gradient_accumulation_steps": micro_batches, "contrast_across_accumulation": across, **ALL}
+    settings |= {"rows": 7, "per_device_train_batch_size": 4 // micro_batches, "max_steps": 4, "logging_steps": 2}
+    trainer, _ = trainer_of(str(tmp_path), **settings)
+    trainer.train()
+    lines = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(lines) == 2
+    for line in lines:
+        contributions = {name: value for name, value in line.items() if name.startswith("loss_")}
+        terms = {"forward", "reverse", "duality_gap", "semantic", "intentional", "structural"}
+        assert contributions.keys() == {f"loss_{term}" for term in terms}
+        assert sum(contributions.values()) == pytest.approx(line["loss"], rel=1e-6)
 
 
 def test_contrast_within_micro_batches_is_weighted_by_pairs(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from main_align.errors import UserError
 from main_align.training import AlignmentArguments, AlignmentMixin
-from main_align.training.hooks import WrappedForward
+from main_align.training.hooks import HookedForward
 from main_align.training.projection import AlignmentHead
 from main_align.training.terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS
 from transformers import LlamaConfig, Trainer, TrainingArguments
@@ -101,8 +101,8 @@ def test_the_likelihoods_that_are_logged_do_not_depend_on_the_weights_of_the_los
     (batch,) = trainer.get_train_dataloader()
     weights = torch.rand(8, 4, device=DEVICE) + 0.1
     with torch.no_grad():
-        output, _ = trainer._wrapped.forward(trainer.model, batch, weights=weights, exact=exact)
-        logits = trainer.model.lm_head(trainer._wrapped.forward(trainer.model, batch, weights=None)[1])[0]
+        output, _ = trainer._hooked.forward(trainer.model, batch, weights=weights, differentiable_logp=exact)
+        logits = trainer.model.lm_head(trainer._hooked.forward(trainer.model, batch, weights=None)[1])[0]
     pairs = batch["pairs"]
     each = logits[pairs["rows"]].log_softmax(-1).gather(1, pairs["targets"][:, None])[:, 0]
     wanted = each.new_zeros(32).index_add(0, pairs["segments"], each).view(8, 4)
@@ -115,7 +115,7 @@ def test_the_embedding_of_y_has_not_seen_x(tmp_path):
     (batch,) = trainer.get_train_dataloader()
     order = batch["pairs"]["row"].tolist()
     with torch.no_grad():
-        output, _ = trainer._wrapped.forward(trainer.model, batch, weights=None)
+        output, _ = trainer._hooked.forward(trainer.model, batch, weights=None)
     greeting, again = (order.index(row) for row in (2, 3))
     torch.testing.assert_close(output.embed_y[greeting], output.embed_y[again], rtol=1e-12, atol=1e-12)
     assert not torch.allclose(output.embed_x[greeting], output.embed_x[again])
@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_term_and_row(tmp_path):
         return output
 
     trainer.model.model.embed_tokens.register_forward_hook(poison)
-    with pytest.raises(UserError, match=rf"step 1: .*broken: .*likelihood.*in rows {row} of"):
+    with pytest.raises(UserError, match=rf"step 1: .*not finite: .*likelihood.*in rows {row} of"):
         trainer.compute_loss(trainer.model.train(), batch)
 
 
@@ -248,7 +248,7 @@ def test_a_compiled_model_gives_the_same_and_its_backward_runs_once(tmp_path):
     (batch,) = trainer.get_train_dataloader()
     torch.manual_seed(0)
     model, head = Toy().to(DEVICE), AlignmentHead(8, 4).to(DEVICE)
-    wrapped, found = WrappedForward(model, head), []
+    wrapped, found = HookedForward(model, head), []
     for run in (model, torch.compile(model, backend="aot_eager")):
         output, states = wrapped.forward(run, batch, weights=torch.ones(8, 4, device=DEVICE))
         assert not any("Compiled" in type(each.grad_fn).__name__ for each in (output.lm_loss, output.embed_x))

@@ -1,4 +1,4 @@
-"""How much pairs that a model wrote count beside the seeds: L = alpha L(synthetic) + (1 - alpha) L(seed)."""
+"""SyntheticWeight: the weight α of synthetic pairs in L = α L(synthetic) + (1 - α) L(seed)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ SCHEDULES = ("loss_ratio", "constant", "linear")
 MOMENTUM = 0.9  # of the running means of both losses
 
 
-class Alpha:
-    """The weight of synthetic pairs, a float32 scalar tensor that never leaves its device.
+class SyntheticWeight:
+    """The weight of synthetic pairs: a float32 scalar tensor, computed on the device without synchronising.
 
     ===============  ==============================================================================================
-    ``loss_ratio``   L_seed / (L_seed + L_synthetic) on detached running means: synthetic pairs count less while they
-                     fit worse; `value` until both have been seen
+    ``loss_ratio``   L_seed / (L_seed + L_synthetic) on detached running means: synthetic pairs weigh less while their
+                     loss is higher; `value` until both kinds have been seen
     ``constant``     `value`
     ``linear``       from 0 to `value` over the run
     ===============  ==============================================================================================
+
+    Args:
+        schedule: one of SCHEDULES.
+        value: float in [0, 1].
+
+    Raises:
+        UserError: if an argument is out of range.
     """
 
     def __init__(self, schedule: str, value: float) -> None:
@@ -29,14 +36,15 @@ class Alpha:
             raise UserError(f"synthetic_weight must be from 0 to 1, got {value}")
         if schedule == "loss_ratio" and value in (0, 1):
             raise UserError(
-                f"synthetic_weight must be above 0 and below 1 with loss_ratio, which measures both kinds, got {value}"
+                f"synthetic_weight must be above 0 and below 1 with loss_ratio, got {value}: at 0 or 1 one of the two "
+                "losses is not measured. Use the constant schedule"
             )
-        self.schedule, self.start = schedule, value
-        self.means: Tensor | None = None  # [2] of the seeds and the synthetic pairs, NaN until seen
+        self.schedule, self.value = schedule, value
+        self.means: Tensor | None = None  # [2] of the seed and the synthetic pairs, NaN until seen
 
-    def now(self, progress: float, device: torch.device) -> Tensor:
-        """At `progress`, the share of the run that is done."""
-        value = torch.tensor(self.start, dtype=torch.float32, device=device)
+    def at(self, progress: float, device: torch.device) -> Tensor:
+        """Return the weight at `progress`, the completed fraction of the run."""
+        value = torch.tensor(self.value, dtype=torch.float32, device=device)
         if self.schedule == "linear":
             return value * min(max(progress, 0.0), 1.0)
         if self.schedule == "constant" or self.means is None:
@@ -46,7 +54,7 @@ class Alpha:
         return torch.where(ratio.isfinite(), ratio, value)
 
     def observe(self, losses: Tensor) -> None:
-        """Takes in [2] mean losses of one update, nats per token; NaN for a kind that it did not have."""
+        """Update the running means with a step's losses, [2] in nats per token; NaN for a kind without pairs."""
         losses = losses.detach().float()
         if self.means is None:
             self.means = torch.full_like(losses, torch.nan)

@@ -1,0 +1,46 @@
+"""CheckpointMixin: save and restore the projection heads and the running means, and extend the model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import checkpoint, model_card, projection
+from .mixin_base import MixinBase
+
+
+class CheckpointMixin(MixinBase):
+    """Checkpoint part of AlignmentMixin."""
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """Override: add a section with the method, the terms and their weights."""
+        super().create_model_card(*args, **options)
+        path = Path(self.args.output_dir or ".") / "README.md"
+        if self.is_world_process_zero() and path.is_file():
+            model_card.add_section(path, self.alignment)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        weights: dict[str, Tensor] = {}
+        if self._head is not None:
+            weights = self._head.state_dict() if state_dict is None else projection.pop_head(state_dict)
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            checkpoint.write(output_dir or self.args.output_dir or ".", weights, self._synthetic_weight)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._read_checkpoint(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        # if the best checkpoint is missing, the trainer has warned, and a completed run must not fail
+        if (best := self.state.best_model_checkpoint) and checkpoint.is_in(best):
+            self._read_checkpoint(best)
+
+    def _read_checkpoint(self, folder: str) -> None:
+        if not self.is_fsdp_enabled:
+            checkpoint.read(folder, self._head, self._synthetic_weight)
+        elif checkpoint.is_in(folder):  # FSDP restores the heads with its sharded state
+            checkpoint.read(folder, None, self._synthetic_weight)
