@@ -50,7 +50,7 @@ def filter(
         Optional[Path], typer.Option(help=f"Plot histograms with the threshold to this file: {PLOT_ENDINGS}.")
     ] = None,
 ) -> None:
-    """Keep the best rows of a scored data set. Kept rows have their own fields and the scores.
+    """Keep the best rows of a scored data set, with their own fields and their scores.
 
     Use --keep or --top to keep the best rows, --min and --max to keep a range of values, or both to keep the best
     rows of the range. Every score has a better direction, which is printed with the result. To rank rows by a column

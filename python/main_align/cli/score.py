@@ -18,6 +18,7 @@ from .common import Dtype, hide_library_progress, log_reasons
 
 if TYPE_CHECKING:
     from ..data.sources.source import Source
+    from .progress_bar import ProgressBar
 
 # Optional[...] below, not X | None: typer evaluates these annotations on every supported Python.
 # ruff: noqa: UP045
@@ -67,9 +68,8 @@ def score(
         typer.Option(help="Trained model whose projection heads embed the pairs for semantic and structural."),
     ] = None,
     pack_tokens: Annotated[
-        Optional[int],
-        typer.Option(min=1, help="Tokens per forward pass. Lower it to save memory."),
-    ] = None,
+        int, typer.Option(min=1, help="Number of tokens per forward pass. Lower it to save memory.")
+    ] = 2048,
     window: Annotated[int, typer.Option(min=1, help="Number of pairs to sort by length at a time.")] = 4096,
     plot: Annotated[Optional[Path], typer.Option(help=f"Plot histograms to this file: {PLOT_ENDINGS}.")] = None,
     restart: Annotated[
@@ -124,9 +124,7 @@ def score(
     fields = Fields(instruction_field, response_field, id_field, input_field, system_field, side.value)
     scorer: dict[str, Any] = {"model": model, "dtype": dtype.value, "device": device, "revision": revision}
     scorer |= {"max_length": max_length, "truncate": truncate, "bank": bank, "seed": seed}
-    scorer |= {"trust_remote_code": trust_remote_code, "heads": heads}
-    if pack_tokens is not None:
-        scorer["pack_tokens"] = pack_tokens
+    scorer |= {"pack_tokens": pack_tokens, "heads": heads, "trust_remote_code": trust_remote_code}
     # Everything that can be refused is refused before the model is loaded.
     check_output(out)
     check_partial(out)
@@ -148,7 +146,9 @@ def score(
     _show(manifest, opened, out, plot)
 
 
-def _score(source: Any, out: Path, scorer: dict[str, Any], job: dict[str, Any], progress_bar: Any) -> dict[str, Any]:
+def _score(
+    source: Source, out: Path, scorer: dict[str, Any], job: dict[str, Any], progress_bar: ProgressBar
+) -> dict[str, Any]:
     hide_library_progress()
     from ..scoring.job import score_file
     from ..scoring.resume import partial_folder

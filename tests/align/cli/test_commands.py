@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from main_align.cli.app import app
+from main_align.cli.score import score
+from main_align.cli.train import train
+from main_align.loop import LoopConfig
 from main_align.models.devices import pick_device, pick_dtype
+from main_align.scoring.job import score_file
 from main_align.scoring.manifest import manifest_path
+from main_align.scoring.scorer import Scorer
 from typer.testing import CliRunner
 
 from tests.align.tiny_models import tiny_model_folder
@@ -49,12 +58,31 @@ def invoke(*args: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("command", ["score", "filter", "train", "doctor"])
+@pytest.mark.parametrize("command", [command.name for command in app.registered_commands])
 def test_the_help_has_an_example(command: str) -> None:
     code, text, _ = invoke(command, "--help")
     assert code == 0
     assert f"main-align {command}" in text
     assert command == "doctor" or ("nats" in text or "unit" in text)
+
+
+def test_the_defaults_are_those_of_the_library() -> None:
+    """Options repeat defaults of the Python interface, since importing it would slow down --help."""
+    options = inspect.signature(score).parameters
+    for function in (Scorer.__init__, score_file):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in options and parameter.default is not parameter.empty and name != "dtype":
+                assert options[name].default == parameter.default, name
+
+
+def test_the_help_of_train_names_the_defaults_of_the_settings() -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(LoopConfig)}
+    hints = get_type_hints(train, include_extras=True)
+    texts = {name: str(get_args(hint)[1].help) for name, hint in hints.items() if hint is not type(None)}
+    named = {name: match[1] for name, text in texts.items() if (match := re.search(r"Default: (\S+)\.$", text))}
+    assert len(named) >= 6
+    for name, default in named.items():
+        assert float(default) == defaults[name] if default[0].isdigit() else default == defaults[name], name
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -1,4 +1,4 @@
-"""The entry point: with and without the extras, on a terminal that is not UTF-8, and for ordinary mistakes."""
+"""The entry point: with and without the optional packages, on an ASCII terminal, and after common mistakes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from main_align import __main__ as entry
+from main_align import cli, models
 from main_align.cli import doctor
 from main_align.environment import (
     installed,
 )
+from main_align.models import smollm2
 
 from tests.align.tiny_models import tiny_model_folder
 
@@ -66,9 +68,11 @@ def test_without_the_extras_the_install_line_is_printed(run, monkeypatch, capsys
 
 def test_doctor_works_with_torch_alone(run, monkeypatch, capsys):
     without(monkeypatch, "typer", "rich", "transformers", "safetensors", "pyarrow", "datasets", "huggingface_hub")
-    for name in ("models", "commands"):
-        monkeypatch.delitem(sys.modules, f"main_align.{name}", raising=False)
-    monkeypatch.setattr(doctor, "installed", lambda name: "1.0" if name == "torch" else None)
+    # Both modules are imported again, so that an import of a missing package at their top fails.
+    for package, module in ((cli, doctor), (models, smollm2)):
+        monkeypatch.setattr(package, module.__name__.rpartition(".")[2], module)  # restored after the test
+        monkeypatch.delitem(sys.modules, module.__name__)
+    monkeypatch.setattr("main_align.environment.installed", lambda name: "1.0" if name == "torch" else None)
     assert run("doctor") == 1
     lines = capsys.readouterr().out.splitlines()
     missing = {line.split()[1] for line in lines if line.endswith(" not installed")}
