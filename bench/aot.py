@@ -123,13 +123,13 @@ def _lse(n: int) -> Lse:
 
 WANTS = {
     "rows": ReductionSpec(),
-    "both": ReductionSpec(columns=True),
-    "sums": ReductionSpec(columns=True, logit_sums=True),
+    "both": ReductionSpec(column_lse=True),
+    "sums": ReductionSpec(column_lse=True, logit_sums=True),
     "softplus": ReductionSpec(row_lse=False, softplus=True),
     "bounds": ReductionSpec(softplus=True, clip=5.0),
-    "statistics": ReductionSpec(statistics=True),
-    "ranks": ReductionSpec(columns=True, statistics=True),
-    "everything": ReductionSpec(columns=True, statistics=True, logit_sums=True, softplus=True, clip=5.0),
+    "statistics": ReductionSpec(entropy_and_ranks=True),
+    "ranks": ReductionSpec(column_lse=True, entropy_and_ranks=True),
+    "everything": ReductionSpec(column_lse=True, entropy_and_ranks=True, logit_sums=True, softplus=True, clip=5.0),
 }
 """What is reduced."""
 
@@ -200,8 +200,8 @@ class _Fused:
         n, m, fused = self.n, self.m, _BACKEND.fused
         score_map, mask = _given(extra, n, m)
         rows = RowAccumulators.empty(n, torch.float32, self.query.device, wants)
-        columns = ColumnAccumulators.empty(m, torch.float32, self.query.device, wants) if wants.columns else None
-        if columns is not None and wants.statistics:
+        columns = ColumnAccumulators.empty(m, torch.float32, self.query.device, wants) if wants.column_lse else None
+        if columns is not None and wants.entropy_and_ranks:
             columns.target = empty(m)
         stored = self.compute if extra in ("stored", "everything") else None
         raw = None if stored is None else empty(n, m, dtype=stored)
@@ -241,9 +241,9 @@ def _reduce_chunk(raw: torch.Tensor, wants: ReductionSpec, extra: str) -> None:
     score_map, mask = _given(extra, n, m)
     targets = empty(n, dtype=torch.int64)
     _BACKEND.reduce_rows(raw, score_map, targets, mask, RowAccumulators.empty(n, torch.float32, raw.device, wants))
-    if wants.columns:
+    if wants.column_lse:
         columns = ColumnAccumulators.empty(m, torch.float32, raw.device, wants)
-        columns.target = empty(m) if wants.statistics else None
+        columns.target = empty(m) if wants.entropy_and_ranks else None
         _BACKEND.reduce_columns(raw, score_map, targets, mask, columns)
 
 

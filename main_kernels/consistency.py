@@ -1,221 +1,300 @@
-"""Structural consistency: does every query sit among the queries as its key sits among the keys?
+"""cyclic_consistency, relational_scores: structural consistency of pairs, without the N x N matrices it is defined on.
 
-Sums over all N² pairs of pairs, by D x D matrices. With P = Q + K, M = Q - K, A = PᵀP, B = MᵀM, C = MᵀP and S = QKᵀ:
+Sums over all N² combinations of pairs need only D x D matrices. With P = Q + K, M = Q - K, A = PᵀP, B = MᵀM, C = MᵀP
+and S = QKᵀ:
 
     sum_ij (S_ij - S_ji)²           = ½ (⟨A, B⟩ - tr(C C))      cross-modal
     sum_ij (q_i·q_j - k_i·k_j)²     = ½ (⟨A, B⟩ + tr(C C))      within-modal
 
-O(N D²) work, and no cancellation where Q is near K, as the textbook form with QQᵀ and KKᵀ has. The rows are walked in
-chunks, forward and backward, so beyond inputs and gradients there are only D x D matrices and one chunk.
+The cost is O(N D²). Unlike the textbook form with QQᵀ and KKᵀ, nothing cancels if Q is close to K. Both passes go
+through the rows in chunks, so the only memory beyond inputs and gradients is a few D x D matrices and one chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .derivatives import first_only, no_tangents
-from .sweep.flops import count_products
+from .derivatives import no_tangents
+from .registration import Op
 
-_CHUNK_ENTRIES = 1 << 19  # of P and of M: 2 MiB each in float32, and products of a thousand rows where D is 512
+_CHUNK_ENTRIES = 1 << 19  # of P and of M: 2 MiB each in float32, and products of a thousand rows if D is 512
 
 
 def cyclic_consistency(query: Tensor, key: Tensor, *, cross: float = 1.0, within: float = 1.0) -> Tensor:
-    """The mean over all N² entries of ``cross (S_ij - S_ji)² + within (q_i·q_j - k_i·k_j)²``, S = query keyᵀ
-    (the two cyclic terms of CyCLIP, Goel et al., 2022).
+    """Compute the two cyclic terms of CyCLIP (Goel et al., 2022).
+
+    The result is the mean over all N² entries of ``cross (S_ij - S_ji)² + within (q_i·q_j - k_i·k_j)²`` with
+    S = query keyᵀ.
 
     Args:
-        query: [N, D] and key: [N, D], float32, bfloat16, float16 or float64; row i of one is the pair of row i of the
-            other. Normalise them first where cosine similarity is meant.
-        cross, within: weights of the two terms, not negative. Where they are equal one product of three is saved.
+        query: [N, D], float32, bfloat16, float16 or float64. N may be 0. Normalise the rows first for cosine
+            similarity.
+        key: [N, D], dtype and device of query. Row i is the pair of row i of query.
+        cross: not negative. Weight of the cross-modal term.
+        within: not negative. Weight of the within-modal term. Equal weights save one product of three.
 
     Returns:
-        float32 scalar (float64 for float64 inputs), differentiable, no unit; 0 is perfect consistency, and the value
+        float32 scalar (float64 for float64 inputs), differentiable, no unit. 0 is perfect consistency, and the value
         for N = 0.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or weights that do not fit, naming the argument.
+        ValueError: a shape, dtype, device or weight is invalid. The message names the argument.
     """
     checks.check_pairs(query, key)
     for name, value in (("cross", cross), ("within", within)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name}: got {value}, want a number that is not negative")
     no_tangents("cyclic_consistency", query, key)
-    count_products()
-    return _cyclic(query, key, cross, within)[0]
+    return _cyclic(CyclicArgs(query, key, cross, within)).mean
 
 
 def relational_scores(query: Tensor, key: Tensor) -> Tensor:
-    """How consistently each pair sits among the others: ``-mean_j (q_i·q_j - k_i·k_j)²``.
+    """Score how consistently each pair relates to the others: ``-mean_j (q_i·q_j - k_i·k_j)²``.
 
     Args:
-        query: [N, D] and key: [N, D], pairs row by row.
+        query: [N, D], float32, bfloat16, float16 or float64. N may be 0.
+        key: [N, D], dtype and device of query. Row i is the pair of row i of query.
 
     Returns:
-        float32 [N] (float64 for float64 inputs), differentiable, no unit; 0 is best.
+        float32 [N] (float64 for float64 inputs), differentiable, no unit. 0 is best.
 
     Raises:
-        ValueError: for shapes, dtypes or devices that do not fit, naming the argument.
+        ValueError: a shape, dtype or device is invalid. The message names the argument.
     """
     checks.check_pairs(query, key)
     no_tangents("relational_scores", query, key)
-    count_products()
-    return _relational(query, key)[0]
+    return _relational(RelationalArgs(query, key)).scores
 
 
-@torch.library.custom_op("main_kernels::cyclic_consistency", mutates_args=())
-def _cyclic(query: Tensor, key: Tensor, cross: float, within: float) -> list[Tensor]:
-    """The mean, then A, B and C for the backward; C is empty where its trace has no weight."""
-    with torch.autocast(query.device.type, enabled=False):
-        a, b, c = _moments(query, key, mixed=within != cross)
-        both = torch.sum(a * b, dtype=torch.float64)  # ⟨A, B⟩
-        trace = torch.sum(c * c.T, dtype=torch.float64) if c.numel() else 0.0  # tr(C C)
-        mean = 0.5 * ((cross + within) * both + (within - cross) * trace) / max(query.shape[0], 1) ** 2
-        return [mean.to(a.dtype), a, b, c]
+class Moments(NamedTuple):
+    """The matrices A, B and C [D, D]; C is [0, D] if it is not needed."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
 
 
-@_cyclic.register_fake
-def _(query: Tensor, key: Tensor, cross: float, within: float) -> list[Tensor]:
-    width, wide = query.shape[1], torch.promote_types(query.dtype, torch.float32)
-    heights = (width, width, width if within != cross else 0)
-    return [query.new_empty((), dtype=wide), *(query.new_empty(n, width, dtype=wide) for n in heights)]
+class PairGrads(NamedTuple):
+    """Gradients of query and key [N, D], [0, D] if not needed."""
+
+    query: Tensor
+    key: Tensor
 
 
-@torch.library.custom_op("main_kernels::cyclic_consistency_gradient", mutates_args=())
-def _cyclic_gradient(
-    upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    cross: float,
-    within: float,
-    wants_query: bool,
-    wants_key: bool,
-) -> list[Tensor]:
-    """dQ and dK (empty where not wanted), by dP = 2 k₁ P B + 2 k₂ M Cᵀ and dM = 2 k₁ M A + 2 k₂ P C with
-    k₁ = (within + cross) / 2N² and k₂ = (within - cross) / 2N²."""
-    with torch.autocast(query.device.type, enabled=False):
-        unit = upstream / max(query.shape[0], 1) ** 2
-        straight, crossed = unit * (within + cross), unit * (within - cross)
-        a, b, c = straight * a, straight * b, crossed * c
-        gradients = _empty_gradients(query, key, wants_query, wants_key)
-        for rows, plus, minus in _chunks(query, key):
-            _write(gradients, rows, _pull(plus, minus, [a, b, c], wants_query, wants_key))
-        return gradients
+class _SavedTensors(NamedTuple):
+    query: Tensor
+    key: Tensor
+    a: Tensor
+    b: Tensor
+    c: Tensor
 
 
-@_cyclic_gradient.register_fake
-def _(
-    upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    cross: float,
-    within: float,
-    wants_query: bool,
-    wants_key: bool,
-) -> list[Tensor]:
-    return _empty_gradients(query, key, wants_query, wants_key)
+class CyclicArgs(NamedTuple):
+    """Arguments of ``main_kernels::cyclic_consistency``."""
+
+    query: Tensor
+    key: Tensor
+    cross: float
+    within: float
 
 
-def _cyclic_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    query, key, ctx.cross, ctx.within = inputs
-    ctx.save_for_backward(query, key, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
+class CyclicOutputs(NamedTuple):
+    """The mean, and the moments for the backward; c is empty if its trace has no weight."""
+
+    mean: Tensor
+    a: Tensor
+    b: Tensor
+    c: Tensor
 
 
-@first_only("cyclic_consistency")
-def _cyclic_backward(ctx, grads):  # type: ignore[no-untyped-def]
-    wants = ctx.needs_input_grad[:2]
-    gradients = _cyclic_gradient(grads[0], *ctx.saved_tensors, ctx.cross, ctx.within, *wants)
-    return *(g if wanted else None for g, wanted in zip(gradients, wants, strict=True)), None, None
+class CyclicGradArgs(NamedTuple):
+    """Arguments of ``main_kernels::cyclic_consistency_gradient``."""
+
+    mean_grad: Tensor
+    query: Tensor
+    key: Tensor
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    cross: float
+    within: float
+    grad_query: bool
+    grad_key: bool
 
 
-_cyclic.register_autograd(_cyclic_backward, setup_context=_cyclic_setup)
+def _run_cyclic(args: CyclicArgs) -> CyclicOutputs:
+    a, b, c = _moments(args.query, args.key, has_c=args.within != args.cross)
+    both = torch.sum(a * b, dtype=torch.float64)  # ⟨A, B⟩
+    trace = torch.sum(c * c.T, dtype=torch.float64) if c.numel() else 0.0  # tr(C C)
+    cross, within = args.cross, args.within
+    mean = 0.5 * ((cross + within) * both + (within - cross) * trace) / max(args.query.shape[0], 1) ** 2
+    return CyclicOutputs(mean.to(a.dtype), a, b, c)
 
 
-@torch.library.custom_op("main_kernels::relational_scores", mutates_args=())
-def _relational(query: Tensor, key: Tensor) -> list[Tensor]:
-    """The scores, then A, B and C for the backward."""
-    with torch.autocast(query.device.type, enabled=False):
-        a, b, c = _moments(query, key)
-        scores = a.new_empty(query.shape[0])
-        for rows, plus, minus in _chunks(query, key):
-            squares = ((plus @ b) * plus).sum(1) + ((minus @ a) * minus).sum(1) + 2 * ((plus @ c) * minus).sum(1)
-            scores[rows] = squares / (-4 * query.shape[0])
-        return [scores, a, b, c]
+def _fake_cyclic(args: CyclicArgs) -> CyclicOutputs:
+    query, width = args.query, args.query.shape[1]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    heights = (width, width, width if args.within != args.cross else 0)
+    return CyclicOutputs(query.new_empty((), dtype=wide), *(query.new_empty(n, width, dtype=wide) for n in heights))
 
 
-@_relational.register_fake
-def _(query: Tensor, key: Tensor) -> list[Tensor]:
-    width, wide = query.shape[1], torch.promote_types(query.dtype, torch.float32)
-    moments = (query.new_empty(width, width, dtype=wide) for _ in range(3))
-    return [query.new_empty(query.shape[0], dtype=wide), *moments]
+def _run_cyclic_gradient(args: CyclicGradArgs) -> PairGrads:
+    """Compute dP = 2 k₁ P B + 2 k₂ M Cᵀ and dM = 2 k₁ M A + 2 k₂ P C, with k₁ = (within + cross) / 2N² and
+    k₂ = (within - cross) / 2N²."""
+    unit = args.mean_grad / max(args.query.shape[0], 1) ** 2
+    straight, crossed = unit * (args.within + args.cross), unit * (args.within - args.cross)
+    moments = Moments(straight * args.a, straight * args.b, crossed * args.c)
+    grads = _empty_grads(args)
+    for rows, plus, minus in _chunks(args.query, args.key):
+        _write(grads, rows, _chunk_grads(plus, minus, moments, args.grad_query, args.grad_key))
+    return grads
 
 
-@torch.library.custom_op("main_kernels::relational_scores_gradient", mutates_args=())
-def _relational_gradient(
-    upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    wants_query: bool,
-    wants_key: bool,
-) -> list[Tensor]:
-    """dQ and dK (empty where not wanted). Every score is its row against the moments of all rows: the upstream weight
-    enters once with the row, and once in the moments."""
-    with torch.autocast(query.device.type, enabled=False):
-        weights = upstream / (-2 * max(query.shape[0], 1))
-        own, others = [a, b, c], _moments(query, key, weights=weights)
-        gradients = _empty_gradients(query, key, wants_query, wants_key)
-        for rows, plus, minus in _chunks(query, key):
-            by_row = _pull(plus, minus, own, wants_query, wants_key)
-            by_moments = _pull(plus, minus, others, wants_query, wants_key)
-            parts = [x.mul_(weights[rows, None]).add_(y) for x, y in zip(by_row, by_moments, strict=True)]
-            _write(gradients, rows, parts)
-        return gradients
+def _cyclic_gradient_flops(args: CyclicGradArgs) -> int:
+    return _moment_flops(args.query, 2 * (args.grad_query + args.grad_key) if args.c.numel() else 2)
 
 
-@_relational_gradient.register_fake
-def _(
-    upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    wants_query: bool,
-    wants_key: bool,
-) -> list[Tensor]:
-    return _empty_gradients(query, key, wants_query, wants_key)
+_cyclic = Op(
+    "cyclic_consistency",
+    CyclicArgs,
+    CyclicOutputs,
+    _run_cyclic,
+    fake=_fake_cyclic,
+    flops=lambda args: _moment_flops(args.query, 2 if args.cross == args.within else 3),
+)
+_cyclic_gradient = Op(
+    "cyclic_consistency_gradient",
+    CyclicGradArgs,
+    PairGrads,
+    _run_cyclic_gradient,
+    fake=lambda args: _empty_grads(args),
+    flops=_cyclic_gradient_flops,
+)
 
 
-def _relational_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
+def _save_cyclic(ctx: Any, args: CyclicArgs, outputs: CyclicOutputs) -> None:
+    ctx.save_for_backward(*_SavedTensors(args.query, args.key, *_moments_of(outputs)))
+    ctx.cross, ctx.within = args.cross, args.within
+    ctx.mark_non_differentiable(*_moments_of(outputs))
 
 
-@first_only("relational_scores")
-def _relational_backward(ctx, grads):  # type: ignore[no-untyped-def]
-    wants = ctx.needs_input_grad
-    gradients = _relational_gradient(grads[0], *ctx.saved_tensors, *wants)
-    return tuple(g if wanted else None for g, wanted in zip(gradients, wants, strict=True))
+def _backward_cyclic(ctx: Any, grads: CyclicOutputs, needs_grad: CyclicArgs) -> dict[str, Tensor | None]:
+    args = CyclicGradArgs(
+        mean_grad=grads.mean,
+        **_SavedTensors(*ctx.saved_tensors)._asdict(),
+        cross=ctx.cross,
+        within=ctx.within,
+        grad_query=bool(needs_grad.query),
+        grad_key=bool(needs_grad.key),
+    )
+    return _needed(_cyclic_gradient(args), args)
 
 
-_relational.register_autograd(_relational_backward, setup_context=_relational_setup)
+_cyclic.register_autograd("cyclic_consistency", save=_save_cyclic, backward=_backward_cyclic)
+
+
+class RelationalArgs(NamedTuple):
+    """Arguments of ``main_kernels::relational_scores``."""
+
+    query: Tensor
+    key: Tensor
+
+
+class RelationalOutputs(NamedTuple):
+    """The scores [N], and the moments for the backward."""
+
+    scores: Tensor
+    a: Tensor
+    b: Tensor
+    c: Tensor
+
+
+class RelationalGradArgs(NamedTuple):
+    """Arguments of ``main_kernels::relational_scores_gradient``."""
+
+    scores_grad: Tensor
+    query: Tensor
+    key: Tensor
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    grad_query: bool
+    grad_key: bool
+
+
+def _run_relational(args: RelationalArgs) -> RelationalOutputs:
+    query, key = args
+    a, b, c = _moments(query, key)
+    scores = a.new_empty(query.shape[0])
+    for rows, plus, minus in _chunks(query, key):
+        squares = ((plus @ b) * plus).sum(1) + ((minus @ a) * minus).sum(1) + 2 * ((plus @ c) * minus).sum(1)
+        scores[rows] = squares / (-4 * query.shape[0])
+    return RelationalOutputs(scores, a, b, c)
+
+
+def _fake_relational(args: RelationalArgs) -> RelationalOutputs:
+    (count, width), wide = args.query.shape, torch.promote_types(args.query.dtype, torch.float32)
+    moments = (args.query.new_empty(width, width, dtype=wide) for _ in range(3))
+    return RelationalOutputs(args.query.new_empty(count, dtype=wide), *moments)
+
+
+def _run_relational_gradient(args: RelationalGradArgs) -> PairGrads:
+    """A score is its row against the moments of all rows, so its gradient has a part from each."""
+    query, key = args.query, args.key
+    weights = args.scores_grad / (-2 * max(query.shape[0], 1))
+    own, others = Moments(args.a, args.b, args.c), _moments(query, key, weights=weights)
+    grads = _empty_grads(args)
+    for rows, plus, minus in _chunks(query, key):
+        by_row = _chunk_grads(plus, minus, own, args.grad_query, args.grad_key)
+        by_moments = _chunk_grads(plus, minus, others, args.grad_query, args.grad_key)
+        parts = [x.mul_(weights[rows, None]).add_(y) for x, y in zip(by_row, by_moments, strict=True)]
+        _write(grads, rows, parts)
+    return grads
+
+
+_relational = Op(
+    "relational_scores",
+    RelationalArgs,
+    RelationalOutputs,
+    _run_relational,
+    fake=_fake_relational,
+    flops=lambda args: _moment_flops(args.query, 6),
+)
+_relational_gradient = Op(
+    "relational_scores_gradient",
+    RelationalGradArgs,
+    PairGrads,
+    _run_relational_gradient,
+    fake=lambda args: _empty_grads(args),
+    flops=lambda args: _moment_flops(args.query, 3 + 4 * (args.grad_query + args.grad_key)),
+)
+
+
+def _save_relational(ctx: Any, args: RelationalArgs, outputs: RelationalOutputs) -> None:
+    ctx.save_for_backward(*_SavedTensors(args.query, args.key, *_moments_of(outputs)))
+    ctx.mark_non_differentiable(*_moments_of(outputs))
+
+
+def _backward_relational(ctx: Any, grads: RelationalOutputs, needs_grad: RelationalArgs) -> dict[str, Tensor | None]:
+    args = RelationalGradArgs(
+        scores_grad=grads.scores,
+        **_SavedTensors(*ctx.saved_tensors)._asdict(),
+        grad_query=bool(needs_grad.query),
+        grad_key=bool(needs_grad.key),
+    )
+    return _needed(_relational_gradient(args), args)
+
+
+_relational.register_autograd("relational_scores", save=_save_relational, backward=_backward_relational)
 
 
 def _chunks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some rows at a time, with their P [c, D] and M [c, D] in the accumulator dtype."""
+    """Yield chunks of rows with their P [c, D] and M [c, D] in the accumulator dtype."""
     wide = torch.promote_types(query.dtype, torch.float32)
     step = max(_CHUNK_ENTRIES // query.shape[1], 64)
     for begin in range(0, query.shape[0], step):
@@ -224,36 +303,49 @@ def _chunks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]
         yield rows, q + k, q - k
 
 
-def _moments(query: Tensor, key: Tensor, *, mixed: bool = True, weights: Tensor | None = None) -> list[Tensor]:
-    """A, B and C [D, D] (C [0, D] unless ``mixed``), row i counted weights[i] times."""
+def _moments(query: Tensor, key: Tensor, *, has_c: bool = True, weights: Tensor | None = None) -> Moments:
+    """Compute A, B and, if ``has_c``, C, with row i counted weights[i] times."""
     width, wide = query.shape[1], torch.promote_types(query.dtype, torch.float32)
-    a, b, c = (query.new_zeros(n, width, dtype=wide) for n in (width, width, width if mixed else 0))
+    a, b, c = (query.new_zeros(n, width, dtype=wide) for n in (width, width, width if has_c else 0))
     for rows, plus, minus in _chunks(query, key):
         p, m = (plus, minus) if weights is None else (plus * weights[rows, None], minus * weights[rows, None])
         a.addmm_(p.T, plus)
         b.addmm_(m.T, minus)
-        if mixed:
+        if has_c:
             c.addmm_(m.T, plus)
-    return [a, b, c]
+    return Moments(a, b, c)
 
 
-def _pull(plus: Tensor, minus: Tensor, moments: list[Tensor], wants_query: bool, wants_key: bool) -> list[Tensor]:
-    """P B + M Cᵀ ± (M A + P C), + for the query and - for the key: two products a side that is wanted, two for both
-    where C is empty."""
+def _moments_of(outputs: CyclicOutputs | RelationalOutputs) -> Moments:
+    return Moments(outputs.a, outputs.b, outputs.c)
+
+
+def _moment_flops(query: Tensor, products: int) -> int:
+    return 2 * products * query.shape[0] * query.shape[1] ** 2
+
+
+def _chunk_grads(plus: Tensor, minus: Tensor, moments: Moments, grad_query: bool, grad_key: bool) -> list[Tensor]:
+    """Return P B + M Cᵀ ± (M A + P C) for each side that needs it, + for the query and - for the key.
+
+    Costs two products per side, or two for both if C is empty."""
     a, b, c = moments
-    signs = [sign for sign, wanted in ((1, wants_query), (-1, wants_key)) if wanted]
+    signs = [sign for sign, is_needed in ((1, grad_query), (-1, grad_key)) if is_needed]
     if not c.numel():
         by_plus, by_minus = plus @ b, minus @ a
         return [by_plus + sign * by_minus for sign in signs]
     return [(plus @ (b + sign * c)).addmm_(minus, c.T + sign * a) for sign in signs]
 
 
-def _empty_gradients(query: Tensor, key: Tensor, wants_query: bool, wants_key: bool) -> list[Tensor]:
-    pairs = ((query, wants_query), (key, wants_key))
-    return [t.new_empty(t.shape if wanted else (0, t.shape[1])) for t, wanted in pairs]
+def _empty_grads(args: CyclicGradArgs | RelationalGradArgs) -> PairGrads:
+    sides = ((args.query, args.grad_query), (args.key, args.grad_key))
+    return PairGrads(*(t.new_empty(t.shape if is_needed else (0, t.shape[1])) for t, is_needed in sides))
 
 
-def _write(gradients: list[Tensor], rows: slice, parts: list[Tensor]) -> None:
-    """Fills rows of the gradients that are wanted, from as many parts."""
-    for gradient, part in zip((g for g in gradients if g.shape[0]), parts, strict=True):
-        gradient[rows] = part
+def _write(grads: PairGrads, rows: slice, parts: list[Tensor]) -> None:
+    """Write one part to each gradient that is needed."""
+    for grad, part in zip((g for g in grads if g.shape[0]), parts, strict=True):
+        grad[rows] = part
+
+
+def _needed(grads: PairGrads, args: CyclicGradArgs | RelationalGradArgs) -> dict[str, Tensor | None]:
+    return {"query": grads.query if args.grad_query else None, "key": grads.key if args.grad_key else None}

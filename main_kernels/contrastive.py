@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import checks
 from .amp import autocast, disabled
-from .sweep import DEFAULT_WORKSPACE, CrossEntropy, sweep
+from .sweep import DEFAULT_WORKSPACE_BYTES, CrossEntropy, sweep
 
 MAX_LOGIT_SCALE = math.log(100.0)
 Reduction = Literal["mean", "sum", "none"]
@@ -29,7 +29,7 @@ def info_nce(
     negatives: Tensor | None = None,
     pair_ids: Tensor | None = None,
     reduction: Reduction = "mean",
-    workspace_bytes: int = DEFAULT_WORKSPACE,
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> Tensor:
     """InfoNCE over in-batch negatives (van den Oord et al., 2018; symmetric as in CLIP, Radford et al., 2021).
 
@@ -90,7 +90,7 @@ def info_nce(
         targets=torch.arange(count, dtype=torch.int64, device=query.device),
         row_ids=pair_ids,
         column_ids=pair_ids,
-        columns=direction == "both",
+        column_lse=direction == "both",
         logit_sums=label_smoothing > 0,
         loss=CrossEntropy(pair_weights) if by_rows else None,
         workspace_bytes=workspace_bytes,
@@ -128,7 +128,7 @@ def sigmoid_loss(
     logit_bias: Tensor,
     pair_ids: Tensor | None = None,
     reduction: Reduction = "mean",
-    workspace_bytes: int = DEFAULT_WORKSPACE,
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> Tensor:
     """The pairwise sigmoid loss of SigLIP (Zhai et al., 2023): every entry is a yes-or-no question of its own.
 
@@ -241,8 +241,8 @@ def pair_scores(
         targets=targets,
         row_ids=pair_ids,
         column_ids=key_ids,
-        columns=True,
-        statistics=True,
+        column_lse=True,
+        entropy_and_ranks=True,
     )
     query_to_key, key_to_query = -swept.row_nll, -swept.column_nll(targets)
     entries = swept.target.new_ones(()) * in_row * in_column
@@ -256,7 +256,7 @@ def pair_scores(
 
 
 def row_logsumexp(
-    query: Tensor, key: Tensor, *, temperature: float | Tensor = 1.0, workspace_bytes: int = DEFAULT_WORKSPACE
+    query: Tensor, key: Tensor, *, temperature: float | Tensor = 1.0, workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
 ) -> Tensor:
     """log sum_j exp(query_i·key_j / temperature) of every query against a bank of keys, differentiable.
 

@@ -1,7 +1,4 @@
-"""linear_kl: divergence of two models' next-token distributions, without either's logits.
-
-It walks two score matrices at once; see ``sweep/divergence.py``.
-"""
+"""linear_kl: the divergence of two models' next-token distributions, without the logits of either."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from .amp import autocast
 from .backends import select_backend
 from .derivatives import no_tangents
 from .sweep.divergence import divergence_op
-from .sweep.flops import count_products
+from .sweep.signatures import DivergenceArgs
 
 
 def linear_kl(
@@ -30,31 +27,44 @@ def linear_kl(
     token_mask: Tensor | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> Tensor:
-    """Divergence of two models' next-token distributions, softmax(hidden weightᵀ / temperature), token by token.
+    """Compute a divergence of teacher and student, token by token.
 
-    With t the teacher's and s the student's distribution of a row: ``KL(t || s)`` ("forward"), ``KL(s || t)``
-    ("reverse"), or ("js") the generalised Jensen-Shannon divergence of GKD (Agarwal et al., arXiv 2306.13649)
-    ``beta KL(t || m) + (1 - beta) KL(s || m)`` with ``m = beta t + (1 - beta) s``. There is no factor temperature².
+    Let t be the teacher's and s the student's distribution of a token, softmax(hidden weightᵀ / temperature):
 
-    T x V is never stored: two chunks of rows are. Masked rows cost nothing. The gradients are ready when the forward
-    is; with a frozen teacher both cost four matrix products together, two more where the teacher is trained. Where the
-    gradient that arrives differs from row to row (reduction "none"), that of a weight is made again, by three.
+    =============  ===============================================================================================
+    ``"forward"``  KL(t || s)
+    ``"reverse"``  KL(s || t)
+    ``"js"``       beta KL(t || m) + (1 - beta) KL(s || m) with m = beta t + (1 - beta) s: the generalised
+                   Jensen-Shannon divergence of GKD (Agarwal et al., arXiv 2306.13649)
+    =============  ===============================================================================================
+
+    The result is not multiplied by temperature². [T, V] is never stored, only two chunks of rows. The forward also
+    computes the gradients. With a frozen teacher, forward and backward cost four matrix products together, with a
+    trained one six. If the upstream gradient differs from row to row (reduction "none"), the gradient of a weight is
+    recomputed, at three products. Masked rows cost nothing.
 
     Args:
-        student_hidden: [T, Ds] and student_weight: [V, Ds] of one dtype.
-        teacher_hidden: [T, Dt] and teacher_weight: [V, Dt] of one dtype, which may be another. Its gradients are made
-            only where it requires them.
-        divergence, beta: see above; beta, between 0 and 1, is the teacher's share and serves "js" alone.
-        temperature: a positive number, or a 0-dimensional tensor, which may require a gradient; divides the logits of
-            both. The hidden states are divided by a tensor and rounded to their dtype.
-        token_mask: bool [T], True counts. reduction: "mean" is over the rows that count, and 0 where none does.
+        student_hidden: [T, Ds], float32, bfloat16, float16 or float64. T may be 0.
+        student_weight: [V, Ds], dtype of student_hidden (any dtype under autocast).
+        teacher_hidden: [T, Dt], may have another dtype. Its gradient is computed only if it requires one.
+        teacher_weight: [V, Dt], dtype of teacher_hidden, the same vocabulary. Its gradient likewise.
+        divergence: see above.
+        beta: between 0 and 1. The teacher's weight in the mixture. Only used by "js".
+        temperature: positive number, or 0-dimensional tensor, which may require a gradient. Divides the logits of both
+            models. With a tensor, the hidden states are divided and rounded to their dtype.
+        token_mask: bool [T], True for tokens that count. None: all tokens count.
+        reduction: "mean" over the tokens that count (0 if there are none), "sum", or "none".
 
     Returns:
-        float32 (float64 where an input is float64), nats per token: a scalar, or [T] for reduction "none" with 0 at
-        masked rows.
+        float32 (float64 if an input is float64), nats per token: a scalar, or [T] for reduction "none", with 0 at
+        masked tokens.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
+        ValueError: a shape, dtype, device or option is invalid. The message names the argument.
+        RuntimeError: token_mask is given while a CUDA graph is captured, or the gradient is differentiated again.
+
+    Example:
+        >>> loss = linear_kl(student_hidden, student_head, teacher_hidden, teacher_head, divergence="js", beta=0.5)
     """
     checks.check_matrix("student_hidden", student_hidden, least=0)
     checks.check_matrix("student_weight", student_weight, width=student_hidden.shape[1], like=student_hidden)
@@ -84,18 +94,28 @@ def linear_kl(
         student_hidden, teacher_hidden = ((h * scale).to(h.dtype) for h in (student_hidden, teacher_hidden))
         scale = 1.0
     student, teacher = (student_hidden, student_weight), (teacher_hidden, teacher_weight)
-    operands = [autocast(t) for t in ((*student, *teacher) if divergence == "reverse" else (*teacher, *student))]
-    wider = operands[0] if operands[0].dtype == torch.float64 else operands[2]
-    count_products()
-    values = divergence_op(
-        *operands,
-        scale,
-        beta if divergence == "js" else None,
-        token_mask,
-        *(torch.is_grad_enabled() and t.requires_grad for t in operands),
-        True,
-        select_backend(wider),
-    )[0]
+    operands = (*student, *teacher) if divergence == "reverse" else (*teacher, *student)
+    p_hidden, p_weight, q_hidden, q_weight = (autocast(t) for t in operands)
+
+    def needs_grad(operand: Tensor) -> bool:
+        return torch.is_grad_enabled() and operand.requires_grad
+
+    args = DivergenceArgs(
+        p_hidden=p_hidden,
+        p_weight=p_weight,
+        q_hidden=q_hidden,
+        q_weight=q_weight,
+        scale=scale,
+        beta=beta if divergence == "js" else None,
+        mask=token_mask,
+        grad_p_hidden=needs_grad(p_hidden),
+        grad_p_weight=needs_grad(p_weight),
+        grad_q_hidden=needs_grad(q_hidden),
+        grad_q_weight=needs_grad(q_weight),
+        reuse_saved=True,
+        backend=select_backend(p_hidden if p_hidden.dtype == torch.float64 else q_hidden),
+    )
+    values = divergence_op(args).values
     if reduction == "none":
         return values
     if reduction == "sum":

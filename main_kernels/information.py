@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from . import checks
-from .sweep import DEFAULT_WORKSPACE, CrossEntropy, sweep
+from .sweep import DEFAULT_WORKSPACE_BYTES, CrossEntropy, sweep
 
 ESTIMATORS = ("infonce", "nwj", "tuba", "dv", "js", "smile", "club")
 
@@ -27,7 +27,7 @@ def mutual_information(
     estimator: Literal["infonce", "nwj", "tuba", "dv", "js", "smile", "club"] = "infonce",
     clip: float = 5.0,
     baseline: Tensor | None = None,
-    workspace_bytes: int = DEFAULT_WORKSPACE,
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> Tensor:
     """A bound on the mutual information of query and key, to report or to maximise (``club``: to minimise).
 
@@ -92,7 +92,7 @@ def mutual_information(
     if estimator == "tuba":
         return _tuba(joint, swept.row_lse, baseline)
     if estimator == "dv":
-        return _dv(joint, swept.row_lse, swept.row_low)
+        return _dv(joint, swept.row_lse, swept.row_lse_low)
     js = _js(joint, swept.softplus)
     return js if estimator == "js" else _smile(joint, swept.clipped, js)
 
@@ -103,7 +103,7 @@ def mutual_information_bounds(
     *,
     temperature: float | Tensor = 1.0,
     clip: float = 5.0,
-    workspace_bytes: int = DEFAULT_WORKSPACE,
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> dict[str, Tensor]:
     """Every estimator of ``mutual_information`` (``tuba`` without a baseline), all from one sweep.
 
@@ -134,7 +134,7 @@ def mutual_information_bounds(
         "infonce": _infonce(torch.logaddexp(swept.row_nll, torch.zeros_like(joint))),
         "nwj": _nwj(joint, others),
         "tuba": _tuba(joint, others, None),
-        "dv": _dv(joint, others, swept.row_low),
+        "dv": _dv(joint, others, swept.row_lse_low),
         "js": js,
         "smile": _smile(joint, swept.clipped, js),
         "club": _club(query, key, scale),

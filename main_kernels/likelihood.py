@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .sweep import DEFAULT_WORKSPACE, CrossEntropy, sweep
+from .sweep import DEFAULT_WORKSPACE_BYTES, CrossEntropy, sweep
 
 
 class TokenStats(NamedTuple):
@@ -99,7 +99,7 @@ def token_logprobs(
         softcap=softcap,
         targets=targets,
         ignore_index=ignore_index,
-        statistics=return_stats,
+        entropy_and_ranks=return_stats,
         loss=None if return_stats else CrossEntropy(minus),
     )
     if not return_stats:
@@ -189,7 +189,7 @@ def sequence_logprobs(
     softcap: float | None = None,
     temperature: float | Tensor = 1.0,
     ignore_index: int | None = -100,
-    workspace_bytes: int = DEFAULT_WORKSPACE,
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> Tensor:
     """The log-probability of every sequence of a packed batch: token_logprobs summed over each segment, as DPO and its
     kin need them. Forward and backward cost three matrix products where the scores fit the workspace, else four,

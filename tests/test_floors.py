@@ -27,7 +27,7 @@ MAIN_KERNELS = {
     "backends": {"ground"},
     "ground": set(),
 }
-MAIN_KERNELS_GROUND = {"_version", "amp", "checks", "derivatives", "processor"}
+MAIN_KERNELS_GROUND = {"_version", "amp", "checks", "derivatives", "processor", "registration"}
 PACKAGES = {
     "main_align": (ROOT / "python" / "main_align", MAIN_ALIGN),
     "main_kernels": (ROOT / "main_kernels", MAIN_KERNELS),

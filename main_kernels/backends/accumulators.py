@@ -13,8 +13,8 @@ class ReductionSpec:
     """The reductions that a forward pass computes besides the target scores."""
 
     row_lse: bool = True
-    columns: bool = False  # the columns' log-sum-exps, and the other requested reductions along columns
-    statistics: bool = False  # entropies and ranks
+    column_lse: bool = False  # the columns' log-sum-exps, and the other requested reductions along columns
+    entropy_and_ranks: bool = False
     logit_sums: bool = False
     softplus: bool = False
     clip: float = 0.0  # positive: also the clipped log-sum-exps of the rows
@@ -68,8 +68,8 @@ class RowAccumulators:
             maximum=torch.full((rows,), maximum, dtype=dtype, device=device),
             target=torch.zeros(rows, dtype=dtype, device=device),
             total=zeros(spec.row_lse),
-            weighted=zeros(spec.statistics),
-            rank=zeros(spec.statistics, dtype),
+            weighted=zeros(spec.entropy_and_ranks),
+            rank=zeros(spec.entropy_and_ranks, dtype),
             logits=zeros(spec.logit_sums),
             softplus=zeros(spec.softplus),
             clipped=zeros(spec.clip > 0),
@@ -117,7 +117,7 @@ class ColumnAccumulators:
         return cls(
             maximum=torch.full((columns,), maximum, dtype=dtype, device=device),
             total=zeros(),
-            rank=zeros(dtype) if spec.statistics else None,
+            rank=zeros(dtype) if spec.entropy_and_ranks else None,
             logits=zeros() if spec.logit_sums else None,
         )
 

@@ -1,6 +1,6 @@
-"""The score sweep: the engine under every objective. ``api.py`` has ``sweep``; docs/engine.md explains the design."""
+"""The score sweep, the engine under every objective; docs/engine.md explains its design."""
 
 from .api import CrossEntropy, Sweep, sweep
-from .plan import DEFAULT_WORKSPACE
+from .plan import DEFAULT_WORKSPACE_BYTES
 
-__all__ = ["DEFAULT_WORKSPACE", "CrossEntropy", "Sweep", "sweep"]
+__all__ = ["DEFAULT_WORKSPACE_BYTES", "CrossEntropy", "Sweep", "sweep"]

@@ -1,9 +1,9 @@
-"""sweep, Sweep and CrossEntropy: the score sweep, the one engine under every objective.
+"""sweep, Sweep, CrossEntropy: the score sweep, the one engine under every objective.
 
-``sweep`` walks S[N, M] = scale * Q Kᵀ chunk by chunk, never storing it beyond a stated budget, and returns a handful of
-vectors. It is differentiable: an objective is ordinary torch on these vectors, and autograd turns their gradients into
-those of Q, K, scale and bias. ``plan.py`` says what it costs, ``tiling.py`` is the walk, ``op.py`` and ``backward.py``
-are the torch.library ops and the autograd rule. docs/engine.md tells it with a picture.
+``sweep`` computes S[N, M] = scale * Q Kᵀ chunk by chunk, stores at most a given number of bytes of it, and returns a
+few vectors. It is differentiable: an objective is ordinary torch on these vectors, and autograd turns their gradients
+into those of Q, K, scale and bias. plan.py states the cost, tiling.py has both passes, forward.py and backward.py the
+torch.library ops and the autograd rule. docs/engine.md explains the design with a picture.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from torch import Tensor
 
 from ..amp import autocast
 from ..backends import select_backend
+from ..backends.accumulators import Lse
 from ..derivatives import no_tangents
-from . import backward  # noqa: F401  (joins the op to autograd)
-from .flops import count_products
-from .inputs import Inputs, accumulator_dtype
-from .op import NAMES, sweep_op
-from .tiling import negative_log
+from . import backward  # noqa: F401  (registers the autograd rule)
+from .forward import sweep_op
+from .plan import gradient_mode, make_plan
+from .problem import accumulator_dtype
+from .row_loss import negative_log_softmax
+from .signatures import SweepArgs
 
 
 class Sweep(NamedTuple):
-    """The sweep's outputs, float32 (float64 for float64 inputs) unless said, sums over the entries that take part; of
-    length 0 where not asked for."""
+    """Outputs of the sweep: float32 (float64 for float64 inputs) unless stated, reductions over the unmasked entries.
+    An output that was not requested has length 0."""
 
     row_lse: Tensor
-    """[N] log sum_j exp S_ij; -inf where nothing takes part"""
+    """[N] log sum_j exp S_ij; -inf if all entries are masked"""
     column_lse: Tensor
     """[M] log sum_i exp S_ij"""
     target: Tensor
@@ -40,44 +42,55 @@ class Sweep(NamedTuple):
     softplus: Tensor
     """[N] sum_j log(1 + exp S_ij)"""
     loss: Tensor
-    """[N] of the CrossEntropy that was asked for"""
+    """[N] the requested CrossEntropy"""
     entropy: Tensor
-    """[N] -sum_j p_ij log p_ij, p_i = softmax_j(S_i); 0 where nothing takes part"""
+    """[N] -sum_j p_ij log p_ij, p_i = softmax_j(S_i); 0 if all entries are masked"""
     clipped: Tensor
     """[N] log sum_j exp(clamp(S_ij, -clip, clip)); not differentiable"""
     row_rank: Tensor
-    """[N] how many scores of row i beat its target's; not differentiable"""
+    """[N] number of scores in row i above the target's; not differentiable"""
     column_rank: Tensor
-    """[M] how many scores of column j beat that of the row whose target it is; not differentiable"""
-    row_low: Tensor
-    """[N] the rest: row_lse + row_low is the log-sum-exp to more digits than one number has; not differentiable"""
-    column_low: Tensor
+    """[M] number of scores in column j above that of the row whose target is j; not differentiable"""
+    row_lse_low: Tensor
+    """[N] rounding error: row_lse + row_lse_low is the log-sum-exp to twice the precision; not differentiable"""
+    column_lse_low: Tensor
     """[M] the same of column_lse"""
 
     @property
     def row_nll(self) -> Tensor:
-        """[N] row_lse - target to all digits, however large both are; +inf where nothing takes part."""
-        return negative_log(self.row_lse, self.row_low, self.target)
+        """[N] row_lse - target to full precision, however large both are; +inf if all entries are masked."""
+        return negative_log_softmax(Lse(self.row_lse, self.row_lse_low), self.target)
 
     def column_nll(self, columns: Tensor | slice) -> Tensor:
-        """[N] the same of ``columns``, which are those of the rows' targets."""
-        return negative_log(self.column_lse[columns], self.column_low[columns], self.target)
+        """Return column_lse - target to full precision.
+
+        Args:
+            columns: int64 [N] or a slice of length N. The targets of the rows.
+
+        Returns:
+            float32 [N] (float64 for float64 inputs), nats.
+        """
+        return negative_log_softmax(Lse(self.column_lse[columns], self.column_lse_low[columns]), self.target)
 
 
 class CrossEntropy(NamedTuple):
-    """A loss of each row, with r_i = row_lse:
-    ``weight_i (r_i - (1 - label_smoothing) S_i,target - label_smoothing mean_j S_ij + z_loss r_i²)``, the mean over the
-    columns that bias does not leave out.
+    """A cross-entropy of each row, computed by the sweep itself.
 
-    The forward walk makes its gradients while it holds the scores, up to the factor of each row, which the backward
-    brings. It serves the key's gradient only where that factor is the same for all rows, so weights belong here, not on
-    the result; and where it arrives as one number, as from ``loss.sum()``, nobody has to look. Whatever arrives, and
-    whatever else is differentiated, the gradients are exact."""
+    With r_i = row_lse: ``w_i (r_i - (1 - label_smoothing) S_i,target - label_smoothing mean_j S_ij + z_loss r_i²)``,
+    the mean over the columns that the bias does not exclude.
 
-    weight: Tensor | None = None
-    """[N], None for ones; may require a gradient"""
+    The forward pass computes the gradient of the sum of these losses while the scores are in memory. It is the query's
+    gradient up to a factor per row. It is the key's gradient only if all losses have the same upstream gradient, so
+    pass weights here instead of multiplying the result by them, and reduce with ``loss.sum()``: its gradient is an
+    expanded scalar, which is recognised without synchronising. In every other case the sweep recomputes what is
+    missing; the gradients are always exact."""
+
+    weights: Tensor | None = None
+    """[N] factors w of the rows' losses, may require a gradient; None for ones"""
     label_smoothing: float = 0.0
+    """share of the target's weight that is spread over all columns"""
     z_loss: float = 0.0
+    """coefficient of r_i²"""
 
 
 def sweep(
@@ -93,51 +106,68 @@ def sweep(
     column_ids: Tensor | None = None,
     keep_target: bool = True,
     row_lse: bool = True,
-    columns: bool = False,
-    statistics: bool = False,
+    column_lse: bool = False,
+    entropy_and_ranks: bool = False,
     logit_sums: bool = False,
     softplus: bool = False,
     clip: float = 0.0,
     loss: CrossEntropy | None = None,
     workspace_bytes: int = 0,
 ) -> Sweep:
-    """Reductions of S_ij = scale * softcap * tanh((q_i·k_j + bias_j) / softcap), exact gradients for all of them.
+    """Reduce S_ij = scale * softcap * tanh((q_i·k_j + bias_j) / softcap) along rows and columns, with exact gradients.
+
+    The caller checks shapes and dtypes.
 
     Args:
-        query: [N, D], key: [M, D], one dtype and device. Under autocast both are cast to its dtype.
-        scale: a number, or a 0-dimensional tensor that may require a gradient.
-        bias: [M]; -inf leaves its column out of every row, whatever the softcap. softcap: a positive number; None for
-            none.
-        targets: int64 [N].
-        ignore_index: a row with this target takes no part, its outputs and gradients are 0. None: every row does, which
-            saves looking for it, and on a CUDA device waiting.
-        row_ids, column_ids: int64 [N] and at most [M]: entries with equal ids take no part. Columns beyond the last id
-            share one with nobody.
-        keep_target: the target's own entry takes part whatever its ids; False: it never does (``target`` still is its
-            score).
-        row_lse: False where only sums without it are wanted, statistics and clip need it.
-        columns: also column_lse, from the same walk, and what else is asked for of columns.
-        statistics: also entropy and the ranks. logit_sums, softplus: also these. clip: positive: also ``clipped``.
-        loss: the one to be returned; makes the backward cheaper than one from the other outputs, where rows are all
-            that is differentiated.
-        workspace_bytes: bytes of scores that may be kept for the backward, which then costs two products, not three.
+        query: [N, D], float32, bfloat16, float16 or float64. Under autocast it is cast to autocast's dtype.
+        key: [M, D], dtype and device of the query.
+        scale: a number or a 0-dimensional tensor, which may require a gradient.
+        bias: [M], floating. -inf excludes the column from every row, whatever the softcap.
+        softcap: positive. None for no softcap.
+        targets: int64 [N]. The column of each row whose score is returned.
+        ignore_index: rows with this target are skipped: their outputs and gradients are 0. None: no row is skipped,
+            which saves the search for such rows and, on a CUDA device, a synchronisation.
+        row_ids: int64 [N]. Entries whose row and column have equal ids are masked.
+        column_ids: int64, at most [M]. Columns beyond the last id are never masked.
+        keep_target: True: the target's entry is never masked. False: it always is; ``target`` is still its score.
+        row_lse: return row_lse. May be False if neither entropy_and_ranks, clip nor loss is requested.
+        column_lse: return column_lse, from the same pass, and the other requested reductions along columns.
+        entropy_and_ranks: return entropy, row_rank and, with column_lse, column_rank.
+        logit_sums: return row_logits and, with column_lse, column_logits.
+        softplus: return softplus.
+        clip: positive: return clipped.
+        loss: return this loss. Its gradient costs less than that of a loss computed from the other outputs, if no
+            column is reduced.
+        workspace_bytes: bytes of scores that may be saved for the backward, which then costs two products instead of
+            three.
 
-    The caller has checked shapes and dtypes. Raises ValueError for a target that is neither in [0, M) nor
-    ignore_index, and with statistics of columns for one that two rows share; a CUDA device raises its own error later,
-    as nobody waits for it. NotImplementedError for forward-mode AD; second derivatives raise RuntimeError.
+    Returns:
+        The requested outputs.
+
+    Raises:
+        ValueError: a target is neither in [0, M) nor ignore_index, or two rows share a target whose column rank is
+            requested. On a CUDA device this is a device-side assertion, so that the host need not synchronise.
+        NotImplementedError: forward-mode AD.
+        RuntimeError: in the backward, if its result is differentiated again.
+
+    Example:
+        >>> swept = sweep(query, key, targets=torch.arange(len(query)), column_lse=True)
+        >>> loss = (0.5 * (swept.row_lse + swept.column_lse) - swept.target).mean()  # symmetric InfoNCE
     """
-    no_tangents("the score sweep", query, key, scale, bias, None if loss is None else loss.weight)
+    no_tangents("the score sweep", query, key, scale, bias, None if loss is None else loss.weights)
     query, key = autocast(query), autocast(key)
     accumulator = accumulator_dtype(query.dtype)
     if isinstance(scale, Tensor):
         scale = scale.to(accumulator)
     else:
         scale = torch.full((), scale, dtype=accumulator, device=query.device)
-    grad = torch.is_grad_enabled()
-    told = loss or CrossEntropy()
-    count_products()
+    is_enabled = torch.is_grad_enabled()
+    grad_query, grad_key = is_enabled and query.requires_grad, is_enabled and key.requires_grad
+    grad_other = is_enabled and (scale.requires_grad or (bias is not None and bias.requires_grad))
+    (rows, width), columns = query.shape, key.shape[0]
+    row_loss = loss or CrossEntropy()
     outputs = sweep_op(
-        *Inputs(
+        SweepArgs(
             query=query,
             key=key,
             scale=scale,
@@ -149,22 +179,27 @@ def sweep(
             column_ids=column_ids,
             keep_target=keep_target,
             row_lse=row_lse,
-            columns=columns,
-            statistics=statistics,
-            logit_sums=logit_sums or told.label_smoothing > 0,
+            column_lse=column_lse,
+            entropy_and_ranks=entropy_and_ranks,
+            logit_sums=logit_sums or row_loss.label_smoothing > 0,
             softplus=softplus,
             clip=clip,
-            announced=loss is not None,
-            weights=told.weight,
-            label_smoothing=told.label_smoothing,
-            z_loss=told.z_loss,
-            grad_query=grad and query.requires_grad,
-            grad_key=grad and key.requires_grad,
-            grad_other=grad and (scale.requires_grad or (bias is not None and bias.requires_grad)),
-            workspace_bytes=workspace_bytes,
-            donate=True,
+            has_row_loss=loss is not None,
+            loss_weights=row_loss.weights,
+            label_smoothing=row_loss.label_smoothing,
+            z_loss=row_loss.z_loss,
+            grad_query=grad_query,
+            grad_key=grad_key,
+            gradient=gradient_mode(
+                make_plan(rows, columns, width, query.dtype, query.device.type),
+                rows,
+                columns,
+                needs_grad=grad_query or grad_key or grad_other,
+                only_row_loss=loss is not None and not column_lse and not grad_other,
+                workspace_bytes=workspace_bytes,
+            ),
+            reuse_saved=True,
             backend=select_backend(query),
         )
     )
-    named = dict(zip(NAMES, outputs, strict=False))
-    return Sweep(**{name: named[name] for name in Sweep._fields})
+    return Sweep(**{name: getattr(outputs, name) for name in Sweep._fields})

@@ -1,108 +1,114 @@
-"""The backward op, ``main_kernels::sweep_gradient_``, and how autograd joins it to the forward. Every gradient rule of
-the sweep is here; the objectives are ordinary torch on its vectors.
+"""The backward op, ``main_kernels::sweep_gradient_``, and the sweep's one autograd rule.
+
+All gradient rules of the sweep are here; an objective is ordinary torch on the sweep's vectors.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..backends.accumulators import Lse
 from ..backends.interface import ScoreGradTerms
 from ..backends.workspace import WORKSPACE
-from ..derivatives import first_only
-from .grad_buffer import Gradient
-from .inputs import (
-    GradientInputs,
-    Inputs,
-    accumulating,
-    accumulator_dtype,
-    announced_of,
-    make_problem,
-    one_number,
-    schema,
-    selected_rows,
-)
-from .op import NAMES, VECTORS, sweep_op
-from .tiling import Problem, backward_walk
-
-_DIFFERENTIABLE = VECTORS.index("entropy") + 1  # the first outputs of the sweep
-_WEIGHTS = Inputs._fields.index("weights")
+from ..registration import Op
+from .forward import product_flops, row_loss_of, sweep_op
+from .grad_buffer import GradBuffer, GradBuffers
+from .problem import Problem, accumulator_dtype, make_problem, valid_mask, valid_rows
+from .row_loss import has_equal_entries, is_expanded_scalar
+from .signatures import DIFFERENTIABLE, SweepArgs, SweepGradArgs, SweepOutputs
+from .tiling import tiled_backward
 
 
-@torch.library.custom_op(
-    "main_kernels::sweep_gradient_",
-    mutates_args=tuple(name for name, kind in GradientInputs.__annotations__.items() if "Changed" in str(kind)),
-    schema=schema(GradientInputs, "()"),
-)
-def sweep_gradient_op(*arguments) -> None:  # type: ignore[no-untyped-def]
-    """Fills the gradient buffers (those of length 0 are not wanted) from the upstream gradients of the vectors."""
-    inputs = GradientInputs(*arguments)
-    with torch.autocast(inputs.query.device.type, enabled=False):
-        selected = selected_rows(inputs)
-        problem = make_problem(inputs, selected)
-        upstream = _upstream(inputs, problem.columns)
-        whole = Gradient(inputs.d_query, inputs.d_query_low)
-        dq, dk = whole, Gradient(inputs.d_key, inputs.d_key_low)
-        if selected is not None:
-            upstream = upstream.of_rows(selected)
-            if dq.wanted:
-                dq = Gradient(dq.high[selected], dq.low[selected[: dq.low.shape[0]]])
-        row_factor = key_factor = None
-        if inputs.gradient == "forward":
-            row_factor, key_factor = _forward_mode(inputs, problem, selected, upstream, dq, dk)
-        else:
-            backward_walk(
-                problem,
-                upstream,
-                kept=inputs.kept,
-                d_query=dq,
-                d_key=dk,
-                d_bias=inputs.d_bias,
-                d_scale=inputs.d_scale,
-            )
-        if dq.wanted:
-            dq.finish_(problem.backend, row_factor)
-        if dk.wanted:
-            dk.finish_(problem.backend, key_factor)
-        if selected is not None and whole.wanted:
-            whole.high.zero_()
-            whole.high[selected] = dq.high
-
-
-def _upstream(inputs: GradientInputs, columns: Tensor | int) -> ScoreGradTerms:
-    """What arrives for the scores, whichever output it arrives at; ``columns``: how many take part."""
-    dtype, targets = inputs.query.dtype, inputs.targets is not None
-    r = Lse(inputs.row_lse, inputs.row_low) if inputs.row_lse.numel() else None
-    b = accumulating(inputs.d_column, dtype)
-    upstream = ScoreGradTerms(
-        row_lse_grad=accumulating(inputs.d_row, dtype),
-        row_lse=r,
-        column_lse_grad=b,
-        column_lse=None if b is None else Lse(inputs.column_lse, inputs.column_low),
-        target_grad=accumulating(inputs.d_target, dtype) if targets else None,
-        softplus_grad=accumulating(inputs.d_softplus, dtype),
-        row_sum_grad=accumulating(inputs.d_row_logits, dtype),
-        column_sum_grad=accumulating(inputs.d_column_logits, dtype),
-    )
-    d_entropy = accumulating(inputs.d_entropy, dtype)
-    if d_entropy is not None:  # of -sum_j p_j log p_j: -p_j (log p_j + entropy)
-        upstream = replace(
-            upstream,
-            row_lse_grad=_sum(upstream.row_lse_grad, -d_entropy * inputs.entropy),
-            neg_entropy_grad=-d_entropy,
+def _run(args: SweepGradArgs) -> None:
+    """Fill the gradient buffers from the upstream gradients of the vectors."""
+    rows = valid_rows(valid_mask(args))
+    problem = make_problem(args, rows)
+    terms = _score_grad_terms(args, problem.valid_columns)
+    query_grad = GradBuffer(args.query_grad_high, args.query_grad_low)
+    grads = GradBuffers(query_grad, GradBuffer(args.key_grad_high, args.key_grad_low))
+    if rows is not None:
+        terms = terms.of_rows(rows)
+        if query_grad.is_needed:
+            grads.query = query_grad.gather_rows(rows)
+    factors = _Factors(None, None)
+    if args.gradient == "forward":
+        factors = _by_row_loss(args, problem, rows, terms, grads)
+    else:
+        tiled_backward(
+            problem,
+            terms,
+            saved_scores=args.saved_scores,
+            grads=grads,
+            bias_grad=args.bias_grad,
+            scale_grad=args.scale_grad,
         )
-    d_loss = accumulating(inputs.d_loss, dtype)
-    if d_loss is None or r is None:
-        return upstream
-    by_loss = announced_of(inputs).upstream(r, columns, targets=targets, factor=d_loss)
+    if grads.query.is_needed:
+        grads.query.finalize_(problem.backend, factors.query)
+    if grads.key.is_needed:
+        grads.key.finalize_(problem.backend, factors.key)
+    if rows is not None and query_grad.is_needed:
+        query_grad.high.zero_()
+        query_grad.high[rows] = grads.query.high
+
+
+def _flops(args: SweepGradArgs) -> int:
+    has_query, has_key = bool(args.query_grad_high.shape[0]), bool(args.key_grad_high.shape[0])
+    product = product_flops(args)
+    if args.gradient == "saved" and args.saved_scores.numel():
+        return product * (has_query + has_key)
+    if args.gradient != "forward" or not _is_row_loss_alone(args) or args.loss_grad is None:
+        return product * (1 + has_query + has_key)
+    factor, mask = args.loss_grad, valid_mask(args)
+    if mask is not None and checks.has_readable_values(mask):
+        factor = factor[mask]
+    is_scalar = not has_key or args.loss_grad_is_scalar or has_equal_entries(factor)
+    recomputed = 0 if args.saved_available else 1 + has_query + (has_key and is_scalar)
+    return product * (recomputed + (0 if is_scalar else 2))
+
+
+sweep_gradient_op: Op[SweepGradArgs, Any] = Op("sweep_gradient_", SweepGradArgs, None, _run, flops=_flops)
+
+
+def _score_grad_terms(args: SweepGradArgs, valid_columns: Tensor | int) -> ScoreGradTerms:
+    """Combine the upstream gradients of all outputs into the coefficients of the scores' gradient."""
+
+    def cast(vector: Tensor | None) -> Tensor | None:
+        return _as_accumulator(vector, args.query.dtype)
+
+    has_targets = args.targets is not None
+    row_lse = Lse(args.row_lse, args.row_lse_low) if args.row_lse.numel() else None
+    column_lse_grad = cast(args.column_lse_grad)
+    terms = ScoreGradTerms(
+        row_lse_grad=cast(args.row_lse_grad),
+        row_lse=row_lse,
+        column_lse_grad=column_lse_grad,
+        column_lse=None if column_lse_grad is None else Lse(args.column_lse, args.column_lse_low),
+        target_grad=cast(args.target_grad) if has_targets else None,
+        softplus_grad=cast(args.softplus_grad),
+        row_sum_grad=cast(args.row_logits_grad),
+        column_sum_grad=cast(args.column_logits_grad),
+    )
+    entropy_grad = cast(args.entropy_grad)
+    if entropy_grad is not None:  # the entropy is -sum_j p_j log p_j, its gradient -p_j (log p_j + entropy)
+        terms = replace(
+            terms,
+            row_lse_grad=_sum(terms.row_lse_grad, -entropy_grad * args.entropy),
+            neg_entropy_grad=-entropy_grad,
+        )
+    loss_grad = cast(args.loss_grad)
+    if loss_grad is None or row_lse is None:
+        return terms
+    of_loss = row_loss_of(args).score_grad_terms(row_lse, valid_columns, has_targets=has_targets, loss_grad=loss_grad)
     return replace(
-        upstream,
-        row_lse_grad=_sum(upstream.row_lse_grad, by_loss.row_lse_grad),
-        target_grad=_sum(upstream.target_grad, by_loss.target_grad),
-        row_sum_grad=_sum(upstream.row_sum_grad, by_loss.row_sum_grad),
+        terms,
+        row_lse_grad=_sum(terms.row_lse_grad, of_loss.row_lse_grad),
+        target_grad=_sum(terms.target_grad, of_loss.target_grad),
+        row_sum_grad=_sum(terms.row_sum_grad, of_loss.row_sum_grad),
     )
 
 
@@ -112,145 +118,171 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return one + other
 
 
-def _forward_mode(
-    inputs: GradientInputs,
-    problem: Problem,
-    selected: Tensor | None,
-    upstream: ScoreGradTerms,
-    dq: Gradient,
-    dk: Gradient,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Brings dq and dk to gradients that are exact up to one factor a row, and one for all of dk; returns the factors.
-
-    The forward walk made those of the announced losses' sum. If these are all that is differentiated, they serve
-    d_query, and d_key where all losses have the same factor; what they do not serve is walked for again."""
-    others = (inputs.d_row, inputs.d_target, inputs.d_row_logits, inputs.d_softplus, inputs.d_entropy)
-    factor = accumulating(inputs.d_loss, inputs.query.dtype)
-    if factor is not None and selected is not None:
-        factor = factor[selected]
-    if factor is None or not factor.numel() or any(d is not None for d in others):
-        _walk_again(problem, upstream, dq, dk)
-        return None, None
-    # the only wait for the device, where nobody knows
-    uniform = not dk.wanted or inputs.uniform or bool((factor == factor[:1]).all())
-    no_dk = dk.rows(slice(0))
-    if not inputs.ready:
-        announced = announced_of(inputs)
-        announced = announced if selected is None else announced.of_rows(selected)
-        assert upstream.row_lse is not None
-        unit = announced.upstream(upstream.row_lse, problem.columns, targets=problem.targets is not None)
-        _walk_again(problem, unit, dq, dk if uniform else no_dk)
-    if not uniform:
-        _walk_again(problem, upstream, dq.rows(slice(0)), dk)
-    return factor, factor[:1] if uniform else None
+def _as_accumulator(vector: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Convert a vector to the accumulator dtype of operands of ``dtype``."""
+    return None if vector is None else vector.detach().to(accumulator_dtype(dtype)).contiguous()
 
 
-def _walk_again(problem: Problem, upstream: ScoreGradTerms, dq: Gradient, dk: Gradient) -> None:
-    if not (dq.wanted or dk.wanted):
-        return
-    nothing = problem.query.new_empty(0)
-    backward_walk(problem, upstream, kept=nothing, d_query=dq, d_key=dk, d_bias=nothing, d_scale=nothing)
+@dataclass(frozen=True)
+class _Factors:
+    """Factors by which the gradients have to be multiplied; None: 1."""
+
+    query: Tensor | None  # [N]
+    key: Tensor | None  # [1]
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    given = Inputs(*inputs)
-    out = dict(zip(NAMES, output, strict=False))
-    ctx.save_for_backward(
-        *given[:4],
-        given.targets,
-        given.row_ids,
-        given.column_ids,
-        given.weights,
-        *(out[name] for name in ("row_lse", "row_low", "column_lse", "column_low", "entropy", "unweighted")),
+def _is_row_loss_alone(args: SweepGradArgs) -> bool:
+    """Return True if no output but the row loss has an upstream gradient."""
+    others = (args.row_lse_grad, args.target_grad, args.row_logits_grad, args.softplus_grad, args.entropy_grad)
+    return all(grad is None for grad in others)
+
+
+def _by_row_loss(
+    args: SweepGradArgs, problem: Problem, rows: Tensor | None, terms: ScoreGradTerms, grads: GradBuffers
+) -> _Factors:
+    """Complete the gradients in gradient mode "forward", up to the factors that are returned.
+
+    The forward computed the gradient of the sum of the row losses. If nothing else has an upstream gradient, it is the
+    query's gradient up to a factor per row. It is the key's up to one factor if all losses have the same upstream
+    gradient. Everything else is recomputed.
+    """
+    loss_grad = _as_accumulator(args.loss_grad, args.query.dtype)
+    if loss_grad is not None and rows is not None:
+        loss_grad = loss_grad[rows]
+    if loss_grad is None or not loss_grad.numel() or not _is_row_loss_alone(args):
+        _recompute(problem, terms, grads)
+        return _Factors(None, None)
+    # synchronises with the device if the gradient's layout does not show that it is a scalar
+    is_scalar = not grads.key.is_needed or args.loss_grad_is_scalar or bool((loss_grad == loss_grad[:1]).all())
+    if not args.saved_available:
+        row_loss = row_loss_of(args)
+        row_loss = row_loss if rows is None else row_loss.of_rows(rows)
+        assert terms.row_lse is not None
+        has_targets = problem.targets is not None
+        unit = row_loss.score_grad_terms(terms.row_lse, problem.valid_columns, has_targets=has_targets)
+        _recompute(problem, unit, grads if is_scalar else grads.only_query())
+    if not is_scalar:
+        _recompute(problem, terms, grads.only_key())
+    return _Factors(loss_grad, loss_grad[:1] if is_scalar else None)
+
+
+def _recompute(problem: Problem, terms: ScoreGradTerms, grads: GradBuffers) -> None:
+    if grads.is_needed:
+        empty = problem.query.new_empty(0)
+        tiled_backward(problem, terms, saved_scores=empty, grads=grads, bias_grad=empty, scale_grad=empty)
+
+
+class _SavedTensors(NamedTuple):
+    """Tensors that autograd saves; all but the last are arguments of the backward op."""
+
+    query: Tensor
+    key: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    targets: Tensor | None
+    row_ids: Tensor | None
+    column_ids: Tensor | None
+    loss_weights: Tensor | None
+    row_lse: Tensor
+    row_lse_low: Tensor
+    column_lse: Tensor
+    column_lse_low: Tensor
+    entropy: Tensor
+    unweighted_loss: Tensor
+
+
+def _save(ctx: Any, args: SweepArgs, outputs: SweepOutputs) -> None:
+    available = {**args._asdict(), **outputs._asdict()}
+    ctx.save_for_backward(*(available[name] for name in _SavedTensors._fields))
+    ctx.softcap, ctx.ignore_index, ctx.keep_target = args.softcap, args.ignore_index, args.keep_target
+    ctx.label_smoothing, ctx.z_loss = args.label_smoothing, args.z_loss
+    ctx.gradient, ctx.reuse_saved, ctx.backend = args.gradient, args.reuse_saved, args.backend
+    ctx.saved = _Saved(
+        outputs.saved_scores,
+        GradBuffer(outputs.query_grad_high, outputs.query_grad_low),
+        GradBuffer(outputs.key_grad_high, outputs.key_grad_low),
     )
-    ctx.softcap, ctx.ignore_index, ctx.keep_target = given.softcap, given.ignore_index, given.keep_target
-    ctx.label_smoothing, ctx.z_loss = given.label_smoothing, given.z_loss
-    ctx.donate, ctx.backend = given.donate, given.backend
-    ctx.held = output[len(out) :]
-    kept, d_query, _, d_key, _ = ctx.held
-    at_once = d_query.shape[0] or d_key.shape[0]
-    ctx.mode = "kept" if kept.shape[0] else "forward" if at_once else "recomputed"
-    ctx.mark_non_differentiable(*output[_DIFFERENTIABLE:])
+    ctx.mark_non_differentiable(*(t for name, t in outputs._asdict().items() if name not in DIFFERENTIABLE))
     ctx.set_materialize_grads(False)
 
 
-@first_only("the score sweep")
-def _backward(ctx, grads):  # type: ignore[no-untyped-def]
-    query, key, scale, bias, targets, row_ids, column_ids, weights, *vectors = ctx.saved_tensors
-    wants_query, wants_key, wants_scale, wants_bias = ctx.needs_input_grad[:4]
-    # What the forward left is used up in place, once; a second backward through the same graph does the work again.
-    held, ctx.held = ctx.held, None
-    ready = held is not None
-    traced = ready and type(held[0]) is not Tensor  # in a graph they are outputs, not ours to change
-    if ready and (traced or not ctx.donate):
-        held = [t.clone() for t in held]
-    kept = held[0] if ready else query.new_empty(0)
-    if ready and ctx.mode == "forward":
-        d_query, d_key = Gradient(held[1], held[2]), Gradient(held[3], held[4])
+@dataclass
+class _Saved:
+    """State that the forward leaves to the first backward, which overwrites it."""
+
+    scores: Tensor
+    query_grad: GradBuffer
+    key_grad: GradBuffer
+
+    def clone(self) -> _Saved:
+        return _Saved(self.scores.clone(), self.query_grad.clone(), self.key_grad.clone())
+
+    @property
+    def is_traced(self) -> bool:
+        """True in a graph, where the state consists of outputs that must not be overwritten."""
+        return type(self.scores) is not Tensor
+
+
+def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str, Tensor | None]:
+    tensors = _SavedTensors(*ctx.saved_tensors)
+    op_tensors = tensors._asdict()
+    unweighted_loss = op_tensors.pop("unweighted_loss")
+    query, key = tensors.query, tensors.key
+    # a second backward through the same graph finds no saved state and recomputes it
+    saved, ctx.saved = ctx.saved, None
+    owns_saved = saved is not None and not saved.is_traced and ctx.reuse_saved
+    if saved is not None and not owns_saved:
+        saved = saved.clone()
+    if saved is not None and ctx.gradient == "forward":
+        buffers = GradBuffers(saved.query_grad, saved.key_grad)
     else:
-        d_query = Gradient.empty(query, None if wants_query else 0)
-        d_key = Gradient.empty(key, None if wants_key else 0)
-    d_key = d_key.with_room(key.dtype)
+        buffers = GradBuffers(
+            GradBuffer.empty(query, None if needs_grad.query else 0),
+            GradBuffer.empty(key, None if needs_grad.key else 0),
+        )
+    buffers.key = buffers.key.with_output(key.dtype)
+    upstream: dict[str, Any] = {f"{name}_grad": _nonempty(getattr(grads, name)) for name in DIFFERENTIABLE}
+    loss_grad = upstream["loss_grad"]
     accumulator = accumulator_dtype(query.dtype)
-    d_bias = query.new_zeros(key.shape[0] if wants_bias else 0, dtype=accumulator)
-    d_scale = query.new_zeros(1 if wants_scale else 0, dtype=accumulator)
-    upstream = [None if g is None or not g.numel() else g for g in grads[:_DIFFERENTIABLE]]
-    row_lse, row_low, column_lse, column_low, entropy, unweighted = vectors
-    d_loss = upstream[6]
-    inputs = GradientInputs(
-        query=query,
-        key=key,
-        scale=scale,
-        bias=bias,
+    args = SweepGradArgs(
+        **op_tensors,
         softcap=ctx.softcap,
-        targets=targets,
         ignore_index=ctx.ignore_index,
-        row_ids=row_ids,
-        column_ids=column_ids,
         keep_target=ctx.keep_target,
-        weights=weights,
         label_smoothing=ctx.label_smoothing,
         z_loss=ctx.z_loss,
-        row_lse=row_lse,
-        row_low=row_low,
-        column_lse=column_lse,
-        column_low=column_low,
-        entropy=entropy,
-        d_row=upstream[0],
-        d_column=upstream[1],
-        d_target=upstream[2],
-        d_row_logits=upstream[3],
-        d_column_logits=upstream[4],
-        d_softplus=upstream[5],
-        d_loss=d_loss,
-        d_entropy=upstream[7],
-        uniform=d_loss is not None and one_number(d_loss),
-        kept=kept,
-        d_query=d_query.high,
-        d_query_low=d_query.low,
-        d_key=d_key.high,
-        d_key_low=d_key.low,
-        d_bias=d_bias,
-        d_scale=d_scale,
-        gradient=ctx.mode,
-        ready=ready,
+        **upstream,
+        loss_grad_is_scalar=loss_grad is not None and is_expanded_scalar(loss_grad),
+        saved_scores=query.new_empty(0) if saved is None else saved.scores,
+        query_grad_high=buffers.query.high,
+        query_grad_low=buffers.query.low,
+        key_grad_high=buffers.key.high,
+        key_grad_low=buffers.key.low,
+        bias_grad=query.new_zeros(key.shape[0] if needs_grad.bias else 0, dtype=accumulator),
+        scale_grad=query.new_zeros(1 if needs_grad.scale else 0, dtype=accumulator),
+        gradient=ctx.gradient,
+        saved_available=saved is not None,
         backend=ctx.backend,
     )
-    sweep_gradient_op(*inputs)
-    if ready and ctx.donate and not traced:
-        WORKSPACE.release(kept)
-    gradients: list[Tensor | None] = [None] * len(Inputs._fields)
-    if wants_query:
-        gradients[0] = d_query.finished(query.dtype)
-    if wants_key:
-        gradients[1] = d_key.finished(key.dtype)
-    if wants_scale:
-        gradients[2] = d_scale[0].to(scale.dtype)
-    if wants_bias:
-        gradients[3] = d_bias.to(bias.dtype)
-    if ctx.needs_input_grad[_WEIGHTS] and d_loss is not None:
-        gradients[_WEIGHTS] = (d_loss * unweighted).to(weights.dtype)
-    return tuple(gradients)
+    sweep_gradient_op(args)
+    if owns_saved:
+        WORKSPACE.release(args.saved_scores)
+    results: dict[str, Tensor | None] = {}
+    if needs_grad.query:
+        results["query"] = buffers.query.result(query.dtype)
+    if needs_grad.key:
+        results["key"] = buffers.key.result(key.dtype)
+    if needs_grad.scale:
+        results["scale"] = args.scale_grad[0].to(tensors.scale.dtype)
+    if tensors.bias is not None and needs_grad.bias:
+        results["bias"] = args.bias_grad.to(tensors.bias.dtype)
+    if tensors.loss_weights is not None and needs_grad.loss_weights and loss_grad is not None:
+        results["loss_weights"] = (loss_grad * unweighted_loss).to(tensors.loss_weights.dtype)
+    return results
 
 
-sweep_op.register_autograd(_backward, setup_context=_setup_context)
+def _nonempty(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None or not grad.numel() else grad
+
+
+sweep_op.register_autograd("the score sweep", save=_save, backward=_backward)

@@ -1,286 +1,275 @@
-"""The divergence of two score matrices' softmaxes, row by row: ``main_kernels::divergence``, its walk and its gradient.
+"""divergence: the divergence of two score matrices' softmaxes, row by row, behind ``linear_kl``.
 
-P = softmax(scale * H_p W_pᵀ) and Q alike are [T, V] with one V; both are made a chunk of rows at a time. While both
-chunks are at hand the forward makes the gradients too, for a unit weight of every row: two products for the scores and
-two for each side that is trained. A row's hidden gradient is then right up to a factor; those of the weights are right
-where all rows weigh the same, and are walked for again where they do not (three products a side's weight).
+P = softmax(scale * H_p W_pᵀ) and Q = softmax(scale * H_q W_qᵀ) are [T, V]. Both are computed one chunk of rows at a
+time. While both chunks are in memory the forward also computes the gradients of the sum of all rows: two products for
+the scores and two for each trained side. The gradient of a row's hidden state is then exact up to a factor. The
+gradients of the weights are exact if all rows have the same upstream gradient; otherwise they are recomputed (three
+products per side).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..backends import Backend, get_backend
 from ..backends.workspace import WORKSPACE
-from ..derivatives import first_only
+from ..registration import Op
 from . import plan
-from .grad_buffer import Gradient
-from .inputs import one_number, taking_part
+from .grad_buffer import GradBuffer
 from .operand import Operand
+from .problem import count_true, valid_rows
+from .row_loss import has_equal_entries, is_expanded_scalar
+from .signatures import DivergenceArgs, DivergenceGradArgs, DivergenceOutputs
 
-# A pair of chunks is no smaller than this a column: 256 rows of float32, 512 of bfloat16. With half as many, products
-# for the weight's gradient took up to twice the time.
-_COLUMN_BYTES = 2048
+AnyArgs = DivergenceArgs | DivergenceGradArgs
+OPERANDS = DivergenceArgs._fields[:4]
+
+
+@dataclass(frozen=True)
+class _Grads:
+    """Gradient accumulators of the four operands."""
+
+    p_hidden: GradBuffer
+    p_weight: GradBuffer
+    q_hidden: GradBuffer
+    q_weight: GradBuffer
+
+    @classmethod
+    def empty(cls, operands: DivergenceArgs | _SavedTensors, needs_grad: dict[str, bool]) -> _Grads:
+        rows = {name: None if needs_grad[name] else 0 for name in OPERANDS}
+        return cls(**{name: GradBuffer.empty(getattr(operands, name), rows[name]) for name in OPERANDS})
+
+    @classmethod
+    def of(cls, planes: DivergenceOutputs | DivergenceGradArgs) -> _Grads:
+        def buffer(name: str) -> GradBuffer:
+            return GradBuffer(getattr(planes, f"{name}_high"), getattr(planes, f"{name}_low"))
+
+        return cls(**{name: buffer(name) for name in OPERANDS})
+
+    def planes(self) -> dict[str, Tensor]:
+        return {
+            f"{name}_{plane}": getattr(getattr(self, name), plane) for name in OPERANDS for plane in ("high", "low")
+        }
+
+    @property
+    def is_traced(self) -> bool:
+        """True in a graph, where the planes are outputs that must not be overwritten."""
+        return type(self.p_hidden.high) is not Tensor
+
+    @property
+    def is_needed(self) -> bool:
+        return any(getattr(self, name).is_needed for name in OPERANDS)
+
+    @property
+    def weights_are_needed(self) -> bool:
+        return self.p_weight.is_needed or self.q_weight.is_needed
+
+    def only_hidden(self) -> _Grads:
+        none = slice(0)
+        return replace(self, p_weight=self.p_weight.rows(none), q_weight=self.q_weight.rows(none))
+
+    def only_weights(self) -> _Grads:
+        none = slice(0)
+        return replace(self, p_hidden=self.p_hidden.rows(none), q_hidden=self.q_hidden.rows(none))
 
 
 @dataclass
 class _Side:
-    """One of the two score matrices. Empty buffers stand for gradients that are not wanted."""
+    """One of the two score matrices."""
 
     hidden: Operand  # [T, D]
     weight: Operand  # [V, D]
-    d_hidden: Gradient
-    d_weight: Gradient
+    hidden_grad: GradBuffer
+    weight_grad: GradBuffer
 
     @property
-    def wanted(self) -> bool:
-        return self.d_hidden.wanted or self.d_weight.wanted
+    def needs_grad(self) -> bool:
+        return self.hidden_grad.is_needed or self.weight_grad.is_needed
 
 
-def _chunk_rows(rows: int, columns: int, itemsize: int, device: str = "cpu") -> int:
-    """Rows at a time: as many as fit, in chunks of one size so that none is thin. itemsize: of both scores together."""
-    if device == "cuda":
-        return plan.cuda_chunk_rows(rows, columns, itemsize)
-    most = max(plan.CHUNK_BYTES // (columns * itemsize) // 64 * 64, _COLUMN_BYTES // itemsize)
-    return -(-rows // -(-rows // most))
+def _accumulator(operands: AnyArgs) -> torch.dtype:
+    is_wide = any(getattr(operands, name).dtype == torch.float64 for name in OPERANDS)
+    return torch.float64 if is_wide else torch.float32
 
 
-def _walk(
-    p: _Side, q: _Side, scale: float, beta: float | None, weights: Tensor, values: Tensor, backend: Backend
-) -> None:
-    """Fills values[T] with the divergences, and the gradients of sum_i weights[i] values[i] that are wanted."""
-    rows, columns = p.hidden.tensor.shape[0], p.weight.tensor.shape[0]
-    if not rows:
-        p.d_weight.zero_()
-        q.d_weight.zero_()
-        return
-    device = p.hidden.tensor.device
-    step = _chunk_rows(rows, columns, p.hidden.compute.itemsize + q.hidden.compute.itemsize, device.type)
-    room = [WORKSPACE.acquire((step, columns), side.hidden.compute, device) for side in (p, q)]
-    for begin in range(0, rows, step):
-        chunk = slice(begin, min(begin + step, rows))
-        p_raw, q_raw = scores = [
-            side.weight.scores(side.hidden.rows(chunk), raw[: chunk.stop - begin])
-            for side, raw in zip((p, q), room, strict=True)
-        ]
-        backend.divergence_(p_raw, q_raw, scale, beta, weights[chunk], values[chunk], p.wanted, q.wanted)
-        for side, g in zip((p, q), scores, strict=True):
-            if side.d_hidden.wanted:
-                side.weight.add_to(side.d_hidden.rows(chunk), g, backend)
-            if side.d_weight.wanted:
-                side.d_weight.add_product(backend, g.T, side.hidden.rows(chunk), first=begin == 0)
-    for raw in room:
-        WORKSPACE.release(raw)
+def _run(args: DivergenceArgs) -> DivergenceOutputs:
+    grads = _Grads.empty(args, {name: getattr(args, f"grad_{name}") for name in OPERANDS})
+    ones = args.p_hidden.new_ones(args.p_hidden.shape[0], dtype=_accumulator(args))
+    return DivergenceOutputs(_over_valid_rows(args, ones, grads), **grads.planes())
 
 
-def _walk_selected(
-    operands: list[Tensor],
-    scale: float,
-    beta: float | None,
-    mask: Tensor | None,
-    weights: Tensor,
-    gradients: list[Gradient],
-    backend: str,
-) -> Tensor:
-    """_walk over the rows that ``mask`` selects; operands and gradients: p's hidden and weight, then q's. Returns the
-    divergences [T], 0 where a row takes no part; its gradient is 0 too."""
-    count, values = weights.shape[0], torch.zeros_like(weights)
-    selected = None if mask is None else taking_part(mask)
-    part = values if selected is None else values[selected]
-    sides, hiddens = [], []
-    for hidden, weight, d_hidden, d_weight in zip(
-        operands[::2], operands[1::2], gradients[::2], gradients[1::2], strict=True
-    ):
-        compute = plan.make_plan(count, weight.shape[0], weight.shape[1], weight.dtype, weight.device.type).compute
-        if selected is not None:
-            hidden = hidden[selected]
-            if d_hidden.wanted:
-                hiddens.append((d_hidden, Gradient.empty(hidden)))
-                d_hidden = hiddens[-1][1]
-        sides.append(_Side(Operand.of(hidden, compute), Operand.of(weight, compute), d_hidden, d_weight))
-    weights = (weights if selected is None else weights[selected]).contiguous()
-    _walk(sides[0], sides[1], scale, beta, weights, part, get_backend(backend))
-    if selected is not None:
-        values[selected] = part
-    for whole, rows in hiddens:
-        whole.zero_()
-        whole.high[selected] = rows.high
-        if rows.low.shape[0]:
-            whole.low[selected] = rows.low
+def _fake(args: DivergenceArgs) -> DivergenceOutputs:
+    grads = _Grads.empty(args, {name: getattr(args, f"grad_{name}") for name in OPERANDS})
+    values = args.p_hidden.new_empty(args.p_hidden.shape[0], dtype=_accumulator(args))
+    return DivergenceOutputs(values, **grads.planes())
+
+
+def _flops(args: DivergenceArgs) -> int:
+    needs_grad = {name: getattr(args, f"grad_{name}") for name in OPERANDS}
+    return _pass_flops(args, needs_grad)
+
+
+def _pass_flops(args: AnyArgs, needs_grad: dict[str, bool]) -> int:
+    """Return the FLOPs of one pass: both score matrices, and the gradients that are needed."""
+    p = args.p_hidden.shape[1] * (1 + needs_grad["p_hidden"] + needs_grad["p_weight"])
+    q = args.q_hidden.shape[1] * (1 + needs_grad["q_hidden"] + needs_grad["q_weight"])
+    return 2 * count_true(args.mask, args.p_hidden.shape[0]) * args.p_weight.shape[0] * (p + q)
+
+
+divergence_op = Op("divergence", DivergenceArgs, DivergenceOutputs, _run, fake=_fake, flops=_flops)
+
+
+def _run_gradient(args: DivergenceGradArgs) -> None:
+    """Fill the gradient buffers from the upstream gradient of the divergences."""
+    grads, backend, mask = _Grads.of(args), get_backend(args.backend), args.mask
+    values_grad = args.values_grad.to(_accumulator(args)).contiguous()
+    scalar = values_grad[:1]  # of the unmasked rows
+    if mask is not None and values_grad.numel():
+        scalar = values_grad[mask.to(torch.int8).argmax(0, keepdim=True)]
+        values_grad = values_grad.where(mask, 0)
+    is_scalar = args.is_scalar
+    if not is_scalar and grads.weights_are_needed:  # synchronises with the device
+        is_equal = values_grad == scalar
+        is_scalar = bool((is_equal if mask is None else is_equal | ~mask).all())
+    if not args.saved_available:
+        _over_valid_rows(args, torch.ones_like(values_grad), grads if is_scalar else grads.only_hidden())
+    if not is_scalar:
+        _over_valid_rows(args, values_grad, grads.only_weights())
+    for hidden in (grads.p_hidden, grads.q_hidden):
+        if hidden.is_needed:
+            hidden.finalize_(backend, values_grad)
+    for weight in (grads.p_weight, grads.q_weight):
+        if weight.is_needed:
+            weight.finalize_(backend, scalar if is_scalar and scalar.numel() else None)
+
+
+def _gradient_flops(args: DivergenceGradArgs) -> int:
+    grads, values_grad = _Grads.of(args), args.values_grad
+    if args.mask is not None and checks.has_readable_values(args.mask):
+        values_grad = values_grad[args.mask]
+    is_scalar = args.is_scalar or not grads.weights_are_needed or has_equal_entries(values_grad)
+    passes = []
+    if not args.saved_available:
+        passes.append(grads if is_scalar else grads.only_hidden())
+    if not is_scalar:
+        passes.append(grads.only_weights())
+    needed = [{name: getattr(each, name).is_needed for name in OPERANDS} for each in passes if each.is_needed]
+    return sum(_pass_flops(args, needs_grad) for needs_grad in needed)
+
+
+divergence_gradient_op: Op[DivergenceGradArgs, Any] = Op(
+    "divergence_gradient_", DivergenceGradArgs, None, _run_gradient, flops=_gradient_flops
+)
+
+
+def _over_valid_rows(args: AnyArgs, row_grads: Tensor, grads: _Grads) -> Tensor:
+    """Return the divergences [T], 0 for masked rows, and fill the gradients of sum_i row_grads[i] values[i]."""
+    values = torch.zeros_like(row_grads)
+    if isinstance(args, DivergenceGradArgs) and not grads.is_needed:
+        return values
+    rows = valid_rows(args.mask)
+    whole, backend = grads, get_backend(args.backend)
+    if rows is None:
+        _by_row_chunks(*_sides(args, None, grads), args, row_grads.contiguous(), values, backend)
+        return values
+    hidden = {"p_hidden": args.p_hidden, "q_hidden": args.q_hidden}
+    needed = {name: t for name, t in hidden.items() if getattr(whole, name).is_needed}
+    grads = replace(whole, **{name: GradBuffer.empty(t, rows.shape[0]) for name, t in needed.items()})
+    valid_values = values[rows]
+    _by_row_chunks(*_sides(args, rows, grads), args, row_grads[rows].contiguous(), valid_values, backend)
+    values[rows] = valid_values
+    for name in needed:
+        getattr(whole, name).scatter_rows_(rows, getattr(grads, name))
     return values
 
 
-def _accumulator(operands: list[Tensor]) -> torch.dtype:
-    return torch.float64 if any(t.dtype == torch.float64 for t in operands) else torch.float32
+def _sides(args: AnyArgs, rows: Tensor | None, grads: _Grads) -> tuple[_Side, _Side]:
+    """Return p and q, of the rows with the indices ``rows``. None: of all rows."""
+
+    def side(hidden: Tensor, weight: Tensor, hidden_grad: GradBuffer, weight_grad: GradBuffer) -> _Side:
+        count, (columns, width) = hidden.shape[0], weight.shape
+        compute = plan.make_plan(count, columns, width, weight.dtype, weight.device.type).compute
+        hidden = hidden if rows is None else hidden[rows]
+        return _Side(Operand.of(hidden, compute), Operand.of(weight, compute), hidden_grad, weight_grad)
+
+    return (
+        side(args.p_hidden, args.p_weight, grads.p_hidden, grads.p_weight),
+        side(args.q_hidden, args.q_weight, grads.q_hidden, grads.q_weight),
+    )
 
 
-def _buffers(operands: list[Tensor], wanted: list[bool]) -> list[Gradient]:
-    return [Gradient.empty(t, None if w else 0) for t, w in zip(operands, wanted, strict=True)]
+def _by_row_chunks(p: _Side, q: _Side, args: AnyArgs, row_grads: Tensor, values: Tensor, backend: Backend) -> None:
+    """Fill values[T] with the divergences, and the gradients of sum_i row_grads[i] values[i] that are needed."""
+    rows, columns = p.hidden.tensor.shape[0], p.weight.tensor.shape[0]
+    if not rows:
+        p.weight_grad.zero_()
+        q.weight_grad.zero_()
+        return
+    device = p.hidden.tensor.device
+    step = plan.pair_chunk_rows(rows, columns, p.hidden.compute.itemsize + q.hidden.compute.itemsize, device.type)
+    buffers = [WORKSPACE.acquire((step, columns), side.hidden.compute, device) for side in (p, q)]
+    for begin in range(0, rows, step):
+        chunk = slice(begin, min(begin + step, rows))
+        p_raw, q_raw = scores = [
+            side.weight.scores(side.hidden.rows(chunk), buffer[: chunk.stop - begin])
+            for side, buffer in zip((p, q), buffers, strict=True)
+        ]
+        chunk_grads, chunk_values = row_grads[chunk], values[chunk]
+        backend.divergence_(p_raw, q_raw, args.scale, args.beta, chunk_grads, chunk_values, p.needs_grad, q.needs_grad)
+        for side, score_grad in zip((p, q), scores, strict=True):
+            if side.hidden_grad.is_needed:
+                side.weight.add_to(side.hidden_grad.rows(chunk), score_grad, backend)
+            if side.weight_grad.is_needed:
+                side.weight_grad.add_product(backend, score_grad.T, side.hidden.rows(chunk), first=begin == 0)
+    for buffer in buffers:
+        WORKSPACE.release(buffer)
 
 
-def _planes(gradients: list[Gradient]) -> list[Tensor]:
-    return [plane for g in gradients for plane in (g.high, g.low)]
+class _SavedTensors(NamedTuple):
+    p_hidden: Tensor
+    p_weight: Tensor
+    q_hidden: Tensor
+    q_weight: Tensor
+    mask: Tensor | None
 
 
-def _joined(planes: list[Tensor]) -> list[Gradient]:
-    return [Gradient(high, low) for high, low in zip(planes[::2], planes[1::2], strict=True)]
+def _save(ctx: Any, args: DivergenceArgs, outputs: DivergenceOutputs) -> None:
+    ctx.save_for_backward(*_SavedTensors(args.p_hidden, args.p_weight, args.q_hidden, args.q_weight, args.mask))
+    ctx.scale, ctx.beta, ctx.reuse_saved, ctx.backend = args.scale, args.beta, args.reuse_saved, args.backend
+    ctx.saved = _Grads.of(outputs)
+    ctx.mark_non_differentiable(*ctx.saved.planes().values())
 
 
-@torch.library.custom_op("main_kernels::divergence", mutates_args=())
-def divergence_op(
-    p_hidden: Tensor,
-    p_weight: Tensor,
-    q_hidden: Tensor,
-    q_weight: Tensor,
-    scale: float,
-    beta: float | None,
-    mask: Tensor | None,
-    grad_p_hidden: bool,
-    grad_p_weight: bool,
-    grad_q_hidden: bool,
-    grad_q_weight: bool,
-    donate: bool,
-    backend: str,
-) -> list[Tensor]:
-    """p_hidden[T, Dp], p_weight[V, Dp], q_hidden[T, Dq], q_weight[V, Dq] -> the divergences [T], then the planes of the
-    four gradients for a unit weight of every row, empty where not asked for.
-
-    KL(p || q), or with beta the generalised Jensen-Shannon divergence. mask: bool [T], False takes no part. donate: the
-    caller drops the planes, so the backward may finish them in place."""
-    operands = [p_hidden, p_weight, q_hidden, q_weight]
-    with torch.autocast(p_hidden.device.type, enabled=False):
-        gradients = _buffers(operands, [grad_p_hidden, grad_p_weight, grad_q_hidden, grad_q_weight])
-        unit = p_hidden.new_ones(p_hidden.shape[0], dtype=_accumulator(operands))
-        values = _walk_selected(operands, scale, beta, mask, unit, gradients, backend)
-        return [values, *_planes(gradients)]
-
-
-@divergence_op.register_fake
-def _(
-    p_hidden: Tensor,
-    p_weight: Tensor,
-    q_hidden: Tensor,
-    q_weight: Tensor,
-    scale: float,
-    beta: float | None,
-    mask: Tensor | None,
-    grad_p_hidden: bool,
-    grad_p_weight: bool,
-    grad_q_hidden: bool,
-    grad_q_weight: bool,
-    donate: bool,
-    backend: str,
-) -> list[Tensor]:
-    operands = [p_hidden, p_weight, q_hidden, q_weight]
-    values = p_hidden.new_empty(p_hidden.shape[0], dtype=_accumulator(operands))
-    return [values, *_planes(_buffers(operands, [grad_p_hidden, grad_p_weight, grad_q_hidden, grad_q_weight]))]
-
-
-@torch.library.custom_op(
-    "main_kernels::divergence_gradient_",
-    mutates_args=(
-        "d_p_hidden",
-        "d_p_hidden_low",
-        "d_p_weight",
-        "d_p_weight_low",
-        "d_q_hidden",
-        "d_q_hidden_low",
-        "d_q_weight",
-        "d_q_weight_low",
-    ),
-)
-def divergence_gradient_op(
-    upstream: Tensor,
-    p_hidden: Tensor,
-    p_weight: Tensor,
-    q_hidden: Tensor,
-    q_weight: Tensor,
-    scale: float,
-    beta: float | None,
-    mask: Tensor | None,
-    d_p_hidden: Tensor,
-    d_p_hidden_low: Tensor,
-    d_p_weight: Tensor,
-    d_p_weight_low: Tensor,
-    d_q_hidden: Tensor,
-    d_q_hidden_low: Tensor,
-    d_q_weight: Tensor,
-    d_q_weight_low: Tensor,
-    uniform: bool,
-    ready: bool,
-    backend: str,
-) -> None:
-    """Fills the gradient buffers (those of length 0 are not wanted) from the upstream gradient [T] of the divergences.
-
-    uniform: upstream is known to be one number. ready: they hold the forward's unit gradients; otherwise these are made
-    again, in the same order, to the same bits."""
-    operands = [p_hidden, p_weight, q_hidden, q_weight]
-    with torch.autocast(p_hidden.device.type, enabled=False):
-        gradients = _joined(
-            [
-                d_p_hidden,
-                d_p_hidden_low,
-                d_p_weight,
-                d_p_weight_low,
-                d_q_hidden,
-                d_q_hidden_low,
-                d_q_weight,
-                d_q_weight_low,
-            ]
+def _backward(ctx: Any, grads: DivergenceOutputs, needs_grad: DivergenceArgs) -> dict[str, Tensor | None]:
+    tensors = _SavedTensors(*ctx.saved_tensors)
+    needed = {name: bool(getattr(needs_grad, name)) for name in OPERANDS}
+    # a second backward through the same graph finds no saved gradients and recomputes them
+    saved, ctx.saved = ctx.saved, None
+    if saved is not None and any(needed[name] and not getattr(saved, name).is_needed for name in OPERANDS):
+        saved = None
+    buffers = _Grads.empty(tensors, needed) if saved is None else saved
+    if saved is not None and (saved.is_traced or not ctx.reuse_saved):
+        buffers = _Grads(**{name: getattr(saved, name).clone() for name in OPERANDS})
+    operands = {name: getattr(tensors, name) for name in OPERANDS}
+    buffers = _Grads(**{name: getattr(buffers, name).with_output(t.dtype) for name, t in operands.items()})
+    divergence_gradient_op(
+        DivergenceGradArgs(
+            values_grad=grads.values,
+            **tensors._asdict(),
+            scale=ctx.scale,
+            beta=ctx.beta,
+            **buffers.planes(),
+            is_scalar=is_expanded_scalar(grads.values),
+            saved_available=saved is not None,
+            backend=ctx.backend,
         )
-        hiddens, weights = gradients[::2], gradients[1::2]
-        no_hidden, no_weight = ([g.rows(slice(0)) for g in some] for some in (hiddens, weights))
-        a = upstream.to(_accumulator(operands)).contiguous()
-        common = a[:1]  # of those that take part
-        if mask is not None and a.numel():
-            common = a[mask.to(torch.int8).argmax(0, keepdim=True)]
-            a = a.where(mask, 0)
-        if not uniform and any(g.wanted for g in weights):  # the only wait for the device, where nobody knows
-            same = a == common
-            uniform = bool((same if mask is None else same | ~mask).all())
-
-        def walk(row_weights: Tensor, hiddens: list[Gradient], weights: list[Gradient]) -> None:
-            wanted = [hiddens[0], weights[0], hiddens[1], weights[1]]
-            if any(g.wanted for g in wanted):
-                _walk_selected(operands, scale, beta, mask, row_weights, wanted, backend)
-
-        if not ready:
-            walk(torch.ones_like(a), hiddens, weights if uniform else no_weight)
-        if not uniform:
-            walk(a, no_hidden, weights)
-        for hidden in hiddens:
-            if hidden.wanted:
-                hidden.finish_(get_backend(backend), a)
-        for weight in weights:
-            if weight.wanted:
-                weight.finish_(get_backend(backend), common if uniform and common.numel() else None)
+    )
+    return {name: getattr(buffers, name).result(t.dtype) for name, t in operands.items() if needed[name]}
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *operands, ctx.scale, ctx.beta, mask, _, _, _, _, ctx.donate, ctx.backend = inputs
-    ctx.save_for_backward(*operands, mask)
-    ctx.held = output[1:]
-    ctx.mark_non_differentiable(*output[1:])
-
-
-@first_only("linear_kl")
-def _backward(ctx, grads):  # type: ignore[no-untyped-def]
-    *operands, mask = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[:4]
-    # What the forward left is finished in place, once; a second backward through the same graph makes it again.
-    held, ctx.held = ctx.held, None
-    ready = held is not None and all(g.wanted or not w for g, w in zip(_joined(held), wanted, strict=True))
-    if ready and (type(held[0]) is not Tensor or not ctx.donate):  # in a graph they are outputs, not ours to change
-        held = [t.clone() for t in held]
-    gradients = _joined(held) if ready else _buffers(operands, wanted)
-    gradients = [g.with_room(t.dtype) for g, t in zip(gradients, operands, strict=True)]
-    buffers, uniform = _planes(gradients), one_number(grads[0])
-    divergence_gradient_op(grads[0], *operands, ctx.scale, ctx.beta, mask, *buffers, uniform, ready, ctx.backend)
-    finished = [g.finished(t.dtype) if w else None for g, t, w in zip(gradients, operands, wanted, strict=True)]
-    return *finished, *(None,) * 9
-
-
-divergence_op.register_autograd(_backward, setup_context=_setup_context)
+divergence_op.register_autograd("linear_kl", save=_save, backward=_backward)

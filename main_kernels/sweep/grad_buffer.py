@@ -1,9 +1,9 @@
-"""Gradient buffers that accumulate in float32 (float64 for float64) whatever dtype they leave in.
+"""GradBuffer, GradBuffers: gradient accumulators in float32 (float64 for float64), whatever the result's dtype.
 
-A bfloat16 gradient is kept as two 16-bit planes of a float32, ``high`` and ``low``. When it is rounded at the end the
-result lies in ``high``: the gradient of a large vocabulary head needs no second, wider copy. float16 gradients are
-float32 buffers that are cast at the end, and so are bfloat16 ones on CUDA devices: cuBLAS adds a product to such a sum
-as it makes it, where planes would be read and written once more.
+A bfloat16 gradient is kept as two 16-bit planes of a float32, ``high`` and ``low``. The result is rounded into
+``high``, so the gradient of a large vocabulary head needs no second, wider copy. A float16 gradient is a float32 buffer
+that is cast at the end. So is a bfloat16 gradient on a CUDA device: cuBLAS adds a product to a float32 buffer while
+computing it, whereas planes would be read and written once more.
 """
 
 from __future__ import annotations
@@ -15,64 +15,75 @@ from torch import Tensor
 
 from ..backends import Backend
 
-_SLICE_BYTES = 4 << 20  # a bfloat16 partial product this size is added while it is still in the cache
+_SLICE_BYTES = 4 << 20  # a bfloat16 partial product of this size is added while it is still in the cache
 
 
 def adds_in_place(device: torch.device) -> bool:
-    """Whether products of 16-bit operands can be added to a float32 sum there."""
+    """Return True if the device can add products of 16-bit operands to a float32 buffer."""
     return device.type == "cuda" and torch.__version__ >= "2.10"
 
 
 @dataclass
-class Gradient:
-    """Sum of products for one operand: high [n, D], and low [n, D] (or empty): the lower plane where high is bfloat16,
-    else room for the finished gradient, in the dtype it leaves in."""
+class GradBuffer:
+    """Gradient accumulator of one operand. A frozen operand has a buffer without rows."""
 
-    high: Tensor
-    low: Tensor
+    high: Tensor  # [n, D] the sum, or its upper plane if it is bfloat16
+    low: Tensor  # [n, D] or empty: the lower plane, or the buffer of the result if its dtype is narrower
 
     @classmethod
-    def empty(cls, like: Tensor, rows: int | None = None) -> Gradient:
-        """An uninitialised buffer for the gradient of ``like`` [n, D]; ``rows=0``: that of a frozen operand."""
+    def empty(cls, like: Tensor, rows: int | None = None) -> GradBuffer:
+        """Allocate the buffer for the gradient of ``like`` [n, D]. ``rows``: n by default, 0 for a frozen operand."""
         shape = (like.shape[0] if rows is None else rows, like.shape[1])
-        split = like.dtype == torch.bfloat16 and not adds_in_place(like.device)
-        dtype = like.dtype if split or like.dtype.itemsize > 2 else torch.float32
+        is_split = like.dtype == torch.bfloat16 and not adds_in_place(like.device)
+        dtype = like.dtype if is_split or like.dtype.itemsize > 2 else torch.float32
         return cls(
             torch.empty(shape, dtype=dtype, device=like.device),
-            torch.empty(shape if split else (0, shape[1]), dtype=torch.int16, device=like.device),
+            torch.empty(shape if is_split else (0, shape[1]), dtype=torch.int16, device=like.device),
         )
+
+    def clone(self) -> GradBuffer:
+        return GradBuffer(self.high.clone(), self.low.clone())
 
     def zero_(self) -> None:
         self.high.zero_()
         self.low.zero_()
 
     @property
-    def wanted(self) -> bool:
+    def is_needed(self) -> bool:
+        """False for a frozen operand."""
         return self.high.shape[0] > 0
 
     @property
-    def split(self) -> bool:
-        """Whether it is kept as two planes."""
+    def is_split(self) -> bool:
+        """True if the sum is kept as two planes."""
         return self.low.dtype == torch.int16 and self.low.numel() > 0
 
-    def with_room(self, dtype: torch.dtype) -> Gradient:
-        """The same buffer, and where it is a wider sum on a CUDA device, room for what leaves: scaled and rounded in
-        one pass."""
+    def with_output(self, dtype: torch.dtype) -> GradBuffer:
+        """Return this buffer with room for a result of ``dtype``, if a CUDA device keeps a wider sum: it is then
+        scaled and rounded in one pass."""
         if not adds_in_place(self.high.device) or self.high.dtype == dtype:
             return self
-        return Gradient(self.high, torch.empty_like(self.high, dtype=dtype))
+        return GradBuffer(self.high, torch.empty_like(self.high, dtype=dtype))
 
-    def finished(self, dtype: torch.dtype) -> Tensor:
-        """What has been finished."""
-        return self.low if self.low.dtype == dtype and self.low.numel() else self.high.to(dtype)
+    def rows(self, rows: slice) -> GradBuffer:
+        """Return a view of some rows."""
+        return GradBuffer(self.high[rows], self.low[rows])
 
-    def rows(self, rows: slice) -> Gradient:
-        """The same buffer, some of its rows."""
-        return Gradient(self.high[rows], self.low[rows])
+    def gather_rows(self, rows: Tensor) -> GradBuffer:
+        """Copy the rows with the indices ``rows``."""
+        return GradBuffer(self.high[rows], self.low[rows[: self.low.shape[0]]])
+
+    def scatter_rows_(self, rows: Tensor, values: GradBuffer) -> None:
+        """Zero this buffer and copy ``values`` to the rows with the indices ``rows``."""
+        self.zero_()
+        self.high[rows] = values.high
+        if values.low.shape[0]:
+            self.low[rows] = values.low
 
     def add_product(self, backend: Backend, left: Tensor, right: Tensor, *, first: bool) -> None:
-        """self += left @ right, left [n, c] and right [c, D] in the compute dtype; ``first``: self = left @ right."""
-        if not self.split:
+        """self += left @ right for left [n, c] and right [c, D] in the compute dtype; self = left @ right if
+        ``first``."""
+        if not self.is_split:
             same = left.dtype == self.high.dtype
             if first and same:
                 torch.mm(left, right, out=self.high)
@@ -91,13 +102,37 @@ class Gradient:
                 target.zero_()
             backend.accumulate_(target.high, target.low, part)
 
-    def finish_(self, backend: Backend, scale: Tensor | None) -> None:
-        """The gradient times scale ([n] or [1], accumulator dtype; None: 1), rounded once; what it was made of is used
-        up."""
-        if self.split:
+    def finalize_(self, backend: Backend, scale: Tensor | None) -> None:
+        """Multiply by ``scale`` ([n] or [1], accumulator dtype; None: 1) and round once. Overwrites the planes."""
+        if self.is_split:
             one = self.high.new_ones(1, dtype=torch.float32)
             backend.round_scaled_(self.high, self.low, one if scale is None else scale)
         elif self.low.numel():
             torch.mul(self.high, 1 if scale is None else scale[:, None], out=self.low)
         elif scale is not None:
             self.high.mul_(scale[:, None])
+
+    def result(self, dtype: torch.dtype) -> Tensor:
+        """Return the gradient after ``finalize_``."""
+        return self.low if self.low.dtype == dtype and self.low.numel() else self.high.to(dtype)
+
+
+@dataclass
+class GradBuffers:
+    """Gradient accumulators of both operands of a score matrix."""
+
+    query: GradBuffer
+    key: GradBuffer
+
+    @property
+    def is_needed(self) -> bool:
+        """False if both operands are frozen."""
+        return self.query.is_needed or self.key.is_needed
+
+    def only_query(self) -> GradBuffers:
+        """Return the buffers with the key frozen."""
+        return GradBuffers(self.query, self.key.rows(slice(0)))
+
+    def only_key(self) -> GradBuffers:
+        """Return the buffers with the query frozen."""
+        return GradBuffers(self.query.rows(slice(0)), self.key)

@@ -1,15 +1,16 @@
-"""The plan of one sweep: in which dtype, how many rows at a time, and where the gradients are made.
+"""make_plan, gradient_mode: the compute dtype and chunk size of a sweep, and the pass that computes its gradients.
 
-The floor is counted in matrix products of the score shape. A forward walk is one. Forward and backward together:
+Cost is counted in matrix products of the score matrix's shape. A forward pass is one. Forward and backward together:
 
-=============  ========  ==============================================================================
-``gradient``   products  when
-=============  ========  ==============================================================================
-``kept``       3         the scores fit the workspace budget: they are stored, the backward re-weighs them
-``forward``    3         rows only, and the loss was announced: a row is complete when its chunk is, so its gradient is
-                         made at once
-``recomputed`` 4         otherwise: the backward walks again
-=============  ========  ==============================================================================
+==============  ========  ===========================================================================================
+gradient mode   products  used if
+==============  ========  ===========================================================================================
+``saved``       3         the scores fit into workspace_bytes: the forward stores them, the backward turns them into
+                          their gradient in place
+``forward``     3         the sweep's own row loss is requested and nothing else needs a gradient: the gradient of a
+                          row is known once its chunk is reduced, so the forward computes it
+``recomputed``  4         otherwise: the backward computes the scores again
+==============  ========  ===========================================================================================
 """
 
 from __future__ import annotations
@@ -21,41 +22,45 @@ import torch
 
 from ..processor import has_fast_bfloat16
 
-DEFAULT_WORKSPACE = 256 << 20
-"""Bytes of scores a contrastive op may keep between forward and backward (256 MiB: N = 8192 in float32)."""
+DEFAULT_WORKSPACE_BYTES = 256 << 20
+"""Bytes of scores that a contrastive op may save between forward and backward (256 MiB: N = 8192 in float32)."""
 
 CHUNK_BYTES = 32 << 20
-MIN_CHUNK_ROWS = 512  # thinner products pack their operands more often than they use them
+MIN_CHUNK_ROWS = 512  # thinner products spend more time on packing their operands than on multiplying
 
 CUDA_CHUNK_BYTES = 1 << 30
-CUDA_ROWS = 4096, 8192  # a chunk's: fewer do not fill the device, more do not fill it better
+CUDA_CHUNK_ROWS = 4096, 8192  # fewer rows do not fill the device, more do not fill it better
 _CUDA_TILE = 128
 
 SMALL_PROBLEM = 1 << 24  # multiply-adds; below this, bfloat16 products are not faster than float32 ones
 
+# A pair of chunks has at least this many bytes per column: 256 rows of float32, 512 of bfloat16. With half as many,
+# products for the weight's gradient took up to twice the time.
+_PAIR_COLUMN_BYTES = 2048
 
-GradientMode = Literal["none", "kept", "forward", "recomputed"]
+GradientMode = Literal["none", "saved", "forward", "recomputed"]
 
 
 @dataclass(frozen=True)
 class Plan:
+    """Compute dtype and chunk size of a sweep."""
+
     compute: torch.dtype
     """dtype of the products and of the stored chunk of raw scores"""
     rows: int
-    """rows of scores alive at a time"""
+    """rows of scores in memory at a time"""
 
 
 def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype, device: str = "cpu") -> Plan:
-    """Plans S[rows, columns] = Q[rows, width] K[columns, width]ᵀ for inputs of ``dtype``.
+    """Plan S[rows, columns] = Q[rows, width] K[columns, width]ᵀ for inputs of ``dtype``.
 
-    float16 is computed in float32 (its products are slow on a CPU and overflow at 65504), and so is bfloat16 on a CPU
-    without instructions for it, or where the problem is small: one rounding at the very end is worth more there than
-    the speed.
+    float16 is computed in float32: its products are slow on a CPU and overflow at 65504. So is bfloat16 on a CPU
+    without bfloat16 instructions, and in small problems, where a single rounding at the end is worth more than speed.
     """
-    small = rows * columns * width < SMALL_PROBLEM
-    slow = device == "cpu" and not has_fast_bfloat16()
-    widened = dtype == torch.float16 or (dtype == torch.bfloat16 and (small or slow))
-    compute = torch.float32 if widened else dtype
+    is_small = rows * columns * width < SMALL_PROBLEM
+    is_slow = device == "cpu" and not has_fast_bfloat16()
+    is_widened = dtype == torch.float16 or (dtype == torch.bfloat16 and (is_small or is_slow))
+    compute = torch.float32 if is_widened else dtype
     if device == "cuda":
         return Plan(compute, cuda_chunk_rows(rows, columns, compute.itemsize))
     fitting = CHUNK_BYTES // (max(columns, 1) * compute.itemsize)
@@ -63,19 +68,37 @@ def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype, device: s
 
 
 def cuda_chunk_rows(rows: int, columns: int, itemsize: int) -> int:
-    """Rows of scores alive at a time on a CUDA device, in chunks of one size so that none is thin."""
+    """Return the rows per chunk on a CUDA device. All chunks have about the same size, so none is thin."""
     fitting = CUDA_CHUNK_BYTES // (max(columns, 1) * itemsize)
-    most = min(max(fitting // _CUDA_TILE * _CUDA_TILE, CUDA_ROWS[0]), CUDA_ROWS[1])
-    chunks = max(min(-(-rows // most), rows // CUDA_ROWS[0]), 1)
+    most = min(max(fitting // _CUDA_TILE * _CUDA_TILE, CUDA_CHUNK_ROWS[0]), CUDA_CHUNK_ROWS[1])
+    chunks = max(min(-(-rows // most), rows // CUDA_CHUNK_ROWS[0]), 1)
     return -(-rows // (chunks * _CUDA_TILE)) * _CUDA_TILE or most
 
 
-def gradient_mode(plan: Plan, rows: int, columns: int, *, announced: bool, workspace_bytes: int) -> GradientMode:
-    """Where the gradients of a sweep that needs some are made; see the table above.
+def pair_chunk_rows(rows: int, columns: int, itemsize: int, device: str = "cpu") -> int:
+    """Return the rows per chunk of a sweep over two score matrices. ``itemsize``: bytes of a score of both together."""
+    if device == "cuda":
+        return cuda_chunk_rows(rows, columns, itemsize)
+    most = max(CHUNK_BYTES // (columns * itemsize) // 64 * 64, _PAIR_COLUMN_BYTES // itemsize)
+    return -(-rows // -(-rows // most))
 
-    ``announced``: the forward walk knows what a row's gradient will be, up to a factor. ``workspace_bytes``: bytes of
-    scores that may be kept for the backward.
+
+def gradient_mode(
+    plan: Plan, rows: int, columns: int, *, needs_grad: bool, only_row_loss: bool, workspace_bytes: int
+) -> GradientMode:
+    """Return the gradient mode of a sweep, see the table above.
+
+    Args:
+        plan: the sweep's plan.
+        rows: number of rows of the score matrix.
+        columns: number of its columns.
+        needs_grad: query, key, scale or bias needs a gradient.
+        only_row_loss: the sweep returns its own row loss, no column is reduced, and neither scale nor bias needs a
+            gradient (these are sums over all rows, so one factor per row is not enough).
+        workspace_bytes: bytes of scores that may be saved for the backward.
     """
+    if not needs_grad:
+        return "none"
     if rows * columns * plan.compute.itemsize <= workspace_bytes:
-        return "kept"
-    return "forward" if announced else "recomputed"
+        return "saved"
+    return "forward" if only_row_loss else "recomputed"

@@ -36,12 +36,13 @@ class Mutation(NamedTuple):
     new: str
 
 
-SWEEP, PLAIN, WALK = "csrc/cpu/sweep.cpp", "main_kernels/backends/plain.py", "main_kernels/sweep/tiling.py"
+SWEEP, PLAIN, TILING = "csrc/cpu/sweep.cpp", "main_kernels/backends/plain.py", "main_kernels/sweep/tiling.py"
 CONTRASTIVE, LIKELIHOOD = "main_kernels/contrastive.py", "main_kernels/likelihood.py"
 DIVERGENCE, POOL = "csrc/cpu/divergence.cpp", "csrc/cpu/pool.cpp"
 CONSISTENCY, INFORMATION = "main_kernels/consistency.py", "main_kernels/information.py"
 DISTILLATION = "main_kernels/distillation.py"
-BACKWARD, INPUTS = "main_kernels/sweep/backward.py", "main_kernels/sweep/inputs.py"
+BACKWARD, PROBLEM = "main_kernels/sweep/backward.py", "main_kernels/sweep/problem.py"
+ROW_LOSS = "main_kernels/sweep/row_loss.py"
 OPERAND = "main_kernels/sweep/operand.py"
 
 MUTATIONS = [
@@ -99,31 +100,29 @@ MUTATIONS = [
     Mutation(PLAIN, ".sub_(r.low[:, None])", ""),
     Mutation(PLAIN, "g *= 1 - (s /", "g *= 1 + (s /"),
     # the walk, the plan, autograd
-    Mutation(WALK, "0, w * (eps - 1)) if targets", "0, -w) if targets"),
-    Mutation(WALK, "1 + 2 * self.z_loss * r.high", "1 + self.z_loss * r.high"),
-    Mutation(WALK, "row_sum_grad=w * (-eps / columns) if eps else None", "row_sum_grad=None"),
-    Mutation(WALK, "(own - logits / columns)", "(own - logits)"),
-    Mutation(WALK, "self.z_loss * r.high.square()", "self.z_loss * r.high"),
-    Mutation(WALK, "return bound if bound <= MAX_SCORE_BOUND else None", "return bound"),
-    Mutation(WALK, "dot[mine] = products.sum(1)", "dot[: len(mine)] = products.sum(1)"),
-    Mutation(WALK, "_above(reference, c).mul_(b)", "_above(reference, c)"),
-    Mutation(WALK, "targets - left", "targets"),
+    Mutation(ROW_LOSS, "0, w * (eps - 1)) if has_targets", "0, -w) if has_targets"),
+    Mutation(ROW_LOSS, "1 + 2 * self.z_loss * lse.high", "1 + self.z_loss * lse.high"),
+    Mutation(ROW_LOSS, "row_sum_grad=w * (-eps / columns) if eps else None", "row_sum_grad=None"),
+    Mutation(ROW_LOSS, "(own - logits / columns)", "(own - logits)"),
+    Mutation(ROW_LOSS, "self.z_loss * lse.high.square()", "self.z_loss * lse.high"),
+    Mutation(PROBLEM, "return bound if bound <= MAX_SCORE_BOUND else None", "return bound"),
+    Mutation(TILING, "dot[columns] = products.sum(1)", "dot[: len(columns)] = products.sum(1)"),
+    Mutation(TILING, "_exp_above(bound, column_lse).mul_(column_grad)", "_exp_above(bound, column_lse)"),
+    Mutation(TILING, "else targets - left", "else targets"),
+    Mutation(BACKWARD, "_Factors(loss_grad, loss_grad[:1] if", "_Factors(None, loss_grad[:1] if"),
+    Mutation(BACKWARD, "loss_grad[:1] if is_scalar else None)", "None)"),
+    Mutation(BACKWARD, "bool((loss_grad == loss_grad[:1]).all())", "True"),
+    Mutation(BACKWARD, "query_grad.high.zero_()", "pass"),
+    Mutation(PROBLEM, "ids.new_full((count,), unused_id)", "ids.new_full((count,), 0)"),
+    Mutation(PROBLEM, "int(low) > limits.min and int(high) <= limits.max", "True"),
     Mutation(
-        BACKWARD, "return factor, factor[:1] if uniform else None", "return None, factor[:1] if uniform else None"
-    ),
-    Mutation(BACKWARD, "return factor, factor[:1] if uniform else None", "return factor, None"),
-    Mutation(BACKWARD, "bool((factor == factor[:1]).all())", "True"),
-    Mutation(BACKWARD, "whole.high.zero_()", "pass"),
-    Mutation(INPUTS, "numbers.new_full((count,), nobody)", "numbers.new_full((count,), 0)"),
-    Mutation(INPUTS, "int(low) > limits.min and int(high) <= limits.max", "True"),
-    Mutation(
-        INPUTS,
-        "mask = None if mask is None else Mask(mask.rows[selected]",
-        "mask = None if True else Mask(mask.rows[selected]",
+        PROBLEM,
+        "mask = None if mask is None else Mask(mask.rows[rows]",
+        "mask = None if True else Mask(mask.rows[rows]",
     ),
     Mutation(OPERAND, "first=rows.start == 0", "first=True"),
     Mutation(OPERAND, "out=out[:, rows]", "out=out[:, : len(block)]"),
-    Mutation("main_kernels/sweep/plan.py", "(small or slow)", "small"),
+    Mutation("main_kernels/sweep/plan.py", "(is_small or is_slow)", "is_small"),
     Mutation(
         "main_kernels/backends/cpu.py", "hidden.new_empty(segments, dtype=torch.float32)", "torch.empty(segments)"
     ),
@@ -134,7 +133,7 @@ MUTATIONS = [
     Mutation(DIVERGENCE, "factor * p * (log.ratio - kl)", "factor * p * log.ratio"),
     Mutation(DIVERGENCE, "factor * (exp_(log.q) - p)", "factor * (p - exp_(log.q))"),
     Mutation(DIVERGENCE, "select(mostly_p, mixture.rest, mixture.beta)", "mixture.beta"),
-    Mutation("main_kernels/sweep/divergence.py", "a = a.where(mask, 0)", "pass"),
+    Mutation("main_kernels/sweep/divergence.py", "values_grad = values_grad.where(mask, 0)", "pass"),
     # pooling
     Mutation(POOL, "total *= shrink;", ""),
     Mutation(POOL, "for (int64_t j = 0; j < D; ++j) sum[j] *= shrink;", "for (int64_t j = 0; j < D; ++j) sum[j] *= 1;"),
@@ -142,7 +141,7 @@ MUTATIONS = [
     Mutation(POOL, "pooled[j] = mean + 0 * mean;", "pooled[j] = mean;"),
     # the objectives
     Mutation(CONSISTENCY, "(within - cross) * trace", "(within + cross) * trace"),
-    Mutation(CONSISTENCY, "unit * (within - cross)", "unit * (cross - within)"),
+    Mutation(CONSISTENCY, "unit * (args.within - args.cross)", "unit * (args.cross - args.within)"),
     Mutation(CONSISTENCY, "c.T + sign * a", "c + sign * a"),
     Mutation(CONSISTENCY, "squares / (-4 * query.shape[0])", "squares / (-4 * query.shape[0] ** 2)"),
     Mutation(CONSISTENCY, "x.mul_(weights[rows, None]).add_(y)", "x.mul_(weights[rows, None])"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from main_kernels.backends import get_backend
-from main_kernels.sweep.grad_buffer import Gradient
+from main_kernels.sweep.grad_buffer import GradBuffer
 
 
 def test_sums_exactly_as_float32_does(backend):
-    buffer = Gradient.empty(torch.empty(300, 70, dtype=torch.bfloat16))
+    buffer = GradBuffer.empty(torch.empty(300, 70, dtype=torch.bfloat16))
     buffer.zero_()
     total = torch.zeros(300, 70)
     for step in range(20):
@@ -17,27 +17,27 @@ def test_sums_exactly_as_float32_does(backend):
         part = part.bfloat16() if step % 2 else part
         get_backend(backend).accumulate_(buffer.high, buffer.low, part)
         total += part
-    buffer.finish_(get_backend(backend), torch.tensor([0.3]))
+    buffer.finalize_(get_backend(backend), torch.tensor([0.3]))
     assert torch.equal(buffer.high, (total * 0.3).bfloat16())
 
 
 def test_scales_rows_and_keeps_bad_numbers(backend):
-    buffer = Gradient.empty(torch.empty(3, 4, dtype=torch.bfloat16))
+    buffer = GradBuffer.empty(torch.empty(3, 4, dtype=torch.bfloat16))
     buffer.zero_()
     values = torch.tensor([[1.0, float("nan"), float("inf"), -2.0]] * 3)
     get_backend(backend).accumulate_(buffer.high, buffer.low, values)
-    buffer.finish_(get_backend(backend), torch.tensor([1.0, -2.0, 0.5]))
+    buffer.finalize_(get_backend(backend), torch.tensor([1.0, -2.0, 0.5]))
     want = (values * torch.tensor([1.0, -2.0, 0.5])[:, None]).bfloat16()
     assert torch.equal(buffer.high.nan_to_num(nan=9.0), want.nan_to_num(nan=9.0))
 
 
 def test_small_steps_are_not_lost():
     """A thousand steps of 1/1000 on top of 256: bfloat16 accumulation would still read 256."""
-    buffer = Gradient.empty(torch.empty(1, 8, dtype=torch.bfloat16))
+    buffer = GradBuffer.empty(torch.empty(1, 8, dtype=torch.bfloat16))
     buffer.zero_()
     backend = get_backend("plain")
     backend.accumulate_(buffer.high, buffer.low, torch.full((1, 8), 256.0))
     for _ in range(4000):
         backend.accumulate_(buffer.high, buffer.low, torch.full((1, 8), 1e-3))
-    buffer.finish_(backend, torch.ones(1))
+    buffer.finalize_(backend, torch.ones(1))
     assert (buffer.high == 260).all()

@@ -247,8 +247,8 @@ def test_a_loss_beside_the_other_outputs(backend, workspace_bytes, ignored):
     targets = torch.arange(20)
     if ignored:
         targets[::3] = -1
-    told = CrossEntropy(weights, label_smoothing=0.1, z_loss=0.02)
-    got = sweep(hidden, weight, targets=targets, ignore_index=-1, loss=told, workspace_bytes=workspace_bytes)
+    row_loss = CrossEntropy(weights, label_smoothing=0.1, z_loss=0.02)
+    got = sweep(hidden, weight, targets=targets, ignore_index=-1, loss=row_loss, workspace_bytes=workspace_bytes)
     leaves = exact(hidden, weight, weights)
     options = {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.1, "z_loss": 0.02}
     want = reference.linear_cross_entropy(*leaves[:2], targets, token_weights=leaves[2], **options)

@@ -88,8 +88,8 @@ def test_every_sum_and_the_gradient_of_scale(backend):
     scores = known.masked_fill(~seen, -torch.inf)
     for workspace_bytes in (0, 1 << 20):
         got = sweep(
-            hidden, weight, scale=scale, bias=bias, columns=True, statistics=True, logit_sums=True, softplus=True,
-            clip=2.0, workspace_bytes=workspace_bytes,
+            hidden, weight, scale=scale, bias=bias, column_lse=True, entropy_and_ranks=True, logit_sums=True,
+            softplus=True, clip=2.0, workspace_bytes=workspace_bytes,
         )  # fmt: skip
         softplus = torch.where(seen, torch.logaddexp(known, known.new_zeros(())), 0).sum(1)
         wants = [scores.logsumexp(1), known.where(seen, 0).sum(1), known.where(seen, 0).sum(0), softplus]

@@ -15,7 +15,6 @@ from torch.autograd import gradcheck
 
 from main_kernels import backends, linear_kl, reference
 from main_kernels.sweep import plan
-from main_kernels.sweep.divergence import _chunk_rows
 
 from .contract import (
     BACKENDS,
@@ -133,16 +132,16 @@ def test_several_chunks_in_the_real_compute_dtype(backend, options, dtypes, upst
     drawn = Matrices(600, 1300, 48, dtypes[0], 0.4, False, 5)
     computes = [plan.make_plan(600, 1300, 40, dtype).compute for dtype in dtypes]
     assert computes == (list(dtypes) if fast_bfloat16 else [torch.float32, torch.float32])
-    assert _chunk_rows(600, 1300, sum(compute.itemsize for compute in computes)) <= 300
+    assert plan.pair_chunk_rows(600, 1300, sum(compute.itemsize for compute in computes)) <= 300
     check(*draw(drawn, dtypes[1], 40), upstream=upstream, reduction="none", **options)
 
 
 @pytest.mark.parametrize("rows", [1, 255, 256, 257, 511, 513, 1000])
 def test_chunks_cover_the_rows_evenly(rows):
-    step = _chunk_rows(rows, 1 << 20, 8)
+    step = plan.pair_chunk_rows(rows, 1 << 20, 8)
     assert step <= 256
     assert -(-rows // step) == -(-rows // 256)
-    assert _chunk_rows(rows, 1, 8) == rows
+    assert plan.pair_chunk_rows(rows, 1, 8) == rows
 
 
 @pytest.mark.parametrize("divergence", KINDS)
@@ -241,7 +240,7 @@ def test_gradcheck_in_float64(options, reduction, mask):
 @pytest.mark.parametrize(("dtype", "beta", "mask"), [(torch.float32, 0.3, MASK), (torch.bfloat16, None, None)])
 def test_opcheck(backend, dtype, beta, mask):
     arguments = (*leaves(dtype=dtype), 2.0, beta, mask, True, True, True, True)
-    # opcheck looks at the held state after the backward, so it is not donated here
+    # opcheck reads the saved state after the backward, so it must not be overwritten
     torch.library.opcheck(torch.ops.main_kernels.divergence.default, (*arguments, False, backend))
 
 

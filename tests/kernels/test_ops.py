@@ -18,23 +18,23 @@ from main_kernels import (
     token_logprobs,
 )
 from main_kernels.sweep import plan, tiling
-from main_kernels.sweep.inputs import Inputs
+from main_kernels.sweep.signatures import SweepArgs
 
 from .contract import BACKENDS, DEVICE, error
 
-UNASKED = {
+DEFAULTS = {
     "ignore_index": -1,
     "row_ids": None,
     "column_ids": None,
     "keep_target": True,
     "row_lse": True,
-    "columns": False,
-    "statistics": False,
+    "column_lse": False,
+    "entropy_and_ranks": False,
     "logit_sums": False,
     "softplus": False,
     "clip": 0.0,
-    "announced": False,
-    "weights": None,
+    "has_row_loss": False,
+    "loss_weights": None,
     "label_smoothing": 0.0,
     "z_loss": 0.0,
 }
@@ -127,7 +127,7 @@ def test_gradcheck_of_scale_and_bias():
 
 EVERY_ROW, SOME_ROWS = [0, 3, 2, 5, 1, 4], [0, -1, 2, 5, 1, 1]
 IDS = {"row_ids": [5, 7, 5, 1, 1, 0], "column_ids": [5, 7, 1]}
-TOLD = {"announced": True, "label_smoothing": 0.1, "z_loss": 0.01, "logit_sums": True}
+ROW_LOSS = {"has_row_loss": True, "label_smoothing": 0.1, "z_loss": 0.01, "logit_sums": True}
 
 
 @pytest.mark.one_build
@@ -135,50 +135,59 @@ TOLD = {"announced": True, "label_smoothing": 0.1, "z_loss": 0.01, "logit_sums":
     ("targets", "other", "workspace_bytes", "wants"),
     [
         (None, False, 0, {}),
-        (None, False, 0, {"announced": True}),
-        (SOME_ROWS, False, 0, {"announced": True}),
-        (SOME_ROWS, True, 0, {"announced": True}),
-        (SOME_ROWS, False, 1 << 20, {"columns": True}),
-        (EVERY_ROW, True, 1 << 20, {"columns": True}),
-        (EVERY_ROW, False, 0, {"columns": True, "statistics": True}),
-        (EVERY_ROW, False, 0, {"statistics": True, "announced": True, **IDS}),
-        (EVERY_ROW, False, 0, {"columns": True, **IDS}),
-        (EVERY_ROW, True, 1 << 20, {"columns": True, "logit_sums": True, "softplus": True, "clip": 3.0, **IDS}),
+        (None, False, 0, {"has_row_loss": True}),
+        (SOME_ROWS, False, 0, {"has_row_loss": True}),
+        (SOME_ROWS, True, 0, {"has_row_loss": True}),
+        (SOME_ROWS, False, 1 << 20, {"column_lse": True}),
+        (EVERY_ROW, True, 1 << 20, {"column_lse": True}),
+        (EVERY_ROW, False, 0, {"column_lse": True, "entropy_and_ranks": True}),
+        (EVERY_ROW, False, 0, {"entropy_and_ranks": True, "has_row_loss": True, **IDS}),
+        (EVERY_ROW, False, 0, {"column_lse": True, **IDS}),
+        (EVERY_ROW, True, 1 << 20, {"column_lse": True, "logit_sums": True, "softplus": True, "clip": 3.0, **IDS}),
         (EVERY_ROW, False, 0, {"row_lse": False, "softplus": True, "keep_target": False}),
         (SOME_ROWS, False, 0, {"keep_target": False, "clip": 2.0, **IDS}),
-        (SOME_ROWS, False, 0, TOLD),
-        (EVERY_ROW, False, 0, {"announced": True, "weights": [1.0, 0.0, 2.0, 1.0, 1.0, 3.0]}),
-        (SOME_ROWS, False, 1 << 20, {**TOLD, "weights": [1.0, 0.0, 2.0, 1.0, 1.0, 3.0]}),
+        (SOME_ROWS, False, 0, ROW_LOSS),
+        (EVERY_ROW, False, 0, {"has_row_loss": True, "loss_weights": [1.0, 0.0, 2.0, 1.0, 1.0, 3.0]}),
+        (SOME_ROWS, False, 1 << 20, {**ROW_LOSS, "loss_weights": [1.0, 0.0, 2.0, 1.0, 1.0, 3.0]}),
     ],
     ids=str,
 )
 def test_opcheck_of_the_sweep(backend, targets, other, workspace_bytes, wants):
     query, key = operands()
     options = {name: torch.tensor(v) if isinstance(v, list) else v for name, v in wants.items()}
-    if "weights" in options:
-        options["weights"].requires_grad_()
-    inputs = Inputs(
+    if "loss_weights" in options:
+        options["loss_weights"].requires_grad_()
+    options = {**DEFAULTS, **options}
+    args = SweepArgs(
         query=query,
         key=key,
         scale=torch.tensor(2.0, requires_grad=other),
         bias=None,
         softcap=0.0,
         targets=None if targets is None else torch.tensor(targets),
-        **{**UNASKED, **options},
+        **options,
         grad_query=True,
         grad_key=True,
-        grad_other=other,
-        workspace_bytes=workspace_bytes,
-        donate=False,  # opcheck looks at the held state after the backward
+        gradient=plan.gradient_mode(
+            plan.make_plan(6, 11, 5, torch.float32, DEVICE),
+            6,
+            11,
+            needs_grad=True,
+            only_row_loss=options["has_row_loss"] and not options["column_lse"] and not other,
+            workspace_bytes=workspace_bytes,
+        ),
+        reuse_saved=False,  # opcheck reads the saved state after the backward
         backend=backend,
     )
-    torch.library.opcheck(torch.ops.main_kernels.sweep.default, inputs)
+    torch.library.opcheck(torch.ops.main_kernels.sweep.default, args)
 
 
 @pytest.mark.one_build
 def test_opcheck_of_pooling(backend):
     hidden, offsets = torch.randn(7, 5, requires_grad=True), torch.tensor([0, 3, 7])
-    torch.library.opcheck(torch.ops.main_kernels.segment_pool.default, (hidden, offsets, False, True, backend))
+    torch.library.opcheck(
+        torch.ops.main_kernels.segment_pool.default, (hidden, offsets, None, None, False, True, backend)
+    )
 
 
 @pytest.mark.one_build

@@ -153,7 +153,7 @@ def test_gradcheck_in_float64(name):
 def test_opcheck(backend, attention, weighted):
     hidden, query, weights = operands()
     extra = (weights if weighted else None, query if attention else None)
-    torch.library.opcheck(torch.ops.main_kernels.segment_pool.default, (hidden, OFFSETS, False, True, backend, *extra))
+    torch.library.opcheck(torch.ops.main_kernels.segment_pool.default, (hidden, OFFSETS, *extra, False, True, backend))
 
 
 @pytest.mark.one_build

@@ -13,4 +13,4 @@ def test_the_answer_is_torchs_own():
 
 def test_a_torch_without_onednn_has_none(monkeypatch):
     monkeypatch.setattr(torch.ops, "mkldnn", object())
-    assert has_fast_bfloat16.__wrapped__() is False
+    assert has_fast_bfloat16() is False

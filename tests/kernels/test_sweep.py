@@ -39,7 +39,7 @@ def test_many_nearly_equal_terms(backend, level):
     """Rounding errors of equal terms have one sign: sums must be as good however few lanes an instruction set has."""
     query, key = torch.ones(1500, 1).requires_grad_(), level + 1e-4 * torch.rand(3000, 1)
     scale = torch.tensor(1.0, requires_grad=True)
-    options = {"targets": torch.arange(1500), "softplus": True, "logit_sums": True, "columns": True, "clip": 5.0}
+    options = {"targets": torch.arange(1500), "softplus": True, "logit_sums": True, "column_lse": True, "clip": 5.0}
     got = sweep(query, key, scale=scale, workspace_bytes=0, **options)
     scores = query.detach().double() @ key.double().T
     share = 2.5e-7  # two to four ulp
@@ -72,7 +72,7 @@ def test_a_row_with_nothing_left(backend):
     """Its log-sum-exp is that of nothing; sums are zero; gradients are zero, not NaN."""
     query, key = (torch.randn(n, 4, requires_grad=True) for n in (3, 5))
     ids = torch.zeros(3, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
-    options = {"row_ids": ids[0], "column_ids": ids[1], "keep_target": False, "columns": True}
+    options = {"row_ids": ids[0], "column_ids": ids[1], "keep_target": False, "column_lse": True}
     for workspace_bytes in (0, 1 << 20):
         got = sweep(
             query,

@@ -49,20 +49,20 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
         ({"ids": True, "label_smoothing": 0.1, "extra": "shared"}, 0),
         ({"direction": "query", "weighted": True}, 0),
     ],
-    ids=["kept", "recomputed", "announced"],
+    ids=["saved", "recomputed", "row_loss"],
 )
 def test_info_nce(fused, dtype, workspace_bytes, options):
     contrastive.check(
         Matrices(700, 700, 64, dtype, 0.3, False, 5), temperature=0.5, workspace_bytes=workspace_bytes, **options
     )
-    kept_or_announced = workspace_bytes or options.get("direction")
-    assert fused == {"reduce": 2, "score_grad": 0 if kept_or_announced else 2, "target_scores": 1}
+    saved_or_row_loss = workspace_bytes or options.get("direction")
+    assert fused == {"reduce": 2, "score_grad": 0 if saved_or_row_loss else 2, "target_scores": 1}
 
 
 @DTYPES
 @pytest.mark.parametrize("upstream", ["equal", "random"])
 def test_token_logprobs(fused, dtype, upstream):
-    """A width that needs padding, masked rows, bias and softcap; the announced gradient, and another."""
+    """A width that needs padding, masked rows, bias and softcap; the row loss's own gradient, and another."""
     drawn = Matrices(600, 1500, 41, dtype, 0.6, False, 5)
     likelihood.check(drawn, bias_spread=0.5, softcap=3.0, masked="some", upstream=upstream)
     assert fused["reduce"] == fused["target_scores"] == 1
@@ -89,8 +89,8 @@ def test_sigmoid_loss(fused, ids):
 
 def test_every_sum_at_once(fused):
     query, key = (torch.randn(300, 16).bfloat16() for _ in range(2))
-    options = {"keep_target": False, "softplus": True, "clip": 2.0, "logit_sums": True, "statistics": True}
-    got = sweep(query, key, scale=0.7, targets=torch.arange(300), columns=True, **options)
+    options = {"keep_target": False, "softplus": True, "clip": 2.0, "logit_sums": True, "entropy_and_ranks": True}
+    got = sweep(query, key, scale=0.7, targets=torch.arange(300), column_lse=True, **options)
     scores = (query.double() @ key.double().T) * 0.7
     off = scores.masked_fill(torch.eye(300, dtype=torch.bool), -torch.inf)
     clipped = scores.clamp(-2, 2).masked_fill(torch.eye(300, dtype=torch.bool), -torch.inf)
@@ -131,7 +131,7 @@ def test_extremes(fused, dtype, workspace_bytes):
     query, key = (torch.randn(300, 8).to(dtype).requires_grad_() for _ in range(2))
     drawn = Matrices(300, 300, 8, dtype, 2.5, False, 3)
     contrastive.check(drawn, temperature=0.005, workspace_bytes=workspace_bytes)
-    out = sweep(query, key, scale=1000.0, targets=torch.arange(300), columns=True, workspace_bytes=workspace_bytes)
+    out = sweep(query, key, scale=1000.0, targets=torch.arange(300), column_lse=True, workspace_bytes=workspace_bytes)
     assert float(out.row_lse.detach().abs().max()) > 3000
     assert all(g.isfinite().all() for g in torch.autograd.grad(out.row_lse.sum() + out.column_lse.sum(), (query, key)))
 
@@ -141,7 +141,7 @@ def test_extremes(fused, dtype, workspace_bytes):
 def test_bad_numbers_come_out_as_nan(fused, bad, softcap):
     query, key = torch.rand(140, 16).bfloat16(), torch.rand(300, 16).bfloat16()
     query[7, 3] = bad
-    got = sweep(query, key, targets=torch.arange(140), columns=True, logit_sums=True, softplus=True, clip=1.0)
+    got = sweep(query, key, targets=torch.arange(140), column_lse=True, logit_sums=True, softplus=True, clip=1.0)
     if softcap is None:
         for name in ("row_lse", "target", "row_logits", "softplus", "clipped"):
             wrong = getattr(got, name).isnan()
@@ -208,13 +208,13 @@ def test_sums_that_cublas_adds_to(monkeypatch):
         torch, "addmm", lambda c, a, b, *, out_dtype, out: addmm(c, a.to(**wide), b.to(**wide), out=out)
     )
     left, right = torch.randn(3, 40, 30).bfloat16(), torch.randn(3, 30, 20).bfloat16()
-    buffer = grad_buffer.Gradient.empty(torch.empty(40, 20, dtype=torch.bfloat16))
+    buffer = grad_buffer.GradBuffer.empty(torch.empty(40, 20, dtype=torch.bfloat16))
     assert buffer.high.dtype == torch.float32
-    assert not buffer.split
+    assert not buffer.is_split
     for i in range(3):
         buffer.add_product(TritonBackend(), left[i], right[i], first=i == 0)
     total = (left.double() @ right.double()).sum(0)
     assert error(buffer.high, total) < 1e-5
-    roomy = buffer.with_room(torch.bfloat16)
-    roomy.finish_(TritonBackend(), torch.tensor([0.3]))
-    assert torch.equal(roomy.finished(torch.bfloat16), (buffer.high * 0.3).bfloat16())
+    roomy = buffer.with_output(torch.bfloat16)
+    roomy.finalize_(TritonBackend(), torch.tensor([0.3]))
+    assert torch.equal(roomy.result(torch.bfloat16), (buffer.high * 0.3).bfloat16())

@@ -26,7 +26,7 @@ from main_kernels import (
 )
 from main_kernels.backends import registry
 from main_kernels.backends.triton import TritonBackend, configs
-from main_kernels.sweep import backward, divergence, grad_buffer, op
+from main_kernels.sweep import backward, divergence, forward, grad_buffer
 
 
 def number():
@@ -69,11 +69,11 @@ def test_everything_is_made_there_and_nothing_is_read(monkeypatch, name, dtype):
     monkeypatch.setattr(configs, "architecture", lambda _: 90)
     monkeypatch.setattr(configs, "multiprocessors", lambda _: 132)
     monkeypatch.setattr(grad_buffer, "adds_in_place", lambda _: True)
-    monkeypatch.setattr(checks, "on_device", lambda ok, message: True)
+    monkeypatch.setattr(checks, "assert_on_device", lambda ok, message: True)
     monkeypatch.setitem(registry.BACKENDS, "triton", TritonBackend())
-    ops = op.sweep_op, backward.sweep_gradient_op, divergence.divergence_op, divergence.divergence_gradient_op
-    for each in ops:
-        monkeypatch.setattr(each, "_abstract_fn", each._init_fn)  # what runs for such tensors is then the op itself
+    ops = forward.sweep_op, backward.sweep_gradient_op, divergence.divergence_op, divergence.divergence_gradient_op
+    for each in (op.definition for op in ops):  # the op itself then runs for meta tensors
+        monkeypatch.setattr(each, "_abstract_fn", each._init_fn)
     query, key = (torch.empty(520, 72, dtype=dtype, device="meta").requires_grad_() for _ in range(2))
     with backends.use_backend("triton"):
         gradients = torch.autograd.grad(CALLS[name](query, key), (query, key))

@@ -1,0 +1,173 @@
+"""sweep_op: the forward op, ``main_kernels::sweep``; backward.py registers its gradient."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..backends.accumulators import Lse, ReductionSpec
+from ..backends.workspace import WORKSPACE
+from ..registration import Op
+from .grad_buffer import GradBuffer, GradBuffers
+from .problem import accumulator_dtype, count_true, make_problem, plan_of, valid_mask, valid_rows
+from .row_loss import RowLoss
+from .signatures import FLOAT64, VECTORS, SweepArgs, SweepGradArgs, SweepOutputs
+from .tiling import Reductions, tiled_forward
+
+
+def row_loss_of(args: SweepArgs | SweepGradArgs) -> RowLoss:
+    """Return the row loss that the arguments describe."""
+    return RowLoss(args.loss_weights, args.label_smoothing, args.z_loss)
+
+
+def _run(args: SweepArgs) -> SweepOutputs:
+    """Rows whose target is ignored are skipped: their outputs and gradients are 0."""
+    query = args.query
+    _check_targets(args)
+    saved, grads = _allocate_saved(args)
+    rows = valid_rows(valid_mask(args))
+    problem, row_loss = make_problem(args, rows), row_loss_of(args) if args.has_row_loss else None
+    problem_grads = grads
+    if rows is not None:
+        row_loss = None if row_loss is None else row_loss.of_rows(rows)
+        saved[rows.shape[0] :].zero_()  # the scores of the valid rows come first
+        if grads.query.is_needed:
+            problem_grads = GradBuffers(GradBuffer.empty(query, rows.shape[0]), grads.key)
+    reductions = tiled_forward(
+        problem,
+        ReductionSpec(**{f.name: getattr(args, f.name) for f in fields(ReductionSpec)}),
+        row_loss=row_loss,
+        saved_scores=saved,
+        grads=problem_grads,
+    )
+    if rows is not None:
+        _scatter_rows(reductions, rows, query.shape[0])
+        if grads.query.is_needed:
+            grads.query.scatter_rows_(rows, problem_grads.query)
+    return _outputs(args, reductions, saved, grads)
+
+
+def _fake(args: SweepArgs) -> SweepOutputs:
+    rows, columns = args.query.shape[0], args.key.shape[0]
+    has_targets, ranks = args.targets is not None, args.entropy_and_ranks and args.targets is not None
+    is_requested = {
+        "row_lse": args.row_lse,
+        "column_lse": args.column_lse,
+        "target": has_targets,
+        "row_logits": args.logit_sums,
+        "column_logits": args.logit_sums and args.column_lse,
+        "softplus": args.softplus,
+        "loss": args.has_row_loss,
+        "entropy": args.entropy_and_ranks,
+        "unweighted_loss": args.has_row_loss and args.loss_weights is not None,
+        "clipped": args.clip > 0,
+        "row_rank": ranks,
+        "column_rank": ranks and args.column_lse,
+        "row_lse_low": args.row_lse,
+        "column_lse_low": args.column_lse,
+    }
+
+    def vector(name: str) -> Tensor:
+        length = 0 if not is_requested[name] else columns if name.startswith("column") else rows
+        return _empty_vector(args, name, length)
+
+    saved, grads = _allocate_saved(args)
+    return _with_saved({name: vector(name) for name in VECTORS}, saved, grads)
+
+
+def _flops(args: SweepArgs) -> int:
+    grads = args.grad_query + args.grad_key if args.gradient == "forward" else 0
+    return product_flops(args) * (1 + grads)
+
+
+def product_flops(args: SweepArgs | SweepGradArgs) -> int:
+    """Return the FLOPs of one product of the score matrix's shape."""
+    return 2 * count_true(valid_mask(args), args.query.shape[0]) * args.key.shape[0] * args.query.shape[1]
+
+
+sweep_op = Op("sweep", SweepArgs, SweepOutputs, _run, fake=_fake, flops=_flops)
+
+
+def _check_targets(args: SweepArgs) -> None:
+    targets, columns = args.targets, args.key.shape[0]
+    if targets is None:
+        return
+    wrong = (targets >= columns) | (targets < 0)
+    wanted = f"want an id from 0 to {columns - 1}"
+    if args.ignore_index is not None:
+        wrong &= targets != args.ignore_index
+        wanted += f", or {args.ignore_index}, which is ignored"
+    if not checks.assert_on_device(~wrong.any(), f"targets: {wanted}") and bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        raise ValueError(f"targets: row {row} has {int(targets[row])}, {wanted}")
+    if args.entropy_and_ranks and args.column_lse:
+        _check_distinct_targets(targets, args.ignore_index)
+
+
+def _check_distinct_targets(targets: Tensor, ignore_index: int | None) -> None:
+    order = targets.argsort(stable=True)
+    repeated = targets[order].diff() == 0
+    if ignore_index is not None:
+        repeated &= targets[order][1:] != ignore_index
+    wanted = "want a column of its own for each row"
+    if not checks.assert_on_device(~repeated.any(), f"targets: {wanted}") and bool(repeated.any()):
+        first, second = (int(order[int(repeated.nonzero()[0, 0]) + i]) for i in (0, 1))
+        raise ValueError(
+            f"targets: rows {first} and {second} both have {int(targets[first])}, {wanted}: "
+            "pass key[targets] as the keys instead"
+        )
+
+
+def _allocate_saved(args: SweepArgs) -> tuple[Tensor, GradBuffers]:
+    """Allocate the saved scores and the gradients that the forward computes; both empty unless the mode needs them."""
+    query, key, mode = args.query, args.key, args.gradient
+    grads = GradBuffers(
+        GradBuffer.empty(query, None if mode == "forward" and args.grad_query else 0),
+        GradBuffer.empty(key, None if mode == "forward" and args.grad_key else 0),
+    )
+    shape = query.shape[0] if mode == "saved" else 0, key.shape[0]
+    return WORKSPACE.acquire(shape, plan_of(args).compute, query.device), grads
+
+
+def _outputs(args: SweepArgs, reductions: Reductions, saved: Tensor, grads: GradBuffers) -> SweepOutputs:
+    """Replace reductions that were not requested by vectors of length 0."""
+    lows = {"row_lse_low": reductions.row_lse, "column_lse_low": reductions.column_lse}
+    vectors: dict[str, Tensor | None] = {name: None if lse is None else lse.low for name, lse in lows.items()}
+    for field in fields(Reductions):
+        value = getattr(reductions, field.name)
+        vectors[field.name] = value.high if isinstance(value, Lse) else value
+    filled = {name: _empty_vector(args, name, 0) if v is None else v for name, v in vectors.items()}
+    return _with_saved(filled, saved, grads)
+
+
+def _with_saved(vectors: dict[str, Tensor], saved: Tensor, grads: GradBuffers) -> SweepOutputs:
+    return SweepOutputs(
+        **vectors,
+        saved_scores=saved,
+        query_grad_high=grads.query.high,
+        query_grad_low=grads.query.low,
+        key_grad_high=grads.key.high,
+        key_grad_low=grads.key.low,
+    )
+
+
+def _empty_vector(args: SweepArgs, name: str, length: int) -> Tensor:
+    dtype = torch.float64 if name in FLOAT64 else accumulator_dtype(args.query.dtype)
+    return args.query.new_empty(length, dtype=dtype)
+
+
+def _scatter_rows(reductions: Reductions, rows: Tensor, count: int) -> None:
+    """Expand the reductions of valid rows to all ``count`` rows, with 0 for ignored ones."""
+
+    def expand(vector: Tensor) -> Tensor:
+        return vector.new_zeros(count).index_copy_(0, rows, vector)
+
+    for field in fields(Reductions):
+        value = getattr(reductions, field.name)
+        if field.name.startswith("column") or value is None:
+            continue
+        is_lse = isinstance(value, Lse)
+        setattr(reductions, field.name, Lse(expand(value.high), expand(value.low)) if is_lse else expand(value))
