@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from main_align.data.pairs import SCORED, Pair
 from main_align.models.devices import DTYPES
-from main_align.models.encoding import Layout
+from main_align.models.encoding import EncodedSequence
 from main_align.models.load import SMOLLM2, load
 from main_align.models.packed_attention import packing_arguments
-from main_align.scoring.scorer import PACK_TOKENS, Scorer
+from main_align.scoring.batching import BATCH_TOKENS
+from main_align.scoring.scorer import Scorer
 
 from .measure import machine
 
@@ -61,26 +62,27 @@ def auc(aligned: list[float], other: list[float]) -> float:
 class Contest:
     """The three ways to time, on the same pairs and the same token ids."""
 
-    def __init__(self, pairs: list[Pair], model: str, dtype: str, pack_tokens: int) -> None:
+    def __init__(self, pairs: list[Pair], model: str, dtype: str, batch_tokens: int) -> None:
         self.pairs = pairs
-        self.scorer = Scorer(model, dtype=dtype, pack_tokens=pack_tokens)
+        self.scorer = Scorer(model, dtype=dtype, batch_tokens=batch_tokens)
         self.plain = load(model, dtype=DTYPES[dtype], device=self.scorer.forward.device).model
         window = self.scorer.prepare(pairs)
-        self.layouts = [
-            [layout for row in pack.rows for layout in self._layouts(window.encoded[row])] for pack in window.packs
+        self.sequences = [
+            [sequence for row in pack.rows for sequence in self._sequences(window.encoded[row])]
+            for pack in window.micro_batches
         ]
         device = self.scorer.forward.device
         self.inputs = [
             {
-                "input_ids": torch.tensor([[i for layout in pack for i in layout.ids]]).to(device),
-                **packing_arguments([len(layout.ids) for layout in pack], device),
+                "input_ids": torch.tensor([[i for sequence in pack for i in sequence.ids]]).to(device),
+                **packing_arguments([len(sequence.ids) for sequence in pack], device),
             }
-            for pack in self.layouts
+            for pack in self.sequences
         ]
-        self.tokens = sum(pack.tokens for pack in window.packs)
+        self.tokens = sum(pack.tokens for pack in window.micro_batches)
 
-    def _layouts(self, encoded: Any) -> tuple[Layout, Layout]:
-        return self.scorer.directional.layouts(encoded)
+    def _sequences(self, encoded: Any) -> tuple[EncodedSequence, EncodedSequence]:
+        return self.scorer.encoder.sequences(encoded)
 
     def ways(self) -> dict[str, Callable[[], object]]:
         return {"backbone": self.backbone, "scorer": self.score, "four_pass": self.four_pass}
@@ -96,10 +98,10 @@ class Contest:
     @torch.inference_mode()
     def four_pass(self) -> list[float]:
         out = []
-        for pack in self.layouts:
-            for layout in pack:
-                alone = layout.ids[: layout.first[1]]
-                for ids, (start, stop) in ((alone, layout.first), (layout.ids, layout.second)):
+        for pack in self.sequences:
+            for sequence in pack:
+                alone = sequence.ids[: sequence.first_span[1]]
+                for ids, (start, stop) in ((alone, sequence.first_span), (sequence.ids, sequence.second_span)):
                     row = torch.tensor([ids], device=self.plain.device)
                     logits = self.plain(row).logits[0, start - 1 : stop - 1].float()
                     out.append(float(-F.cross_entropy(logits, row[0, start:stop], reduction="sum")))
@@ -125,7 +127,7 @@ def measure(contest: Contest, rounds: int, four_pass_rounds: int) -> dict[str, A
         "scorer_over_backbone": median["scorer"] / median["backbone"],
         "four_pass_over_scorer": median["four_pass"] / median["scorer"],
         "tokens": contest.tokens,
-        "packs": len(contest.layouts),
+        "packs": len(contest.sequences),
     }
 
 
@@ -150,7 +152,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--four-pass-rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
-    parser.add_argument("--pack-tokens", type=int, default=PACK_TOKENS)
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
     parser.add_argument("--no-auc", action="store_true", help="time only")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -167,7 +169,7 @@ def main() -> None:
         "dtypes": {},
     }
     for dtype in args.dtypes:
-        contest = Contest(drawn, args.model, dtype, args.pack_tokens)
+        contest = Contest(drawn, args.model, dtype, args.batch_tokens)
         result["dtypes"][dtype] = measure(contest, args.rounds, args.four_pass_rounds)
         if not args.no_auc:
             result["dtypes"][dtype]["auc"] = separation(contest.scorer, drawn, args.seed)

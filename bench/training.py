@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from main_align.models.encoding import Directional, Encoded
+from main_align.models.encoding import EncodedPair, PairEncoder
 from main_align.models.load import SMOLLM2, load
 from main_align.models.packed_attention import packed_forward, packing_arguments
 from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
@@ -47,14 +47,14 @@ class Contest:
     def __init__(self, model: str, tasks: Path, *, pairs: int, longest: int) -> None:
         self.model = model
         tokenizer = load(model).tokenizer
-        self.directional = Directional(tokenizer)
+        self.encoder = PairEncoder(tokenizer)
         self.tokenizer = tokenizer
         rows = []
         for pair in read_seed_tasks(tasks):
             if not pair.instruction.strip() or not pair.response.strip():
                 continue
-            (encoded,) = self.directional.encode([(pair.instruction, pair.response)], [()])
-            if self.directional.length(encoded) <= longest:
+            (encoded,) = self.encoder.encode([(pair.instruction, pair.response)], [()])
+            if self.encoder.length(encoded) <= longest:
                 rows.append({"prompt": pair.instruction, "completion": pair.response})
             if len(rows) == pairs:
                 break
@@ -84,9 +84,9 @@ class Contest:
         """On the very tokens of our forward sequences."""
         tokenised = []
         for row in self.rows:
-            (pair,) = self.directional.encode([(row["prompt"], row["completion"])], [()])
-            forward, _ = self.directional.layouts(pair)
-            mask = [int(forward.second[0] <= place < forward.second[1]) for place in range(len(forward.ids))]
+            (pair,) = self.encoder.encode([(row["prompt"], row["completion"])], [()])
+            forward, _ = self.encoder.sequences(pair)
+            mask = [int(forward.second_span[0] <= place < forward.second_span[1]) for place in range(len(forward.ids))]
             tokenised.append({"input_ids": forward.ids, "completion_mask": mask})
         loaded = load(self.model)
         args = SFTConfig(**self._settings(), completion_only_loss=True)
@@ -112,8 +112,8 @@ class Contest:
 
         model: Any = load(self.model).model.train()
         Forward(model)
-        pairs = self.directional.encode([(r["prompt"], r["completion"]) for r in self.rows], [()] * len(self.rows))
-        sequences = [self.directional.layouts(Encoded(p.context, p.x, p.y))[0].ids for p in pairs]
+        pairs = self.encoder.encode([(r["prompt"], r["completion"]) for r in self.rows], [()] * len(self.rows))
+        sequences = [self.encoder.sequences(EncodedPair(p.context, p.x, p.y))[0].ids for p in pairs]
         ids = torch.tensor([i for sequence in sequences for i in sequence])[None]
         packing = packing_arguments([len(s) for s in sequences], "cpu")
         self.tokens["backbone"] = ids.numel()

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from main_align.data.pairs import Pair
-from main_align.models.encoding import Directional
+from main_align.models.encoding import PairEncoder
 from main_align.models.forward import Forward
-from main_align.scoring.batching import make_window
+from main_align.scoring.batching import prepare_window
 from main_align.scoring.columns import likelihood_scores
 from numpy.typing import NDArray
 from torch import nn
@@ -25,7 +25,7 @@ from ..scoring import auc
 
 Floats = NDArray[np.float64]
 TEMPERATURE = 0.07  # of the semantic score, as in the scorer
-PACK_TOKENS = 2048
+BATCH_TOKENS = 2048
 SIDES = ("log p(y|x)", "log p(y)", "log p(x|y)", "log p(x)")
 
 BETTER = {  # metric: +1 where more is better, -1 where less is
@@ -57,19 +57,19 @@ def read(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, bf16: bool = True
 ) -> Reading:
     """Both directions of every pair, in the scorer's own packed passes; weights stay in float32."""
-    directional, forward = Directional(tokenizer), Forward(model.eval())
+    encoder, forward = PairEncoder(tokenizer), Forward(model.eval())
     longest = int(model.config.max_position_embeddings)
-    window = make_window(pairs, directional, max_length=longest, truncate=False, pack_tokens=PACK_TOKENS)
+    window = prepare_window(pairs, encoder, max_length=longest, truncate=False, batch_tokens=BATCH_TOKENS)
     refused = [reason for reason in window.reason if reason]
     if refused:
         raise ValueError(f"cannot be read: {refused[0]}")
     logp = np.zeros((len(pairs), 4))
     embed_x, embed_y = np.zeros((2, len(pairs), forward.width), np.float32)
-    for pack in window.packs:
+    for pack in window.micro_batches:
         rows = list(pack.rows)
         with _autocast(forward.device, bf16):
-            layouts = [layout for row in rows for layout in directional.layouts(window.encoded[row])]
-            first, second, pooled = forward(layouts)
+            sequences = [sequence for row in rows for sequence in encoder.sequences(window.encoded[row])]
+            first, second, pooled = forward(sequences)
         logp[rows] = np.stack([second[0::2], first[1::2], second[1::2], first[0::2]], axis=1)
         embed_x[rows], embed_y[rows] = pooled[0::2], pooled[1::2]
     return Reading(logp, window.tokens_x, window.tokens_y, embed_x, embed_y)

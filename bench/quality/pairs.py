@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from main_align.data.pairs import Pair
-from main_align.models.encoding import Directional
+from main_align.models.encoding import PairEncoder
 from numpy.typing import NDArray
 
 from ..scoring import read_seed_tasks
@@ -28,10 +28,10 @@ def read(seed_tasks: Path, examples: Path | None) -> list[Pair]:
     return [pair for pair in reversed(unique.values()) if pair.instruction.strip() and pair.response.strip()]
 
 
-def short(pairs: Sequence[Pair], directional: Directional, longest: int) -> list[Pair]:
+def short(pairs: Sequence[Pair], encoder: PairEncoder, longest: int) -> list[Pair]:
     """The pairs of at most `longest` tokens, headers included: dropped rather than cut."""
-    encoded = directional.encode([(p.instruction, p.response) for p in pairs], [p.context for p in pairs])
-    return [pair for pair, ids in zip(pairs, encoded, strict=True) if directional.length(ids) <= longest]
+    encoded = encoder.encode([(p.instruction, p.response) for p in pairs], [p.context for p in pairs])
+    return [pair for pair, ids in zip(pairs, encoded, strict=True) if encoder.length(ids) <= longest]
 
 
 def split(pairs: Sequence[Pair], held_out: int, seed: int) -> tuple[list[Pair], list[Pair]]:

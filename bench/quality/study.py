@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import transformers
 from main_align.data.pairs import Pair
-from main_align.models.encoding import Directional
+from main_align.models.encoding import PairEncoder
 
 from ..measure import machine
 from . import cleaning, encoder, experiments, report
@@ -74,7 +74,7 @@ class Study:
         )
         self.base = experiments.untrained(self.setting)
         found = read_pairs(options.seed_tasks, options.examples)
-        fitting = short(found, Directional(self.base.tokenizer), options.longest)
+        fitting = short(found, PairEncoder(self.base.tokenizer), options.longest)
         held = len(fitting) - options.train
         if held < 2:
             raise SystemExit(f"{len(fitting)} pairs are short enough: too few to train on {options.train} of them")

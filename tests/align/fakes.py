@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from main_align.data.pairs import SCORED, Pair
-from main_align.scoring.batching import Pack, Window
+from main_align.scoring.batching import MicroBatch, SortWindow
 from main_align.scoring.columns import TOKEN_SCORES
-from main_align.scoring.results import PackResult
+from main_align.scoring.results import MicroBatchResult
 
 WIDTH = 8
 
@@ -28,7 +28,7 @@ class FakeScorer:
         self.fingerprint = {"model": "fake", "dtype": "float32", "bank": bank} | settings
         self.ran = 0
 
-    def prepare(self, pairs: Sequence[Pair]) -> Window:
+    def prepare(self, pairs: Sequence[Pair]) -> SortWindow:
         status = [pair.status for pair in pairs]
         reason = [pair.reason for pair in pairs]
         for row, pair in enumerate(pairs):
@@ -41,18 +41,18 @@ class FakeScorer:
             for side in ([p.instruction for p in pairs], [p.response for p in pairs])
         ]
         token_scores = {name: np.full(len(pairs), np.nan) for name in TOKEN_SCORES}
-        window = Window(pairs, status, reason, [None] * len(pairs), *tokens, token_scores)
-        window.packs = [
-            Pack(tuple(rows[start : start + self.per_pack]), 10) for start in range(0, len(rows), self.per_pack)
+        window = SortWindow(pairs, status, reason, [None] * len(pairs), *tokens, token_scores)
+        window.micro_batches = [
+            MicroBatch(tuple(rows[start : start + self.per_pack]), 10) for start in range(0, len(rows), self.per_pack)
         ]
         return window
 
-    def run(self, window: Window, pack: Pack) -> PackResult:
+    def run(self, window: SortWindow, pack: MicroBatch) -> MicroBatchResult:
         self.ran += 1
         noise = [_noise(window.pairs[row]) for row in pack.rows]
         logp = -10 - np.array([n.random(4) for n in noise])
         embed = np.array([n.standard_normal((2, WIDTH)) for n in noise]).astype(np.float32)
-        result = PackResult(np.array(pack.rows), logp, embed[:, 0].copy(), embed[:, 1].copy())
+        result = MicroBatchResult(np.array(pack.rows), logp, embed[:, 0].copy(), embed[:, 1].copy())
         for place, row in enumerate(pack.rows):
             if window.pairs[row].instruction == "explode":
                 result.fail(place, "non_finite", f"line {window.pairs[row].line}: NaN")

@@ -67,10 +67,10 @@ def score(
         Optional[str],
         typer.Option(help="Trained model whose projection heads embed the pairs for semantic and structural."),
     ] = None,
-    pack_tokens: Annotated[
+    batch_tokens: Annotated[
         int, typer.Option(min=1, help="Number of tokens per forward pass. Lower it to save memory.")
     ] = 2048,
-    window: Annotated[int, typer.Option(min=1, help="Number of pairs to sort by length at a time.")] = 4096,
+    sort_window: Annotated[int, typer.Option(min=1, help="Number of pairs to sort by length at a time.")] = 4096,
     plot: Annotated[Optional[Path], typer.Option(help=f"Plot histograms to this file: {PLOT_ENDINGS}.")] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start over and overwrite unfinished or finished work.")
@@ -124,7 +124,7 @@ def score(
     fields = Fields(instruction_field, response_field, id_field, input_field, system_field, side.value)
     scorer: dict[str, Any] = {"model": model, "dtype": dtype.value, "device": device, "revision": revision}
     scorer |= {"max_length": max_length, "truncate": truncate, "bank": bank, "seed": seed}
-    scorer |= {"pack_tokens": pack_tokens, "heads": heads, "trust_remote_code": trust_remote_code}
+    scorer |= {"batch_tokens": batch_tokens, "heads": heads, "trust_remote_code": trust_remote_code}
     # Everything that can be refused is refused before the model is loaded.
     check_output(out)
     check_partial(out)
@@ -137,7 +137,13 @@ def score(
         if notes.unused:
             progress_bar.log(notes.warning())
         progress_bar.log(f"loading {model} ...")
-        job: dict[str, Any] = {"fields": fields, "split": split, "config": config, "window": window, "restart": restart}
+        job: dict[str, Any] = {
+            "fields": fields,
+            "split": split,
+            "config": config,
+            "sort_window": sort_window,
+            "restart": restart,
+        }
         job["command"] = {"input": source, "output": str(out), **scorer}
         manifest = _score(opened, out, scorer, job, progress_bar)
     if not progress_bar.used:

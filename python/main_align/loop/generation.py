@@ -1,6 +1,6 @@
 """Writes the missing side of pairs with a causal model: prompts, batches and the sampler.
 
-The prompt is the layout that was trained on, up to where the missing side begins. Rows are sampled by
+The prompt is the sequence that was trained on, up to where the missing side begins. Rows are sampled by
 inverting the cumulative distribution at uniform numbers that belong to the row (its seed and number),
 so what a row becomes does not depend on which rows it shares a batch with, up to rounding.
 """
@@ -25,7 +25,7 @@ from transformers import (
 
 from ..data.pairs import Pair
 from ..models.chat_template import special_tokens
-from ..models.encoding import Directional, Encoded
+from ..models.encoding import EncodedPair, PairEncoder
 from .config import Direction
 from .pairs import Written
 
@@ -54,20 +54,20 @@ class Sampling:
 
 
 def make_prompts(
-    pairs: Sequence[Pair], directional: Directional, writer: Direction, max_new_tokens: int, context: int
+    pairs: Sequence[Pair], encoder: PairEncoder, writer: Direction, max_new_tokens: int, context: int
 ) -> tuple[list[Prompt], dict[int, Written]]:
     """The prompts of all rows that can be continued within `context` tokens, and why the others cannot be."""
     refused = {row: Written(pair.status, reason=pair.reason) for row, pair in enumerate(pairs) if pair.status != "ok"}
     for row, pair in enumerate(pairs):
-        if row not in refused and (problem := directional.context_problem(pair.context)):
+        if row not in refused and (problem := encoder.context_problem(pair.context)):
             refused[row] = Written("unsupported_turns", reason=f"{pair.where}: {problem}")
     rows = [row for row in range(len(pairs)) if row not in refused]
     given = [pairs[row].instruction if writer == "forward" else pairs[row].response for row in rows]
     texts = [(text, "") if writer == "forward" else ("", text) for text in given]
     prompts = []
-    for row, encoded in zip(rows, directional.encode(texts, [pairs[row].context for row in rows]), strict=True):
-        ids = _prompt(directional, encoded, writer)
-        if problem := directional.unknown_token(ids):
+    for row, encoded in zip(rows, encoder.encode(texts, [pairs[row].context for row in rows]), strict=True):
+        ids = _prompt(encoder, encoded, writer)
+        if problem := encoder.unknown_token(ids):
             refused[row] = Written("unknown_token", reason=f"{pairs[row].where}: it holds {problem}")
             continue
         if len(ids) + max_new_tokens <= context:
@@ -81,9 +81,9 @@ def make_prompts(
     return prompts, refused
 
 
-def _prompt(directional: Directional, pair: Encoded, writer: Direction) -> list[int]:
-    layout = directional.layouts(pair)[0 if writer == "forward" else 1]
-    return layout.ids[: layout.second[0]]
+def _prompt(encoder: PairEncoder, pair: EncodedPair, writer: Direction) -> list[int]:
+    sequence = encoder.sequences(pair)[0 if writer == "forward" else 1]
+    return sequence.ids[: sequence.second_span[0]]
 
 
 def make_batches(prompts: Sequence[Prompt], max_new_tokens: int, batch_tokens: int) -> list[list[Prompt]]:

@@ -166,7 +166,7 @@ class MutualAlignmentLoop:
         found = self.unlabelled if stage.work == "augment" else self.seeds
         assert found is not None
         known, new = self.known[stage.direction], self.config.max_new_tokens
-        prompts, refused = make_prompts(found.pairs, known.directional, stage.direction, new, known.context)
+        prompts, refused = make_prompts(found.pairs, known.encoder, stage.direction, new, known.context)
         batches = make_batches(prompts, new, self.config.batch_tokens)
         tokens, seconds = write_missing_sides(
             batches, lambda: self._writer(stage), work, self.processes, self.say, stage.name

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from ..errors import UserError
 from ..models.context_length import context_length
 from ..models.devices import DTYPES
-from ..models.encoding import Directional
-from ..models.load import MERGE, LoadedModel, find, fit_layout, folder_digest, load
+from ..models.encoding import PairEncoder
+from ..models.load import MERGE, LoadedModel, find, folder_digest, load, trained_encoder
 from .config import Direction, LoopConfig
 from .plan import Stage
 from .run_dir import RunFolder
@@ -35,7 +35,7 @@ class Known:
     digest: str
     tokenizer: PreTrainedTokenizerBase
     context: int  # tokens of the longest sequence it takes
-    directional: Directional  # the layout it is trained on and writes in
+    encoder: PairEncoder  # the layout it is trained on and writes in
 
 
 def identify(name: str, config: LoopConfig) -> Known:
@@ -52,11 +52,11 @@ def identify(name: str, config: LoopConfig) -> Known:
             "Set tokenizer.eos_token and save the tokenizer again."
         )
     rows = int(found.config.get_text_config().vocab_size)
-    directional = fit_layout(name, tokenizer, rows, "rows in its vocabulary matrix")
+    encoder = trained_encoder(name, tokenizer, rows, "rows in its vocabulary matrix")
     context = context_length(found.config) or config.max_length
     if config.max_length > context:
         raise UserError(f"max_length {config.max_length} exceeds the {context} tokens that {name!r} takes; lower it")
-    return Known(name, found.digest, tokenizer, context, directional)
+    return Known(name, found.digest, tokenizer, context, encoder)
 
 
 def check_same_vocabulary(forward: Known, reverse: Known) -> None:

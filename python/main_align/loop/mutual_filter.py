@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from ..filtering.filter import FilterResult, filter_scores
+from ..models.encoding import LogpColumn
 from ..models.forward import Forward
 from ..models.load import LoadedModel
 from ..progress import (
     Progress,
 )
-from ..scoring.batching import Window
+from ..scoring.batching import SortWindow
 from ..scoring.job import (
     score_file,
 )
-from ..scoring.results import PackResult
+from ..scoring.results import MicroBatchResult
 from ..scoring.scorer import Scorer
 from .config import Direction
 
+X_SIDE = [LogpColumn.X_GIVEN_Y, LogpColumn.X]
 SCORES, KEPT = "scores.parquet", "kept.jsonl"
 
 
@@ -46,15 +48,15 @@ class MutualScorer(Scorer):
         self.use, self.passes = use, {"forward": self.forward, "reverse": Forward(reverse.model)}
         self.fingerprint |= {"reverse_model": reverse.name, "reverse_digest": reverse.digest}
 
-    def _run(self, window: Window, rows: tuple[int, ...]) -> PackResult:
-        both: dict[Direction, PackResult] = {}
+    def _run(self, window: SortWindow, rows: tuple[int, ...]) -> MicroBatchResult:
+        both: dict[Direction, MicroBatchResult] = {}
         for direction in ("forward", "reverse"):
             self.use(direction)
             self.forward = self.passes[direction]
             both[direction] = super()._run(window, rows)
         self.forward = self.passes["forward"]
         result, other = both["forward"], both["reverse"]
-        result.logp[:, 2:] = other.logp[:, 2:]  # of y|x, y, x|y, x
+        result.logp[:, X_SIDE] = other.logp[:, X_SIDE]
         for row in other.status:
             if row not in result.status:
                 result.fail(rows.index(row), other.status[row], other.reason[row])

@@ -1,4 +1,4 @@
-"""Directional text: one pair as token ids in both directions, <x><y> and <y><x>.
+"""PairEncoder, EncodedPair, EncodedSequence and LogpColumn: a pair as token ids in both directions, <x><y> and <y><x>.
 
     forward   BOS context x-header x x-end joint y-header y y-end
     reverse   BOS context y-header y y-end joint x-header x x-end
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -20,8 +21,17 @@ from ..errors import UserError
 from .chat_template import Markers, read_markers, special_tokens
 
 
+class LogpColumn(IntEnum):
+    """Columns of an array [n, 4] of summed log-probabilities."""
+
+    Y_GIVEN_X = 0
+    Y = 1
+    X_GIVEN_Y = 2
+    X = 3
+
+
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedPair:
     """One pair in token ids: what stands before it, and its sides without markers."""
 
     context: list[int]
@@ -30,16 +40,16 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class EncodedSequence:
     """One direction of one pair: the sequence and where its two scored segments lie in it."""
 
     ids: list[int]
-    first: tuple[int, int]  # [start, stop) of the first segment, its end-of-turn included
-    second: tuple[int, int]
-    pooled: tuple[int, int]  # the first segment without its end-of-turn, which says nothing of it
+    first_span: tuple[int, int]  # [start, stop) of the first segment, its end-of-turn included
+    second_span: tuple[int, int]
+    pool_span: tuple[int, int]  # the first segment without its end-of-turn, which says nothing of it
 
 
-class Directional:
+class PairEncoder:
     """Turns pairs into token ids for one tokenizer.
 
     `markers` are the template's texts (see `templates.Markers`), `bos` the token before all else.
@@ -78,13 +88,13 @@ class Directional:
         reverse = (self._y_first, self._y_end, self._x_next, self._x_last)
         return len(self.bos) + max(sum(map(len, parts)) for parts in (forward, reverse))
 
-    def encode(self, texts: Sequence[tuple[str, str]], contexts: Sequence[tuple[Turn, ...]]) -> list[Encoded]:
+    def encode(self, texts: Sequence[tuple[str, str]], contexts: Sequence[tuple[Turn, ...]]) -> list[EncodedPair]:
         """Tokenise (x, y) texts with their contexts, in one call of the tokenizer for each side.
 
         ValueError, naming the role, for a context that `context_problem` objects to.
         """
         xs, ys = (self._content([text[side] for text in texts]) for side in (0, 1))
-        return [Encoded(self._context(c), x, y) for c, x, y in zip(contexts, xs, ys, strict=True)]
+        return [EncodedPair(self._context(c), x, y) for c, x, y in zip(contexts, xs, ys, strict=True)]
 
     def context_problem(self, context: Sequence[Turn]) -> str | None:
         """Why these turns cannot stand before the pair, or None where they can."""
@@ -107,21 +117,21 @@ class Directional:
             return f"the token {token!r} ({number}), and the model has embeddings for {self.vocabulary} tokens only"
         return None
 
-    def tokens(self, pair: Encoded) -> tuple[int, int]:
+    def tokens(self, pair: EncodedPair) -> tuple[int, int]:
         """|x| and |y|, end-of-turn tokens included."""
         return len(pair.x) + len(self._x_end), len(pair.y) + len(self._y_end)
 
-    def length(self, pair: Encoded) -> int:
+    def length(self, pair: EncodedPair) -> int:
         """Tokens of the longer of the pair's two sequences."""
         return self.overhead + len(pair.context) + len(pair.x) + len(pair.y)
 
-    def layouts(self, pair: Encoded) -> tuple[Layout, Layout]:
+    def sequences(self, pair: EncodedPair) -> tuple[EncodedSequence, EncodedSequence]:
         """The forward and the reverse sequence."""
         x, y = pair.x, pair.y
         before = self.bos + pair.context
         return (
-            _layout(before + self._x_first, (x, self._x_end), self._y_next, (y, self._y_last)),
-            _layout(before + self._y_first, (y, self._y_end), self._x_next, (x, self._x_last)),
+            _sequence(before + self._x_first, (x, self._x_end), self._y_next, (y, self._y_last)),
+            _sequence(before + self._y_first, (y, self._y_end), self._x_next, (x, self._x_last)),
         )
 
     def unframe_prompt(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -199,17 +209,17 @@ def _last(ids: list[int], part: list[int]) -> int | None:
     return next((start for start in starts if ids[start : start + len(part)] == part), None)
 
 
-def _layout(
+def _sequence(
     before: list[int],
     first: tuple[list[int], list[int]],  # content, end-of-turn
     between: list[int],
     second: tuple[list[int], list[int]],
-) -> Layout:
+) -> EncodedSequence:
     a, b = len(before), len(before) + len(first[0])
     stop = b + len(first[1])
     c = stop + len(between)
     ids = before + first[0] + first[1] + between + second[0] + second[1]
-    return Layout(ids, first=(a, stop), second=(c, len(ids)), pooled=(a, b))
+    return EncodedSequence(ids, first_span=(a, stop), second_span=(c, len(ids)), pool_span=(a, b))
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase, markers: Markers) -> int:
@@ -231,12 +241,12 @@ def _beginning(tokenizer: PreTrainedTokenizerBase, markers: Markers) -> int:
     return int(known[0])
 
 
-def shortened(pair: Encoded, directional: Directional, max_length: int) -> Encoded | None:
+def shortened(pair: EncodedPair, encoder: PairEncoder, max_length: int) -> EncodedPair | None:
     """A pair over `max_length` with the ends of x and y cut off, in proportion to their lengths; None where what
     stands round them leaves no room for a token of each."""
     x, y = len(pair.x), len(pair.y)
-    room = max_length - (directional.length(pair) - x - y)
+    room = max_length - (encoder.length(pair) - x - y)
     if room < 2:
         return None
     keep_x = min(max(1, room * x // (x + y)), room - 1)
-    return Encoded(pair.context, pair.x[:keep_x], pair.y[: room - keep_x])
+    return EncodedPair(pair.context, pair.x[:keep_x], pair.y[: room - keep_x])

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from main_kernels import segment_pool, token_logprobs
 
 from ..errors import UserError
-from .encoding import Layout
+from .encoding import EncodedSequence
 from .packed_attention import packed_forward, packing_arguments, use_packed_attention
 from .projection_heads import AlignmentHead
 
@@ -53,7 +53,7 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(
-        self, layouts: Sequence[Layout]
+        self, sequences: Sequence[EncodedSequence]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
         """Run n sequences as one.
 
@@ -62,14 +62,14 @@ class Forward:
         of unit length; projected, where there are projection heads, each side by its own: even sequences are x,
         odd ones y.
         """
-        hidden = self.states([layout.ids for layout in layouts])
-        starts = np.cumsum([0] + [len(layout.ids) for layout in layouts])
+        hidden = self.states([sequence.ids for sequence in sequences])
+        starts = np.cumsum([0] + [len(sequence.ids) for sequence in sequences])
         spans, pooled = [], []
-        for start, layout in zip(starts[:-1], layouts, strict=True):
-            spans += [(start + a, start + b) for a, b in (layout.first, layout.second)]
-            pooled.append((start + layout.pooled[0], start + layout.pooled[1]))
+        for start, sequence in zip(starts[:-1], sequences, strict=True):
+            spans += [(start + a, start + b) for a, b in (sequence.first_span, sequence.second_span)]
+            pooled.append((start + sequence.pool_span[0], start + sequence.pool_span[1]))
         tokens = np.concatenate([np.arange(a, b) for a, b in spans])
-        ids = np.concatenate([layout.ids for layout in layouts])
+        ids = np.concatenate([sequence.ids for sequence in sequences])
         logp = self.logprobs(hidden[self._to_device(tokens - 1)], self._to_device(ids[tokens]))
         sizes = np.array([b - a for a, b in spans])
         sums = np.add.reduceat(logp.double().cpu().numpy(), np.cumsum(sizes) - sizes)

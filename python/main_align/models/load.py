@@ -30,7 +30,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..errors import UserError
 from .devices import warn_if_slow
-from .encoding import Directional
+from .encoding import PairEncoder
 from .smollm2 import SMOLLM2, SMOLLM2_REMEDY, smollm2_folder
 
 SHOWN = 3  # missing weights named in a message
@@ -222,7 +222,7 @@ def _cannot_load(name: str, error: Exception) -> str:
 def check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """UserError, with the remedy, for a model and a tokenizer that cannot work together.
 
-    A tokenizer may have tokens that the model has no embedding for; `Directional` refuses them where they are used.
+    A tokenizer may have tokens that the model has no embedding for; `PairEncoder` refuses them where they are used.
     """
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise UserError(
@@ -241,13 +241,13 @@ def check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             f"{name!r} does not fit together: {rows_in} input embeddings, {rows_out} output rows "
             "(model.resize_token_embeddings makes them equal)."
         )
-    fit_layout(name, tokenizer, rows_out, "output rows")
+    trained_encoder(name, tokenizer, rows_out, "output rows")
 
 
-def fit_layout(name: str, tokenizer: PreTrainedTokenizerBase, rows: int, rows_of: str) -> Directional:
+def trained_encoder(name: str, tokenizer: PreTrainedTokenizerBase, rows: int, rows_of: str) -> PairEncoder:
     """The layout that pairs are trained and written in. UserError where its markers need a token beyond `rows`."""
     try:
-        return Directional(tokenizer, close=True, vocabulary=rows)
+        return PairEncoder(tokenizer, close=True, vocabulary=rows)
     except UserError as error:
         sizes = f"{rows} {rows_of}, {len(tokenizer)} tokens in its tokenizer"
         raise UserError(f"{name!r} does not fit together: {sizes}, and {error}") from None

@@ -19,19 +19,19 @@ from .columns import TOKEN_SCORES, score_rows
 
 if TYPE_CHECKING:
     from .bank import Bank
-    from .batching import Window
-    from .results import PackResult
+    from .batching import SortWindow
+    from .results import MicroBatchResult
     from .scorer import Scorer
 
 PACK_ARRAYS = ("rows", "logp", "embed_x", "embed_y")  # of a pack, see results.py
 
 
-def window_record(index: int, window: Window) -> Record:
+def window_record(index: int, window: SortWindow) -> Record:
     """What of a prepared window goes to the journal: everything but its texts and tokens."""
     header = {
         "kind": "window",
         "window": index,
-        "packs": len(window.packs),
+        "micro_batches": len(window.micro_batches),
         "ids": [pair.id for pair in window.pairs],
         "status": list(window.status),
         "reason": list(window.reason),
@@ -39,7 +39,7 @@ def window_record(index: int, window: Window) -> Record:
     return header, {"tokens_x": window.tokens_x, "tokens_y": window.tokens_y} | window.token_scores
 
 
-def pack_record(index: int, number: int, result: PackResult) -> Record:
+def pack_record(index: int, number: int, result: MicroBatchResult) -> Record:
     """What of a pack's result goes to the journal: all of it."""
     header = {
         "kind": "pack",

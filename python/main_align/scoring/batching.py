@@ -13,12 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.pairs import SCORED, Pair, check_text
-from ..models.encoding import Directional, Encoded, shortened
+from ..models.encoding import EncodedPair, PairEncoder, shortened
 from .columns import TOKEN_SCORES, token_scores
+
+SORT_WINDOW = 4096
+"""pairs that are sorted by length together"""
+BATCH_TOKENS = 2048
+"""tokens of one forward pass, both directions of its pairs together"""
 
 
 @dataclass(frozen=True, slots=True)
-class Pack:
+class MicroBatch:
     """Pairs that go through the model together: positions in the window, and their tokens."""
 
     rows: tuple[int, ...]
@@ -26,34 +31,34 @@ class Pack:
 
 
 @dataclass
-class Window:
+class SortWindow:
     """Some thousands of pairs on their way through the model; every list has one entry a pair."""
 
     pairs: Sequence[Pair]
     status: list[str]
     reason: list[str]
-    encoded: list[Encoded | None]  # None where the row cannot be scored
+    encoded: list[EncodedPair | None]  # None where the row cannot be scored
     tokens_x: NDArray[np.int64]  # [n]; 0 where the row cannot be scored
     tokens_y: NDArray[np.int64]  # [n]
     token_scores: dict[str, NDArray[np.float64]]  # [n] each; NaN if the row has no value or cannot be scored
-    packs: list[Pack] = field(default_factory=list)
+    micro_batches: list[MicroBatch] = field(default_factory=list)
 
 
-def make_window(
+def prepare_window(
     pairs: Sequence[Pair],
-    directional: Directional,
+    encoder: PairEncoder,
     *,
     max_length: int,
     truncate: bool,
-    pack_tokens: int,
-) -> Window:
+    batch_tokens: int,
+) -> SortWindow:
     """Tokenise `pairs`, give a status to those that cannot be scored, and fill the packs.
 
     A pair whose sequence exceeds `max_length` tokens is too_long; with `truncate` the ends of x
     and y are cut instead, in proportion to their lengths, and the pair is `truncated`.
     """
     n = len(pairs)
-    window = Window(
+    window = SortWindow(
         pairs=pairs,
         status=[pair.status for pair in pairs],
         reason=[pair.reason for pair in pairs],
@@ -64,9 +69,9 @@ def make_window(
     )
     for row, pair in enumerate(pairs):
         if pair.status in SCORED:
-            _check_text(window, row, pair, directional)
+            _check_text(window, row, pair, encoder)
     rows = [row for row in range(n) if window.status[row] in SCORED]
-    encoded = directional.encode(
+    encoded = encoder.encode(
         [(pairs[row].instruction, pairs[row].response) for row in rows],
         [pairs[row].context for row in rows],
     )
@@ -75,62 +80,62 @@ def make_window(
         for side, ids in (("instruction", item.x), ("response", item.y)):
             if not ids:
                 _refuse(window, row, f"empty_{side}", f"the {side} has no token in this model")
-        if problem := directional.unknown_token(item.context, item.x, item.y):
+        if problem := encoder.unknown_token(item.context, item.x, item.y):
             _refuse(window, row, "unknown_token", f"it holds {problem}")
         if window.status[row] not in SCORED:
             continue
-        fitted = _fit(window, row, item, directional, max_length, truncate)
+        fitted = _fit(window, row, item, encoder, max_length, truncate)
         if fitted is None:
             continue
         window.encoded[row] = fitted
-        window.tokens_x[row], window.tokens_y[row] = directional.tokens(fitted)
+        window.tokens_x[row], window.tokens_y[row] = encoder.tokens(fitted)
         for name, value in token_scores(fitted.x, fitted.y).items():
             window.token_scores[name][row] = value
-        lengths[row] = sum(len(layout.ids) for layout in directional.layouts(fitted))
-    window.packs = fill_packs(lengths, pack_tokens)
+        lengths[row] = sum(len(sequence.ids) for sequence in encoder.sequences(fitted))
+    window.micro_batches = bucket_by_length(lengths, batch_tokens)
     return window
 
 
-def fill_packs(lengths: dict[int, int], budget: int) -> list[Pack]:
+def bucket_by_length(lengths: dict[int, int], budget: int) -> list[MicroBatch]:
     """Packs of at most `budget` tokens (a longer pair is alone), filled in order of length."""
-    packs: list[Pack] = []
+    packs: list[MicroBatch] = []
     rows: list[int] = []
     tokens = 0
     for row in sorted(lengths, key=lambda row: (lengths[row], row)):
         if rows and tokens + lengths[row] > budget:
-            packs.append(Pack(tuple(rows), tokens))
+            packs.append(MicroBatch(tuple(rows), tokens))
             rows, tokens = [], 0
         rows.append(row)
         tokens += lengths[row]
     if rows:
-        packs.append(Pack(tuple(rows), tokens))
+        packs.append(MicroBatch(tuple(rows), tokens))
     return packs
 
 
-def _check_text(window: Window, row: int, pair: Pair, directional: Directional) -> None:
+def _check_text(window: SortWindow, row: int, pair: Pair, encoder: PairEncoder) -> None:
     checked = check_text(pair)
     if checked.status not in SCORED:
         window.status[row], window.reason[row] = checked.status, checked.reason
-    elif problem := directional.context_problem(pair.context):
+    elif problem := encoder.context_problem(pair.context):
         _refuse(window, row, "unsupported_turns", problem)
 
 
 def _fit(
-    window: Window,
+    window: SortWindow,
     row: int,
-    pair: Encoded,
-    directional: Directional,
+    pair: EncodedPair,
+    encoder: PairEncoder,
     max_length: int,
     truncate: bool,
-) -> Encoded | None:
-    length = directional.length(pair)
+) -> EncodedPair | None:
+    length = encoder.length(pair)
     if length <= max_length:
         return pair
     x, y = len(pair.x), len(pair.y)
     sizes = f"{length} tokens ({x} of the instruction, {y} of the response), over {max_length}"
-    fitted = shortened(pair, directional, max_length)
+    fitted = shortened(pair, encoder, max_length)
     if not truncate or fitted is None:
-        remedy = "--truncate cuts both ends" if fitted else _too_long(pair, directional)
+        remedy = "--truncate cuts both ends" if fitted else _too_long(pair, encoder)
         _refuse(window, row, "too_long", f"{sizes}; {remedy}")
         return None
     window.status[row] = "truncated"
@@ -141,14 +146,14 @@ def _fit(
     return fitted
 
 
-def _too_long(pair: Encoded, directional: Directional) -> str:
+def _too_long(pair: EncodedPair, encoder: PairEncoder) -> str:
     """Why nothing is left to cut: what stands round the two sides fills the sequence."""
-    markers = f"the {directional.overhead} tokens of the markers"
+    markers = f"the {encoder.overhead} tokens of the markers"
     if not pair.context:
         return f"{markers} leave no room for a token of each; raise --max-length"
     return f"{len(pair.context)} tokens of context and {markers} leave no room for a token of each"
 
 
-def _refuse(window: Window, row: int, status: str, why: str) -> None:
+def _refuse(window: SortWindow, row: int, status: str, why: str) -> None:
     window.status[row] = status
     window.reason[row] = f"{window.pairs[row].where}: {why}"

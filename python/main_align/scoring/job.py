@@ -31,6 +31,7 @@ from ..environment import (
 from ..errors import UserError
 from ..progress import Progress
 from .assemble import finished_rows, pack_record, window_record
+from .batching import SORT_WINDOW
 from .columns import definitions
 from .manifest import (
     read_manifest,
@@ -58,7 +59,7 @@ def score_file(
     fields: Fields = NO_FIELDS,
     split: str | None = None,
     config: str | None = None,
-    window: int = 4096,
+    sort_window: int = SORT_WINDOW,
     restart: bool = False,
     command: Mapping[str, Any] | None = None,
     progress: Report | None = None,
@@ -70,7 +71,7 @@ def score_file(
         fields: field names that override the recognised forms.
         split: the split of a `datasets` source.
         config: the configuration of a `datasets` source.
-        window: rows tokenised, length-sorted and packed together; bounds the memory used.
+        sort_window: rows tokenised, length-sorted and packed together; bounds the memory used.
         restart: throw away an unfinished job and overwrite a finished one.
         command: what the user asked for, kept in the manifest.
         progress: called after each pack and each window of the bank pass.
@@ -85,7 +86,7 @@ def score_file(
     opened = open_source(source, split=split, config=config)
     opened.check(fields)
     info = opened.inspect()
-    settings = _settings(scorer, info, {"fields": asdict(fields), "split": split, "config": config}, window)
+    settings = _settings(scorer, info, {"fields": asdict(fields), "split": split, "config": config}, sort_window)
     if restart:
         _throw_away(out)
     elif finished(out, settings):
@@ -94,10 +95,10 @@ def score_file(
         return done
     open_partial(out, settings)
     with Journal(journal_path(out)) as journal:
-        state = _score_windows(scorer, opened, fields, window, journal, info.rows, say)
+        state = _score_windows(scorer, opened, fields, sort_window, journal, info.rows, say)
         if opened.digest() != info.digest:
             raise UserError(f"{opened.name} changed while it was scored; run again with --restart when it is complete")
-        rows = _watched(finished_rows(journal, scorer), state, window, say)
+        rows = _watched(finished_rows(journal, scorer), state, sort_window, say)
         write_scores(out, rows)
         manifest = _manifest(scorer, opened, info, settings, state, command)
         write_manifest(out, manifest)
@@ -105,12 +106,12 @@ def score_file(
     return manifest
 
 
-def _settings(scorer: Scorer, info: SourceInfo, reading: Mapping[str, Any], window: int) -> dict[str, Any]:
+def _settings(scorer: Scorer, info: SourceInfo, reading: Mapping[str, Any], sort_window: int) -> dict[str, Any]:
     settings = {
         "format": FORMAT,
         "input": {"size": info.size, "digest": info.digest},
         "reading": dict(reading),
-        "window": window,
+        "sort_window": sort_window,
         "columns": definitions(),
         "scorer": scorer.fingerprint,
     }
@@ -161,7 +162,7 @@ def _score_windows(
     state = _State(total)
     for header in journal.headers():
         if header["kind"] == "window":
-            state.done[header["window"]] = [header["packs"], 0]
+            state.done[header["window"]] = [header["micro_batches"], 0]
         else:
             state.done[header["window"]][1] += 1
     for index, pairs in enumerate(_windows(source.pairs(fields, state.notes), size)):
@@ -182,7 +183,7 @@ def _windows(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
 
 def _score_window(scorer: Scorer, index: int, pairs: list[Pair], journal: Journal, state: _State, say: Report) -> None:
     window = scorer.prepare(pairs)
-    packs = len(window.packs)
+    packs = len(window.micro_batches)
     if index not in state.done:
         state.done[index] = [packs, 0]
         journal.append(*window_record(index, window))
@@ -192,9 +193,9 @@ def _score_window(scorer: Scorer, index: int, pairs: list[Pair], journal: Journa
             f"{state.done[index][0]}; a library changed since. Start over with --restart."
         )
     skip = state.done[index][1]
-    in_packs = sum(len(pack.rows) for pack in window.packs)
+    in_packs = sum(len(pack.rows) for pack in window.micro_batches)
     state.pairs += len(pairs) - in_packs  # rows that need no model
-    for number, pack in enumerate(window.packs):
+    for number, pack in enumerate(window.micro_batches):
         state.pairs += len(pack.rows)
         if number < skip:
             state.earlier += len(pack.rows)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @dataclass
-class PackResult:
+class MicroBatchResult:
     """Results of n pairs. A pair that failed has NaN and zeros here, and a status and a reason."""
 
     rows: NDArray[np.int64]  # [n], positions in the window
@@ -27,9 +27,9 @@ class PackResult:
         self.embed_x[place] = self.embed_y[place] = 0
         self.status[row], self.reason[row] = status, reason
 
-    def shifted(self, by: int) -> PackResult:
+    def shifted(self, by: int) -> MicroBatchResult:
         """The same result with its rows counted from `by` places earlier."""
-        return PackResult(
+        return MicroBatchResult(
             self.rows + by,
             self.logp,
             self.embed_x,
@@ -39,16 +39,16 @@ class PackResult:
         )
 
 
-def empty_result(rows: Sequence[int], width: int) -> PackResult:
+def empty_result(rows: Sequence[int], width: int) -> MicroBatchResult:
     """A result for `rows` in which nothing has been scored yet; `width` is D."""
     n = len(rows)
     x, y = (np.zeros((n, width), np.float32) for _ in range(2))
-    return PackResult(np.array(rows, np.int64), np.full((n, 4), np.nan), x, y)
+    return MicroBatchResult(np.array(rows, np.int64), np.full((n, 4), np.nan), x, y)
 
 
-def join_results(parts: Sequence[PackResult]) -> PackResult:
+def join_results(parts: Sequence[MicroBatchResult]) -> MicroBatchResult:
     """The results of a pack that was run in parts."""
-    return PackResult(
+    return MicroBatchResult(
         rows=np.concatenate([part.rows for part in parts]),
         logp=np.concatenate([part.logp for part in parts]),
         embed_x=np.concatenate([part.embed_x for part in parts]),

@@ -23,19 +23,16 @@ from ..data.pairs import Pair
 from ..errors import UserError
 from ..models.context_length import changes_rope, context_length
 from ..models.devices import pick_device, pick_dtype
-from ..models.encoding import Directional, Layout
+from ..models.encoding import EncodedSequence, PairEncoder
 from ..models.forward import Forward, is_out_of_memory
 from ..models.load import LoadedModel, load, vocabulary
 from ..models.projection_heads import AlignmentHead
 from ..models.smollm2 import SMOLLM2
 from ..progress import OnProgress, tqdm_bar
 from .bank import Bank, BankScores
-from .batching import Pack, Window, make_window
+from .batching import BATCH_TOKENS, SORT_WINDOW, MicroBatch, SortWindow, prepare_window
 from .columns import COLUMNS, TOKEN_SCORES, score_rows
-from .results import PackResult, empty_result, join_results
-
-WINDOW = 4096  # pairs sorted together
-PACK_TOKENS = 2048
+from .results import MicroBatchResult, empty_result, join_results
 
 
 class Scorer:
@@ -47,7 +44,7 @@ class Scorer:
         revision: of a hub id.
         dtype: float32, bfloat16, float16, or auto: bfloat16 where the device has instructions for it, else float32.
         device: "auto" (CUDA where there is one), or a torch device.
-        pack_tokens: tokens of one forward pass, both directions of its pairs together.
+        batch_tokens: tokens of one forward pass, both directions of its pairs together.
         max_length: longest sequence in tokens; default the longest that the model takes, and where its RoPE depends on
             the longest sequence of a batch (longrope, dynamic) the longest at which it does not.
         truncate: cut longer pairs (status `truncated`) instead of refusing them (`too_long`).
@@ -68,7 +65,7 @@ class Scorer:
         revision: str | None = None,
         dtype: str = "float32",
         device: str = "auto",
-        pack_tokens: int = PACK_TOKENS,
+        batch_tokens: int = BATCH_TOKENS,
         max_length: int | None = None,
         truncate: bool = False,
         bank: int = 16384,
@@ -77,7 +74,7 @@ class Scorer:
         heads: str | os.PathLike[str] | AlignmentHead | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        for name, value in (("pack_tokens", pack_tokens), ("bank", bank)):
+        for name, value in (("batch_tokens", batch_tokens), ("bank", bank)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
         if not temperature > 0:
@@ -93,24 +90,24 @@ class Scorer:
                 device=place,
                 trust_remote_code=trust_remote_code,
             )
-        self.directional = Directional(loaded.tokenizer, vocabulary=vocabulary(loaded.model))
+        self.encoder = PairEncoder(loaded.tokenizer, vocabulary=vocabulary(loaded.model))
         if heads is not None and not isinstance(heads, AlignmentHead):
             heads = AlignmentHead.from_pretrained(heads)
         self.forward = Forward(loaded.model, heads)
         self.max_length = _longest(loaded.model.config, max_length)
-        self.truncate, self.pack_tokens = truncate, pack_tokens
+        self.truncate, self.batch_tokens = truncate, batch_tokens
         self.bank, self.seed, self.temperature = bank, seed, temperature
-        markers = asdict(self.directional.markers)
+        markers = asdict(self.encoder.markers)
         self.fingerprint: dict[str, Any] = {
             "model": loaded.name,
             "revision": loaded.revision,
             "digest": loaded.digest,
             "markers": {k: list(v) if isinstance(v, tuple) else v for k, v in markers.items()},
-            "bos": self.directional.bos,
+            "bos": self.encoder.bos,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "device": loaded.model.device.type,
             "attention": self.forward.attention,
-            "pack_tokens": pack_tokens,
+            "batch_tokens": batch_tokens,
             "max_length": self.max_length,
             "truncate": truncate,
             "bank": bank,
@@ -120,17 +117,17 @@ class Scorer:
         if heads is not None:
             self.fingerprint["heads"] = heads.digest()
 
-    def prepare(self, pairs: Sequence[Pair]) -> Window:
+    def prepare(self, pairs: Sequence[Pair]) -> SortWindow:
         """Tokenise one window, refuse what cannot be scored, and fill its packs."""
-        return make_window(
+        return prepare_window(
             pairs,
-            self.directional,
+            self.encoder,
             max_length=self.max_length,
             truncate=self.truncate,
-            pack_tokens=self.pack_tokens,
+            batch_tokens=self.batch_tokens,
         )
 
-    def run(self, window: Window, pack: Pack) -> PackResult:
+    def run(self, window: SortWindow, pack: MicroBatch) -> MicroBatchResult:
         """Both directions of every pair of the pack in one forward pass.
 
         Where memory runs out the pack is halved and tried again; a single pair that does not fit
@@ -192,12 +189,12 @@ class Scorer:
         return rows
 
     def _score(self, read: Iterator[Pair], tell: OnProgress | None) -> list[dict[str, Any]]:
-        windows: list[Window] = []
-        results: list[PackResult] = []
+        windows: list[SortWindow] = []
+        results: list[MicroBatchResult] = []
         before = 0
-        while chunk := list(itertools.islice(read, WINDOW)):
+        while chunk := list(itertools.islice(read, SORT_WINDOW)):
             window = self.prepare(chunk)
-            for pack in window.packs:
+            for pack in window.micro_batches:
                 results.append(self.run(window, pack).shifted(before))
                 if tell:
                     tell(len(pack.rows), pack.tokens)
@@ -205,29 +202,29 @@ class Scorer:
             before += len(chunk)
         return self._rows(windows, results)
 
-    def _run(self, window: Window, rows: tuple[int, ...]) -> PackResult:
-        pairs = [self._layouts(window, row) for row in rows]
-        first, second, pooled = self.forward([layout for pair in pairs for layout in pair])
+    def _run(self, window: SortWindow, rows: tuple[int, ...]) -> MicroBatchResult:
+        pairs = [self._sequences(window, row) for row in rows]
+        first, second, pooled = self.forward([sequence for pair in pairs for sequence in pair])
         # even sequences are <x><y>, odd ones <y><x>
         logp = np.stack([second[0::2], first[1::2], second[1::2], first[0::2]], axis=1)
-        result = PackResult(np.array(rows, np.int64), logp, pooled[0::2], pooled[1::2])
+        result = MicroBatchResult(np.array(rows, np.int64), logp, pooled[0::2], pooled[1::2])
         finite = np.isfinite(logp).all(1) & np.isfinite(pooled).all(1).reshape(-1, 2).all(1)
         for place in np.flatnonzero(~finite).tolist():
             where = window.pairs[rows[place]].where
             result.fail(place, "non_finite", f"{where}: the model returned NaN or infinity")
         return result
 
-    def _layouts(self, window: Window, row: int) -> tuple[Layout, Layout]:
+    def _sequences(self, window: SortWindow, row: int) -> tuple[EncodedSequence, EncodedSequence]:
         encoded = window.encoded[row]
         if encoded is None:
             raise ValueError(f"row {row} of the window has the status {window.status[row]!r}")
-        return self.directional.layouts(encoded)
+        return self.encoder.sequences(encoded)
 
-    def _pack(self, window: Window, rows: tuple[int, ...]) -> Pack:
-        tokens = sum(len(layout.ids) for row in rows for layout in self._layouts(window, row))
-        return Pack(rows, tokens)
+    def _pack(self, window: SortWindow, rows: tuple[int, ...]) -> MicroBatch:
+        tokens = sum(len(sequence.ids) for row in rows for sequence in self._sequences(window, row))
+        return MicroBatch(rows, tokens)
 
-    def _rows(self, windows: list[Window], results: list[PackResult]) -> list[dict[str, Any]]:
+    def _rows(self, windows: list[SortWindow], results: list[MicroBatchResult]) -> list[dict[str, Any]]:
         """Put the results in order, run the bank, and make the rows."""
         pairs = [pair for window in windows for pair in window.pairs]
         status = [value for window in windows for value in window.status]

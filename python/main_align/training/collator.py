@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import torch
 
-from ..models.encoding import Directional, Encoded, Layout
+from ..models.encoding import EncodedPair, EncodedSequence, LogpColumn, PairEncoder
 from ..models.packed_attention import packing_arguments
 
 Directions = Literal["both", "forward", "reverse"]
-Y_GIVEN_X, Y, X_GIVEN_Y, X = range(4)  # columns of log-probabilities, as the scorer has them
 
 
 class PairCollator:
@@ -25,23 +24,23 @@ class PairCollator:
     and under ``pairs`` what is read inside it::
 
         rows, targets    int64 [R]: state rows[r] predicts token targets[r]
-        segments         int64 [R]: 4 * pair + column of its log-probability (Y_GIVEN_X ...)
+        segments         int64 [R]: 4 * pair + LogpColumn of its log-probability
         tokens           int64 [N, 4]: how many tokens each of the four sums over
         pool             int64 [4 N]: where the pooled segment of x, then of y, begins and ends, pair by pair; [0] where
                          nothing is pooled
         group, row       int64 [N]; synthetic bool [N]
 
     Args:
-        directional: lays out pairs.
+        encoder: lays out pairs.
         directions: which likelihoods are trained.
         pooled: whether embeddings are wanted.
         all_likelihoods: also score the first segment of each sequence, for the duality gap.
     """
 
     def __init__(
-        self, directional: Directional, directions: Directions, *, pooled: bool, all_likelihoods: bool = False
+        self, encoder: PairEncoder, directions: Directions, *, pooled: bool, all_likelihoods: bool = False
     ) -> None:
-        self.directional, self.directions = directional, directions
+        self.encoder, self.directions = encoder, directions
         self.pooled, self.all_likelihoods = pooled, all_likelihoods
 
     def __call__(self, features: Sequence[Any]) -> dict[str, Any]:
@@ -52,19 +51,22 @@ class PairCollator:
         segments: list[int] = []
         pool: list[int] = []
         for number, pair in enumerate(flat):
-            columns = ((Y_GIVEN_X, X), (X_GIVEN_Y, Y))  # of the second and the first segment
-            for layout, (second, first), trained in zip(self._layouts(pair), columns, self._trained(), strict=True):
-                if layout is None:
+            columns = (
+                (LogpColumn.Y_GIVEN_X, LogpColumn.X),
+                (LogpColumn.X_GIVEN_Y, LogpColumn.Y),
+            )  # of the second and the first segment
+            for sequence, (second, first), trained in zip(self._sequences(pair), columns, self._trained(), strict=True):
+                if sequence is None:
                     continue
                 start = len(ids)
                 if trained:
-                    self._score(rows, segments, start, layout.second, pair, second, number)
+                    self._score(rows, segments, start, sequence.second_span, pair, second, number)
                     if self.all_likelihoods:
-                        self._score(rows, segments, start, layout.first, pair, first, number)
+                        self._score(rows, segments, start, sequence.first_span, pair, first, number)
                 if self.pooled:
-                    pool += [start + layout.pooled[0], start + layout.pooled[1]]
-                ids += layout.ids
-                lengths.append(len(layout.ids))
+                    pool += [start + sequence.pool_span[0], start + sequence.pool_span[1]]
+                ids += sequence.ids
+                lengths.append(len(sequence.ids))
         packed = _ids(ids)
         where, what = _ids(rows), _ids(segments)
         pairs = {
@@ -81,16 +83,16 @@ class PairCollator:
 
     def tokens_of(self, pair: dict[str, Any]) -> int:
         """Tokens of a pair's sequences, all of them together."""
-        return sum(len(layout.ids) for layout in self._layouts(pair) if layout is not None)
+        return sum(len(sequence.ids) for sequence in self._sequences(pair) if sequence is not None)
 
     def _trained(self) -> tuple[bool, bool]:
         return self.directions != "reverse", self.directions != "forward"
 
-    def _layouts(self, pair: dict[str, Any]) -> list[Layout | None]:
-        layouts = self.directional.layouts(Encoded(pair["context_ids"], pair["x_ids"], pair["y_ids"]))
+    def _sequences(self, pair: dict[str, Any]) -> list[EncodedSequence | None]:
+        sequences = self.encoder.sequences(EncodedPair(pair["context_ids"], pair["x_ids"], pair["y_ids"]))
         return [
-            layout if trained else _first_only(layout) if self.pooled else None
-            for layout, trained in zip(layouts, self._trained(), strict=True)
+            sequence if trained else _first_only(sequence) if self.pooled else None
+            for sequence, trained in zip(sequences, self._trained(), strict=True)
         ]
 
     def _score(
@@ -105,7 +107,7 @@ class PairCollator:
     ) -> None:
         """Adds the tokens of one segment, those of y that its mask leaves out excepted."""
         places = range(start + span[0], start + span[1])
-        if column in (Y_GIVEN_X, Y) and 0 in pair["y_mask"]:
+        if column in (LogpColumn.Y_GIVEN_X, LogpColumn.Y) and 0 in pair["y_mask"]:
             ending = [1 in pair["y_mask"]] * (len(places) - len(pair["y_mask"]))
             mask = [*pair["y_mask"], *ending]
             places = [place for place, scored in zip(places, mask, strict=True) if scored]  # type: ignore[assignment]
@@ -117,7 +119,7 @@ def _ids(numbers: list[int]) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
-def _first_only(layout: Layout) -> Layout:
+def _first_only(sequence: EncodedSequence) -> EncodedSequence:
     """The sequence up to the end of its first segment's content."""
-    stop = layout.pooled[1]
-    return Layout(layout.ids[:stop], (layout.first[0], stop), (stop, stop), layout.pooled)
+    stop = sequence.pool_span[1]
+    return EncodedSequence(sequence.ids[:stop], (sequence.first_span[0], stop), (stop, stop), sequence.pool_span)

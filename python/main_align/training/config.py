@@ -9,7 +9,7 @@ from trl import SFTConfig
 
 from ..errors import UserError
 from ..models.devices import has_bfloat16
-from .collator import X_GIVEN_Y, Y_GIVEN_X
+from ..models.encoding import LogpColumn
 from .synthetic_weight import SCHEDULES, SyntheticWeight
 from .terms import EMBEDDING_TERMS, AlignmentTerms
 
@@ -65,8 +65,12 @@ class AlignmentArguments(AlignmentTerms):
 
     @property
     def columns(self) -> tuple[int, ...]:
-        """The likelihoods that are trained, as in collator.Y_GIVEN_X."""
-        return {"both": (Y_GIVEN_X, X_GIVEN_Y), "forward": (Y_GIVEN_X,), "reverse": (X_GIVEN_Y,)}[self.directions]
+        """The likelihoods that are trained, as in encoding.LogpColumn."""
+        return {
+            "both": (LogpColumn.Y_GIVEN_X, LogpColumn.X_GIVEN_Y),
+            "forward": (LogpColumn.Y_GIVEN_X,),
+            "reverse": (LogpColumn.X_GIVEN_Y,),
+        }[self.directions]
 
     def check(self) -> None:
         """UserError for a setting that makes no sense, naming it."""

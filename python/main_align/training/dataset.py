@@ -27,8 +27,8 @@ from ..data.formats.dialects import DIALECTS
 from ..data.pairs import check_text
 from ..errors import UserError
 from ..models.encoding import (
-    Directional,
-    Encoded,
+    EncodedPair,
+    PairEncoder,
     shortened,
 )
 from .columns import refusal, unused_texts
@@ -58,7 +58,7 @@ class PairReader:
     ends of both its sides, as `over_length` says.
     """
 
-    directional: Directional
+    encoder: PairEncoder
     max_length: int
     over_length: OverLength = "error"
 
@@ -134,17 +134,17 @@ class PairReader:
         return rows.filter(lambda row: not row["problem"]).select_columns(list(COLUMNS))
 
     def _row(self, record: Mapping[str, Any], number: int) -> dict[str, Any]:
-        pair, mask, problem, cut = Encoded([], [], []), None, "", False
+        pair, mask, problem, cut = EncodedPair([], [], []), None, "", False
         try:
             pair, mask = self._encode(record, number)
             if not pair.x or not pair.y:
                 raise Unusable(f"the {'instruction' if not pair.x else 'response'} has no text")
-            if unknown := self.directional.unknown_token(pair.context, pair.x, pair.y):
+            if unknown := self.encoder.unknown_token(pair.context, pair.x, pair.y):
                 raise Unusable(f"it holds {unknown}")
             fitted = self._fit(pair)
             cut = fitted is not None and fitted is not pair
             problem = "" if fitted is not None else OVER_LENGTH
-            pair = fitted or Encoded([], [], [])
+            pair = fitted or EncodedPair([], [], [])
         except Unusable as error:
             problem = str(error)
         return {
@@ -154,33 +154,33 @@ class PairReader:
             "y_mask": (mask or [1] * len(pair.y))[: len(pair.y)],
             "synthetic": bool(record.get("synthetic") or False),
             "row": number,
-            "length": self.directional.length(pair),
+            "length": self.encoder.length(pair),
             "x_hash": _hash(pair.context + pair.x),
             "y_hash": _hash(pair.y),
             "problem": problem,
             "cut": cut,
         }
 
-    def _encode(self, record: Mapping[str, Any], number: int) -> tuple[Encoded, list[int] | None]:
+    def _encode(self, record: Mapping[str, Any], number: int) -> tuple[EncodedPair, list[int] | None]:
         if refused := refusal(record):
             raise Unusable(refused)
         if record.get("input_ids") is not None:
-            return split_tokenised(record, self.directional)
+            return split_tokenised(record, self.encoder)
         pair = pair_from_record({k: v for k, v in record.items() if k != "id"}, number, Fields(), unit="row")
         pair = check_text(pair)
         if pair.status != "ok":
             raise Unusable(pair.reason.partition(": ")[2])
-        if problem := self.directional.context_problem(pair.context):
+        if problem := self.encoder.context_problem(pair.context):
             raise Unusable(problem)
-        return self.directional.encode([(pair.instruction, pair.response)], [pair.context])[0], None
+        return self.encoder.encode([(pair.instruction, pair.response)], [pair.context])[0], None
 
-    def _fit(self, pair: Encoded) -> Encoded | None:
-        length = self.directional.length(pair)
+    def _fit(self, pair: EncodedPair) -> EncodedPair | None:
+        length = self.encoder.length(pair)
         if length <= self.max_length:
             return pair
         if self.over_length == "drop":
             return None
-        fitted = shortened(pair, self.directional, self.max_length) if self.over_length == "truncate" else None
+        fitted = shortened(pair, self.encoder, self.max_length) if self.over_length == "truncate" else None
         if fitted is None:
             raise Unusable(f"{length} tokens ({len(pair.x)} + {len(pair.y)} and markers), over {self.max_length}")
         return fitted

@@ -52,7 +52,7 @@ class Evaluation:
 
         Args:
             module: computes the terms.
-            columns: likelihood columns that are trained, as in collator.Y_GIVEN_X.
+            columns: likelihood columns that are trained, as in encoding.LogpColumn.
             synthetic_weight: float scalar, α.
         """
         if not self._batches:

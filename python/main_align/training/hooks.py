@@ -34,7 +34,7 @@ class AlignmentOutput(ModelOutput):
     lm_loss_columns: Tensor | None = None
     """[4], lm_loss split by likelihood column, detached"""
     logp: Tensor | None = None
-    """[N, 4] summed log-probabilities, nats; columns as in collator.Y_GIVEN_X and the rest"""
+    """[N, 4] summed log-probabilities, nats; columns as in encoding.LogpColumn"""
     embed_x: Tensor | None = None
     """[N, dim], not normalised"""
     embed_y: Tensor | None = None

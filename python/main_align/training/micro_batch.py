@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .collator import X_GIVEN_Y, Y_GIVEN_X, X, Y
+from ..models.encoding import LogpColumn
 from .distributed import gather_rows, world_size
 from .hooks import AlignmentOutput
 from .loss import Likelihoods, MutualAlignmentLoss, duality_gap
@@ -62,10 +62,10 @@ def micro_batch_outputs(
 def likelihoods_of(logp: Tensor, tokens: Tensor) -> Likelihoods:
     """Name the columns of logp, float [N, 4], and tokens, int64 [N, 4]."""
     return Likelihoods(
-        y_given_x=logp[:, Y_GIVEN_X],
-        x_given_y=logp[:, X_GIVEN_Y],
-        y=logp[:, Y],
-        x=logp[:, X],
-        tokens_y=tokens[:, Y_GIVEN_X],
-        tokens_x=tokens[:, X_GIVEN_Y],
+        y_given_x=logp[:, LogpColumn.Y_GIVEN_X],
+        x_given_y=logp[:, LogpColumn.X_GIVEN_Y],
+        y=logp[:, LogpColumn.Y],
+        x=logp[:, LogpColumn.X],
+        tokens_y=tokens[:, LogpColumn.Y_GIVEN_X],
+        tokens_x=tokens[:, LogpColumn.X_GIVEN_Y],
     )

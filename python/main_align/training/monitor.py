@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .collator import X_GIVEN_Y, Y_GIVEN_X
+from ..models.encoding import LogpColumn
 from .distributed import world_size
 from .hooks import AlignmentOutput
 from .loss import duality_gap
@@ -19,15 +19,15 @@ from .micro_batch import Contrast, likelihoods_of
 from .objective import LIKELIHOOD
 from .step import SYNTHETIC, Step
 
-DIRECTION_TERMS = (("forward", Y_GIVEN_X), ("reverse", X_GIVEN_Y))
-NLL_METRICS = (("nll_y_given_x", Y_GIVEN_X), ("nll_x_given_y", X_GIVEN_Y))
+DIRECTION_TERMS = (("forward", LogpColumn.Y_GIVEN_X), ("reverse", LogpColumn.X_GIVEN_Y))
+NLL_METRICS = (("nll_y_given_x", LogpColumn.Y_GIVEN_X), ("nll_x_given_y", LogpColumn.X_GIVEN_Y))
 
 
 class Monitor:
     """Metrics of the steps since the last log line, over all processes, and the token rate.
 
     Args:
-        columns: likelihood columns that are trained, as in collator.Y_GIVEN_X.
+        columns: likelihood columns that are trained, as in encoding.LogpColumn.
         duality_gap: whether the duality gap is trained.
     """
 

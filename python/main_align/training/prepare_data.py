@@ -8,7 +8,7 @@ from datasets import IterableDataset
 from transformers import PreTrainedModel
 
 from ..errors import UserError
-from ..models.encoding import Directional, Encoded
+from ..models.encoding import EncodedPair, PairEncoder
 from ..models.load import vocabulary
 from .collator import PairCollator
 from .config import AlignmentArguments
@@ -34,11 +34,11 @@ class Preparation:
         self, model: PreTrainedModel, tokenizer: Any, args: Any, alignment: AlignmentArguments, max_length: int
     ) -> None:
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        directional = Directional(tokenizer, close=True, vocabulary=vocabulary(model))
-        _check_ending(directional, getattr(args, "eos_token", None))
-        self.reader = PairReader(directional, max_length, alignment.over_length)  # type: ignore[arg-type]
+        encoder = PairEncoder(tokenizer, close=True, vocabulary=vocabulary(model))
+        _check_ending(encoder, getattr(args, "eos_token", None))
+        self.reader = PairReader(encoder, max_length, alignment.over_length)  # type: ignore[arg-type]
         self.collator = PairCollator(
-            directional,
+            encoder,
             alignment.directions,  # type: ignore[arg-type]
             pooled=alignment.uses_embeddings,
             all_likelihoods=alignment.duality_gap_weight > 0,
@@ -66,12 +66,12 @@ def packs_evaluation(args: Any) -> bool:
     return bool(getattr(args, "packing", False) if evaluation is None else evaluation)
 
 
-def _check_ending(directional: Directional, eos_token: str | None) -> None:
+def _check_ending(encoder: PairEncoder, eos_token: str | None) -> None:
     """UserError for an `eos_token` that no response ends with, so that the model would never learn to stop at it."""
-    forward, _ = directional.layouts(Encoded([], [], []))
-    ending = forward.ids[slice(*forward.second)]
-    if eos_token is not None and directional.tokenizer.eos_token_id not in ending:
-        written = str(directional.tokenizer.decode(ending))
+    forward, _ = encoder.sequences(EncodedPair([], [], []))
+    ending = forward.ids[slice(*forward.second_span)]
+    if eos_token is not None and encoder.tokenizer.eos_token_id not in ending:
+        written = str(encoder.tokenizer.decode(ending))
         raise UserError(
             f"eos_token {eos_token!r} is not what the chat template ends a response with ({written!r}), so the model "
             f"would never learn to stop there: use eos_token={written!r}, or another template (chat_template_path)"

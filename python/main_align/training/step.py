@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .collator import X_GIVEN_Y, Y_GIVEN_X
+from ..models.encoding import LogpColumn
 from .distributed import sum_over_processes
 from .metrics import accumulator_dtype
 from .terms import AlignmentTerms
@@ -81,7 +81,7 @@ class Step:
         share = torch.where(present.all(0), share, present.to(share.dtype))
         per_token = share / self.tokens.clamp(min=1)
         weights = per_token.new_zeros(4)
-        weights[Y_GIVEN_X], weights[X_GIVEN_Y] = terms.forward_weight, terms.reverse_weight
+        weights[LogpColumn.Y_GIVEN_X], weights[LogpColumn.X_GIVEN_Y] = terms.forward_weight, terms.reverse_weight
         return (per_token * weights)[pairs["synthetic"].long()]
 
     def add_nll(self, nll: Tensor, synthetic: Tensor) -> None:
@@ -96,7 +96,7 @@ class Step:
         NaN for a kind without tokens.
         """
         assert self.nll_sums is not None
-        trained = [Y_GIVEN_X, X_GIVEN_Y]
+        trained = [LogpColumn.Y_GIVEN_X, LogpColumn.X_GIVEN_Y]
         sums, tokens = sum_over_processes(self.nll_sums)[:, trained], self.tokens[:, trained]
         return torch.where(tokens.sum(1) > 0, (sums / tokens.clamp(min=1)).sum(1), torch.nan)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..models.encoding import Directional, Encoded
+from ..models.encoding import EncodedPair, PairEncoder
 
 MASKS = ("completion_mask", "assistant_masks")
 
@@ -14,7 +14,7 @@ class Unusable(Exception):
     """Why a row cannot be trained on."""
 
 
-def split_tokenised(record: Mapping[str, Any], directional: Directional) -> tuple[Encoded, list[int]]:
+def split_tokenised(record: Mapping[str, Any], encoder: PairEncoder) -> tuple[EncodedPair, list[int]]:
     """The pair of `input_ids` and the mask of its response, 1 where a token is scored.
 
     Before the first scored token lies the prompt. The markers that the chat template put round the last two turns are
@@ -35,7 +35,7 @@ def split_tokenised(record: Mapping[str, Any], directional: Directional) -> tupl
     if 1 not in scored:
         raise Unusable("no token of it is scored: the masks or labels leave out everything")
     start = scored.index(1)
-    context, x = directional.unframe_prompt(ids[:start])
-    begin, stop = directional.unframe_response(ids[start:])
+    context, x = encoder.unframe_prompt(ids[:start])
+    begin, stop = encoder.unframe_response(ids[start:])
     span = slice(start + begin, start + stop)
-    return Encoded(context, x, ids[span]), scored[span]
+    return EncodedPair(context, x, ids[span]), scored[span]

@@ -194,7 +194,7 @@ def test_ctrl_c_exits_130_and_says_how_to_resume(tmp_path: Path, model: Path) ->
     many.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "o.jsonl"
     command = [sys.executable, "-m", "main_align", "score", str(many), "-o", str(out)]
-    command += ["--model", str(model), "--window", "50"]
+    command += ["--model", str(model), "--sort-window", "50"]
     # a shell that starts the tests in the background has interrupts ignored, which children inherit
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)

@@ -31,7 +31,7 @@ from main_align.loop.mutual_filter import MutualScorer
 from main_align.loop.pairs import Written, read_seeds, read_unlabelled, read_written, training_rows, written_row
 from main_align.loop.plan import make_plan
 from main_align.loop.run_dir import RunFolder
-from main_align.models.encoding import Directional, Encoded
+from main_align.models.encoding import EncodedPair, PairEncoder
 from main_align.models.load import LoadedModel
 from main_align.scoring.scorer import Scorer
 
@@ -218,17 +218,17 @@ def test_training_rows_have_one_form_and_know_who_wrote_them() -> None:
 def test_a_prompt_is_what_was_trained_on_up_to_the_missing_side(template: bool, writer: Any) -> None:
     tokenizer = byte_tokenizer() if template else byte_tokenizer(template=None)
     pairs = [Pair("a", 1, "why?", "so."), Pair("b", 2, status="bad_json", reason="line 2: broken")]
-    prompts, refused = make_prompts(pairs, Directional(tokenizer, close=True), writer, 8, 200)
-    encoded = Encoded([], *(tokenizer(text, add_special_tokens=False).input_ids for text in ("why?", "so.")))
-    trained = Directional(tokenizer, close=True).layouts(encoded)[0 if writer == "forward" else 1]
+    prompts, refused = make_prompts(pairs, PairEncoder(tokenizer, close=True), writer, 8, 200)
+    encoded = EncodedPair([], *(tokenizer(text, add_special_tokens=False).input_ids for text in ("why?", "so.")))
+    trained = PairEncoder(tokenizer, close=True).sequences(encoded)[0 if writer == "forward" else 1]
     assert [prompt.row for prompt in prompts] == [0]
-    assert prompts[0].ids == trained.ids[: trained.second[0]]
+    assert prompts[0].ids == trained.ids[: trained.second_span[0]]
     assert refused == {1: Written("bad_json", reason="line 2: broken")}
     # what follows is the side that the writer writes, and a token at which writing stops
     side = encoded.y if writer == "forward" else encoded.x
-    assert trained.ids[trained.second[0] :][:-1] == side
+    assert trained.ids[trained.second_span[0] :][:-1] == side
     assert trained.ids[-1] in stop_tokens(tokenizer)
-    short, refused = make_prompts(pairs, Directional(tokenizer, close=True), writer, 8, len(prompts[0].ids) + 7)
+    short, refused = make_prompts(pairs, PairEncoder(tokenizer, close=True), writer, 8, len(prompts[0].ids) + 7)
     assert not short
     assert refused[0].status == "too_long"
     assert "line 1" in refused[0].reason
@@ -236,16 +236,16 @@ def test_a_prompt_is_what_was_trained_on_up_to_the_missing_side(template: bool, 
 
 def test_closing_changes_only_the_last_segment() -> None:
     tokenizer = byte_tokenizer(template=None)
-    pair = Encoded([], [10, 11], [12])
+    pair = EncodedPair([], [10, 11], [12])
     for plain, closed in zip(
-        Directional(tokenizer).layouts(pair), Directional(tokenizer, close=True).layouts(pair), strict=True
+        PairEncoder(tokenizer).sequences(pair), PairEncoder(tokenizer, close=True).sequences(pair), strict=True
     ):
         assert closed.ids == [*plain.ids, tokenizer.eos_token_id]
-        assert (closed.first, closed.pooled) == (plain.first, plain.pooled)
-        assert closed.second == (plain.second[0], plain.second[1] + 1)
-    assert Directional(tokenizer, close=True).length(pair) == max(len(p.ids) for p in (closed, closed))
+        assert (closed.first_span, closed.pool_span) == (plain.first_span, plain.pool_span)
+        assert closed.second_span == (plain.second_span[0], plain.second_span[1] + 1)
+    assert PairEncoder(tokenizer, close=True).length(pair) == max(len(p.ids) for p in (closed, closed))
     chatml = byte_tokenizer()
-    assert Directional(chatml).layouts(pair) == Directional(chatml, close=True).layouts(pair)
+    assert PairEncoder(chatml).sequences(pair) == PairEncoder(chatml, close=True).sequences(pair)
 
 
 def test_batches_hold_every_row_once_within_the_budget() -> None:

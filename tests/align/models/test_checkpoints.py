@@ -187,12 +187,12 @@ def test_a_template_whose_tokens_the_model_lacks_is_refused(tmp_path):
 def test_the_trainer_names_the_row_with_a_token_it_lacks():
     pytest.importorskip("trl")
     from datasets import Dataset
-    from main_align.models.encoding import Directional
+    from main_align.models.encoding import PairEncoder
     from main_align.training.dataset import PairReader
 
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["magic"])
-    reader = PairReader(Directional(tokenizer, close=True, vocabulary=259), 200, "raise")
+    reader = PairReader(PairEncoder(tokenizer, close=True, vocabulary=259), 200, "raise")
     rows = [*PAIRS, {"instruction": "a", "response": "it is magic"}]
     with pytest.raises(UserError, match="row 4: it holds the token 'magic'"):
         reader.prepare(Dataset.from_list(rows), "train", None)

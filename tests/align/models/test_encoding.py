@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from main_align.data.pairs import Turn
 from main_align.models.chat_template import Markers, read_markers
-from main_align.models.encoding import Directional
+from main_align.models.encoding import PairEncoder
 
 from tests.align.tiny_models import byte_tokenizer
 
@@ -114,15 +114,15 @@ CASES = {
 }
 
 
-def directional(name):
+def encoder(name):
     template, special, bos, eos = CASES[name][0]
-    return Directional(byte_tokenizer(template=template, special=special, bos=bos, eos=eos))
+    return PairEncoder(byte_tokenizer(template=template, special=special, bos=bos, eos=eos))
 
 
 def texts(d, x, y, context=()):
     """Both sequences of a pair as text."""
     (pair,) = d.encode([(x, y)], [tuple(context)])
-    return [d.tokenizer.decode(layout.ids) for layout in d.layouts(pair)]
+    return [d.tokenizer.decode(sequence.ids) for sequence in d.sequences(pair)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -145,21 +145,21 @@ def test_markers_of_real_templates(name):
     ],
 )  # fmt: skip
 def test_both_directions_as_text(name, forward, reverse):
-    assert texts(directional(name), "A", "B") == [forward, reverse]
+    assert texts(encoder(name), "A", "B") == [forward, reverse]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_spans_hold_exactly_the_segments(name):
-    d = directional(name)
+    d = encoder(name)
     (pair,) = d.encode([("what?", "that!")], [(Turn("user", "u"), Turn("assistant", "a"))])
     x, y = (d.tokenizer(t + end, add_special_tokens=False).input_ids
             for t, end in (("what?", d.markers.x_end), ("that!", d.markers.y_end)))  # fmt: skip
-    forward, reverse = d.layouts(pair)
-    for layout, first, second in ((forward, x, y), (reverse, y, x)):
-        assert layout.ids[slice(*layout.first)] == first
-        assert layout.ids[slice(*layout.second)] == second
-        assert layout.ids[: len(d.bos)] == d.bos
-        assert layout.first[0] >= 1  # something predicts the first content token
+    forward, reverse = d.sequences(pair)
+    for sequence, first, second in ((forward, x, y), (reverse, y, x)):
+        assert sequence.ids[slice(*sequence.first_span)] == first
+        assert sequence.ids[slice(*sequence.second_span)] == second
+        assert sequence.ids[: len(d.bos)] == d.bos
+        assert sequence.first_span[0] >= 1  # something predicts the first content token
     assert d.tokens(pair) == (len(x), len(y))
     assert d.length(pair) == max(len(forward.ids), len(reverse.ids))
 
@@ -168,21 +168,21 @@ def test_context_stands_before_both_directions_and_is_not_scored():
     context = [Turn("system", "S"), Turn("user", "Q"), Turn("assistant", "R")]
     before = "<|endoftext|><|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n"
     before += "<|im_start|>assistant\nR<|im_end|>\n"
-    d = Directional(byte_tokenizer(template=SMOLLM2))
+    d = PairEncoder(byte_tokenizer(template=SMOLLM2))
     forward, reverse = texts(d, "A", "B", context)
     assert forward == before + "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>"
     assert reverse == before + "<|im_start|>assistant\nB<|im_end|>\n<|im_start|>user\nA<|im_end|>"
 
 
 def test_text_that_spells_a_special_token_stays_text():
-    d = directional("smollm2")
+    d = encoder("smollm2")
     (pair,) = d.encode([("a<|im_end|>b", "c")], [()])
     assert d.tokenizer.convert_tokens_to_ids("<|im_end|>") not in pair.x
     assert d.tokenizer.decode(pair.x) == "a<|im_end|>b"
 
 
 def test_context_that_the_template_has_no_place_for():
-    d = directional("mistral")
+    d = encoder("mistral")
     assert "system" in (d.context_problem([Turn("system", "S")]) or "")
     assert "tool" in (d.context_problem([Turn("tool", "S")]) or "")
     assert d.context_problem([Turn("user", "Q"), Turn("assistant", "R")]) is None
@@ -198,4 +198,4 @@ def test_a_template_that_cannot_render_a_conversation_is_reported(caplog):
 
 def test_eos_stands_in_for_a_missing_bos():
     tokenizer = byte_tokenizer(bos=None, template=None)
-    assert Directional(tokenizer).bos == [tokenizer.eos_token_id]
+    assert PairEncoder(tokenizer).bos == [tokenizer.eos_token_id]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from main_align.errors import UserError
-from main_align.models.encoding import Layout
+from main_align.models.encoding import EncodedSequence
 from main_align.models.forward import Forward
 from transformers import (
     BloomConfig,
@@ -49,8 +49,8 @@ def test_logits_of_other_families(family):
     ids = [5, 9, 33, 12, 40, 7]
     logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     wanted = [float(logp[i - 1, ids[i]]) for i in range(len(ids))]
-    layout = Layout(ids, first=(1, 3), second=(4, 6), pooled=(1, 3))
-    first, second, _ = Forward(model)([layout, layout])
+    sequence = EncodedSequence(ids, first_span=(1, 3), second_span=(4, 6), pool_span=(1, 3))
+    first, second, _ = Forward(model)([sequence, sequence])
     assert first[1] == pytest.approx(sum(wanted[1:3]), abs=1e-5)
     assert second[1] == pytest.approx(sum(wanted[4:6]), abs=1e-5)
 

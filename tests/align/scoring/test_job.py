@@ -54,7 +54,7 @@ def killed_after(packs: int):
 
 def test_rows_come_out_in_input_order_with_statuses_and_nulls(tmp_path: Path) -> None:
     source, out = write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.parquet"
-    manifest = score_file(FakeScorer(), source, out, window=6)
+    manifest = score_file(FakeScorer(), source, out, sort_window=6)
     rows = pq.read_table(out).to_pylist()
     assert list(rows[0]) == list(COLUMNS)
     ids = [f"r{n}" for n in range(23)]
@@ -80,8 +80,8 @@ def test_rows_come_out_in_input_order_with_statuses_and_nulls(tmp_path: Path) ->
 
 def test_windows_and_packs_do_not_change_the_scores(tmp_path: Path) -> None:
     source = write_pairs(tmp_path / "in.jsonl")
-    score_file(FakeScorer(), source, tmp_path / "a.parquet", window=4)
-    score_file(FakeScorer(per_pack=5), source, tmp_path / "b.parquet", window=1000)
+    score_file(FakeScorer(), source, tmp_path / "a.parquet", sort_window=4)
+    score_file(FakeScorer(per_pack=5), source, tmp_path / "b.parquet", sort_window=1000)
     a, b = (pq.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in "ab")
     for left, right in zip(a, b, strict=True):
         for name in COLUMNS:
@@ -92,10 +92,10 @@ def test_a_bank_smaller_than_the_data_is_sampled_across_windows(tmp_path: Path) 
     source = write_pairs(tmp_path / "in.jsonl")
     outs = {size: tmp_path / f"{size}.parquet" for size in (4, 5)}
     for size, out in outs.items():
-        manifest = score_file(FakeScorer(bank=size), source, out, window=6)
+        manifest = score_file(FakeScorer(bank=size), source, out, sort_window=6)
         assert manifest["bank"] == {"pairs": size, "of_scored": 20, "seed": 0}
     whole = tmp_path / "whole.parquet"
-    score_file(FakeScorer(bank=5), source, whole, window=1000)
+    score_file(FakeScorer(bank=5), source, whole, sort_window=1000)
     for name in ("semantic", "structural"):
         expected = pq.read_table(whole)[name].to_pylist()
         assert pq.read_table(outs[5])[name].to_pylist() == pytest.approx(expected, abs=1e-5)
@@ -109,11 +109,11 @@ def test_an_interrupted_job_runs_only_what_is_missing(tmp_path: Path, packs: int
     source, whole, out = (tmp_path / name for name in ("in.jsonl", "a.parquet", "b.parquet"))
     write_pairs(source)
     full, first, second = FakeScorer(), FakeScorer(), FakeScorer()
-    score_file(full, source, whole, window=6)
+    score_file(full, source, whole, sort_window=6)
     with pytest.raises(Killed):
-        score_file(first, source, out, window=6, progress=killed_after(packs))
+        score_file(first, source, out, sort_window=6, progress=killed_after(packs))
     assert not out.exists()
-    manifest = score_file(second, source, out, window=6)
+    manifest = score_file(second, source, out, sort_window=6)
     assert first.ran == packs
     assert first.ran + second.ran == full.ran
     assert out.read_bytes() == whole.read_bytes()
@@ -123,20 +123,20 @@ def test_an_interrupted_job_runs_only_what_is_missing(tmp_path: Path, packs: int
 def test_a_changed_setting_is_not_resumed_and_is_named(tmp_path: Path) -> None:
     source, out = write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
     with pytest.raises(Killed):
-        score_file(FakeScorer(), source, out, window=6, progress=killed_after(2))
+        score_file(FakeScorer(), source, out, sort_window=6, progress=killed_after(2))
     for scorer, options, named in (
         (FakeScorer(dtype="bfloat16"), {}, r"scorer\.dtype was 'float32', now 'bfloat16'"),
         (FakeScorer(model="other"), {}, r"scorer\.model was 'fake', now 'other'"),
-        (FakeScorer(), {"window": 7}, "window was 6, now 7"),
+        (FakeScorer(), {"sort_window": 7}, "sort_window was 6, now 7"),
         (FakeScorer(), {"fields": Fields(id="id")}, r"reading\.fields\.id"),
     ):
         with pytest.raises(UserError, match=named) as error:
-            score_file(scorer, source, out, **({"window": 6} | options))
+            score_file(scorer, source, out, **({"sort_window": 6} | options))
         assert "--restart" in str(error.value)
     source.write_text(source.read_text().replace("word 3", "word x"))
     with pytest.raises(UserError, match=r"input\.digest"):
-        score_file(FakeScorer(), source, out, window=6)
-    manifest = score_file(FakeScorer(), source, out, window=6, restart=True)
+        score_file(FakeScorer(), source, out, sort_window=6)
+    manifest = score_file(FakeScorer(), source, out, sort_window=6, restart=True)
     assert not manifest["throughput"]["resumed"]
 
 
@@ -158,7 +158,7 @@ def test_a_finished_job_is_kept_and_never_overwritten_unasked(tmp_path: Path) ->
 def test_progress_counts_every_row_and_both_stages(tmp_path: Path) -> None:
     seen: list[Progress] = []
     source = write_pairs(tmp_path / "in.jsonl")
-    score_file(FakeScorer(), source, tmp_path / "o.jsonl", window=6, progress=seen.append)
+    score_file(FakeScorer(), source, tmp_path / "o.jsonl", sort_window=6, progress=seen.append)
     assert [p.stage for p in seen] == sorted((p.stage for p in seen), reverse=True)
     scoring = [p.pairs for p in seen if p.stage == "scoring"]
     assert scoring == sorted(scoring)
@@ -193,20 +193,20 @@ def test_an_input_that_changes_during_the_run_is_noticed(tmp_path: Path) -> None
         source.write_text(source.read_text() + "\n")
 
     with pytest.raises(UserError, match="changed while it was scored"):
-        score_file(FakeScorer(), source, out, window=6, progress=change)
+        score_file(FakeScorer(), source, out, sort_window=6, progress=change)
     assert not out.exists()
 
 
 def test_the_same_model_by_another_name_resumes(tmp_path: Path) -> None:
     source, out = write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
     with pytest.raises(Killed):
-        score_file(FakeScorer(model="./m", digest="d"), source, out, window=6, progress=killed_after(2))
-    assert score_file(FakeScorer(model="/m", digest="d"), source, out, window=6)["throughput"]["resumed"]
+        score_file(FakeScorer(model="./m", digest="d"), source, out, sort_window=6, progress=killed_after(2))
+    assert score_file(FakeScorer(model="/m", digest="d"), source, out, sort_window=6)["throughput"]["resumed"]
     again = FakeScorer(model="../m", digest="d")
-    score_file(again, source, out, window=6)
+    score_file(again, source, out, sort_window=6)
     assert again.ran == 0
     with pytest.raises(UserError, match=r"scorer\.model was '/m', now '/n'"):
-        score_file(FakeScorer(model="/n", digest="e"), source, out, window=6)
+        score_file(FakeScorer(model="/n", digest="e"), source, out, sort_window=6)
 
 
 def test_a_file_of_blank_lines_is_refused(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_sigkill_at_any_point_and_again_gives_the_same_bytes(tmp_path: Path) -> 
     log = tmp_path / "log"
 
     def started(name: str, stage: str):  # type: ignore[no-untyped-def]
-        settings = ["--model", str(model), "--pack-tokens", "400", "--window", "20", "--bank", "25"]
+        settings = ["--model", str(model), "--batch-tokens", "400", "--sort-window", "20", "--bank", "25"]
         args = ["score", str(source), "-o", str(tmp_path / f"{name}.parquet"), *settings]
         return forked.start(run_and_kill.main, args, stage, log=log)
 

@@ -56,20 +56,20 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scorer(folder):
-    return Scorer(folder, device=DEVICE, pack_tokens=700)
+    return Scorer(folder, device=DEVICE, batch_tokens=700)
 
 
 def naive(folder, scorer, pairs):
     """-log p per token, by four passes of the plain model, one sequence at a time."""
     model = load(folder, device=DEVICE).model
-    d, out = scorer.directional, []
+    d, out = scorer.encoder, []
     for pair in pairs:
         (encoded,) = d.encode([(pair.instruction, pair.response)], [pair.context])
         sums = []
-        for layout in d.layouts(encoded):
+        for sequence in d.sequences(encoded):
             for ids, (a, b) in (
-                (layout.ids, layout.second),
-                (layout.ids[: layout.first[1]], layout.first),
+                (sequence.ids, sequence.second_span),
+                (sequence.ids[: sequence.first_span[1]], sequence.first_span),
             ):
                 with torch.inference_mode():
                     logp = model(torch.tensor([ids], device=DEVICE)).logits[0].double().log_softmax(-1).cpu()
@@ -88,7 +88,7 @@ def numbers(rows, names=LIKELIHOODS):
 def test_against_four_naive_passes(folder, scorer):
     pairs = some_pairs()
     rows = scorer.score(pairs)
-    assert len(scorer.prepare(pairs).packs) > 3
+    assert len(scorer.prepare(pairs).micro_batches) > 3
     assert [row["id"] for row in rows] == [pair.id for pair in pairs]
     assert all(row["status"] == "ok" and list(row) == list(COLUMNS) for row in rows)
     np.testing.assert_allclose(numbers(rows), naive(folder, scorer, pairs), rtol=0, atol=1e-5)
@@ -99,7 +99,7 @@ def test_a_score_does_not_depend_on_its_batch(folder, scorer):
     together = numbers(scorer.score(pairs))
     alone = np.vstack([numbers(scorer.score([pair])) for pair in pairs])
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
-    other = numbers(Scorer(folder, device=DEVICE, pack_tokens=10**6).score(pairs))
+    other = numbers(Scorer(folder, device=DEVICE, batch_tokens=10**6).score(pairs))
     np.testing.assert_allclose(together, other, rtol=0, atol=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_embeddings_have_not_seen_the_other_side(scorer):
     mixed = [a, Pair("m", 3, a.instruction, b.response), Pair("n", 4, b.instruction, a.response)]
     window = scorer.prepare(mixed)
     got = {}
-    for pack in window.packs:
+    for pack in window.micro_batches:
         result = scorer.run(window, pack)
         for place, row in enumerate(result.rows.tolist()):
             got[row] = result.embed_x[place], result.embed_y[place]
@@ -120,15 +120,15 @@ def test_embeddings_have_not_seen_the_other_side(scorer):
 
 def test_pooled_states_are_the_mean_over_the_content(folder, scorer):
     (pair,) = some_pairs(1)[:1]
-    (encoded,) = scorer.directional.encode([(pair.instruction, pair.response)], [()])
-    forward, _ = scorer.directional.layouts(encoded)
+    (encoded,) = scorer.encoder.encode([(pair.instruction, pair.response)], [()])
+    forward, _ = scorer.encoder.sequences(encoded)
     ids = torch.tensor([forward.ids], device=DEVICE)
     with torch.inference_mode():
         states = load(folder, device=DEVICE).model.model(ids).last_hidden_state[0].cpu()
-    start = forward.first[0]
+    start = forward.first_span[0]
     mean = states[start : start + len(encoded.x)].mean(0)
     window = scorer.prepare([pair])
-    result = scorer.run(window, window.packs[0])
+    result = scorer.run(window, window.micro_batches[0])
     np.testing.assert_allclose(result.embed_x[0], (mean / mean.norm()).numpy(), atol=1e-5)
 
 
@@ -155,7 +155,7 @@ def test_out_of_memory_splits_the_pack(scorer, monkeypatch, error):
     pairs = some_pairs(6)
     wanted = scorer.score(pairs)
     window = scorer.prepare(pairs)
-    largest = max(2 * scorer.directional.length(e) for e in window.encoded)
+    largest = max(2 * scorer.encoder.length(e) for e in window.encoded)
     states, sizes = Forward.states, []
 
     def scarce(self, sequences):
@@ -237,25 +237,25 @@ def test_bfloat16_stays_near_float32(folder, scorer):
 
 
 def test_the_fingerprint_follows_what_changes_a_score(folder, scorer):
-    same = Scorer(folder, device=DEVICE, pack_tokens=700).fingerprint
+    same = Scorer(folder, device=DEVICE, batch_tokens=700).fingerprint
     assert same == scorer.fingerprint == json.loads(json.dumps(same))
     for change in (
-        {"dtype": "bfloat16"}, {"pack_tokens": 701}, {"max_length": 99}, {"truncate": True},
+        {"dtype": "bfloat16"}, {"batch_tokens": 701}, {"max_length": 99}, {"truncate": True},
         {"bank": 7}, {"seed": 1}, {"temperature": 0.1},
     ):  # fmt: skip
-        settings = {"pack_tokens": 700} | change
+        settings = {"batch_tokens": 700} | change
         assert Scorer(folder, device=DEVICE, **settings).fingerprint != same, change
 
 
 def test_progress_is_told_of_every_pair(scorer):
     pairs, seen = some_pairs(), []
     scorer.score(pairs, progress=lambda n, tokens: seen.append((n, tokens)))
-    packs = scorer.prepare(pairs).packs
+    packs = scorer.prepare(pairs).micro_batches
     assert seen == [(len(pack.rows), pack.tokens) for pack in packs]
     assert sum(n for n, _ in seen) == len(pairs)
 
 
-@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"bank": 0}, {"pack_tokens": 0}, {"temperature": 0.0}])
+@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"bank": 0}, {"batch_tokens": 0}, {"temperature": 0.0}])
 def test_wrong_settings_are_named(folder, wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Scorer(folder, **wrong)

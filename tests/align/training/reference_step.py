@@ -4,7 +4,7 @@ logits, N x N similarity matrices, in float64. What the trainer is compared with
 from __future__ import annotations
 
 import torch
-from main_align.models.encoding import Directional, Encoded
+from main_align.models.encoding import EncodedPair, PairEncoder
 from torch.nn.functional import normalize
 
 from main_kernels import reference
@@ -25,16 +25,18 @@ def pooled(model, ids: list[int], span: tuple[int, int]) -> torch.Tensor:  # typ
 
 def loss(model, head, tokenizer, texts, terms, *, directions="both", alpha=0.5, groups=None):  # type: ignore[no-untyped-def]
     """The loss of one batch of (x, y, synthetic), by the definitions of terms.py and loss.py."""
-    directional = Directional(tokenizer)
+    encoder = PairEncoder(tokenizer)
     model.set_attn_implementation("eager")
     encoded = [
-        Encoded([], *(tokenizer(side, add_special_tokens=False).input_ids for side in (x, y))) for x, y, _ in texts
+        EncodedPair([], *(tokenizer(side, add_special_tokens=False).input_ids for side in (x, y))) for x, y, _ in texts
     ]
-    layouts = [directional.layouts(pair) for pair in encoded]
+    sequences = [encoder.sequences(pair) for pair in encoded]
     synthetic = torch.tensor([bool(s) for *_, s in texts])
     columns = {}
-    for name, which, segment in (("y|x", 0, "second"), ("x", 0, "first"), ("x|y", 1, "second"), ("y", 1, "first")):
-        columns[name] = [logprobs(model, pair[which].ids, getattr(pair[which], segment)) for pair in layouts]
+    second, first = "second_span", "first_span"
+    spans = (("y|x", 0, second), ("x", 0, first), ("x|y", 1, second), ("y", 1, first))
+    for name, which, span in spans:
+        columns[name] = [logprobs(model, pair[which].ids, getattr(pair[which], span)) for pair in sequences]
 
     def mean_nll(parts):  # type: ignore[no-untyped-def]
         kinds = []
@@ -59,7 +61,7 @@ def loss(model, head, tokenizer, texts, terms, *, directions="both", alpha=0.5, 
         tokens = tokens.to(x.device)
         total = total + terms.duality_gap_weight * ((x + y_given_x - y - x_given_y).abs() / tokens).mean()
     query, key = (
-        torch.stack([pooled(model, pair[which].ids, pair[which].pooled) for pair in layouts]) for which in (0, 1)
+        torch.stack([pooled(model, pair[which].ids, pair[which].pool_span) for pair in sequences]) for which in (0, 1)
     )
     if head is not None:
         query, key = head(query, key)

@@ -12,7 +12,7 @@ pytest.importorskip("trl")
 
 from datasets import Dataset, IterableDataset
 from main_align.errors import UserError
-from main_align.models.encoding import Directional
+from main_align.models.encoding import PairEncoder
 from main_align.training.dataset import COLUMNS, PairReader, connected
 from main_align.training.packing import best_fit
 from torch.utils.data import DataLoader
@@ -36,7 +36,7 @@ SPECIAL += ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|user|>"
 
 
 def reader(tokenizer=None, **options):  # type: ignore[no-untyped-def]
-    return PairReader(Directional(tokenizer or byte_tokenizer()), **{"max_length": 256, **options})
+    return PairReader(PairEncoder(tokenizer or byte_tokenizer()), **{"max_length": 256, **options})
 
 
 def read(records, **options):  # type: ignore[no-untyped-def]
@@ -173,8 +173,8 @@ def test_overlong_pairs(caplog):
     assert list(read(records, over_length="drop")["row"]) == [0]
     assert "1 pairs over 256 tokens left out" in caplog.text
     cut = read(records, over_length="truncate")[1]
-    directional = Directional(byte_tokenizer())
-    assert len(cut["x_ids"]) + len(cut["y_ids"]) + directional.overhead == 256
+    encoder = PairEncoder(byte_tokenizer())
+    assert len(cut["x_ids"]) + len(cut["y_ids"]) + encoder.overhead == 256
     assert len(cut["x_ids"]) == pytest.approx(3 * len(cut["y_ids"]), abs=3)
     assert len(cut["y_mask"]) == len(cut["y_ids"])
     with pytest.raises(UserError, match="the train data set has no pair of at most 256 tokens"):

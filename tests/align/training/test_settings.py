@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 from main_align.errors import UserError
+from main_align.models.encoding import LogpColumn
 from main_align.training import AlignmentArguments, AlignmentMixin, MutualAlignmentTrainer
-from main_align.training.collator import Y_GIVEN_X
 from main_align.training.settings import REFUSED as REFUSED_SETTINGS
 from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
@@ -38,7 +38,7 @@ def test_the_chat_template_and_the_stop_token_of_the_settings_are_trained(tmp_pa
         trainer = trainer_with(tmp_path, tokenizer=plain, eval_dataset=ROWS, **settings)
         (batch, *_) = trainer.get_train_dataloader()
         pairs = batch["pairs"]
-        last = pairs["targets"][(pairs["segments"] == Y_GIVEN_X).nonzero().max()]
+        last = pairs["targets"][(pairs["segments"] == LogpColumn.Y_GIVEN_X).nonzero().max()]
         assert plain.convert_ids_to_tokens(int(last)) == ending == trainer.processing_class.eos_token
         assert trainer.model.config.eos_token_id == int(last)
         text = plain.decode(batch["input_ids"][0])
