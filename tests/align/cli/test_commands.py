@@ -215,7 +215,11 @@ def test_ctrl_c_exits_130_and_says_how_to_resume(tmp_path: Path, model: Path) ->
 def test_the_examples_with_the_real_model(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    source, out = Path(__file__).parents[3] / "examples" / "pairs.jsonl", tmp_path / "s.parquet"
+    source, out = tmp_path / "short.jsonl", tmp_path / "s.parquet"
+    lines = (Path(__file__).parents[3] / "examples" / "pairs.jsonl").read_text().splitlines(keepends=True)
+    rows = ((line, json.loads(line)) for line in lines)
+    # 63 of the 103 pairs, with a third of their text and the same area under the curve
+    source.write_text("".join(line for line, row in rows if len(row["instruction"] + row["response"]) <= 250))
     code, _, log = invoke("score", source, "-o", out)
     assert code == 0, log
     mutual = pq.read_table(out)["mutual"].to_pylist()
