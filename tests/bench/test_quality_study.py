@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +10,23 @@ import pytest
 from main_align.data.pairs import Pair
 from main_align.scoring.bank import Bank
 
+from tests.align import forked
 from tests.align.tiny_models import cpu_only, tiny_model_folder
 
 pytest.importorskip("trl")
 pytest.importorskip("peft")
 
-from bench.quality import cleaning, compare, experiments, measures, pairs, results
+from bench.quality import cleaning, compare, experiments, measures, pairs, results, study
 
 ROOT = Path(__file__).parents[2]
 
 
-def study(folder: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "bench.quality.study", str(folder / "seeds.jsonl")]
+def run_study(folder: Path, *options: str) -> str:
     small = {"--train": "8", "--batch": "4", "--epochs": "1", "--layers": "1", "--rank": "2", "--corruptions": "1"}
     paths = {"--model": folder / "tiny-llama", "-o": folder / "out.json", "--page": folder / "page.md"}
     given = [str(item) for pair in (small | paths).items() for item in pair]
-    done = subprocess.run([*command, *given, "--seeds", "0", *options], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    command = [str(folder / "seeds.jsonl"), *given, "--seeds", "0", *options]
+    return forked.run(study.main, command, log=folder / "study.log")
 
 
 @cpu_only("a study of small models, long, and nothing in it is about a device")
@@ -43,8 +40,8 @@ def test_the_study_runs_and_resumes(tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("")
     examples = ("--examples", str(tmp_path / "none.jsonl"))
 
-    assert "[1/2] cleaning" in study(tmp_path, *examples, "--parts", "cleaning")
-    assert "[3/20] terms: untrained" in study(tmp_path, *examples)  # what is there is not done again
+    assert "[1/2] cleaning" in run_study(tmp_path, *examples, "--parts", "cleaning")
+    assert "[3/20] terms: untrained" in run_study(tmp_path, *examples)  # what is there is not done again
 
     runs = {(run["part"], run["experiment"]): run for run in json.loads((tmp_path / "out.json").read_text())["runs"]}
     assert len(runs) == 20
