@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from main_align.data.pairs import SCORED, Pair
+from main_align.data.pairs import SCORED, Pair, check_text
 from main_align.models.devices import DTYPES
 from main_align.models.encoding import EncodedSequence
 from main_align.models.load import SMOLLM2, load
@@ -159,7 +159,7 @@ def main() -> None:
 
     pairs = read_seed_tasks(args.seed_tasks)
     random.Random(args.seed).shuffle(pairs)
-    every = [p for p in pairs if p.instruction.strip() and p.response.strip()]
+    every = [pair for pair in pairs if check_text(pair).status == "ok"]
     drawn = [p for p in every if max(len(p.instruction), len(p.response)) <= 4 * args.tokens]
     drawn = drawn[: args.pairs or None]
     result: dict[str, Any] = {

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from main_align.data.pairs import check_text
 from main_align.models.encoding import EncodedPair, PairEncoder
 from main_align.models.load import SMOLLM2, load
 from main_align.models.packed_attention import packed_forward, packing_arguments
@@ -51,7 +52,7 @@ class Contest:
         self.tokenizer = tokenizer
         rows = []
         for pair in read_seed_tasks(tasks):
-            if not pair.instruction.strip() or not pair.response.strip():
+            if check_text(pair).status != "ok":
                 continue
             (encoded,) = self.encoder.encode([(pair.instruction, pair.response)], [()])
             if self.encoder.length(encoded) <= longest:

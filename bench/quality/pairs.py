@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from main_align.data.pairs import Pair
+from main_align.data.pairs import Pair, check_text
 from main_align.models.encoding import PairEncoder
 from numpy.typing import NDArray
 
@@ -25,7 +25,7 @@ def read(seed_tasks: Path, examples: Path | None) -> list[Pair]:
         if row["aligned"]:
             pairs.append(Pair(row["id"], line, row["instruction"], row["response"]))
     unique = {(pair.instruction, pair.response): pair for pair in reversed(pairs)}
-    return [pair for pair in reversed(unique.values()) if pair.instruction.strip() and pair.response.strip()]
+    return [pair for pair in reversed(unique.values()) if check_text(pair).status == "ok"]
 
 
 def short(pairs: Sequence[Pair], encoder: PairEncoder, longest: int) -> list[Pair]:

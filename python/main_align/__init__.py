@@ -1,9 +1,9 @@
-"""Scores instruction-response pairs by mutual alignment; the Hugging Face layer of main-kernels.
+"""Score instruction-response pairs by mutual alignment, filter them, and train on both directions.
 
     from main_align import Scorer
     rows = Scorer("smollm2").score([{"instruction": "Name a prime.", "response": "Seven."}])
 
-Names are imported on first use, so `import main_align` costs nothing.
+Names are imported on first use, so `import main_align` is fast.
 """
 
 from __future__ import annotations
@@ -19,13 +19,9 @@ if TYPE_CHECKING:
     from .filtering.filter import FilterResult, filter_scores
     from .loop import LoopConfig, MutualAlignmentLoop
     from .models.projection_heads import AlignmentHead
-    from .progress import (
-        Progress,
-    )
+    from .progress import Progress
     from .scoring.columns import COLUMNS
-    from .scoring.job import (
-        score_file,
-    )
+    from .scoring.job import score_file
     from .scoring.scorer import Scorer
     from .training import (
         AlignmentArguments,
@@ -61,7 +57,7 @@ __all__ = [
     "score_file",
 ]
 
-_HOMES = {
+_MODULES = {
     "COLUMNS": "scoring.columns",
     "AlignmentArguments": "training",
     "AlignmentHead": "models.projection_heads",
@@ -87,9 +83,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The public names: importable from main_align itself, on first use only, and there for type checkers too."""
+"""The public names of main_align: imported on first use, and visible to type checkers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import main_align
 import pytest
 
 
-def test_what_type_checkers_see_is_what_is_imported_on_first_use():
+def test_type_checkers_see_the_names_that_are_imported_on_first_use():
     tree = ast.parse(Path(main_align.__file__).read_text(encoding="utf-8"))
     typed = {
         alias.name: node.module
@@ -19,11 +19,11 @@ def test_what_type_checkers_see_is_what_is_imported_on_first_use():
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert typed == main_align._HOMES
+    assert typed == main_align._MODULES
     assert sorted(main_align.__all__) == sorted(typed)
 
 
-def test_every_name_of_the_training_package_is_one_of_main_aligns():
+def test_main_align_exports_every_name_of_the_training_package():
     pytest.importorskip("trl")
     from main_align import training
 
