@@ -53,13 +53,13 @@ def score_summary(columns: Mapping[str, Floats]) -> RenderableType:
 def rounds_table(rounds: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> RenderableType:
     """Return a table of the losses of both directions after each round of MAIN's loop. Round 0 is the warm-up."""
     table = Table(title="rounds", title_justify="left", box=None, pad_edge=False)
-    for name in ("round", "direction", "synthetic", "alpha", "loss", "nats/token", "of"):
-        table.add_column(name, justify="left" if name in ("direction", "of") else "right")
+    for name in ("round", "direction", "synthetic pairs", "α", "loss", "nats/token", "on"):
+        table.add_column(name, justify="left" if name in ("direction", "on") else "right")
     for number, directions in rounds.items():
         for direction, entry in directions.items():
-            numbers = (entry["alpha"], entry["loss"], entry["nll"])
+            numbers = (entry["synthetic_weight"], entry["loss"], entry["nll"])
             cells = ("-" if value is None else f"{value:.3f}" for value in numbers)
-            table.add_row(number, direction, f"{entry['synthetic']:,}", *cells, entry["nll_of"])
+            table.add_row(number, direction, f"{entry['synthetic_pairs']:,}", *cells, entry["nll_of"].replace("_", " "))
     return table
 
 

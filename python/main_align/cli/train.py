@@ -18,12 +18,14 @@ def train(
         Optional[Path],
         typer.Argument(metavar="[CONFIG]", help="Settings file: .yaml, .json or .toml. Options override it."),
     ] = None,
-    seeds: Annotated[Optional[str], typer.Option(help="Seed pairs, in any format that main-align score reads.")] = None,
+    seed_pairs: Annotated[
+        Optional[str], typer.Option(help="Seed pairs, in any format that main-align score reads.")
+    ] = None,
     out: Annotated[Optional[Path], typer.Option("-o", "--output", help="Folder of the run.")] = None,
-    unlabelled: Annotated[
+    unpaired_responses: Annotated[
         Optional[str], typer.Option(help="Responses without instructions; the last stage generates instructions.")
     ] = None,
-    heldout: Annotated[
+    eval_pairs: Annotated[
         Optional[str], typer.Option(help="Pairs for evaluation only. Default: the seed pairs are evaluated.")
     ] = None,
     model: Annotated[Optional[str], typer.Option(help="Hub id, local folder, or smollm2. Default: smollm2.")] = None,
@@ -46,7 +48,7 @@ def train(
     max_new_tokens: Annotated[
         Optional[int], typer.Option(help="Maximum length of a generated text in tokens. Default: 256.")
     ] = None,
-    criterion: Annotated[
+    filter_by: Annotated[
         Optional[str], typer.Option(help="forward_nll (as in the paper) or mutual. Default: forward_nll.")
     ] = None,
     keep: Annotated[
@@ -68,14 +70,14 @@ def train(
 
     Both directions warm up on the seed pairs. In each round the reverse model generates instructions for the seed
     responses, and the forward model trains on seed pairs and generated pairs. Then the roles are swapped. At the
-    end the reverse model generates instructions for --unlabelled, and the best pairs are kept.
+    end the reverse model generates instructions for --unpaired-responses, and the best pairs are kept.
 
     Every finished stage is saved in the output folder, and the same command resumes an interrupted run. report.json
-    and report.png show the losses, alpha, nats per token after each round, and the scores.
+    and report.png show the losses, α, nats per token after each round, and the scores.
 
     **Examples**
 
-    `main-align train --seeds pairs.jsonl -o run --unlabelled responses.jsonl`
+    `main-align train --seed-pairs pairs.jsonl -o run --unpaired-responses responses.jsonl`
 
     `main-align train loop.yaml --rounds 3 --set training.learning_rate=5e-5`
 
@@ -85,10 +87,10 @@ def train(
     from .progress_bar import ProgressBar
 
     options: dict[str, Any] = {
-        "seeds": seeds,
+        "seed_pairs": seed_pairs,
         "output_dir": None if out is None else str(out),
-        "unlabelled": unlabelled,
-        "heldout": heldout,
+        "unpaired_responses": unpaired_responses,
+        "eval_pairs": eval_pairs,
         "model": model,
         "reverse_model": reverse_model,
         "use_peft": False if full else None,
@@ -97,7 +99,7 @@ def train(
         "warmup_epochs": warmup_epochs,
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
-        "criterion": criterion,
+        "filter_by": filter_by,
         "keep": keep,
         "seed": seed,
         "trust_remote_code": trust_remote_code or None,
@@ -111,15 +113,15 @@ def train(
         disable_progress_bars()
         from ..loop import MutualAlignmentLoop
 
-        loop = MutualAlignmentLoop(settings, restart=restart, say=progress_bar, tell=progress_bar.log)
+        loop = MutualAlignmentLoop(settings, restart=restart, on_progress=progress_bar, log=progress_bar.log)
         try:
             report = loop.run()
         except KeyboardInterrupt:
             progress_bar.log(f"Finished stages are saved in {settings.output_dir}; run again to resume.")
             raise
-    if loop.processes.first:
+    if loop.processes.is_main:
         _show(report, Path(settings.output_dir))
-    loop.processes.leave()
+    loop.processes.shutdown()
 
 
 def _show(report: dict[str, Any], run_dir: Path) -> None:

@@ -1,7 +1,7 @@
-"""MAIN's loop: two directions train each other, then a filter keeps the pairs on which both agree.
+"""MAIN's loop: LoopConfig, MutualAlignmentLoop and read_config.
 
 from main_align.loop import LoopConfig, MutualAlignmentLoop
-report = MutualAlignmentLoop(LoopConfig(seeds="pairs.jsonl", output_dir="run")).run()
+report = MutualAlignmentLoop(LoopConfig(seed_pairs="pairs.jsonl", output_dir="run")).run()
 """
 
 from .config import LoopConfig

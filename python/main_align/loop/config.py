@@ -1,4 +1,4 @@
-"""LoopConfig: every setting of a run of MAIN's loop, checked when it is made."""
+"""LoopConfig: every setting of a run of MAIN's loop, checked on creation."""
 
 from __future__ import annotations
 
@@ -11,46 +11,83 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from ..errors import UserError
 
 Direction = Literal["forward", "reverse"]
-OWN: Mapping[str, str] = {  # settings of the trainer that the loop makes itself, and from what
+LOOP_MANAGED: Mapping[str, str] = {  # trainer setting: the loop setting (or rule) that determines it
     "output_dir": "output_dir",
     "seed": "seed",
     "max_length": "max_length",
-    "synthetic_weight_schedule": "alpha_schedule",
-    "synthetic_weight": "alpha",
+    "synthetic_weight_schedule": "synthetic_weight_schedule",
+    "synthetic_weight": "synthetic_weight",
     "use_cpu": "use_cpu",
     "directions": "the stage",
     "forward_weight": "the stage",
     "reverse_weight": "the stage",
-    "save_strategy": "the loop: each stage saves its model when it is done",
-    "eval_strategy": "the loop: it measures `heldout` after each training stage",
-    "disable_tqdm": "the command, which has a display of its own",
+    "save_strategy": "the loop: each stage saves its model at its end",
+    "eval_strategy": "the loop: it evaluates on `eval_pairs` after each training stage",
+    "disable_tqdm": "the command, which draws its own progress bar",
     "model_init_kwargs": "dtype and trust_remote_code",
     "trust_remote_code": "trust_remote_code",
-    "chat_template_path": "the model's tokenizer: save it with the template, for generation reads it too",
-    "eos_token": "the model's tokenizer: save it with the token, for generation reads it too",
+    "chat_template_path": "the model's tokenizer: save the template with it, because generation needs it too",
+    "eos_token": "the model's tokenizer: save the token with it, because generation needs it too",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """Settings of one run. Everything but `output_dir` is part of what the result depends on.
+    """Hold the settings of one run. The result depends on all of them except `output_dir`.
 
-    Raises UserError, naming the key, for a value of the wrong kind or out of range.
+    Args:
+        seed_pairs: file, `datasets` folder or hub id, in any format that main-align reads. Pairs to train on.
+        output_dir: folder of the run.
+        unpaired_responses: the same kinds of source. Responses without instructions; the last two stages generate
+            instructions for them and filter the pairs. Default: none, and the run ends with the last round.
+        eval_pairs: the same kinds of source. Pairs for evaluation only. Default: the seed pairs are evaluated.
+        split: split of `datasets` sources. Default: the only split.
+        instruction_field: field of the instruction in the pairs; needs `response_field`. Default: recognised.
+        response_field: field of the response in the pairs and in `unpaired_responses`. Default: recognised.
+        id_field: field of the row's id. Default: recognised.
+        model: folder, hub id or "smollm2". The initial model of both directions.
+        reverse_model: initial model of the reverse direction; needs `use_peft=False`. Default: `model`.
+        trust_remote_code: run code that comes with the model.
+        dtype: "auto", "float32", "bfloat16" or "float16". Dtype of the model; "auto" picks the faster one.
+        use_cpu: run on the CPU even if the machine has a GPU.
+        use_peft: train two LoRA adapters on one base model. False: train two full models.
+        lora_r: rank of the adapters.
+        lora_alpha: scale of the adapters, as in `peft.LoraConfig`.
+        lora_dropout: dropout of the adapters, in [0, 1).
+        lora_target_modules: modules that get an adapter, as in `peft.LoraConfig`.
+        rounds: rounds of generation and training, at least 1.
+        warmup_epochs: epochs on the seed pairs in both directions before round 1. 0 skips the warm-up.
+        synthetic_weight_schedule: rule of α, the weight of generated pairs: "loss_ratio" (the paper's dynamic
+            weight), "constant" or "linear".
+        synthetic_weight: α of "constant", final α of "linear", initial α of "loss_ratio"; in [0, 1].
+        max_length: tokens of the longest training sequence. Longer pairs are dropped and counted.
+        training: other settings of `MutualAlignmentConfig`.
+        seed: random seed of the run; every stage derives its own.
+        generator: "transformers", "vllm" or "auto", which takes vLLM if it is installed and one process uses CUDA.
+        max_new_tokens: tokens of the longest generated text.
+        temperature: sampling temperature. 0: greedy decoding.
+        top_p: probability mass of nucleus sampling, in (0, 1].
+        batch_tokens: tokens of one generation batch, including padding and new tokens.
+        filter_by: "forward_nll" (the paper's score) or "mutual".
+        keep: fraction of the scored pairs to keep, in (0, 1].
+
+    Raises:
+        UserError: a value has the wrong type or is out of range; the message names the setting.
     """
 
-    # What is read and written
-    seeds: str  # pairs: a file, a `datasets` folder or a hub id, in any form main-align reads
+    # Data
+    seed_pairs: str
     output_dir: str
-    unlabelled: str | None = None  # responses without instructions, for the augmentation at the end
-    heldout: str | None = None  # pairs never trained on: the losses of the report are theirs
-    split: str | None = None  # of `datasets` sources
-    instruction_field: str | None = None  # of the pairs, together with response_field
-    response_field: str | None = None  # of the pairs, and of `unlabelled`
+    unpaired_responses: str | None = None
+    eval_pairs: str | None = None
+    split: str | None = None
+    instruction_field: str | None = None
+    response_field: str | None = None
     id_field: str | None = None
 
-    # The models: one base with a LoRA adapter a direction, or (use_peft: false) two full models
+    # Models
     model: str = "smollm2"
-    reverse_model: str | None = None  # another model to start the reverse direction from
+    reverse_model: str | None = None
     trust_remote_code: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     use_cpu: bool = False
@@ -60,51 +97,51 @@ class LoopConfig:
     lora_dropout: float = 0.0
     lora_target_modules: str | list[str] = "all-linear"
 
-    # The loop
+    # Training
     rounds: int = 2
-    warmup_epochs: float = 1.0  # epochs on the seeds in both directions before round 1; 0 leaves it out
-    alpha_schedule: Literal["loss_ratio", "constant", "linear"] = "loss_ratio"
-    alpha: float = 0.5
-    max_length: int = 1024  # tokens of the longest sequence; longer pairs are left out and counted
-    training: dict[str, Any] = field(default_factory=dict)  # anything else of MutualAlignmentConfig
+    warmup_epochs: float = 1.0
+    synthetic_weight_schedule: Literal["loss_ratio", "constant", "linear"] = "loss_ratio"
+    synthetic_weight: float = 0.5
+    max_length: int = 1024
+    training: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
-    # What the models write
+    # Generation
     generator: Literal["transformers", "vllm", "auto"] = "transformers"
     max_new_tokens: int = 256
-    temperature: float = 0.7  # 0: always the likeliest token
+    temperature: float = 0.7
     top_p: float = 0.95
-    batch_tokens: int = 8192  # of one batch of generation, prompts and new tokens together
+    batch_tokens: int = 8192
 
-    # The filter
-    criterion: Literal["forward_nll", "mutual"] = "forward_nll"
-    keep: float = 0.5  # share of the scored pairs that is kept
+    # Filter
+    filter_by: Literal["forward_nll", "mutual"] = "forward_nll"
+    keep: float = 0.5
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
+        types = get_type_hints(type(self))
         for item in fields(self):
             value = getattr(self, item.name)
-            if not _fits(value, kinds[item.name]):
-                raise UserError(f"{item.name} must be {_words(kinds[item.name])}, got {value!r}")
+            if not _matches_type(value, types[item.name]):
+                raise UserError(f"{item.name} must be {_describe_type(types[item.name])}, got {value!r}")
         self._check_ranges()
         if bool(self.instruction_field) and not self.response_field:
             raise UserError("instruction_field needs response_field: name both sides, or neither")
         if self.use_peft and self.reverse_model is not None:
             raise UserError(
-                "reverse_model is for two full models, and LoRA adapters share one base: "
-                "set use_peft to false, or leave reverse_model out"
+                "reverse_model needs two full models, but LoRA adapters share one base model: "
+                "set use_peft to false, or remove reverse_model"
             )
         for name in self.training:
-            if name in OWN:
-                raise UserError(f"training.{name} is set by {OWN[name]}; leave it out of `training`")
+            if name in LOOP_MANAGED:
+                raise UserError(f"training.{name} is set by {LOOP_MANAGED[name]}; remove it from `training`")
 
     def _check_ranges(self) -> None:
-        at_least = {"rounds": 1, "max_new_tokens": 1, "batch_tokens": 1, "lora_r": 1, "lora_alpha": 1, "max_length": 8}
-        at_least |= {"warmup_epochs": 0, "temperature": 0, "alpha": 0, "lora_dropout": 0, "seed": 0}
-        for name, low in at_least.items():
+        minimum = {"rounds": 1, "max_new_tokens": 1, "batch_tokens": 1, "lora_r": 1, "lora_alpha": 1, "max_length": 8}
+        minimum |= {"warmup_epochs": 0, "temperature": 0, "synthetic_weight": 0, "lora_dropout": 0, "seed": 0}
+        for name, low in minimum.items():
             if not getattr(self, name) >= low:
                 raise UserError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("alpha", "top_p", "keep"):
+        for name in ("synthetic_weight", "top_p", "keep"):
             if not getattr(self, name) <= 1:
                 raise UserError(f"{name} must be at most 1, got {getattr(self, name)}")
         for name in ("top_p", "keep"):
@@ -112,41 +149,41 @@ class LoopConfig:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
-def check_names(given: Mapping[str, Any], known: list[str], where: str) -> None:
-    """Raise UserError for the first unknown key, naming the nearest known one."""
-    for name in given:
+def check_names(settings: Mapping[str, Any], known: list[str], source: str) -> None:
+    """Raise UserError for the first unknown setting and suggest the closest known one."""
+    for name in settings:
         if name not in known:
-            near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-            raise UserError(f"{where}: unknown setting {name!r}; {hint}")
+            closest = get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean {closest[0]!r}?" if closest else f"known are {', '.join(sorted(known))}"
+            raise UserError(f"{source}: unknown setting {name!r}; {hint}")
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    origin, inner = get_origin(kind), get_args(kind)
+def _matches_type(value: Any, annotation: Any) -> bool:
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        return any(_fits(value, each) for each in inner)
+        return any(_matches_type(value, each) for each in arguments)
     if origin is Literal:
-        return value in inner and isinstance(value, str)
+        return value in arguments and isinstance(value, str)
     if origin is list:
-        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+        return isinstance(value, list) and all(_matches_type(each, arguments[0]) for each in value)
     if origin is dict:
         return isinstance(value, dict)
-    if kind is float:
+    if annotation is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
+    if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+    return isinstance(value, annotation)
 
 
-def _words(kind: Any) -> str:
-    """How a message names a kind of value."""
+def _describe_type(annotation: Any) -> str:
+    """Return the plain-English name of a type for an error message."""
     plain = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-    if kind in plain:
-        return plain[kind]
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
-    if get_origin(kind) is list:
+    if annotation in plain:
+        return plain[annotation]
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(get_args(annotation))
+    if get_origin(annotation) is list:
         return "a list of text"
-    if get_origin(kind) is dict:
+    if get_origin(annotation) is dict:
         return "a table of settings"
-    return " or ".join(_words(each) for each in get_args(kind))
+    return " or ".join(_describe_type(each) for each in get_args(annotation))

@@ -1,4 +1,4 @@
-"""The processes of a run started with `accelerate launch`: the first one writes, all of them work."""
+"""Processes: rank, barrier and broadcast of a run started with `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -12,37 +12,44 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-WAIT = timedelta(days=7)  # a stage of the first process alone may take long; the others wait for it
+BARRIER_TIMEOUT = timedelta(days=7)  # the main process alone may spend long in a stage
 
 
 class Processes:
-    """Who this process is. Make one before anything else touches torch.distributed."""
+    """This process and its process group. Create it before any other use of torch.distributed.
+
+    Args:
+        use_cpu: bool. Run on the CPU even if the machine has a GPU.
+    """
 
     def __init__(self, *, use_cpu: bool) -> None:
-        state = PartialState(cpu=use_cpu, timeout=WAIT)
-        self.rank, self.count = int(state.process_index), int(state.num_processes)
+        state = PartialState(cpu=use_cpu, timeout=BARRIER_TIMEOUT)
+        self.rank, self.world_size = int(state.process_index), int(state.num_processes)
         self.device = torch.device(state.device)
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes."""
+    def is_main(self) -> bool:
+        """Return True in the process that writes files."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def barrier(self) -> None:
+        """Block until every process reaches this call."""
         PartialState().wait_for_everyone()
 
-    def leave(self) -> None:
-        """The last thing a program does. Threads of gloo that outlive the interpreter abort it, and a group destroyed
-        at once may take back what another process still waits for: so such a program waits a moment, and just ends."""
-        if self.count > 1 and torch.distributed.get_backend() == "gloo":
-            self.wait()
-            sys.stdout.flush()
-            time.sleep(1.0)
-            os._exit(0)
-
-    def agree(self, value: Any) -> Any:
-        """The first process's value, in all of them."""
+    def broadcast(self, value: Any) -> Any:
+        """Return the main process's value in every process."""
         box = [value]
         broadcast_object_list(box)
         return box[0]
+
+    def shutdown(self) -> None:
+        """End the program; call it last.
+
+        With gloo and several processes, exit without Python's shutdown: gloo threads that outlive the interpreter
+        abort it, and destroying the group at once can break a barrier that another process is still in.
+        """
+        if self.world_size > 1 and torch.distributed.get_backend() == "gloo":
+            self.barrier()
+            sys.stdout.flush()
+            time.sleep(1.0)
+            os._exit(0)

@@ -1,7 +1,7 @@
-"""A stage in which a model writes: instructions for responses, or responses to instructions.
+"""run_generate_stage: generate instructions for responses, or responses to instructions.
 
-Every batch that is written goes to a journal in the stage's folder, so a stage that was killed goes
-on behind its last batch. When all batches are there the rows are put in input order into pairs.jsonl.
+Each generated batch goes to a journal in the stage's folder, so a stage that was killed resumes after its last batch.
+When all batches are finished, the rows are written to pairs.jsonl in input order.
 """
 
 from __future__ import annotations
@@ -10,102 +10,182 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from ..data.atomic import (
-    atomic_write,
-)
+from ..data.atomic import atomic_write
 from ..data.journal import Journal
 from ..data.pairs import Pair
-from ..data.write import (
-    to_json,
-)
-from ..progress import (
-    Progress,
-)
-from .config import Direction
+from ..data.write import to_json
+from ..errors import UserError
+from ..progress import Progress
+from .config import Direction, LoopConfig
+from .context import LoopContext
 from .distributed import Processes
-from .generation import Prompt
-from .pairs import Written, written_row
-from .run_dir import JOURNAL
+from .generation import Generator, Prompt, Sampling, TransformersGenerator, make_batches, make_prompts
+from .pairs import Generation, format_counts, generation_row
+from .plan import Stage
+from .run_dir import JOURNAL_SUFFIX
 
 PAIRS = "pairs.jsonl"
 
 
-class Writer(Protocol):
-    """What writes: `generation.TransformersWriter` or `vllm.VllmWriter`."""
+def run_generate_stage(context: LoopContext, stage: Stage, work_dir: Path) -> dict[str, Any]:
+    """Generate the missing side of all rows.
 
-    def write(self, batch: Sequence[Prompt]) -> list[Written]: ...
+    Args:
+        context: state of the run.
+        stage: a stage with the work "generate" or "augment".
+        work_dir: folder of the stage; gets pairs.jsonl.
 
+    Returns:
+        Entries of the stage's manifest.
 
-def write_missing_sides(
-    batches: Sequence[Sequence[Prompt]],
-    make_writer: Callable[[], Writer],
-    folder: Path,
-    processes: Processes,
-    say: Callable[[Progress], None],
-    stage: str,
-) -> tuple[int, float]:
-    """Run this process's share of the batches; returns the tokens written now and the seconds.
-
-    The model is loaded only if some batch of this process is missing.
+    Raises:
+        UserError: no generated text is usable.
     """
-    have = processes.agree(sorted(_in_journals(folder, batches)) if processes.first else None)
-    mine = list(range(processes.rank, len(batches), processes.count))
-    todo = [number for number in mine if number not in have]
-    rows = sum(len(batches[number]) for number in mine)
-    earlier = pairs = rows - sum(len(batches[number]) for number in todo)
-    tokens, began = 0, time.monotonic()
-    if todo:
-        writer = make_writer()
-        began = time.monotonic()
-        with Journal(folder / f"rank-{processes.rank}{JOURNAL}") as journal:
-            for number in todo:
-                written = writer.write(batches[number])
-                journal.append(_record(number, batches[number], written))
-                pairs += len(written)
-                tokens += sum(item.tokens for item in written)
-                say(Progress(stage, pairs, rows, earlier, tokens, time.monotonic() - began))
-    return tokens, time.monotonic() - began
+    inputs, processes = context.inputs, context.processes
+    pair_set = inputs.unpaired_responses if stage.work == "augment" else inputs.seed_pairs
+    assert pair_set is not None
+    info, max_new_tokens = context.models.info[stage.direction], context.config.max_new_tokens
+    prompts, skipped = make_prompts(pair_set.pairs, info.encoder, stage.direction, max_new_tokens, info.context)
+    batches = make_batches(prompts, max_new_tokens, context.config.batch_tokens)
+    tokens, seconds = generate_batches(
+        batches, lambda: make_generator(context, stage), work_dir, processes, context.on_progress, stage.name
+    )
+    processes.barrier()
+    collected = None
+    if processes.is_main:
+        collected = collect_generations(pair_set.pairs, skipped, batches, stage.direction, work_dir)
+    counts, total_tokens = processes.broadcast(collected)
+    if not counts.get("ok"):
+        raise UserError(
+            f"{stage.name}: the {stage.direction} model generated no usable text ({format_counts(counts)}; see "
+            f"{work_dir / PAIRS}). If texts are unfinished, raise max_new_tokens or warmup_epochs and run again."
+        )
+    context.log(f"{stage.name}: {format_counts(counts)}")
+    speed = round(tokens / max(seconds, 1e-9), 1)
+    return {"counts": counts, "tokens": total_tokens, "seconds": round(seconds, 3), "tokens_per_second": speed}
 
 
-def collect(
-    pairs: Sequence[Pair],
-    refused: dict[int, Written],
+def check_generator(config: LoopConfig, processes: Processes) -> None:
+    """Raise UserError if `generator` is vllm and cannot run here."""
+    if config.generator != "vllm":
+        return
+    if find_spec("vllm") is None:
+        raise UserError("generator vllm: vLLM is not installed. pip install vllm, or use generator transformers")
+    if processes.world_size > 1:
+        raise UserError("generator vllm runs in one process: start without accelerate, or use transformers")
+
+
+def make_generator(context: LoopContext, stage: Stage) -> Generator:
+    """Load the stage's model into a generation backend."""
+    config, info = context.config, context.models.info[stage.direction]
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, context.stage_seed(stage))
+    empty_status = "empty_response" if stage.direction == "forward" else "empty_instruction"
+    if not _use_vllm(context):
+        model = context.models.load_for_generation(stage)
+        return TransformersGenerator(model, info.tokenizer, sampling, empty_status)
+    from .vllm import VllmGenerator
+
+    source = context.models.vllm_source(stage)
+    trust = config.trust_remote_code
+    return VllmGenerator(source, info, sampling, empty_status, dtype=context.dtype, trust_remote_code=trust)
+
+
+def _use_vllm(context: LoopContext) -> bool:
+    if context.config.generator != "auto":
+        return context.config.generator == "vllm"
+    processes = context.processes
+    return processes.world_size == 1 and processes.device.type == "cuda" and find_spec("vllm") is not None
+
+
+def generate_batches(
     batches: Sequence[Sequence[Prompt]],
-    writer: Direction,
-    folder: Path,
+    load_generator: Callable[[], Generator],
+    work_dir: Path,
+    processes: Processes,
+    on_progress: Callable[[Progress], None],
+    stage_name: str,
+) -> tuple[int, float]:
+    """Generate this process's share of the batches that no journal contains.
+
+    Args:
+        batches: the prompts of all processes.
+        load_generator: loads the model; called only if this process has a batch to generate.
+        work_dir: folder of the journals.
+        processes: this process and its group.
+        on_progress: called after each batch.
+        stage_name: stage shown with the progress.
+
+    Returns:
+        The tokens generated now, and the seconds they took.
+    """
+    finished = processes.broadcast(sorted(_read_journals(work_dir, batches)) if processes.is_main else None)
+    share = list(range(processes.rank, len(batches), processes.world_size))
+    missing = [number for number in share if number not in finished]
+    rows = sum(len(batches[number]) for number in share)
+    earlier = pairs = rows - sum(len(batches[number]) for number in missing)
+    tokens, start = 0, time.monotonic()
+    if missing:
+        generator = load_generator()
+        start = time.monotonic()
+        with Journal(work_dir / f"rank-{processes.rank}{JOURNAL_SUFFIX}") as journal:
+            for number in missing:
+                generations = generator.generate(batches[number])
+                journal.append(_journal_record(number, batches[number], generations))
+                pairs += len(generations)
+                tokens += sum(generation.tokens for generation in generations)
+                on_progress(Progress(stage_name, pairs, rows, earlier, tokens, time.monotonic() - start))
+    return tokens, time.monotonic() - start
+
+
+def collect_generations(
+    pairs: Sequence[Pair],
+    skipped: dict[int, Generation],
+    batches: Sequence[Sequence[Prompt]],
+    direction: Direction,
+    work_dir: Path,
 ) -> tuple[Counter[str], int]:
-    """Write pairs.jsonl from the journals of all processes. Returns the statuses and the tokens of all rows."""
-    found = dict(refused)
-    for written in _in_journals(folder, batches).values():
-        found |= written
-    with atomic_write(folder / PAIRS) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    """Write pairs.jsonl from the journals of all processes.
+
+    Args:
+        pairs: the input rows.
+        skipped: rows without a prompt, by row number.
+        batches: the prompts of all processes.
+        direction: "forward" generated responses, "reverse" instructions.
+        work_dir: folder of the journals; gets pairs.jsonl.
+
+    Returns:
+        The number of rows per status, and the generated tokens of all rows.
+    """
+    generations = dict(skipped)
+    for batch in _read_journals(work_dir, batches).values():
+        generations |= batch
+    with atomic_write(work_dir / PAIRS) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for row, pair in enumerate(pairs):
-            file.write(to_json(written_row(pair, writer, found[row])) + "\n")
-    return Counter(item.status for item in found.values()), sum(item.tokens for item in found.values())
+            file.write(to_json(generation_row(pair, direction, generations[row])) + "\n")
+    return Counter(each.status for each in generations.values()), sum(each.tokens for each in generations.values())
 
 
-def _journals(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{JOURNAL}"))
+def _journal_record(number: int, batch: Sequence[Prompt], generations: Sequence[Generation]) -> dict[str, Any]:
+    rows = [prompt.row for prompt in batch]
+    return {"batch": number, "rows": rows, "generations": [asdict(generation) for generation in generations]}
 
 
-def _record(number: int, batch: Sequence[Prompt], written: Sequence[Written]) -> dict[str, Any]:
-    return {"batch": number, "rows": [prompt.row for prompt in batch], "written": [asdict(item) for item in written]}
-
-
-def _in_journals(folder: Path, batches: Sequence[Sequence[Prompt]]) -> dict[int, dict[int, Written]]:
-    """The batches that some process has written: row by row, by the batch's number."""
-    done: dict[int, dict[int, Written]] = {}
-    for record in _records(folder):
+def _read_journals(work_dir: Path, batches: Sequence[Sequence[Prompt]]) -> dict[int, dict[int, Generation]]:
+    """Return the batches that any process has generated, by batch number: row number to Generation."""
+    finished: dict[int, dict[int, Generation]] = {}
+    for record in _records(work_dir):
         rows = [prompt.row for prompt in batches[record["batch"]]] if record["batch"] < len(batches) else []
-        if rows == record["rows"]:  # else a library has changed since, and other rows are together
-            done[record["batch"]] = {row: Written(**item) for row, item in zip(rows, record["written"], strict=True)}
-    return done
+        if rows == record["rows"]:  # different if an updated library grouped the rows in another way
+            generations = [Generation(**each) for each in record["generations"]]
+            finished[record["batch"]] = dict(zip(rows, generations, strict=True))
+    return finished
 
 
-def _records(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in _journals(folder):
+def _records(work_dir: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(work_dir.glob(f"*{JOURNAL_SUFFIX}")):
         with Journal(path) as journal:
             yield from journal.headers()

@@ -1,15 +1,16 @@
-"""The two models of a run: one base with an adapter a direction, or two full models.
+"""ModelPair, ModelInfo and inspect_model: the forward and the reverse model of a run.
 
-Every stage loads what it needs from files and lets go of it at its end, so a run that goes on after
-a kill is in the same state as one that was never stopped, and only the filter holds both models.
+The two are LoRA adapters on one base model, or two full models. Every stage loads its models from files and frees them
+at its end, so a resumed run has the same state as an uninterrupted one. Only the filter holds both models.
 """
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -21,86 +22,124 @@ from ..models.encoding import PairEncoder
 from ..models.load import MERGE, LoadedModel, find, folder_digest, load, trained_encoder
 from .config import Direction, LoopConfig
 from .plan import Stage
-from .run_dir import RunFolder
+from .run_dir import RunDir
 
-# PEFT keeps adapters as attributes of a module, so "forward" itself can be none.
+# PEFT stores adapters as attributes of modules, where "forward" is taken.
 ADAPTERS: dict[Direction, str] = {"forward": "forward_adapter", "reverse": "reverse_adapter"}
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a model before its weights are loaded."""
+class ModelInfo:
+    """A model before its weights are loaded.
+
+    Args:
+        name: folder or hub id.
+        digest: hash of its files.
+        tokenizer: its tokenizer.
+        context: tokens of the longest sequence it accepts.
+        encoder: encoder of pairs for training and generation.
+    """
 
     name: str
     digest: str
     tokenizer: PreTrainedTokenizerBase
-    context: int  # tokens of the longest sequence it takes
-    encoder: PairEncoder  # the layout it is trained on and writes in
+    context: int
+    encoder: PairEncoder
 
 
-def identify(name: str, config: LoopConfig) -> Known:
-    """Load a model's config and tokenizer. Raises UserError, with the remedy, where it cannot serve."""
-    found = find(name, trust_remote_code=config.trust_remote_code)
-    if found.base is not None and config.generator != "transformers":
-        raise UserError(
-            f"{name!r} is an adapter, which vLLM does not start from: use generator transformers, or {MERGE}"
-        )
-    tokenizer = found.tokenizer
+class ScoringModels(NamedTuple):
+    """Both models of the filter; call `activate(direction)` before each use of a model."""
+
+    forward: LoadedModel
+    reverse: LoadedModel
+    activate: Callable[[Direction], Any]
+
+
+class VllmSource(NamedTuple):
+    """A model for vLLM: folder or hub id, and the folder and rank of its LoRA adapter (None: no adapter)."""
+
+    model: str
+    adapter: Path | None
+    lora_rank: int | None
+
+
+def inspect_model(name: str, config: LoopConfig) -> ModelInfo:
+    """Load a model's config and tokenizer and check that the loop can use them.
+
+    Raises:
+        UserError: the model cannot be used; the message gives the remedy.
+    """
+    checkpoint = find(name, trust_remote_code=config.trust_remote_code)
+    if checkpoint.base is not None and config.generator != "transformers":
+        raise UserError(f"{name!r} is an adapter, which vLLM cannot start from: use generator transformers, or {MERGE}")
+    tokenizer = checkpoint.tokenizer
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"the tokenizer of {name!r} has no EOS token, so a model could never learn where a text ends. "
+            f"the tokenizer of {name!r} has no EOS token, so the model cannot learn where a text ends. "
             "Set tokenizer.eos_token and save the tokenizer again."
         )
-    rows = int(found.config.get_text_config().vocab_size)
+    rows = int(checkpoint.config.get_text_config().vocab_size)
     encoder = trained_encoder(name, tokenizer, rows, "rows in its vocabulary matrix")
-    context = context_length(found.config) or config.max_length
+    context = context_length(checkpoint.config) or config.max_length
     if config.max_length > context:
-        raise UserError(f"max_length {config.max_length} exceeds the {context} tokens that {name!r} takes; lower it")
-    return Known(name, found.digest, tokenizer, context, encoder)
+        raise UserError(f"max_length {config.max_length} exceeds the context of {name!r}, {context} tokens; lower it")
+    return ModelInfo(name, checkpoint.digest, tokenizer, context, encoder)
 
 
-def check_same_vocabulary(forward: Known, reverse: Known) -> None:
-    """Raise UserError unless both models read and write the same tokens in the same template."""
-    a, b = forward.tokenizer, reverse.tokenizer
-    mine, other = a.get_vocab(), b.get_vocab()
-    differ = sorted(token for token in mine.keys() | other.keys() if mine.get(token) != other.get(token))
-    if differ:
+def check_same_vocabulary(forward: ModelInfo, reverse: ModelInfo) -> None:
+    """Raise UserError unless both models use the same tokens and chat template."""
+    forward_vocab, reverse_vocab = forward.tokenizer.get_vocab(), reverse.tokenizer.get_vocab()
+    tokens = forward_vocab.keys() | reverse_vocab.keys()
+    different = sorted(token for token in tokens if forward_vocab.get(token) != reverse_vocab.get(token))
+    if different:
         raise UserError(
-            f"{forward.name!r} and {reverse.name!r} have different vocabularies ({len(mine)} and {len(other)} tokens; "
-            f"{len(differ)} differ, for one {differ[0]!r}), so their likelihoods cannot be compared: "
-            "start both directions from models with one tokenizer, or leave reverse_model out"
+            f"{forward.name!r} and {reverse.name!r} have different vocabularies ({len(forward_vocab)} and "
+            f"{len(reverse_vocab)} tokens; {len(different)} differ, such as {different[0]!r}), so their likelihoods "
+            "cannot be compared: start both directions from models with one tokenizer, or remove reverse_model"
         )
-    if a.chat_template != b.chat_template:
+    if forward.tokenizer.chat_template != reverse.tokenizer.chat_template:
         raise UserError(
             f"{forward.name!r} and {reverse.name!r} have different chat templates: save one tokenizer with both models"
         )
 
 
-class Directions:
-    """Loads the models of both directions as the finished stages of a run left them.
+class ModelPair:
+    """Load and save the models of both directions.
 
-    `dtype` is that of the weights where a model writes and scores, and of the base under adapters;
-    full models are trained and saved in float32.
+    Args:
+        config: settings of the run.
+        run_dir: folder of the run; its finished stages contain the checkpoints.
+        info: the initial model of each direction.
+        device: device of the models.
+        dtype: dtype for generation and scoring, and of the base model under adapters. Full models are trained and
+            saved in float32.
     """
 
     def __init__(
-        self, config: LoopConfig, folder: RunFolder, known: dict[Direction, Known], device: torch.device, dtype: str
+        self, config: LoopConfig, run_dir: RunDir, info: dict[Direction, ModelInfo], device: torch.device, dtype: str
     ) -> None:
-        self.config, self.folder, self.known = config, folder, known
+        self.config, self.run_dir, self.info = config, run_dir, info
         self.device, self.dtype = device, dtype
 
-    def to_train(self, stage: Stage, seed: int) -> Any:
-        """The model that the stage trains: as its last stage left it, else new from the base."""
-        direction, start = stage.direction, stage.start(stage.direction)
+    def load_for_training(self, stage: Stage, seed: int) -> Any:
+        """Load the model that the stage trains: its latest checkpoint, or a new one from the initial model.
+
+        Args:
+            stage: a training stage.
+            seed: random seed of a new adapter.
+
+        Raises:
+            UserError: `lora_target_modules` matches no module.
+        """
+        direction, source_stage = stage.direction, stage.model_stage(stage.direction)
         if not self.config.use_peft:
-            return self._load(self._source(direction, start), "float32").train()
+            return self._load(self._source(direction, source_stage), "float32").train()
         from peft import LoraConfig, PeftModel, get_peft_model
 
-        base = self._load(self._base(direction), self.dtype)
-        if start is not None:
-            return PeftModel.from_pretrained(
-                base, self.checkpoint(start, direction), adapter_name=ADAPTERS[direction], is_trainable=True
-            )
+        base = self._load(self.info[direction].name, self.dtype)
+        if source_stage is not None:
+            checkpoint = self.checkpoint(source_stage, direction)
+            return PeftModel.from_pretrained(base, checkpoint, adapter_name=ADAPTERS[direction], is_trainable=True)
         c = self.config
         lora = LoraConfig(
             task_type="CAUSAL_LM",
@@ -109,90 +148,86 @@ class Directions:
             lora_dropout=c.lora_dropout,
             target_modules=c.lora_target_modules,
         )
-        set_seed(seed)  # the adapter begins at random
+        set_seed(seed)  # PEFT initialises the adapter at random
         try:
             return get_peft_model(base, lora, adapter_name=ADAPTERS[direction])
         except ValueError as error:
             raise UserError(f"lora_target_modules {c.lora_target_modules!r}: {error}") from error
 
-    def to_write(self, stage: Stage) -> Any:
-        """The model that writes in this stage; an adapter is merged, which makes every step cheaper."""
-        model = self._adapted(stage, [stage.direction])
+    def load_for_generation(self, stage: Stage) -> Any:
+        """Load the model that generates in this stage. An adapter is merged, which makes every step cheaper."""
+        model = self._load_with_adapters(stage, [stage.direction])
         return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
-    def to_score(self, stage: Stage) -> tuple[LoadedModel, LoadedModel, Any]:
-        """Both models, and what to call with a direction before its model is used."""
+    def load_for_scoring(self, stage: Stage) -> ScoringModels:
+        """Load both models for the filter."""
+        directions: tuple[Direction, ...] = ("forward", "reverse")
         if self.config.use_peft:
-            model = self._adapted(stage, ["forward", "reverse"])
-            backbone: Any = model.get_base_model()
-            pair = [self._described(backbone, stage, direction) for direction in ("forward", "reverse")]
-            return pair[0], pair[1], lambda direction: model.set_adapter(ADAPTERS[direction])
-        pair = [
-            self._described(self._load(self._source(direction, stage.start(direction)), self.dtype), stage, direction)
-            for direction in ("forward", "reverse")
-        ]
-        return pair[0], pair[1], lambda direction: None
+            model = self._load_with_adapters(stage, list(directions))
+            base: Any = model.get_base_model()
+            both = [self._describe(base, stage, direction) for direction in directions]
+            return ScoringModels(both[0], both[1], lambda direction: model.set_adapter(ADAPTERS[direction]))
+        full = [self._load(self._source(each, stage.model_stage(each)), self.dtype) for each in directions]
+        both = [self._describe(model, stage, each) for model, each in zip(full, directions, strict=True)]
+        return ScoringModels(both[0], both[1], lambda direction: None)
 
-    def served(self, stage: Stage) -> tuple[str, Path | None]:
-        """The model that writes in this stage by name or folder, and the folder of its adapter."""
-        start = stage.start(stage.direction)
-        if not self.config.use_peft:
-            return self._source(stage.direction, start), None
-        return self._base(stage.direction), None if start is None else self.checkpoint(start, stage.direction)
+    def vllm_source(self, stage: Stage) -> VllmSource:
+        """Return the files of the model that generates in this stage."""
+        source_stage = stage.model_stage(stage.direction)
+        if not self.config.use_peft or source_stage is None:
+            return VllmSource(self._source(stage.direction, source_stage), None, None)
+        adapter = self.checkpoint(source_stage, stage.direction)
+        return VllmSource(self.info[stage.direction].name, adapter, self.config.lora_r)
 
     def save(self, model: Any, direction: Direction, folder: Path) -> None:
-        """Write the trained model, or its adapter, and the tokenizer into `folder`/`direction`."""
+        """Write the trained model, or its adapter, and the tokenizer to `folder`/`direction`."""
         if self.config.use_peft:
             name = ADAPTERS[direction]
             lora = model.peft_config[name]
-            lora.target_modules = sorted(lora.target_modules)  # a set would be written in any order
+            lora.target_modules = sorted(lora.target_modules)  # a set has no fixed order
             model.save_pretrained(folder, selected_adapters=[name])
             (folder / name).rename(folder / direction)
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         else:
             model.save_pretrained(folder / direction)
-        self.known[direction].tokenizer.save_pretrained(folder / direction)
+        self.info[direction].tokenizer.save_pretrained(folder / direction)
 
     def checkpoint(self, stage: str, direction: Direction) -> Path:
-        """Where a finished training stage saved its model or adapter."""
-        return self.folder.stage(stage) / direction
+        """Return the folder in which a finished training stage saved its model or adapter."""
+        return self.run_dir.stage_dir(stage) / direction
 
-    def _adapted(self, stage: Stage, directions: list[Direction]) -> Any:
+    def _load_with_adapters(self, stage: Stage, directions: list[Direction]) -> Any:
         if not self.config.use_peft:
-            return self._load(self._source(directions[0], stage.start(directions[0])), self.dtype)
+            return self._load(self._source(directions[0], stage.model_stage(directions[0])), self.dtype)
         from peft import PeftModel
 
-        model: Any = self._load(self._base(directions[0]), self.dtype)
+        model: Any = self._load(self.info[directions[0]].name, self.dtype)
         for direction in directions:
-            start = stage.start(direction)
-            if start is None:
-                continue  # untrained: the base itself
-            folder = self.checkpoint(start, direction)
+            source_stage = stage.model_stage(direction)
+            if source_stage is None:
+                continue  # untrained: the base model itself
+            folder = self.checkpoint(source_stage, direction)
             if isinstance(model, PeftModel):
                 model.load_adapter(folder, adapter_name=ADAPTERS[direction])
             else:
                 model = PeftModel.from_pretrained(model, folder, adapter_name=ADAPTERS[direction])
         return model.eval()
 
-    def _described(self, model: PreTrainedModel, stage: Stage, direction: Direction) -> LoadedModel:
-        start = stage.start(direction)
-        known = self.known[direction]
-        digest = known.digest if start is None else folder_digest(self.checkpoint(start, direction))
-        return LoadedModel(model, known.tokenizer, f"{start or known.name}/{direction}", None, digest)
+    def _describe(self, model: PreTrainedModel, stage: Stage, direction: Direction) -> LoadedModel:
+        source_stage, info = stage.model_stage(direction), self.info[direction]
+        digest = info.digest if source_stage is None else folder_digest(self.checkpoint(source_stage, direction))
+        return LoadedModel(model, info.tokenizer, f"{source_stage or info.name}/{direction}", None, digest)
 
-    def _base(self, direction: Direction) -> str:
-        return self.known[direction].name
-
-    def _source(self, direction: Direction, start: str | None) -> str:
-        return self._base(direction) if start is None else str(self.checkpoint(start, direction))
+    def _source(self, direction: Direction, source_stage: str | None) -> str:
+        return self.info[direction].name if source_stage is None else str(self.checkpoint(source_stage, direction))
 
     def _load(self, source: str, dtype: str) -> Any:
         trust = self.config.trust_remote_code
         return load(source, dtype=DTYPES[dtype], device=self.device, trust_remote_code=trust).model
 
 
-def let_go() -> None:
-    """Give back the memory of models that nobody holds any more."""
+def free_memory() -> None:
+    """Free the memory of models without references."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

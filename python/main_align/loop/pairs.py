@@ -1,8 +1,8 @@
-"""The pairs of a run: seeds, unlabelled responses, and the rows that a model has written one side of.
+"""PairSet and Generation: the input pairs of a run, and pairs with one generated side.
 
-A written row is {id, prompt, completion, synthetic: true, synthesis: {status, reason, tokens}}, one a
-row of the input and in its order. Where nothing usable was written, that side is null and the status
-says why; what a model wrote without coming to an end stands in synthesis.text.
+A generated row is {id, prompt, completion, synthetic: true, generation: {status, reason, tokens}}. There is one per
+input row, in the same order. If the generated text is unusable, that side is null and the status gives the reason; a
+text that was cut off is in generation.text.
 """
 
 from __future__ import annotations
@@ -21,75 +21,94 @@ from ..data.sources.source import SourceInfo
 from ..errors import UserError
 from .config import Direction, LoopConfig
 
-RESPONSES = ("completion", "response", "output", "text")  # tried in this order for `unlabelled`
+RESPONSE_FIELDS = ("completion", "response", "output", "text")  # of unpaired_responses, the first one present
 
 
 @dataclass(frozen=True, slots=True)
 class PairSet:
-    """All rows of an input, in order, bad ones with their status, and what identifies it."""
+    """All rows of one input.
+
+    Args:
+        pairs: the rows in order, including unusable ones with their status.
+        info: identity of the file (rows, size, digest).
+        name: the source as the user wrote it.
+    """
 
     pairs: list[Pair]
     info: SourceInfo
     name: str
 
     @property
-    def good(self) -> list[Pair]:
-        """The rows that can be used."""
+    def usable(self) -> list[Pair]:
+        """Return the rows without a problem."""
         return [pair for pair in self.pairs if pair.status == "ok"]
 
 
-def read_seeds(source: str, config: LoopConfig) -> PairSet:
-    """The pairs of `seeds` or `heldout`; a row marked `aligned: false` is no pair to learn from or be measured on.
+def read_pairs(source: str, config: LoopConfig) -> PairSet:
+    """Read `seed_pairs` or `eval_pairs`. Rows with `aligned: false` get the status "mismatched".
 
-    Raises UserError where not one can be used.
+    Raises:
+        UserError: no row is usable.
     """
     fields = Fields(config.instruction_field, config.response_field, config.id_field)
-    if not config.instruction_field:  # response_field alone is that of `unlabelled`
+    if not config.instruction_field:  # then response_field is for unpaired_responses only
         fields = Fields(id=config.id_field)
     opened = open_source(source, split=config.split)
     pairs = [check_text(pair) for pair in opened.pairs(fields)]
     flags = [aligned_flag(row.record) for row in opened.rows()]
-    pairs = [_mismatched(pair) if flag == 0 else pair for pair, flag in zip(pairs, flags, strict=True)]
-    return _usable(PairSet(pairs, opened.inspect(), source), "an instruction and a response")
+    pairs = [_mark_mismatched(pair) if flag == 0 else pair for pair, flag in zip(pairs, flags, strict=True)]
+    return _require_usable(PairSet(pairs, opened.inspect(), source), "an instruction and a response")
 
 
-def read_unlabelled(source: str, config: LoopConfig) -> PairSet:
-    """Responses as pairs whose instruction is empty. Raises UserError where not one can be used."""
+def read_unpaired_responses(source: str, config: LoopConfig) -> PairSet:
+    """Read `unpaired_responses` as pairs with an empty instruction.
+
+    Raises:
+        UserError: no row has a response.
+    """
     opened = open_source(source, split=config.split)
-    name = config.response_field or _response_field(opened.rows(), source)
-    read = opened.pairs(Fields(name, name, config.id_field))
-    pairs = [replace(check_text(pair, ["response"]), instruction="") for pair in read]
-    found = PairSet(pairs, opened.inspect(), source)
-    return _usable(found, f"a response in the field {name!r}")
+    name = config.response_field or _find_response_field(opened.rows(), source)
+    pairs = opened.pairs(Fields(name, name, config.id_field))
+    responses = [replace(check_text(pair, ["response"]), instruction="") for pair in pairs]
+    return _require_usable(PairSet(responses, opened.inspect(), source), f"a response in the field {name!r}")
 
 
-def _response_field(rows: Iterator[Any], source: str) -> str:
+def _find_response_field(rows: Iterator[Any], source: str) -> str:
     names: dict[str, None] = {}
     for row in rows:
         names |= dict.fromkeys(row.record or ())
-        for name in RESPONSES:
+        for name in RESPONSE_FIELDS:
             if name in names:
                 return name
-    found = f"it has {', '.join(names)}" if names else "it has no rows"
-    raise UserError(f"{source}: none of the fields {', '.join(RESPONSES)} ({found}); name one with response_field")
+    present = f"it has {', '.join(names)}" if names else "it has no rows"
+    expected = ", ".join(RESPONSE_FIELDS)
+    raise UserError(f"{source}: none of the fields {expected} ({present}); name the field with response_field")
 
 
-def _mismatched(pair: Pair) -> Pair:
+def _mark_mismatched(pair: Pair) -> Pair:
     if pair.status != "ok":
         return pair
     return replace(pair, status="mismatched", reason=f"{pair.where}: its field `aligned` is false")
 
 
-def _usable(found: PairSet, what: str) -> PairSet:
-    if not found.good:
-        first = f"; the first row: {found.pairs[0].status}, {found.pairs[0].reason}" if found.pairs else ""
-        raise UserError(f"{found.name}: none of its {len(found.pairs)} rows holds {what}{first}")
-    return found
+def _require_usable(pair_set: PairSet, requirement: str) -> PairSet:
+    if not pair_set.usable:
+        pairs = pair_set.pairs
+        first = f"; the first row: {pairs[0].status}, {pairs[0].reason}" if pairs else ""
+        raise UserError(f"{pair_set.name}: none of its {len(pairs)} rows has {requirement}{first}")
+    return pair_set
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What a model wrote for one pair: a side of it, or a status that says why there is none."""
+class Generation:
+    """The generated side of one pair.
+
+    Args:
+        status: "ok", or the reason there is no usable text.
+        text: the generated text.
+        reason: the status in words.
+        tokens: number of generated tokens, including the stop token.
+    """
 
     status: str
     text: str = ""
@@ -97,48 +116,57 @@ class Written:
     tokens: int = 0
 
 
-def written_row(pair: Pair, writer: Direction, written: Written) -> dict[str, Any]:
-    """The row of a file of written pairs: the forward model writes responses, the reverse instructions."""
-    good = written.status == "ok"
-    text = written.text if good else None
-    x, y = (pair.instruction, text) if writer == "forward" else (text, pair.response)
-    row = {"id": pair.id} | as_row(x, y, pair) | {"synthetic": True}
-    synthesis: dict[str, Any] = {"status": written.status, "reason": written.reason, "tokens": written.tokens}
-    if not good and written.text:
-        synthesis["text"] = written.text
-    return row | {"synthesis": synthesis}
+def generation_row(pair: Pair, direction: Direction, generation: Generation) -> dict[str, Any]:
+    """Return one row of a file of generated pairs.
+
+    Args:
+        pair: the input row.
+        direction: "forward" generates the response, "reverse" the instruction.
+        generation: the generated side.
+    """
+    is_ok = generation.status == "ok"
+    text = generation.text if is_ok else None
+    x, y = (pair.instruction, text) if direction == "forward" else (text, pair.response)
+    details: dict[str, Any] = {
+        "status": generation.status,
+        "reason": generation.reason,
+        "tokens": generation.tokens,
+    }
+    if not is_ok and generation.text:
+        details["text"] = generation.text
+    return {"id": pair.id} | _make_row(x, y, pair) | {"synthetic": True, "generation": details}
 
 
-def as_row(x: str | None, y: str | None, pair: Pair, *, turns: bool | None = None) -> dict[str, Any]:
-    """Prompt and completion, as text, or as messages where the pair has turns before it."""
-    if not (bool(pair.context) if turns is None else turns):
+def read_generations(path: Path) -> list[Pair]:
+    """Return the usable pairs of a file of generated pairs."""
+    with path.open(encoding="utf-8") as file:
+        generated = [json.loads(line)["generation"]["status"] == "ok" for line in file]
+    pairs = open_source(path).pairs()
+    return [pair for pair, is_ok in zip(pairs, generated, strict=True) if is_ok and pair.status == "ok"]
+
+
+def training_rows(seed_pairs: list[Pair], generated: list[Pair]) -> list[dict[str, Any]]:
+    """Return trainer rows of one format: text, or messages if any pair has earlier turns."""
+    as_messages = any(pair.context for pair in (*seed_pairs, *generated))
+    rows = []
+    for synthetic, pairs in ((False, seed_pairs), (True, generated)):
+        for pair in pairs:
+            row = _make_row(pair.instruction, pair.response, pair, as_messages=as_messages)
+            rows.append(row | ({"synthetic": synthetic} if generated else {}))
+    return rows
+
+
+def _make_row(x: str | None, y: str | None, pair: Pair, *, as_messages: bool | None = None) -> dict[str, Any]:
+    """Return prompt and completion as text, or as messages. Default: messages if the pair has earlier turns."""
+    if not (bool(pair.context) if as_messages is None else as_messages):
         return {"prompt": x, "completion": y}
-    before = [{"role": turn.role, "content": turn.text} for turn in pair.context]
+    context = [{"role": turn.role, "content": turn.text} for turn in pair.context]
     return {
-        "prompt": None if x is None else [*before, {"role": "user", "content": x}],
+        "prompt": None if x is None else [*context, {"role": "user", "content": x}],
         "completion": None if y is None else [{"role": "assistant", "content": y}],
     }
 
 
-def read_written(path: Path) -> list[Pair]:
-    """The usable pairs of a file of written pairs."""
-    with path.open(encoding="utf-8") as file:
-        good = [json.loads(line)["synthesis"]["status"] == "ok" for line in file]
-    pairs = open_source(path).pairs()
-    return [pair for pair, usable in zip(pairs, good, strict=True) if usable and pair.status == "ok"]
-
-
-def training_rows(seeds: list[Pair], written: list[Pair]) -> list[dict[str, Any]]:
-    """Rows of one form for the trainer: text unless some pair has turns before it, then messages."""
-    turns = any(pair.context for pair in (*seeds, *written))
-    rows = []
-    for synthetic, pairs in ((False, seeds), (True, written)):
-        for pair in pairs:
-            row = as_row(pair.instruction, pair.response, pair, turns=turns)
-            rows.append(row | ({"synthetic": synthetic} if written else {}))
-    return rows
-
-
-def counts_of(statuses: Mapping[str, int]) -> str:
-    """ "12 ok, 3 unfinished" for a message."""
-    return ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items(), key=lambda item: -item[1]))
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Return counts as text, largest first: "12 ok, 3 unfinished"."""
+    return ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items(), key=lambda item: -item[1]))

@@ -1,12 +1,12 @@
-"""The stages of a run, in order, and which earlier stage each of them reads.
+"""Stage and make_plan: the stages of a run in order, and the earlier stages each one reads.
 
-warm up both directions on the seeds          (unless warmup_epochs is 0)
-round k:  reverse model writes instructions for the seed responses
-          forward model trains on seeds and (written instruction, seed response)
-          forward model writes responses to the seed instructions
-          reverse model trains on seeds and (seed instruction, written response)
-augment:  reverse model writes instructions for the unlabelled responses      (where there are any)
-filter:   both models score what was augmented; the best pairs are kept
+warm up both directions on the seed pairs     (unless warmup_epochs is 0)
+round k:  the reverse model generates instructions for the seed responses
+          the forward model trains on seed pairs and (generated instruction, seed response)
+          the forward model generates responses to the seed instructions
+          the reverse model trains on seed pairs and (seed instruction, generated response)
+augment:  the reverse model generates instructions for unpaired_responses     (if given)
+filter:   both models score the augmented pairs; the best are kept
 """
 
 from __future__ import annotations
@@ -16,52 +16,60 @@ from typing import Literal
 
 from .config import Direction, LoopConfig
 
-Work = Literal["train", "synthesise", "augment", "filter"]
+Work = Literal["train", "generate", "augment", "filter"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage. The names are those of other stages, None for what no stage made.
+    """One stage of a run.
 
-    `forward` and `reverse` made the models as they are when this stage begins (None: the base);
-    `pairs` made the synthetic pairs it reads (None: it reads the seeds alone).
+    Args:
+        name: name of the stage's folder, e.g. 03-round1-train-forward.
+        number: position in the plan, from 0.
+        work: kind of stage.
+        direction: the model that trains or generates; "forward" for the filter.
+        round: number of the round; 0 is the warm-up.
+        forward_stage: stage that trained the forward model as it is when this stage starts. None: the base model.
+        reverse_stage: the same for the reverse model.
+        pairs_stage: stage that generated the pairs this stage reads. None: it reads no generated pairs.
     """
 
-    name: str  # of its folder, for one 03-round1-train-forward
+    name: str
     number: int
     work: Work
-    direction: Direction  # the model that is trained or that writes; of the filter, forward
-    round: int  # 0: before the first
-    forward: str | None
-    reverse: str | None
-    pairs: str | None
+    direction: Direction
+    round: int
+    forward_stage: str | None
+    reverse_stage: str | None
+    pairs_stage: str | None
 
-    def start(self, direction: Direction) -> str | None:
-        """The stage that made this direction's model as it is when this stage begins."""
-        return self.forward if direction == "forward" else self.reverse
+    def model_stage(self, direction: Direction) -> str | None:
+        """Return the stage that trained this direction's model as it is when this stage starts."""
+        return self.forward_stage if direction == "forward" else self.reverse_stage
 
 
 def make_plan(config: LoopConfig) -> list[Stage]:
-    """The stages of `config`, in the order in which they run."""
+    """Return the stages of a run in the order in which they run."""
     plan: list[Stage] = []
-    models: dict[Direction, str | None] = {"forward": None, "reverse": None}
+    latest: dict[Direction, str | None] = {"forward": None, "reverse": None}
 
-    def add(title: str, work: Work, direction: Direction, round_: int, pairs: str | None = None) -> str:
+    def add(title: str, work: Work, direction: Direction, round_: int, pairs_stage: str | None = None) -> str:
         name = f"{len(plan):02}-{title}"
-        plan.append(Stage(name, len(plan), work, direction, round_, models["forward"], models["reverse"], pairs))
+        stage = Stage(name, len(plan), work, direction, round_, latest["forward"], latest["reverse"], pairs_stage)
+        plan.append(stage)
         if work == "train":
-            models[direction] = name
+            latest[direction] = name
         return name
 
     if config.warmup_epochs:
         add("warmup-forward", "train", "forward", 0)
         add("warmup-reverse", "train", "reverse", 0)
     for round_ in range(1, config.rounds + 1):
-        written = add(f"round{round_}-synthesise-instructions", "synthesise", "reverse", round_)
-        add(f"round{round_}-train-forward", "train", "forward", round_, written)
-        written = add(f"round{round_}-synthesise-responses", "synthesise", "forward", round_)
-        add(f"round{round_}-train-reverse", "train", "reverse", round_, written)
-    if config.unlabelled is not None:
-        written = add("augment", "augment", "reverse", config.rounds)
-        add("filter", "filter", "forward", config.rounds, written)
+        generated = add(f"round{round_}-generate-instructions", "generate", "reverse", round_)
+        add(f"round{round_}-train-forward", "train", "forward", round_, generated)
+        generated = add(f"round{round_}-generate-responses", "generate", "forward", round_)
+        add(f"round{round_}-train-reverse", "train", "reverse", round_, generated)
+    if config.unpaired_responses is not None:
+        generated = add("augment", "augment", "reverse", config.rounds)
+        add("filter", "filter", "forward", config.rounds, generated)
     return plan

@@ -1,10 +1,10 @@
-"""The folder of a run: one sub-folder a stage, there when the stage is done and not before.
+"""RunDir: the output folder of a run, with one sub-folder per finished stage.
 
-run.json                what the run depends on; written first, compared when the run goes on
+run.json                the settings and inputs that determine the result; written first, compared on resume
 03-round1-train-forward/
-    stage.json            what the stage did: counts, seconds, tokens/s, seed, digest of run.json's settings
-    ...                   its output
-04-....partial/         the stage at work; its folder takes the name above when it is complete
+    stage.json            manifest: counts, seconds, tokens/s, seed, digest of run.json's settings
+    ...                   the stage's output
+04-....partial/         the running stage; renamed to the name above when complete
 """
 
 from __future__ import annotations
@@ -18,115 +18,127 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ..data.atomic import (
-    atomic_write,
-    sync_folder,
-)
+from ..data.atomic import atomic_write, sync_folder
 from ..errors import UserError
 from ..scoring.manifest import differences, read_object
 
 STAGE_NAME = re.compile(r"\d\d+-[a-z0-9-]+(\.partial)?")
-JOURNAL = ".journal"  # ending of what a stage keeps until it is done
-RESULTS = ("report.json", "report.png")
+JOURNAL_SUFFIX = ".journal"  # of files that a stage keeps only until it is complete
+REPORTS = ("report.json", "report.png")
 
 
-class RunFolder:
-    """The output folder of a run. Only the process that `lock`ed it writes to it."""
+class RunDir:
+    """Manage the output folder of a run. Only the process that locked it may write to it.
+
+    Args:
+        path: the folder; created by `lock`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: IO[str] | None = None
 
     def lock(self) -> None:
-        """Make the folder and keep other runs out of it. Raises UserError where one is at work."""
+        """Create the folder and lock it. Raises UserError if another run holds the lock."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             raise UserError(f"{self.path} is a file; give a folder as output_dir") from None
-        self._check_ours()
+        self._check_no_foreign_files()
         self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{self.path}: another run is at work there; wait for it or give another folder") from None
+            raise UserError(
+                f"{self.path}: another run is using this folder; wait for it or give another output_dir"
+            ) from None
 
     def unlock(self) -> None:
-        """Let other runs in."""
+        """Release the lock."""
         if self._lock:
             self._lock.close()
             self._lock = None
 
     def claim(self, settings: Mapping[str, Any], *, restart: bool) -> None:
-        """Write run.json, or check that the run found there has the same settings.
+        """Write run.json, or check that the existing run has the same settings.
 
-        Raises UserError naming each setting that differs. `restart` throws the earlier run away.
+        Args:
+            settings: everything that determines the result.
+            restart: delete the existing run first.
+
+        Raises:
+            UserError: the existing run has other settings; the message names each difference.
         """
         path = self.path / "run.json"
         if restart or not path.is_file():
-            self._discard()  # stages without a run.json are what a killed restart has left
+            self._delete_run()  # a restart that was killed leaves stages without a run.json
         if path.is_file():
             changed = differences(_read_json(path), settings)
             if changed:
                 raise UserError(
-                    f"{self.path} holds a run with other settings: {'; '.join(changed)}. "
-                    "Run again with the old settings, give another output_dir, or start over with --restart."
+                    f"{self.path} contains a run with other settings: {'; '.join(changed)}. "
+                    "Use the old settings, give another output_dir, or start over with --restart."
                 )
             return
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.write_text(_to_json(settings), encoding="utf-8")
 
-    def stage(self, name: str) -> Path:
-        """The folder of a finished stage."""
+    def stage_dir(self, name: str) -> Path:
+        """Return the folder of a finished stage."""
         return self.path / name
 
-    def done(self, name: str) -> bool:
-        """Whether the stage is finished."""
+    def is_finished(self, name: str) -> bool:
+        """Return True if the stage is finished."""
         return (self.path / name / "stage.json").is_file()
 
-    def manifest(self, name: str) -> dict[str, Any]:
-        """What a finished stage did."""
+    def read_manifest(self, name: str) -> dict[str, Any]:
+        """Return the manifest of a finished stage."""
         return _read_json(self.path / name / "stage.json")
 
-    def partial(self, name: str) -> Path:
-        """The folder in which a stage works."""
+    def partial_dir(self, name: str) -> Path:
+        """Return the folder of a running stage."""
         return self.path / f"{name}.partial"
 
     def finish(self, name: str, manifest: Mapping[str, Any]) -> None:
-        """Write the stage's manifest, drop its journals and give its folder the stage's name."""
-        work = self.partial(name)
-        for path in work.glob(f"*{JOURNAL}"):
+        """Write the stage's manifest, delete its journals and rename its folder to the stage's name."""
+        work_dir = self.partial_dir(name)
+        for path in work_dir.glob(f"*{JOURNAL_SUFFIX}"):
             path.unlink()
-        (work / "stage.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for path in sorted(work.rglob("*")):
+        (work_dir / "stage.json").write_text(_to_json(manifest), encoding="utf-8")
+        for path in sorted(work_dir.rglob("*")):
             if path.is_dir():
                 sync_folder(path)
             else:
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-        sync_folder(work)
-        os.rename(work, self.stage(name))
+        sync_folder(work_dir)
+        os.rename(work_dir, self.stage_dir(name))
         sync_folder(self.path)
 
-    def _check_ours(self) -> None:
-        strangers = sorted(path.name for path in self.path.iterdir() if not _ours(path.name))
-        if strangers and not (self.path / "run.json").is_file():
+    def _check_no_foreign_files(self) -> None:
+        foreign = sorted(path.name for path in self.path.iterdir() if not _belongs_to_run(path.name))
+        if foreign and not (self.path / "run.json").is_file():
             raise UserError(
-                f"{self.path} holds other files ({', '.join(strangers[:3])}{' ...' if strangers[3:] else ''}) and no "
+                f"{self.path} contains other files ({', '.join(foreign[:3])}{' ...' if foreign[3:] else ''}) but no "
                 "run of this loop; give an empty or a new folder as output_dir"
             )
 
-    def _discard(self) -> None:
-        """Remove the earlier run, run.json first; what others put into the folder stays."""
+    def _delete_run(self) -> None:
+        """Delete the existing run, run.json first; keep all other files in the folder."""
         (self.path / "run.json").unlink(missing_ok=True)
         for path in self.path.iterdir():
             if STAGE_NAME.fullmatch(path.name) and path.is_dir():
                 shutil.rmtree(path)
-            elif path.name in RESULTS:
+            elif path.name in REPORTS:
                 path.unlink()
 
 
-def _ours(name: str) -> bool:
-    return name in (".lock", "run.json", "run.json.tmp", *RESULTS) or bool(STAGE_NAME.fullmatch(name))
+def _belongs_to_run(name: str) -> bool:
+    return name in (".lock", "run.json", "run.json.tmp", *REPORTS) or bool(STAGE_NAME.fullmatch(name))
+
+
+def _to_json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A stage in which one direction trains, by MutualAlignmentTrainer; its model is saved as safetensors.
+"""run_train_stage: train one direction with MutualAlignmentTrainer and save its model as safetensors.
 
-A stage that was killed starts again from the checkpoint it began with: the trainer's own checkpoints
-are switched off (they hold pickled optimiser states), a stage is short, and so the result is the same.
+A stage that was killed restarts from the checkpoint it started with. The trainer's own checkpoints are off because they
+contain pickled optimiser states; a stage is short, and the result is the same.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-from ..data.atomic import (
-    atomic_write,
-)
-from ..data.write import (
-    to_json,
-)
+from ..data.atomic import atomic_write
+from ..data.write import to_json
 from ..errors import UserError
-from ..progress import (
-    Progress,
-)
+from ..models.load import LoadedModel
+from ..progress import Progress
+from ..scoring.scorer import Scorer
 from .config import LoopConfig, check_names
-from .distributed import Processes
+from .context import LoopContext, stage_seed
+from .generate_stage import PAIRS
+from .pairs import read_generations, training_rows
 from .plan import Stage
 
 LOG = "log.jsonl"
-# MAIN's loss is the supervised one; the alignment terms are there for those who give them a weight.
+EVAL_LIMIT = 256  # pairs evaluated after each training stage
+# MAIN's loss has no alignment terms; a positive weight in `training` adds one.
 DEFAULTS: Mapping[str, Any] = {
     "semantic_weight": 0.0,
     "intentional_weight": 0.0,
@@ -44,22 +43,59 @@ DEFAULTS: Mapping[str, Any] = {
     "logging_steps": 1,
     "report_to": "none",
 }
+CLOCK_SUFFIXES = ("runtime", "per_second", "total_flos")  # of log entries that differ between equal runs
+
+
+def run_train_stage(context: LoopContext, stage: Stage, work_dir: Path) -> dict[str, Any]:
+    """Train the stage's direction, save its model and evaluate it.
+
+    Args:
+        context: state of the run.
+        stage: a stage with the work "train".
+        work_dir: folder of the stage; gets log.jsonl and the model.
+
+    Returns:
+        Entries of the stage's manifest.
+    """
+    seed_pairs = context.inputs.seed_pairs.usable
+    generated = read_generations(context.run_dir.stage_dir(stage.pairs_stage) / PAIRS) if stage.pairs_stage else []
+    model = context.models.load_for_training(stage, context.stage_seed(stage))
+    results = train(model, training_rows(seed_pairs, generated), context, stage, work_dir)
+    if context.processes.is_main:
+        context.models.save(model, stage.direction, work_dir)
+        results |= _evaluate(model, context, stage)
+        weight = results["synthetic_weight"]
+        synthetic = "" if weight is None else f", synthetic weight {weight:.3f}"
+        nll = f"{results['nll']:.3f} nats/token on {results['nll_of'].replace('_', ' ')}"
+        context.log(f"{stage.name}: loss {results['loss']:.3f}{synthetic}, {nll}")
+    return {"seed_pairs": len(seed_pairs), "synthetic_pairs": len(generated), **results}
 
 
 def check_training(config: LoopConfig, stage: Stage, dtype: str, device: torch.device) -> None:
-    """Raise UserError for a key of `training` that MutualAlignmentConfig does not have, or a value it refuses."""
+    """Raise UserError if `training` has a setting that MutualAlignmentConfig does not know or accept."""
     from ..training import MutualAlignmentConfig
     from ..training.settings import check_settings
 
     known = [item.name for item in fields(MutualAlignmentConfig) if item.init]
     check_names(config.training, known, "training")
-    settings = arguments(config, stage, config.output_dir, dtype, device)
-    settings.check()
-    check_settings(settings, sft=True)
+    trainer_config = make_trainer_config(config, stage, config.output_dir, dtype, device)
+    trainer_config.check()
+    check_settings(trainer_config, sft=True)
 
 
-def arguments(config: LoopConfig, stage: Stage, folder: str, dtype: str, device: torch.device) -> Any:
-    """The MutualAlignmentConfig of a training stage. Raises UserError for values that it refuses."""
+def make_trainer_config(config: LoopConfig, stage: Stage, output_dir: str, dtype: str, device: torch.device) -> Any:
+    """Return the MutualAlignmentConfig of a training stage.
+
+    Args:
+        config: settings of the run.
+        stage: a training stage.
+        output_dir: folder of the trainer.
+        dtype: dtype of the model; bfloat16 and float16 train with autocast.
+        device: device of the model.
+
+    Raises:
+        UserError: MutualAlignmentConfig rejects a value.
+    """
     from ..training import MutualAlignmentConfig
 
     settings = {**DEFAULTS, "bf16": dtype == "bfloat16", "fp16": dtype == "float16", **config.training}
@@ -68,12 +104,12 @@ def arguments(config: LoopConfig, stage: Stage, folder: str, dtype: str, device:
         settings["max_steps"] = -1
     try:
         return MutualAlignmentConfig(
-            output_dir=folder,
+            output_dir=output_dir,
             directions=stage.direction,
             seed=stage_seed(config, stage),
             max_length=config.max_length,
-            synthetic_weight_schedule=config.alpha_schedule,
-            synthetic_weight=float(config.alpha),
+            synthetic_weight_schedule=config.synthetic_weight_schedule,
+            synthetic_weight=float(config.synthetic_weight),
             use_cpu=device.type == "cpu",
             save_strategy="no",
             disable_tqdm=True,
@@ -83,80 +119,90 @@ def arguments(config: LoopConfig, stage: Stage, folder: str, dtype: str, device:
         raise UserError(f"training: {error}") from error
 
 
-def stage_seed(config: LoopConfig, stage: Stage) -> int:
-    """Another seed for each stage, the same in every run."""
-    return config.seed * 1000 + stage.number
+def train(model: Any, rows: list[dict[str, Any]], context: LoopContext, stage: Stage, work_dir: Path) -> dict[str, Any]:
+    """Train a model in place.
 
+    Args:
+        model: the model or adapter to train.
+        rows: rows of the trainer, as `training_rows` makes them.
+        context: state of the run.
+        stage: a training stage.
+        work_dir: folder of the stage; gets log.jsonl.
 
-def train(
-    model: Any,
-    tokenizer: Any,
-    rows: list[dict[str, Any]],
-    settings: Mapping[str, Any],
-    folder: Path,
-    processes: Processes,
-    say: Callable[[Progress], None],
-) -> dict[str, Any]:
-    """Train `model` in place on `rows`, write the log into `folder`, and return what the manifest says of it.
+    Returns:
+        Counts, losses and times for the manifest.
 
-    `settings` are config, stage, dtype and device, as `arguments` takes them.
+    Raises:
+        UserError: the run was started with FSDP or DeepSpeed.
     """
     from ..training import MutualAlignmentTrainer
 
-    stage: Stage = settings["stage"]
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:  # nothing is saved there; the trainer wants a folder
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:  # the trainer requires a folder but saves nothing
         trainer = MutualAlignmentTrainer(
             model=model,
-            args=arguments(folder=scratch, **settings),
+            args=make_trainer_config(context.config, stage, scratch, context.dtype, context.processes.device),
             train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
+            processing_class=context.models.info[stage.direction].tokenizer,
         )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise UserError(
-                "the loop trains with data parallelism (DDP); FSDP and DeepSpeed are not supported here: "
+                "the loop trains with data parallelism (DDP) and does not support FSDP or DeepSpeed: "
                 "start it with `accelerate launch --multi_gpu`, or train one direction with MutualAlignmentTrainer"
             )
         trainer.remove_callback(PrinterCallback)
-        pairs = len(cast("Dataset[Any]", trainer.train_dataset))  # those that fit into max_length
-        trainer.add_callback(_Watch(stage.name, pairs, say))
+        pairs = len(cast("Dataset[Any]", trainer.train_dataset))  # without those over max_length
+        trainer.add_callback(_ProgressCallback(stage.name, pairs, context.on_progress))
         trainer.train()
-    seconds = time.monotonic() - began
-    history = [_timeless(entry) for entry in trainer.state.log_history]
-    if processes.first:
-        with atomic_write(folder / LOG) as temporary:
-            temporary.write_text("".join(to_json(entry) + "\n" for entry in history), encoding="utf-8")
-    tokens = max((entry.get("num_tokens", 0) for entry in history), default=0)
+    seconds = time.monotonic() - start
+    log = [_drop_clock(entry) for entry in trainer.state.log_history]
+    if context.processes.is_main:
+        with atomic_write(work_dir / LOG) as temporary:
+            temporary.write_text("".join(to_json(entry) + "\n" for entry in log), encoding="utf-8")
+    tokens = max((entry.get("num_tokens", 0) for entry in log), default=0)
     return {
         "pairs": pairs,
-        "left_out_too_long": len(rows) - pairs,
+        "dropped_over_length": len(rows) - pairs,
         "steps": trainer.state.global_step,
-        "loss": history[-1].get("train_loss"),
-        "alpha": float(trainer.synthetic_weight) if any(row.get("synthetic") for row in rows) else None,
+        "loss": log[-1].get("train_loss"),
+        "synthetic_weight": float(trainer.synthetic_weight) if any(row.get("synthetic") for row in rows) else None,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
     }
 
 
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """The log lines of a training stage."""
-    return [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
+def read_log(stage_dir: Path) -> list[dict[str, float]]:
+    """Return the log entries of a training stage."""
+    return [json.loads(line) for line in (stage_dir / LOG).read_text(encoding="utf-8").splitlines()]
 
 
-def _timeless(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A log line without what depends on the clock, so that the same run leaves the same file."""
-    clocked = ("runtime", "per_second", "total_flos")
-    return {name: value for name, value in entry.items() if not name.endswith(clocked)}
+def _evaluate(model: Any, context: LoopContext, stage: Stage) -> dict[str, Any]:
+    """Return the mean -log p of the trained side, in nats per token, on eval_pairs (if none, on seed_pairs)."""
+    inputs, info = context.inputs, context.models.info[stage.direction]
+    pair_set, name = (inputs.eval_pairs, "eval_pairs") if inputs.eval_pairs else (inputs.seed_pairs, "seed_pairs")
+    unwrapped = model.get_base_model() if context.config.use_peft else model
+    scorer = Scorer(LoadedModel(unwrapped.eval(), info.tokenizer, stage.name, None, ""), max_length=info.context)
+    nll, tokens = ("nll_y_given_x", "tokens_y") if stage.direction == "forward" else ("nll_x_given_y", "tokens_x")
+    scored = [row for row in scorer.score(pair_set.usable[:EVAL_LIMIT]) if row[nll] is not None]
+    count = sum(row[tokens] for row in scored)
+    total = sum(row[nll] * row[tokens] for row in scored)
+    return {"nll": total / count if count else None, "nll_of": name, "nll_pairs": len(scored)}
 
 
-class _Watch(TrainerCallback):
-    """Tells the display how far training is, in pairs over all epochs."""
+def _drop_clock(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove times from a log entry, so that equal runs write equal files."""
+    return {name: value for name, value in entry.items() if not name.endswith(CLOCK_SUFFIXES)}
 
-    def __init__(self, stage: str, pairs: int, say: Callable[[Progress], None]) -> None:
-        self.stage, self.pairs, self.say = stage, pairs, say
-        self.began = time.monotonic()
+
+class _ProgressCallback(TrainerCallback):
+    """Report training progress in pairs over all epochs."""
+
+    def __init__(self, stage_name: str, pairs: int, on_progress: Callable[[Progress], None]) -> None:
+        self.stage_name, self.pairs, self.on_progress = stage_name, pairs, on_progress
+        self.start = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        share = min(state.global_step / max(state.max_steps, 1), 1.0)
+        fraction = min(state.global_step / max(state.max_steps, 1), 1.0)
         total = max(1, round(self.pairs * state.num_train_epochs))
-        self.say(Progress(self.stage, round(share * total), total, seconds=time.monotonic() - self.began))
+        seconds = time.monotonic() - self.start
+        self.on_progress(Progress(self.stage_name, round(fraction * total), total, seconds=seconds))

@@ -1,65 +1,66 @@
-"""The same writing with vLLM, where it is installed. Written from vLLM's documentation and not run here.
+"""VllmGenerator: generate with vLLM. Written from vLLM's documentation and never run.
 
-vLLM draws by its own sampler: seeds per row fix its result too, but it is not that of `transformers`.
+vLLM has its own sampler. A seed per row makes its results reproducible, but they differ from those of transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from .generation import Prompt, Sampling, decode_generation, stop_token_ids
+from .model_pair import ModelInfo, VllmSource
+from .pairs import Generation
 
-from .generation import Prompt, Sampling, read_off, stop_tokens
-from .pairs import Written
 
-
-class VllmWriter:
-    """One vLLM engine for one stage.
+class VllmGenerator:
+    """Run one vLLM engine for one stage.
 
     Args:
-        model: folder or hub id of the model; with `adapter`, of its base.
-        adapter: folder of a LoRA adapter, and its rank.
+        source: files of the model and its adapter.
+        info: tokenizer and context of the model.
+        sampling: sampling settings.
+        empty_status: status of a text without characters.
+        dtype: dtype of the model.
+        trust_remote_code: run code that comes with the model.
     """
 
     def __init__(
         self,
-        model: str,
-        tokenizer: PreTrainedTokenizerBase,
+        source: VllmSource,
+        info: ModelInfo,
         sampling: Sampling,
-        empty: str,
+        empty_status: str,
         *,
         dtype: str,
-        max_length: int,
-        adapter: tuple[Path, int] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
-        self.tokenizer, self.sampling, self.empty = tokenizer, sampling, empty
-        self.stops = stop_tokens(tokenizer)
+        self.tokenizer, self.sampling, self.empty_status = info.tokenizer, sampling, empty_status
+        self.stops = stop_token_ids(info.tokenizer)
         self.engine = LLM(
-            model=model,
+            model=source.model,
             dtype=dtype,
             seed=sampling.seed,
-            max_model_len=max_length,
+            max_model_len=info.context,
             trust_remote_code=trust_remote_code,
-            enable_lora=adapter is not None,
-            max_lora_rank=adapter[1] if adapter else None,
+            enable_lora=source.adapter is not None,
+            max_lora_rank=source.lora_rank,
         )
-        self.lora = LoRARequest("written", 1, str(adapter[0])) if adapter else None
+        self.lora = None if source.adapter is None else LoRARequest("adapter", 1, str(source.adapter))
 
-    def write(self, batch: Sequence[Prompt]) -> list[Written]:
-        """What the model writes after each prompt; vLLM makes batches of its own inside this one."""
-        made = self.engine.generate(
+    def generate(self, batch: Sequence[Prompt]) -> list[Generation]:
+        """Generate one text per prompt; vLLM splits the batch as it likes."""
+        outputs = self.engine.generate(
             [{"prompt_token_ids": prompt.ids} for prompt in batch],
             [self._parameters(prompt.row) for prompt in batch],
             lora_request=self.lora,
             use_tqdm=False,
         )
-        return [read_off(item.outputs[0].token_ids, self.tokenizer, set(self.stops), self.empty) for item in made]
+        texts = [item.outputs[0].token_ids for item in outputs]
+        return [decode_generation(ids, self.tokenizer, set(self.stops), self.empty_status) for ids in texts]
 
     def _parameters(self, row: int) -> Any:
         from vllm import SamplingParams

@@ -1,4 +1,4 @@
-"""What the processes of test_loop.py run: the loop, killed with SIGKILL in one of its stages."""
+"""Processes that test_loop.py forks: the loop, killed with SIGKILL in one of its stages."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import main_align.loop.generate_stage
 import main_align.loop.loop
 import main_align.scoring.job
 from main_align.cli.app import app
 from main_align.data.journal import Journal
-from main_align.loop.model_pair import Directions
-from main_align.loop.run_dir import RunFolder
+from main_align.loop.model_pair import ModelPair
+from main_align.loop.run_dir import RunDir
 
 from tests.align.scoring.run_and_kill import before, die
 
 
 def at_rename(part: str) -> None:
-    """Death before the folder of a stage takes its name."""
+    """Kill the process before a stage's folder is renamed."""
     original = os.rename
 
     def wrapped(source: Any, target: Any) -> None:
@@ -29,14 +30,16 @@ def at_rename(part: str) -> None:
 
 
 TRAPS: dict[str, Callable[[], None]] = {
-    "warmed up, not saved": lambda: before(Directions, "save", 1, lambda *_: die()),
-    "second warm-up saved, no manifest": lambda: before(RunFolder, "finish", 2, lambda *_: die()),
-    "one batch written": lambda: before(Journal, "append", 2, lambda *_: die()),
-    "all written, not collected": lambda: before(main_align.loop.loop, "collect", 1, lambda *_: die()),
+    "warm-up trained, not saved": lambda: before(ModelPair, "save", 1, lambda *_: die()),
+    "second warm-up saved, no manifest": lambda: before(RunDir, "finish", 2, lambda *_: die()),
+    "one batch generated": lambda: before(Journal, "append", 2, lambda *_: die()),
+    "all batches generated, not collected": lambda: before(
+        main_align.loop.generate_stage, "collect_generations", 1, lambda *_: die()
+    ),
     "trained, not renamed": lambda: at_rename("train-forward"),
-    "collected, not renamed": lambda: at_rename("synthesise-responses"),
+    "collected, not renamed": lambda: at_rename("generate-responses"),
     "scored, scores not written": lambda: before(main_align.scoring.job, "write_scores", 1, lambda *_: die()),
-    "kept, not renamed": lambda: at_rename("filter"),
+    "filtered, not renamed": lambda: at_rename("filter"),
     "no report": lambda: before(main_align.loop.loop, "write_report", 1, lambda *_: die()),
     "none": lambda: None,
 }

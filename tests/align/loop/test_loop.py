@@ -1,4 +1,4 @@
-"""MAIN's loop as a whole: on a tiny model, killed and gone on with, in two processes, and once on a real model."""
+"""The whole loop: on a tiny model, killed and resumed, in two processes, and on a real model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ import torch
 from main_align.cli.app import app
 from main_align.errors import UserError
 from main_align.loop import LoopConfig, MutualAlignmentLoop, read_config
-from main_align.loop.pairs import read_written
+from main_align.loop.pairs import read_generations
 from main_align.loop.plan import make_plan
 from main_align.loop.report import draw
-from main_align.loop.run_dir import RunFolder
+from main_align.loop.run_dir import RunDir
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -38,7 +38,7 @@ TIMES = ("seconds", "stage_seconds", "tokens_per_second")
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, seeds, held-out pairs and unlabelled responses."""
+    """Create a folder with a model, seed pairs, evaluation pairs and unpaired responses."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("loop")
     tiny_model_folder(folder, initializer_range=0.02).rename(folder / "model")
@@ -56,9 +56,9 @@ def write_lines(path: Path, rows: list[Any]) -> None:
 
 def config_of(ground: Path, output_dir: Path, **changes: Any) -> LoopConfig:
     settings: dict[str, Any] = {
-        "seeds": str(ground / "seeds.jsonl"),
-        "unlabelled": str(ground / "new.jsonl"),
-        "heldout": str(ground / "heldout.jsonl"),
+        "seed_pairs": str(ground / "seeds.jsonl"),
+        "unpaired_responses": str(ground / "new.jsonl"),
+        "eval_pairs": str(ground / "heldout.jsonl"),
         "output_dir": str(output_dir),
         "model": str(ground / "model"),
         "rounds": 1,
@@ -73,13 +73,13 @@ def config_of(ground: Path, output_dir: Path, **changes: Any) -> LoopConfig:
 
 @pytest.fixture(scope="module")
 def finished(ground: Path) -> Path:
-    """A run that nothing disturbed."""
+    """Run the loop without interruption."""
     MutualAlignmentLoop(config_of(ground, ground / "whole")).run()
     return ground / "whole"
 
 
 def tree(folder: Path) -> dict[str, Any]:
-    """What a run left, without what depends on the clock."""
+    """Return the contents of all files of a run, without times."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -101,29 +101,29 @@ def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_stage_leaves_what_the_next_one_reads(ground: Path, finished: Path) -> None:
-    instructions = lines(stage(finished, "synthesise-instructions") / "pairs.jsonl")
-    responses = lines(stage(finished, "synthesise-responses") / "pairs.jsonl")
+def test_every_stage_writes_the_input_of_the_next(ground: Path, finished: Path) -> None:
+    instructions = lines(stage(finished, "generate-instructions") / "pairs.jsonl")
+    responses = lines(stage(finished, "generate-responses") / "pairs.jsonl")
     seeds = lines(ground / "seeds.jsonl")
     assert [row["id"] for row in instructions] == [row["id"] for row in responses] == [row["id"] for row in seeds]
     assert [row["completion"] for row in instructions] == [row["response"] for row in seeds]
     assert [row["prompt"] for row in responses if row["id"] != "s5"] == [
         row["instruction"] for row in seeds if row["id"] != "s5"
     ]
-    assert instructions[5]["synthesis"]["status"] == "empty_instruction"
+    assert instructions[5]["generation"]["status"] == "empty_instruction"
     for rows, part, side in ((instructions, "train-forward", "y_given_x"), (responses, "train-reverse", "x_given_y")):
         made = json.loads((stage(finished, part) / "stage.json").read_text())
-        usable = sum(row["synthesis"]["status"] == "ok" for row in rows)
+        usable = sum(row["generation"]["status"] == "ok" for row in rows)
         assert 0 < usable < 8
-        assert (made["seeds"], made["synthetic"], made["pairs"]) == (7, usable, 7 + usable)
+        assert (made["seed_pairs"], made["synthetic_pairs"], made["pairs"]) == (7, usable, 7 + usable)
         assert made["seed"] != json.loads((stage(finished, "warmup-forward") / "stage.json").read_text())["seed"]
         log = lines(stage(finished, part) / "log.jsonl")
-        assert all(f"nll_{side}" in entry for entry in log[:-1])  # this direction and no other
+        assert all(f"nll_{side}" in entry for entry in log[:-1])  # only this direction
         assert not any(f"nll_{other}" in log[0] for other in {"y_given_x", "x_given_y"} - {side})
         assert any(0.4 < entry.get("synthetic_weight", 0) < 0.6 for entry in log)
 
 
-def test_training_goes_on_from_the_stage_before(finished: Path) -> None:
+def test_training_continues_from_the_last_checkpoint(finished: Path) -> None:
     for direction in ("forward", "reverse"):
         before, after = (
             load_file(stage(finished, part) / direction / "adapter_model.safetensors")
@@ -136,31 +136,33 @@ def test_training_goes_on_from_the_stage_before(finished: Path) -> None:
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".journal"))]
 
 
-def test_the_filter_keeps_the_likeliest_responses_of_both_models(finished: Path) -> None:
+def test_the_filter_keeps_the_pairs_with_the_lowest_forward_nll(finished: Path) -> None:
     scores = pq.read_table(stage(finished, "filter") / "scores.parquet").to_pylist()
     kept = lines(stage(finished, "filter") / "kept.jsonl")
-    augmented = read_written(stage(finished, "augment") / "pairs.jsonl")
+    augmented = read_generations(stage(finished, "augment") / "pairs.jsonl")
     assert len(scores) == 9
     known = sorted((row["nll_y_given_x"], row["id"]) for row in scores if row["status"] == "ok")
     assert len(known) == len(augmented) > 1
     best = known[: (len(known) + 1) // 2]
     assert sorted(row["id"] for row in kept) == sorted(name for _, name in best)
     report = json.loads((finished / "report.json").read_text())
-    assert report["filter"]["limit"] == best[-1][0]
-    assert report["rounds"]["1"]["forward"]["nll_of"] == "heldout"
+    assert report["filter"]["threshold"] == best[-1][0]
+    assert report["rounds"]["1"]["forward"]["nll_of"] == "eval_pairs"
     assert Path(report["models"]["reverse"]) == stage(finished, "train-reverse") / "reverse"
     assert (finished / "report.png").stat().st_size > 20_000
 
 
-def test_the_chart_shows_a_point_alone_and_the_counts_of_the_command(ground: Path, finished: Path) -> None:
+def test_the_plot_shows_single_points_and_the_logged_counts(ground: Path, finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
-    figure = draw(report, make_plan(config_of(ground, finished)), RunFolder(finished))
+    figure = draw(report, make_plan(config_of(ground, finished)), RunDir(finished))
     _, alpha, _, scores = figure.axes
     assert alpha.lines
     assert all(line.get_marker() == "." for line in alpha.lines)
     rows = len(lines(ground / "new.jsonl"))
     assert (
-        sum(report["filter"]["counts"].values()) == rows > len(read_written(stage(finished, "augment") / "pairs.jsonl"))
+        sum(report["filter"]["counts"].values())
+        == rows
+        > len(read_generations(stage(finished, "augment") / "pairs.jsonl"))
     )
     assert scores.get_title(loc="left") == f"augmented pairs: {report['filter']['kept']} of {rows} kept"
 
@@ -173,8 +175,8 @@ def test_checkpoints_are_ordinary_adapters(ground: Path, finished: Path) -> None
     assert model.active_peft_config.base_model_name_or_path == str(ground / "model")
 
 
-@cpu_only("processes that are forked cannot share a device")
-def test_killed_in_every_kind_of_stage_it_ends_as_if_nothing_had_been(ground: Path, finished: Path) -> None:
+@cpu_only("forked processes cannot share a device")
+def test_resume_after_a_kill_in_any_stage_gives_the_same_bytes(ground: Path, finished: Path) -> None:
     out, config = ground / "killed", ground / "killed.json"
     settings = json.loads((finished / "run.json").read_text())["config"]
     config.write_text(json.dumps(settings | {"output_dir": str(out)}))
@@ -186,17 +188,17 @@ def test_killed_in_every_kind_of_stage_it_ends_as_if_nothing_had_been(ground: Pa
     assert tree(out) == tree(finished)
 
 
-def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(ground: Path, finished: Path) -> None:
-    before, told = tree(finished), []
-    MutualAlignmentLoop(config_of(ground, finished), tell=told.append).run()
-    assert told == [f"{path.name}: done before" for path in sorted(finished.glob("0*"))]
+def test_a_finished_run_is_not_repeated_and_other_settings_are_an_error(ground: Path, finished: Path) -> None:
+    before, logged = tree(finished), []
+    MutualAlignmentLoop(config_of(ground, finished), log=logged.append).run()
+    assert logged == [f"{path.name}: already finished" for path in sorted(finished.glob("0*"))]
     assert tree(finished) == before
-    with pytest.raises(UserError, match=r"config\.temperature was 0\.7, now 0\.5\. Run again with the old settings"):
+    with pytest.raises(UserError, match=r"config\.temperature was 0\.7, now 0\.5\. Use the old settings"):
         MutualAlignmentLoop(config_of(ground, finished, temperature=0.5)).run()
     changed = ground / "changed.jsonl"
     changed.write_text((ground / "seeds.jsonl").read_text() + "\n")
-    with pytest.raises(UserError, match=r"inputs\.seeds\.size was"):
-        MutualAlignmentLoop(config_of(ground, finished, seeds=str(changed))).run()
+    with pytest.raises(UserError, match=r"inputs\.seed_pairs\.size was"):
+        MutualAlignmentLoop(config_of(ground, finished, seed_pairs=str(changed))).run()
     assert tree(finished) == before
 
 
@@ -206,24 +208,26 @@ def test_two_full_models_without_warmup(ground: Path, tmp_path: Path) -> None:
     tiny_model(vocab=len(tokenizer), initializer_range=0.02, seed=1).save_pretrained(other)
     tokenizer.save_pretrained(other)
     config = config_of(ground, tmp_path / "run", use_peft=False, reverse_model=str(other), warmup_epochs=0.0)
-    report = MutualAlignmentLoop(replace(config, alpha_schedule="constant", alpha=0.3, criterion="mutual")).run()
+    report = MutualAlignmentLoop(
+        replace(config, synthetic_weight_schedule="constant", synthetic_weight=0.3, filter_by="mutual")
+    ).run()
     assert list(report["rounds"]) == ["1"]
-    assert report["rounds"]["1"]["forward"]["alpha"] == pytest.approx(0.3)
-    assert report["filter"]["by"] == "mutual"
+    assert report["rounds"]["1"]["forward"]["synthetic_weight"] == pytest.approx(0.3)
+    assert report["filter"]["filter_by"] == "mutual"
     for direction, start in (("forward", ground / "model"), ("reverse", other)):
         before = load_file(start / "model.safetensors")
         after = load_file(Path(report["models"][direction]) / "model.safetensors")
         gaps = [float((after[name] - before[name]).abs().max()) for name in before]
-        assert 0 < max(gaps) < 1  # trained, and from its own beginning
+        assert 0 < max(gaps) < 1  # trained from its own initial model
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": "absent.jsonl"}, "no such file"),
-        ({"unlabelled": "absent.jsonl"}, "no such file"),
+        ({"seed_pairs": "absent.jsonl"}, "no such file"),
+        ({"unpaired_responses": "absent.jsonl"}, "no such file"),
         ({"model": "./absent"}, "cannot be loaded"),
-        ({"max_length": 5000}, "max_length 5000 exceeds the 512 tokens"),
+        ({"max_length": 5000}, "max_length 5000 exceeds the context of .* 512 tokens"),
         ({"training": {"lerning_rate": 1}}, "did you mean 'learning_rate'"),
         ({"training": {"assistant_only_loss": True}}, "assistant_only_loss=True"),
         ({"training": {"semantic_weight": -1}}, "semantic_weight must be finite"),
@@ -232,7 +236,7 @@ def test_two_full_models_without_warmup(ground: Path, tmp_path: Path) -> None:
         ({"generator": "vllm"}, "pip install vllm"),
     ],
 )
-def test_what_cannot_work_is_said_before_training(
+def test_an_unusable_setting_is_an_error_before_training(
     ground: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -240,7 +244,7 @@ def test_what_cannot_work_is_said_before_training(
     assert not list(tmp_path.glob("run/*/stage.json"))
 
 
-def test_models_that_do_not_fit_are_refused(ground: Path, tmp_path: Path) -> None:
+def test_incompatible_models_are_an_error(ground: Path, tmp_path: Path) -> None:
     def saved(name: str, tokenizer: Any, rows: int | None = None) -> str:
         tiny_model(vocab=rows or len(tokenizer)).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
@@ -261,19 +265,21 @@ def test_models_that_do_not_fit_are_refused(ground: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_that_writes_nothing_usable_stops_the_run(ground: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"wrote nothing usable \(7 unfinished.*raise max_new_tokens"):
+def test_a_model_without_usable_output_stops_the_run(ground: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"generated no usable text \(7 unfinished.*raise max_new_tokens"):
         MutualAlignmentLoop(config_of(ground, tmp_path / "run", max_new_tokens=1, temperature=0)).run()
 
 
-def test_the_example_config_is_one() -> None:
+def test_the_example_config_is_valid() -> None:
     config = read_config(ROOT / "examples" / "loop.yaml")
     assert config.training["learning_rate"] == 1e-4
 
 
-def test_the_command(ground: Path, tmp_path: Path) -> None:
+def test_the_train_command(ground: Path, tmp_path: Path) -> None:
     config = tmp_path / "loop.yaml"
-    config.write_text(f"seeds: {ground / 'seeds.jsonl'}\nmodel: {ground / 'model'}\nrounds: 1\nmax_new_tokens: 60\n")
+    config.write_text(
+        f"seed_pairs: {ground / 'seeds.jsonl'}\nmodel: {ground / 'model'}\nrounds: 1\nmax_new_tokens: 60\n"
+    )
     args = ["train", str(config), "-o", str(tmp_path / "run"), "--max-length", "200", "--warmup-epochs", "0"]
     args += ["--set", "training.per_device_train_batch_size=4", "--set", "lora_r=2"]
     done = CliRunner().invoke(app, args)
@@ -289,7 +295,7 @@ def test_the_command(ground: Path, tmp_path: Path) -> None:
     assert "output_dir is missing" in done.stderr
 
 
-@cpu_only("two processes want a device each")
+@cpu_only("two processes need a device each")
 def test_two_processes_share_the_work(ground: Path, finished: Path, tmp_path: Path) -> None:
     config = tmp_path / "loop.json"
     settings = json.loads((finished / "run.json").read_text())["config"]
@@ -302,11 +308,11 @@ def test_two_processes_share_the_work(ground: Path, finished: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     assert json.loads((run / "run.json").read_text())["processes"] == 2
-    # what is written before any averaging of gradients depends on nothing but the row
+    # two processes with batches of four: each step averages eight pairs
     made = json.loads((stage(run, "round1-train-forward") / "stage.json").read_text())
     alone = json.loads((stage(finished, "round1-train-forward") / "stage.json").read_text())
-    assert made["steps"] == (alone["pairs"] + 7) // 8  # two processes with batches of four
-    ids = [row["id"] for row in lines(stage(run, "synthesise-instructions") / "pairs.jsonl")]
+    assert made["steps"] == (alone["pairs"] + 7) // 8
+    ids = [row["id"] for row in lines(stage(run, "generate-instructions") / "pairs.jsonl")]
     assert ids == [row["id"] for row in lines(ground / "seeds.jsonl")]
 
 
@@ -319,8 +325,8 @@ def test_the_whole_loop_on_a_real_model(tmp_path: Path) -> None:
     write_lines(tmp_path / "seeds.jsonl", [{name: row[name] for name in fields} for row in short[:6]])
     write_lines(tmp_path / "new.jsonl", [{name: row[name] for name in ("id", "response")} for row in short[6:9]])
     config = LoopConfig(
-        seeds=str(tmp_path / "seeds.jsonl"),
-        unlabelled=str(tmp_path / "new.jsonl"),
+        seed_pairs=str(tmp_path / "seeds.jsonl"),
+        unpaired_responses=str(tmp_path / "new.jsonl"),
         output_dir=str(tmp_path / "run"),
         rounds=1,
         warmup_epochs=2.0,

@@ -155,12 +155,14 @@ def test_an_adapter_without_its_base_or_without_peft_says_what_to_do(adapter, mo
 
 def test_the_loop_starts_from_an_adapter(adapter, tmp_path):
     from main_align.loop import LoopConfig
-    from main_align.loop.model_pair import identify
+    from main_align.loop.model_pair import inspect_model
 
-    known = identify(str(adapter), LoopConfig(seeds="s", output_dir=str(tmp_path), max_length=64))
-    assert known.digest == load.find(str(adapter)).digest
-    with pytest.raises(UserError, match="is an adapter, which vLLM does not start from"):
-        identify(str(adapter), LoopConfig(seeds="s", output_dir=str(tmp_path), max_length=64, generator="vllm"))
+    info = inspect_model(str(adapter), LoopConfig(seed_pairs="s", output_dir=str(tmp_path), max_length=64))
+    assert info.digest == load.find(str(adapter)).digest
+    with pytest.raises(UserError, match="is an adapter, which vLLM cannot start from"):
+        inspect_model(
+            str(adapter), LoopConfig(seed_pairs="s", output_dir=str(tmp_path), max_length=64, generator="vllm")
+        )
 
 
 def test_a_token_without_an_embedding_is_refused_only_where_it_is_used(tmp_path):

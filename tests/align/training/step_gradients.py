@@ -111,4 +111,4 @@ def main(out: Path, settings: dict[str, Any]) -> None:
     if trainer.is_world_process_zero():
         save_file({name: tensor.contiguous() for name, tensor in gradients.found.items()}, out)
         out.with_suffix(".json").write_text(json.dumps(logged | {"sharded": gradients.sharded}))
-    Processes(use_cpu=True).leave()
+    Processes(use_cpu=True).shutdown()

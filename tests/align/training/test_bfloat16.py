@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from main_align.loop import LoopConfig
 from main_align.loop.plan import make_plan
-from main_align.loop.train_stage import arguments
+from main_align.loop.train_stage import make_trainer_config
 from main_align.models import devices
 from main_align.training import AlignmentMixin, MutualAlignmentConfig, MutualAlignmentTrainer
 from transformers import Trainer, TrainingArguments
@@ -58,7 +58,7 @@ def test_bfloat16_that_was_asked_for_says_what_it_costs(fast, tmp_path, caplog, 
 
 
 def test_the_loop_takes_what_is_fast(fast, tmp_path):
-    config = LoopConfig(seeds="s", output_dir=str(tmp_path))
+    config = LoopConfig(seed_pairs="s", output_dir=str(tmp_path))
     cpu = torch.device("cpu")
     dtype = str(devices.pick_dtype(config.dtype, cpu)).removeprefix("torch.")
-    assert arguments(config, make_plan(config)[0], str(tmp_path), dtype, cpu).bf16 is fast
+    assert make_trainer_config(config, make_plan(config)[0], str(tmp_path), dtype, cpu).bf16 is fast

@@ -16,7 +16,7 @@ pytest.importorskip("peft")
 
 from datasets import Dataset
 from main_align.loop import read_config
-from main_align.loop.pairs import read_seeds
+from main_align.loop.pairs import read_pairs
 from main_align.training.checkpoint import FILE
 from transformers import Trainer
 
@@ -68,10 +68,10 @@ def test_pairs_marked_as_mismatched_are_not_trained_on(monkeypatch, tmp_path, mo
 def test_the_loop_example_trains_on_aligned_pairs(monkeypatch):
     monkeypatch.chdir(ROOT)
     config = read_config("examples/loop.yaml")
-    rows = [json.loads(line) for line in Path(config.seeds).read_text().splitlines()]
-    seeds = read_seeds(config.seeds, config)
-    assert [pair.id for pair in seeds.good] == [row["id"] for row in rows if row["aligned"]]
-    assert {pair.status for pair in seeds.pairs} == {"ok", "mismatched"}
+    rows = [json.loads(line) for line in Path(config.seed_pairs).read_text().splitlines()]
+    seed_pairs = read_pairs(config.seed_pairs, config)
+    assert [pair.id for pair in seed_pairs.usable] == [row["id"] for row in rows if row["aligned"]]
+    assert {pair.status for pair in seed_pairs.pairs} == {"ok", "mismatched"}
 
 
 def test_train_bare_loop(monkeypatch, capsys):
