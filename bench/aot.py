@@ -53,7 +53,7 @@ _BACKEND = TritonBackend()
 
 
 def machine_code(kernel: Any) -> dict[str, int]:
-    """What the cubin of a compiled kernel holds."""
+    """Return the resource usage and instructions in the cubin of a compiled kernel."""
     environment = {**os.environ, "PATH": f"{_TOOLS}{os.pathsep}{os.environ['PATH']}"}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -131,7 +131,7 @@ WANTS = {
     "ranks": ReductionSpec(column_lse=True, entropy_and_ranks=True),
     "everything": ReductionSpec(column_lse=True, entropy_and_ranks=True, logit_sums=True, softplus=True, clip=5.0),
 }
-"""What is reduced."""
+"""sets of reductions, by name"""
 
 UPSTREAM: dict[str, Callable[[int, int], ScoreGradTerms]] = {
     "rows": lambda n, m: ScoreGradTerms(row_lse_grad=empty(n), row_lse=_lse(n), target_grad=empty(n)),
@@ -150,10 +150,10 @@ UPSTREAM: dict[str, Callable[[int, int], ScoreGradTerms]] = {
         column_sum_grad=empty(m),
     ),
 }
-"""What is differentiated."""
+"""sets of gradients, by name"""
 
 EXTRAS = ("", "ids", "left out", "bias", "softcap", "stored")
-"""What else a call may bring; "left out": ids, and the targets take no part."""
+"""optional inputs of a call; "left out" is ids whose targets are masked"""
 
 
 def _given(extra: str, n: int, m: int) -> tuple[ScoreMap, Mask | None]:
@@ -281,8 +281,8 @@ def measured(cases: Iterator[tuple[str, Callable[[], None]]], architecture: int)
 
 
 def faults(row: dict[str, Any]) -> list[str]:
-    """What must not be: spills, more shared memory than there is, a product without the architecture's own matrix
-    instructions, a described operand that the copy engine does not fetch."""
+    """List the faults of a compiled kernel: spills, more shared memory than the device has, a product without the
+    architecture's matrix instructions, or a tensor descriptor that the copy engine does not fetch."""
     arch, name = row["architecture"], row["kernel"]
     wrong = []
     if row["local"] or row["stack"]:

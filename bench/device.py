@@ -159,7 +159,7 @@ def judged(case: DeviceCase, target: Any, samples: dict[str, list[float]], conte
 
 
 def command(*words: str) -> str | None:
-    """What a command prints; None where there is none, or it fails."""
+    """Return the output of a command, or None if the command is missing or fails."""
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -182,8 +182,9 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def evidence(logs: Path | None) -> list[dict[str, Any]] | None:
-    """What device.sh did before, from its logs: each step with its exit status ("missing": there is no such tool; 124:
-    out of time), seconds and last lines, the tests with their counts."""
+    """Read the logs of device.sh: exit status, seconds and last lines of each step, and the counts of its tests.
+
+    The status is "missing" if the tool is not installed, and 124 after a timeout."""
     if logs is None:
         return None
     steps: list[dict[str, Any]] = []

@@ -46,8 +46,7 @@ def fastest(ways: list[Callable[[], Any]]) -> Callable[[], Any]:
 
 
 def warm_up(row: Row) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """What every contender that runs computes (its value, and the norm of every leaf's gradient where it is trained),
-    and why the others do not run."""
+    """Return the value of each contender that runs, with its gradient norms, and the reasons why others do not run."""
     computed: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
     for name, contender in row.contenders.items():
@@ -203,7 +202,7 @@ def merged(rows: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, An
 
 
 def wrong(row: Mapping[str, Any]) -> bool:
-    """Whether one of ours failed, or computes something else than eager torch."""
+    """Return True if one of our contenders failed or differs from eager torch."""
     failed = [name for name, c in row["contenders"].items() if c.get("missing", "").startswith("failed")]
     return any(name.startswith(tables.OURS) for name in [*failed, *row["differing"]])
 

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: interleaved timing, peak memory of a fresh process, and what machine it was."""
+"""Measurements of the benchmarks: interleaved timing, peak memory of a fresh process, and the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What bench/kernels.py measured, as tables: nobody types a number by hand.
+"""Tables of the results of bench/kernels.py.
 
     python -m bench.tables bench/results/kernels.json                  # markdown
     python -m bench.tables bench/results/kernels.json --size large
@@ -92,7 +92,7 @@ def sections(report: Mapping[str, Any]) -> Iterable[tuple[str, list[str], list[l
 
 
 def source(report: Mapping[str, Any]) -> str:
-    """What ran where, in one sentence."""
+    """Describe machine, versions and commits in one sentence."""
     of, peers = report["machine"], report["peers"]
     versions = [f"{name} {version or 'not installed'}" for name, version in peers.items()]
     return (

@@ -1,4 +1,4 @@
-"""What a case is: shapes, the floors its ops stand on, the contenders, and what we hold ourselves to.
+"""Case: shapes, floors, contenders and targets of one benchmark.
 
 Everything measured in one row computes the same value from the same inputs, so a contender that computes something else
 shows. Building a row runs nothing: an op or a peer that is not there says so (``Absent``) when it is first called.
@@ -72,7 +72,7 @@ class Contender:
 
 @dataclass
 class Row:
-    """What is timed in turn. ``leaves`` get the gradients."""
+    """Contenders that are timed in turn. ``leaves`` get the gradients."""
 
     leaves: Sequence[Tensor]
     floors: dict[str, list[Callable[[], Any]]] = field(

@@ -1,5 +1,7 @@
-"""What bench/device.py times on a GPU, and what an H100 is to reach in bfloat16: times over bare products of the same
-shape, of the same run. ``must`` is a promise, ``goal`` a hope."""
+"""Cases that bench/device.py times on a GPU, with targets for an H100 in bfloat16.
+
+A target is a time over that of bare products of the same shape in the same run. ``must`` is required, ``goal`` is a
+hope."""
 
 from __future__ import annotations
 

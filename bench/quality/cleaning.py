@@ -1,4 +1,4 @@
-"""Which score finds the pairs whose responses were shuffled? No training here.
+"""Detection of shuffled responses by each score, without training.
 
 A share of a training set's responses is exchanged, the set is scored as it is (the semantic bank is the corrupted set
 itself), and every criterion gives each pair a goodness. `shuffled` pairs pass their responses round at random, `hard`
@@ -54,7 +54,7 @@ def goodness(reading: Reading, alike: Floats | None) -> dict[str, Floats]:
 
 
 def detection(good: Floats, corrupted: NDArray[np.bool_]) -> dict[str, float]:
-    """How well the lowest of `good` are the corrupted ones.
+    """Measure whether the lowest values of `good` are the corrupted pairs.
 
     `found` is precision and recall at once: as many pairs are flagged as were corrupted.
     """
@@ -69,7 +69,7 @@ def detection(good: Floats, corrupted: NDArray[np.bool_]) -> dict[str, float]:
 
 
 def measured(reading: Reading, alike: Floats | None, corrupted: NDArray[np.bool_]) -> dict[str, Any]:
-    """What is kept of one corruption: which pairs, every criterion's goodness of every pair, and the numbers."""
+    """Return the record of one corruption: its pairs, each criterion's value of each pair, and the metrics."""
     good = goodness(reading, alike)
     return {
         "corrupted": np.flatnonzero(corrupted).tolist(),

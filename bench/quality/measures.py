@@ -1,4 +1,4 @@
-"""What a model says of pairs it was not trained on, pair by pair, and the numbers that follow from it.
+"""Metrics of a model on held-out pairs, and the per-pair values behind them.
 
 Everything is kept per pair, so that any number can be made again and resampled from the results file.
 """
@@ -100,8 +100,9 @@ def held_out(
     partner: Sequence[int],
     head: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """What is kept of one model: lists with one entry a pair. `hard` are the pairs with their partners' responses,
-    `head` the projection heads it was trained with."""
+    """Return the record of one model: lists with one entry per pair.
+
+    `hard` are the pairs with their partners' responses, `head` the projection heads the model was trained with."""
     own, other = (read(model, tokenizer, which) for which in (pairs, hard))
     cosines = likeness(own.embed_x, own.embed_y)
     pmi = semantic(cosines)

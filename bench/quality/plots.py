@@ -76,7 +76,7 @@ def _panel(
 
 
 def cleaning(runs: Sequence[Run], labels: Mapping[str, str], path: Path) -> None:
-    """How many of the corrupted pairs each score finds, precision against recall, and the scores themselves."""
+    """Plot detection of corrupted pairs: AUC, precision against recall, and the scores."""
     kinds = list(dict.fromkeys(run["experiment"] for run in runs))
     colors = dict(zip(kinds, (BLUE, ORANGE), strict=False))
     own = {kind: [run for run in runs if run["experiment"] == kind] for kind in kinds}

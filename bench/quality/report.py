@@ -1,4 +1,4 @@
-"""What the study measured, as tables and pictures: nobody types a number by hand.
+"""Tables and plots of the study, written from its results file.
 
     python -m bench.quality.report bench/results/quality.json --into docs/quality.md
 
@@ -68,7 +68,7 @@ def make(results: Path, page: Path) -> None:
 
 
 def source(head: dict[str, Any], runs: Sequence[Run]) -> str:
-    """What ran where and how, in one paragraph."""
+    """Describe machine, settings and commits in one paragraph."""
     of, how = head["machine"], head["settings"]
     commits = ", ".join(dict.fromkeys(str(run["commit"]) for run in runs))
     return (

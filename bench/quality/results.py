@@ -33,7 +33,7 @@ class ResultsFile:
         return next(own, None)
 
     def describe(self, **facts: Any) -> None:
-        """What is true of every run: the machine, the data."""
+        """Record facts that all runs share: the machine and the data."""
         self.head |= facts
 
     def add(self, run: Run) -> None:

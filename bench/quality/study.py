@@ -85,7 +85,7 @@ class Study:
         self.results = ResultsFile(options.out, self.settings(), restart=options.restart)
 
     def settings(self) -> dict[str, Any]:
-        """What results must share to stand in one file."""
+        """Return the settings that all results of one file share."""
         options = self.options
         return asdict(self.setting) | {
             "train_pairs": len(self.train),
