@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from main_align.data.pairs import SCORED, Pair
+from main_align.scoring.bank import Bank
 from main_align.scoring.batching import MicroBatch, SortWindow
 from main_align.scoring.columns import TOKEN_SCORES
 from main_align.scoring.results import MicroBatchResult
@@ -47,13 +48,16 @@ class FakeScorer:
         ]
         return window
 
-    def run(self, window: SortWindow, pack: MicroBatch) -> MicroBatchResult:
+    def make_bank(self, embed_x: np.ndarray, embed_y: np.ndarray) -> Bank:
+        return Bank(embed_x, embed_y, self.temperature)
+
+    def run(self, window: SortWindow, batch: MicroBatch) -> MicroBatchResult:
         self.ran += 1
-        noise = [_noise(window.pairs[row]) for row in pack.rows]
+        noise = [_noise(window.pairs[row]) for row in batch.rows]
         logp = -10 - np.array([n.random(4) for n in noise])
         embed = np.array([n.standard_normal((2, WIDTH)) for n in noise]).astype(np.float32)
-        result = MicroBatchResult(np.array(pack.rows), logp, embed[:, 0].copy(), embed[:, 1].copy())
-        for place, row in enumerate(pack.rows):
+        result = MicroBatchResult(np.array(batch.rows), logp, embed[:, 0].copy(), embed[:, 1].copy())
+        for place, row in enumerate(batch.rows):
             if window.pairs[row].instruction == "explode":
                 result.fail(place, "non_finite", f"line {window.pairs[row].line}: NaN")
         return result

@@ -161,7 +161,7 @@ def _score(
     from ..scoring.scorer import Scorer
 
     try:
-        return score_file(Scorer(**scorer), source, out, progress=progress_bar, **job)
+        return score_file(Scorer(**scorer), source, out, on_progress=progress_bar, **job)
     except KeyboardInterrupt:
         if partial_folder(out).exists():
             progress_bar.log(f"Finished work is saved in {partial_folder(out)}; run again to resume.")

@@ -46,7 +46,7 @@ def run_filter_stage(context: LoopContext, stage: Stage, work_dir: Path) -> dict
     scorer = MutualScorer(models.load_for_scoring(stage), max_length=models.info["forward"].context, seed=config.seed)
     start = time.monotonic()
     generated = context.run_dir.stage_dir(stage.pairs_stage) / PAIRS
-    manifest = score_file(scorer, generated, work_dir / SCORES, progress=context.on_progress)
+    manifest = score_file(scorer, generated, work_dir / SCORES, on_progress=context.on_progress)
     filtered = filter_scores(work_dir / SCORES, work_dir / KEPT, by=config.filter_by, keep=config.keep)
     kept = int(filtered.kept.sum())
     context.log(f"{stage.name}: kept {kept:,} of {filtered.table.rows:,} pairs by {filtered.by}")

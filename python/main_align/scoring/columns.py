@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -271,32 +271,3 @@ def token_scores(x: Sequence[int], y: Sequence[int]) -> dict[str, float]:
 
 TOKEN_SCORES = tuple(column.name for column in _COLUMNS if column.from_tokens)
 """the scores that follow from the token ids alone"""
-
-
-def score_rows(
-    *,
-    ids: Sequence[str],
-    status: Sequence[str],
-    reason: Sequence[str],
-    tokens_x: NDArray[np.int64],
-    tokens_y: NDArray[np.int64],
-    logp: Floats,
-    scores: Mapping[str, Floats],
-) -> list[dict[str, Any]]:
-    """Rows with exactly COLUMNS; every argument has n entries (`logp` is [n, 4]).
-
-    A row whose `logp` is not finite is one that was not scored: all its numbers are None. So is
-    any single number that is not finite.
-    """
-    numbers = likelihood_scores(logp, tokens_x, tokens_y) | dict(scores)
-    finite = np.isfinite(np.asarray(logp).reshape(-1, 4))
-    scored = [bool(row.all()) for row in finite]
-    columns: dict[str, list[Any]] = {
-        name: [float(value) if ok and np.isfinite(value) else None for value, ok in zip(values, scored, strict=True)]
-        for name, values in numbers.items()
-    }
-    for name, counts in (("tokens_x", tokens_x), ("tokens_y", tokens_y)):
-        columns[name] = [int(v) if ok else None for v, ok in zip(counts, scored, strict=True)]
-    columns |= {"id": list(ids), "status": list(status), "reason": list(reason)}
-    in_order = zip(*(columns[name] for name in COLUMNS), strict=True)
-    return [dict(zip(COLUMNS, row, strict=True)) for row in in_order]

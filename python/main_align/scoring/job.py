@@ -1,8 +1,7 @@
-"""The bulk job: a data set in, a score file out, safe against being killed at any moment.
+"""score_file: score a data set into a file, in a job that resumes after being killed at any moment.
 
-Windows of rows are prepared in input order; each pack the model has run goes to the journal. When
-all are there, the bank pass (see finishing.py) walks the journal and writes OUT. A second run skips
-what the journal holds, and since packs and windows are deterministic, OUT is the same bytes.
+The results of the model go to a journal beside the output (see windows.py). Once all are there, the rows are assembled
+and written (see assemble.py). A second run skips the finished part, and the output has the same bytes.
 """
 
 from __future__ import annotations
@@ -13,42 +12,31 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.fields import NO_FIELDS, Fields, Notes
 from ..data.journal import Journal
-from ..data.pairs import SCORED, Pair
+from ..data.pairs import SCORED
 from ..data.read import open_source
 from ..data.sources.source import Source, SourceInfo
-from ..data.write import (
-    check_output,
-)
-from ..environment import (
-    versions,
-)
+from ..data.write import check_output
+from ..environment import versions
 from ..errors import UserError
 from ..progress import Progress
-from .assemble import finished_rows, pack_record, window_record
+from .assemble import assemble_rows
 from .batching import SORT_WINDOW
 from .columns import definitions
-from .manifest import (
-    read_manifest,
-    write_manifest,
-)
-from .resume import discard, finished, journal_path, open_partial
-from .score_file import (
-    write_scores,
-)
+from .manifest import read_manifest, write_manifest
+from .resume import delete, is_complete, journal_path, open_or_resume
+from .score_file import write_scores
+from .windows import Finished, score_windows
 
 if TYPE_CHECKING:
     from .scorer import Scorer
 
-FORMAT = 2  # raise it when the journal or what is read from a row changes, so that old jobs are not resumed
-
-
-Report = Callable[[Progress], None]
+FORMAT = 3
+"""version of the journal and of the reading of rows; raise it on a change, so that older jobs do not resume"""
 
 
 def score_file(
@@ -62,25 +50,31 @@ def score_file(
     sort_window: int = SORT_WINDOW,
     restart: bool = False,
     command: Mapping[str, Any] | None = None,
-    progress: Report | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
-    """Score every row of `source` into `out` (.parquet, .jsonl or .csv) and return the manifest.
+    """Score every row of a data set into a file.
 
     Args:
-        source: what `read_pairs` reads, or a Source that was opened already.
-        fields: field names that override the recognised forms.
-        split: the split of a `datasets` source.
-        config: the configuration of a `datasets` source.
-        sort_window: rows tokenised, length-sorted and packed together; bounds the memory used.
-        restart: throw away an unfinished job and overwrite a finished one.
-        command: what the user asked for, kept in the manifest.
-        progress: called after each pack and each window of the bank pass.
+        scorer: the scorer.
+        source: anything that `read_pairs` reads, or an open Source.
+        out: output file; its ending is .parquet, .jsonl or .csv.
+        fields: field names that override the recognised record formats. Default: none.
+        split: split of a `datasets` source.
+        config: configuration of a `datasets` source.
+        sort_window: number of pairs that are tokenised and sorted by length together. It bounds the memory used.
+            Default 4096.
+        restart: delete an unfinished job and overwrite a finished one. Default False.
+        command: the user's own settings, kept in the manifest.
+        on_progress: called after each forward pass and after each window of the bank pass.
+
+    Returns:
+        The manifest, which is also written beside `out`.
 
     Raises:
-        UserError: a bad input file or output path; an input of whose first rows none can be scored, or that changes
-            during the run; an unfinished or finished job at `out` with other settings, each of which is named.
+        UserError: a bad input file or output path; no row among the first can be scored; the input changes during the
+            run; `out` belongs to an unfinished or finished job with other settings, which the message lists.
     """
-    out, say = Path(out), progress or (lambda _: None)
+    out, report = Path(out), on_progress or (lambda _: None)
     check_output(out)
     fields.check()
     opened = open_source(source, split=split, config=config)
@@ -88,25 +82,29 @@ def score_file(
     info = opened.inspect()
     settings = _settings(scorer, info, {"fields": asdict(fields), "split": split, "config": config}, sort_window)
     if restart:
-        _throw_away(out)
-    elif finished(out, settings):
-        done = read_manifest(out)
-        assert done is not None
-        return done
-    open_partial(out, settings)
+        _delete_unless_locked(out)
+    elif is_complete(out, settings):
+        manifest = read_manifest(out)
+        assert manifest is not None
+        return manifest
+    open_or_resume(out, settings)
+    totals = _Totals(info.rows)
     with Journal(journal_path(out)) as journal:
-        state = _score_windows(scorer, opened, fields, sort_window, journal, info.rows, say)
+        for finished in score_windows(scorer, opened.pairs(fields, totals.notes), sort_window, journal):
+            totals.add(finished)
+            if finished.tokens:
+                report(totals.progress())
         if opened.digest() != info.digest:
             raise UserError(f"{opened.name} changed while it was scored; run again with --restart when it is complete")
-        rows = _watched(finished_rows(journal, scorer), state, sort_window, say)
-        write_scores(out, rows)
-        manifest = _manifest(scorer, opened, info, settings, state, command)
+        write_scores(out, _with_progress(assemble_rows(journal, scorer), totals, sort_window, report))
+        manifest = _manifest(scorer, opened, info, settings, totals) | {"command": dict(command or {})}
         write_manifest(out, manifest)
-        discard(out)
+        delete(out)
     return manifest
 
 
 def _settings(scorer: Scorer, info: SourceInfo, reading: Mapping[str, Any], sort_window: int) -> dict[str, Any]:
+    """Return all that the scores depend on: a job with other settings does not resume."""
     settings = {
         "format": FORMAT,
         "input": {"size": info.size, "digest": info.digest},
@@ -115,28 +113,24 @@ def _settings(scorer: Scorer, info: SourceInfo, reading: Mapping[str, Any], sort
         "columns": definitions(),
         "scorer": scorer.fingerprint,
     }
-    # Through JSON, so that what is compared later with the stored copy has the same types.
+    # Through JSON, so that the types are those of the stored copy it is compared with.
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return plain
 
 
-def _throw_away(out: Path) -> None:
+def _delete_unless_locked(out: Path) -> None:
     path = journal_path(out)
     if path.exists():
-        with Journal(path):  # refuses where another process is at work
+        with Journal(path):  # raises if another process has it open
             pass
-    discard(out)
+    delete(out)
 
 
 @dataclass(slots=True)
-class _State:
-    """Where the walk over the input is; `done` maps a window to its packs expected and seen.
-
-    `notes` is what the reading noticed; `counts` and `reasons` are the rows and the first reason of each status.
-    """
+class _Totals:
+    """Totals of a job: pairs, tokens, and the rows and the first reason of each status."""
 
     total: int
-    done: dict[int, list[int]] = field(default_factory=dict)
     pairs: int = 0
     earlier: int = 0
     tokens: int = 0
@@ -145,76 +139,29 @@ class _State:
     reasons: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
+    def add(self, finished: Finished) -> None:
+        self.pairs += finished.pairs
+        self.tokens += finished.tokens
+        if finished.is_earlier:
+            self.earlier += finished.pairs
+
     def progress(self) -> Progress:
         seconds = time.monotonic() - self.started
         return Progress("scoring", self.pairs, self.total, self.earlier, self.tokens, seconds)
 
 
-def _score_windows(
-    scorer: Scorer,
-    source: Source,
-    fields: Fields,
-    size: int,
-    journal: Journal,
-    total: int,
-    say: Report,
-) -> _State:
-    state = _State(total)
-    for header in journal.headers():
-        if header["kind"] == "window":
-            state.done[header["window"]] = [header["micro_batches"], 0]
-        else:
-            state.done[header["window"]][1] += 1
-    for index, pairs in enumerate(_windows(source.pairs(fields, state.notes), size)):
-        expected, seen = state.done.get(index, (1, 0))
-        if seen == expected:
-            state.pairs += len(pairs)
-            state.earlier += len(pairs)
-            continue
-        _score_window(scorer, index, pairs, journal, state, say)
-    return state
-
-
-def _windows(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
-    iterator = iter(pairs)
-    while window := list(islice(iterator, size)):
-        yield window
-
-
-def _score_window(scorer: Scorer, index: int, pairs: list[Pair], journal: Journal, state: _State, say: Report) -> None:
-    window = scorer.prepare(pairs)
-    packs = len(window.micro_batches)
-    if index not in state.done:
-        state.done[index] = [packs, 0]
-        journal.append(*window_record(index, window))
-    elif state.done[index][0] != packs:
-        raise UserError(
-            f"{journal.path}: window {index} now has {packs} packs and had "
-            f"{state.done[index][0]}; a library changed since. Start over with --restart."
-        )
-    skip = state.done[index][1]
-    in_packs = sum(len(pack.rows) for pack in window.micro_batches)
-    state.pairs += len(pairs) - in_packs  # rows that need no model
-    for number, pack in enumerate(window.micro_batches):
-        state.pairs += len(pack.rows)
-        if number < skip:
-            state.earlier += len(pack.rows)
-            continue
-        result = scorer.run(window, pack)
-        journal.append(*pack_record(index, number, result))
-        state.tokens += pack.tokens
-        say(state.progress())
-
-
-def _watched(rows: Iterable[dict[str, Any]], state: _State, every: int, say: Report) -> Iterator[dict[str, Any]]:
-    scoring = state.progress()
+def _with_progress(
+    rows: Iterable[dict[str, Any]], totals: _Totals, every: int, report: Callable[[Progress], None]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows, count their statuses, and report after every `every` rows."""
+    scoring = totals.progress()
     for number, row in enumerate(rows, 1):
-        state.counts[row["status"]] += 1
+        totals.counts[row["status"]] += 1
         if row["reason"]:
-            state.reasons.setdefault(row["status"], row["reason"])
+            totals.reasons.setdefault(row["status"], row["reason"])
         yield row
-        if number % every == 0 or number == state.total:
-            say(replace(scoring, stage="bank", pairs=number))
+        if number % every == 0 or number == totals.total:
+            report(replace(scoring, stage="bank", pairs=number))
 
 
 def _manifest(
@@ -222,35 +169,33 @@ def _manifest(
     source: Source,
     info: SourceInfo,
     settings: Mapping[str, Any],
-    state: _State,
-    command: Mapping[str, Any] | None,
+    totals: _Totals,
 ) -> dict[str, Any]:
     from main_kernels import backend_report
 
-    seconds = time.monotonic() - state.started
-    fresh = state.pairs - state.earlier
-    scored = sum(state.counts[status] for status in SCORED)
+    seconds = time.monotonic() - totals.started
+    fresh = totals.pairs - totals.earlier
+    scored = sum(totals.counts[status] for status in SCORED)
     return {
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "source": source.name,
         "source_path": str(source.path.absolute()) if source.path else None,
         "rows": info.rows,
         "blank_lines": info.blank_lines,
-        "counts": dict(state.counts),
-        "first_reasons": state.reasons,
-        "repeated_ids": state.notes.repeated_ids,
-        "unused_text_fields": dict(state.notes.unused),
+        "counts": dict(totals.counts),
+        "first_reasons": totals.reasons,
+        "repeated_ids": totals.notes.repeated_ids,
+        "unused_text_fields": dict(totals.notes.unused),
         "bank": {"pairs": min(scorer.bank, scored), "of_scored": scored, "seed": scorer.seed},
         "throughput": {
             "seconds": round(seconds, 3),
             "pairs_per_second": round(fresh / seconds, 3),
-            "tokens_per_second": round(state.tokens / seconds, 1),
-            "tokens": state.tokens,
-            "resumed": state.earlier > 0,
-            "pairs_from_earlier_runs": state.earlier,
+            "tokens_per_second": round(totals.tokens / seconds, 1),
+            "tokens": totals.tokens,
+            "resumed": totals.earlier > 0,
+            "pairs_from_earlier_runs": totals.earlier,
         },
         "settings": dict(settings),
-        "command": dict(command or {}),
         "versions": versions(),
         "backend": backend_report(),
     }

@@ -1,4 +1,4 @@
-"""OUT.partial/, where an unfinished job keeps its settings and its journal until OUT is complete.
+"""is_complete, open_or_resume, delete: the folder OUT.partial, which holds an unfinished job's settings and journal.
 
 job.json is written first and deleted first, so a folder without it holds nothing worth keeping.
 """
@@ -22,35 +22,40 @@ REMEDY = "Run again with the old settings, give another -o, or start over with -
 
 
 def partial_folder(out: Path) -> Path:
-    """OUT.partial, beside OUT."""
+    """Return the path OUT.partial."""
     return out.with_name(out.name + ".partial")
 
 
 def journal_path(out: Path) -> Path:
-    """The journal inside OUT.partial."""
+    """Return the path of the journal in OUT.partial."""
     return partial_folder(out) / "journal.bin"
 
 
 def check_partial(out: Path) -> None:
-    """Raise UserError where something else has the name OUT.partial."""
+    """Raise UserError if OUT.partial exists and is not a folder."""
     folder = partial_folder(out)
     if folder.exists() and not folder.is_dir():
         raise UserError(
-            f"{folder} is a file, and unfinished work is kept in a folder of that name: remove or rename it"
+            f"{folder} is a file, but unfinished work is kept in a folder of that name: remove or rename the file"
         )
 
 
-def finished(out: Path, settings: Mapping[str, Any]) -> bool:
-    """True where `out` is already complete under these settings.
+def is_complete(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Return True if `out` is complete under these settings, False if it does not exist.
 
-    Raises UserError where `out` exists but is not: nothing is overwritten without --restart.
+    Args:
+        out: output file.
+        settings: settings of the job.
+
+    Raises:
+        UserError: `out` has other settings or no manifest. Nothing is overwritten without --restart.
     """
     if (partial_folder(out) / "job.json").is_file() or not out.exists():
         return False
     manifest = read_manifest(out)
     if manifest is None:
         raise UserError(
-            f"{out} exists and has no manifest, so nobody knows what it holds. "
+            f"{out} exists and has no manifest, so its settings are not known. "
             "Give another -o, or overwrite it with --restart."
         )
     changed = _changed(manifest["settings"], settings)
@@ -59,8 +64,16 @@ def finished(out: Path, settings: Mapping[str, Any]) -> bool:
     return True
 
 
-def open_partial(out: Path, settings: Mapping[str, Any]) -> None:
-    """Create OUT.partial, or check that the one found belongs to the same job."""
+def open_or_resume(out: Path, settings: Mapping[str, Any]) -> None:
+    """Create OUT.partial, or check that an existing one belongs to the same job.
+
+    Args:
+        out: output file.
+        settings: settings of the job.
+
+    Raises:
+        UserError: OUT.partial belongs to a job with other settings.
+    """
     check_partial(out)
     folder = partial_folder(out)
     job = folder / "job.json"
@@ -69,15 +82,15 @@ def open_partial(out: Path, settings: Mapping[str, Any]) -> None:
         if changed:
             raise UserError(f"{folder} holds an unfinished job that differs: {_list(changed)} {REMEDY}")
         return
-    discard(out)
+    delete(out)
     folder.mkdir()
     with atomic_write(job) as temporary:
         temporary.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     sync_folder(out.parent)
 
 
-def discard(out: Path) -> None:
-    """Remove OUT.partial, job.json first."""
+def delete(out: Path) -> None:
+    """Delete OUT.partial, job.json first."""
     check_partial(out)
     folder = partial_folder(out)
     (folder / "job.json").unlink(missing_ok=True)
@@ -85,7 +98,7 @@ def discard(out: Path) -> None:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings that differ; a model of the same digest is the same one, whatever its path is called."""
+    """Return the settings that differ. Models with the same digest are the same, whatever their paths."""
     old, new = before.get("scorer", {}), now["scorer"]
     if "digest" in new and old.get("digest") == new["digest"]:
         now = {**now, "scorer": {**new, "model": old["model"]}}

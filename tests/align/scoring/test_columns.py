@@ -19,7 +19,6 @@ from main_align.scoring.columns import (
     copy_overlap,
     likelihood_scores,
     lower_is_better,
-    score_rows,
 )
 from main_align.scoring.score_file import score_types
 
@@ -137,25 +136,3 @@ def test_a_consistent_pair_of_models_has_no_duality_gap():
 def test_copy_overlap(x, y, share):
     value = copy_overlap(list(x), list(y))
     assert math.isnan(value) if share is None else value == pytest.approx(share)
-
-
-def test_rows_have_the_columns_and_nulls_where_nothing_was_scored():
-    rows = score_rows(
-        ids=["a", "b"],
-        status=["ok", "too_long"],
-        reason=["", "line 2: long"],
-        tokens_x=np.array([2, 0]),
-        tokens_y=np.array([3, 0]),
-        logp=np.vstack([LOGP, np.full((1, 4), np.nan)]),
-        scores={
-            "copy_overlap": np.array([np.nan, np.nan]),
-            "semantic": np.array([0.5, np.nan]),
-            "structural": np.array([-0.1, np.nan]),
-        },
-    )
-    assert all(list(row) == list(COLUMNS) for row in rows)
-    assert rows[0]["tokens_y"] == 3
-    assert rows[0]["copy_overlap"] is None
-    named = ("id", "status", "reason")
-    assert [rows[1][name] for name in named] == ["b", "too_long", "line 2: long"]
-    assert all(value is None for name, value in rows[1].items() if name not in named)

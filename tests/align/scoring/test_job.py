@@ -111,7 +111,7 @@ def test_an_interrupted_job_runs_only_what_is_missing(tmp_path: Path, packs: int
     full, first, second = FakeScorer(), FakeScorer(), FakeScorer()
     score_file(full, source, whole, sort_window=6)
     with pytest.raises(Killed):
-        score_file(first, source, out, sort_window=6, progress=killed_after(packs))
+        score_file(first, source, out, sort_window=6, on_progress=killed_after(packs))
     assert not out.exists()
     manifest = score_file(second, source, out, sort_window=6)
     assert first.ran == packs
@@ -123,7 +123,7 @@ def test_an_interrupted_job_runs_only_what_is_missing(tmp_path: Path, packs: int
 def test_a_changed_setting_is_not_resumed_and_is_named(tmp_path: Path) -> None:
     source, out = write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
     with pytest.raises(Killed):
-        score_file(FakeScorer(), source, out, sort_window=6, progress=killed_after(2))
+        score_file(FakeScorer(), source, out, sort_window=6, on_progress=killed_after(2))
     for scorer, options, named in (
         (FakeScorer(dtype="bfloat16"), {}, r"scorer\.dtype was 'float32', now 'bfloat16'"),
         (FakeScorer(model="other"), {}, r"scorer\.model was 'fake', now 'other'"),
@@ -158,7 +158,7 @@ def test_a_finished_job_is_kept_and_never_overwritten_unasked(tmp_path: Path) ->
 def test_progress_counts_every_row_and_both_stages(tmp_path: Path) -> None:
     seen: list[Progress] = []
     source = write_pairs(tmp_path / "in.jsonl")
-    score_file(FakeScorer(), source, tmp_path / "o.jsonl", sort_window=6, progress=seen.append)
+    score_file(FakeScorer(), source, tmp_path / "o.jsonl", sort_window=6, on_progress=seen.append)
     assert [p.stage for p in seen] == sorted((p.stage for p in seen), reverse=True)
     scoring = [p.pairs for p in seen if p.stage == "scoring"]
     assert scoring == sorted(scoring)
@@ -193,14 +193,14 @@ def test_an_input_that_changes_during_the_run_is_noticed(tmp_path: Path) -> None
         source.write_text(source.read_text() + "\n")
 
     with pytest.raises(UserError, match="changed while it was scored"):
-        score_file(FakeScorer(), source, out, sort_window=6, progress=change)
+        score_file(FakeScorer(), source, out, sort_window=6, on_progress=change)
     assert not out.exists()
 
 
 def test_the_same_model_by_another_name_resumes(tmp_path: Path) -> None:
     source, out = write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
     with pytest.raises(Killed):
-        score_file(FakeScorer(model="./m", digest="d"), source, out, sort_window=6, progress=killed_after(2))
+        score_file(FakeScorer(model="./m", digest="d"), source, out, sort_window=6, on_progress=killed_after(2))
     assert score_file(FakeScorer(model="/m", digest="d"), source, out, sort_window=6)["throughput"]["resumed"]
     again = FakeScorer(model="../m", digest="d")
     score_file(again, source, out, sort_window=6)
