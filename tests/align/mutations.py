@@ -16,10 +16,13 @@ TESTS = [
     for name in ("step", "scale", "loss", "dataset", "models", "settings", "evaluation")
 ]
 HOME = "python/main_align/training/"
-MIXIN, STEP, MICRO_BATCH, HOOKS = (HOME + name + ".py" for name in ("mixin", "step", "micro_batch", "hooks"))
-OBJECTIVE, CHECKPOINTS = (HOME + name + ".py" for name in ("objective", "checkpoint_mixin"))
-MONITOR, EVALUATION, PREPARATION = (HOME + name + ".py" for name in ("monitor", "evaluation", "prepare_data"))
-COLLATOR, LOSS, PAIRS, WEIGHT = (HOME + name + ".py" for name in ("collator", "loss", "dataset", "synthetic_weight"))
+LOSS, OBJECTIVE, MICRO_BATCH, STEP, WEIGHT = (
+    f"{HOME}{name}.py" for name in ("loss", "objective", "micro_batch", "step", "synthetic_weight")
+)
+COLLATOR, PREPARATION, READER = (f"{HOME}dataset/{name}.py" for name in ("collator", "preparation", "reader"))
+EVALUATION, MONITOR = (f"{HOME}metrics/{name}.py" for name in ("evaluation", "monitor"))
+HOOKS = f"{HOME}model/hooks.py"
+CHECKPOINTS, MIXIN = (f"{HOME}trainer/{name}.py" for name in ("checkpoint_mixin", "mixin"))
 
 MUTATIONS = [
     Mutation(OBJECTIVE, "self.value * self.pairs / step.pairs", "self.value"),
@@ -53,8 +56,8 @@ MUTATIONS = [
     ),
     Mutation(
         STEP,
-        "weights[X_GIVEN_Y] = terms.forward_weight, terms.reverse_weight",
-        "weights[X_GIVEN_Y] = terms.reverse_weight, terms.forward_weight",
+        "weights[LogpColumn.X_GIVEN_Y] = terms.forward_weight, terms.reverse_weight",
+        "weights[LogpColumn.X_GIVEN_Y] = terms.reverse_weight, terms.forward_weight",
     ),
     Mutation(STEP, "torch.where(tokens.sum(1) > 0, (sums", "torch.where(tokens.sum(1) < 0, (sums"),
     Mutation(HOOKS, "normalize=False)[0::2]", "normalize=False)[1::2]"),
@@ -74,9 +77,9 @@ MUTATIONS = [
     Mutation(LOSS, 'terms["intentional"] = -mutual', 'terms["intentional"] = mutual'),
     Mutation(LOSS, "-logp.sum() / tokens.sum().clamp(min=1)", "-(logp / tokens).mean()"),
     Mutation(LOSS, "(tokens_x + tokens_y).clamp(min=1)", "tokens_y.clamp(min=1)"),
-    Mutation(PAIRS, "first.setdefault(key, row)", "row"),
-    Mutation(PAIRS, 'problem = "" if fitted is not None else OVER_LENGTH', 'problem = ""'),
-    Mutation(PAIRS, "(mask or [1] * len(pair.y))[: len(pair.y)]", "[1] * len(pair.y)"),
+    Mutation(READER, "first.setdefault(key, row)", "row"),
+    Mutation(READER, 'problem = "" if fitted is not None else OVER_LENGTH', 'problem = ""'),
+    Mutation(READER, "(mask or [1] * len(pair.y))[: len(pair.y)]", "[1] * len(pair.y)"),
     Mutation(WEIGHT, "ratio = seed / (seed + synthetic)", "ratio = synthetic / (seed + synthetic)"),
     Mutation(WEIGHT, "moved = torch.where(means.isnan(), losses, moved)", "pass"),
     # only the slow tests of several processes notice these: apply one by hand and run `pytest -m slow`

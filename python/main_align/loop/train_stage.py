@@ -74,7 +74,7 @@ def run_train_stage(context: LoopContext, stage: Stage, work_dir: Path) -> dict[
 def check_training(config: LoopConfig, stage: Stage, dtype: str, device: torch.device) -> None:
     """Raise UserError if `training` has a setting that MutualAlignmentConfig does not know or accept."""
     from ..training import MutualAlignmentConfig
-    from ..training.settings import check_settings
+    from ..training.trainer.settings import check_settings
 
     known = [item.name for item in fields(MutualAlignmentConfig) if item.init]
     check_names(config.training, known, "training")

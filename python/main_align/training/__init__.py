@@ -5,9 +5,9 @@ from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
 
 from .config import AlignmentArguments, MutualAlignmentConfig
 from .loss import Likelihoods, MutualAlignmentLoss
-from .mixin import AlignmentMixin
 from .terms import AlignmentTerms
-from .trainer import MutualAlignmentTrainer
+from .trainer.mixin import AlignmentMixin
+from .trainer.trainer import MutualAlignmentTrainer
 
 __all__ = [
     "AlignmentArguments",

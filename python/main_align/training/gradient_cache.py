@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .distributed import gather_rows
-from .hooks import AlignmentOutput
 from .loss import MutualAlignmentLoss, at_least_float32
+from .model.hooks import AlignmentOutput
 from .step import Step
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..models.encoding import LogpColumn
 from .distributed import gather_rows, world_size
-from .hooks import AlignmentOutput
 from .loss import Likelihoods, MutualAlignmentLoss, duality_gap
+from .model.hooks import AlignmentOutput
 from .objective import StepOutputs, TermValue
 from .step import Step
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models.encoding import LogpColumn
 from .distributed import sum_over_processes
-from .metrics import accumulator_dtype
+from .metrics.meter import accumulator_dtype
 from .terms import AlignmentTerms
 
 if TYPE_CHECKING:

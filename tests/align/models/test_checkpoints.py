@@ -60,7 +60,7 @@ def test_a_missing_layer_is_refused_by_name(copy, weights):
 def test_a_trainer_refuses_it_as_the_scorer_does(copy):
     pytest.importorskip("trl")
     from main_align.training import AlignmentArguments
-    from main_align.training.prepare import set_up
+    from main_align.training.model.setup import set_up
 
     tensors = load_file(copy / "model.safetensors")
     del tensors["lm_head.weight"]
@@ -190,7 +190,7 @@ def test_the_trainer_names_the_row_with_a_token_it_lacks():
     pytest.importorskip("trl")
     from datasets import Dataset
     from main_align.models.encoding import PairEncoder
-    from main_align.training.dataset import PairReader
+    from main_align.training.dataset.reader import PairReader
 
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["magic"])

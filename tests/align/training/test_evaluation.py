@@ -10,8 +10,9 @@ pytest.importorskip("peft")
 
 import torch
 from datasets import Dataset, IterableDataset
-from main_align.training import AlignmentArguments, AlignmentMixin, MutualAlignmentTrainer, evaluation
-from main_align.training.packing import PackedPairs
+from main_align.training import AlignmentArguments, AlignmentMixin, MutualAlignmentTrainer
+from main_align.training.dataset.packing import PackedPairs
+from main_align.training.metrics import evaluation
 from transformers import Trainer, TrainingArguments
 
 from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model

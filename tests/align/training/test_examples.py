@@ -17,7 +17,7 @@ pytest.importorskip("peft")
 from datasets import Dataset
 from main_align.loop import read_config
 from main_align.loop.pairs import read_pairs
-from main_align.training.checkpoint import FILE
+from main_align.training.model.checkpoint import FILE
 from transformers import Trainer
 
 from tests.align.tiny_models import DEVICE, tiny_model_folder

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from main_align.errors import UserError
 from main_align.training import AlignmentMixin, MutualAlignmentConfig, MutualAlignmentTrainer
-from main_align.training.checkpoint import FILE
+from main_align.training.model.checkpoint import FILE
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments

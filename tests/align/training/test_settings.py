@@ -14,7 +14,7 @@ from datasets import Dataset
 from main_align.errors import UserError
 from main_align.models.encoding import LogpColumn
 from main_align.training import AlignmentArguments, AlignmentMixin, MutualAlignmentTrainer
-from main_align.training.settings import REFUSED as REFUSED_SETTINGS
+from main_align.training.trainer.settings import REFUSED as REFUSED_SETTINGS
 from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig

@@ -13,8 +13,8 @@ import torch
 from datasets import Dataset
 from main_align.errors import UserError
 from main_align.training import AlignmentArguments, AlignmentMixin
-from main_align.training.hooks import HookedForward
-from main_align.training.projection import AlignmentHead
+from main_align.training.model.hooks import HookedForward
+from main_align.training.model.projection import AlignmentHead
 from main_align.training.terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS
 from transformers import LlamaConfig, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutput

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..models.encoding import LogpColumn
-from .distributed import world_size
-from .hooks import AlignmentOutput
-from .loss import duality_gap
-from .metrics import Meter
-from .micro_batch import Contrast, likelihoods_of
-from .objective import LIKELIHOOD
-from .step import SYNTHETIC, Step
+from ...errors import UserError
+from ...models.encoding import LogpColumn
+from ..distributed import world_size
+from ..loss import duality_gap
+from ..micro_batch import Contrast, likelihoods_of
+from ..model.hooks import AlignmentOutput
+from ..objective import LIKELIHOOD
+from ..step import SYNTHETIC, Step
+from .meter import Meter
 
 DIRECTION_TERMS = (("forward", LogpColumn.Y_GIVEN_X), ("reverse", LogpColumn.X_GIVEN_Y))
 NLL_METRICS = (("nll_y_given_x", LogpColumn.Y_GIVEN_X), ("nll_x_given_y", LogpColumn.X_GIVEN_Y))

@@ -8,9 +8,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import UserError
-from ..models.projection_heads import FILE, PREFIX, AlignmentHead
-from .synthetic_weight import SyntheticWeight
+from ...errors import UserError
+from ...models.projection_heads import FILE, PREFIX, AlignmentHead
+from ..synthetic_weight import SyntheticWeight
 
 _MEANS = "synthetic_weight.means"
 

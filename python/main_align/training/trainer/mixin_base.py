@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import Trainer
 
-from ..models.projection_heads import AlignmentHead
-from .config import AlignmentArguments
-from .evaluation import Evaluation
-from .loss import MutualAlignmentLoss
-from .monitor import Monitor
-from .synthetic_weight import SyntheticWeight
+from ...models.projection_heads import AlignmentHead
+from ..config import AlignmentArguments
+from ..loss import MutualAlignmentLoss
+from ..metrics.evaluation import Evaluation
+from ..metrics.monitor import Monitor
+from ..synthetic_weight import SyntheticWeight
 
 if TYPE_CHECKING:  # at run time the trainer's class comes after the mixin
     _Trainer = Trainer

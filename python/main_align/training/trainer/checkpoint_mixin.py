@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import checkpoint, model_card, projection
+from ..model import checkpoint, projection
+from . import model_card
 from .mixin_base import MixinBase
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .config import AlignmentArguments
+from ..config import AlignmentArguments
 
 PAPER = {"title": "Mutual Alignment Is Necessary for instruction tuning", "id": "2504.12913"}
 _TITLE = "## Mutual alignment"

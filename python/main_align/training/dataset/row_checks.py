@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..data.fields import Fields, Notes
-from ..data.formats.conversion import pair_from_record
+from ...data.fields import Fields, Notes
+from ...data.formats.conversion import pair_from_record
 
 _COLUMNS = {
     "tools": "tools are not laid out",

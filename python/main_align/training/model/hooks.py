@@ -18,11 +18,11 @@ from transformers.utils import ModelOutput
 
 from main_kernels import linear_cross_entropy, segment_pool, sequence_logprobs
 
-from ..errors import UserError
-from ..models.forward import logit_options
-from ..models.packed_attention import packed_forward
-from ..models.projection_heads import AlignmentHead
-from .metrics import accumulator_dtype
+from ...errors import UserError
+from ...models.forward import logit_options
+from ...models.packed_attention import packed_forward
+from ...models.projection_heads import AlignmentHead
+from ..metrics.meter import accumulator_dtype
 
 
 @dataclass

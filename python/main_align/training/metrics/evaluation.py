@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .distributed import gather_rows
-from .hooks import AlignmentOutput
-from .loss import MutualAlignmentLoss, at_least_float32, duality_gap
-from .micro_batch import likelihoods_of
+from ..distributed import gather_rows
+from ..loss import MutualAlignmentLoss, at_least_float32, duality_gap
+from ..micro_batch import likelihoods_of
+from ..model.hooks import AlignmentOutput
+from ..objective import LIKELIHOOD, StepOutputs, TermValue, step_loss
+from ..step import SYNTHETIC, Step
 from .monitor import DIRECTION_TERMS, NLL_METRICS
-from .objective import LIKELIHOOD, StepOutputs, TermValue, step_loss
-from .step import SYNTHETIC, Step
 
 GROUP = 4096  # largest number of pairs contrasted with each other; bounds the cost to pairs * GROUP
 

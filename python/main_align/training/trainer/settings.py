@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..errors import UserError
-from .distributed import world_size
+from ...errors import UserError
+from ..distributed import world_size
 
 
 class Refusal(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..models.encoding import EncodedPair, PairEncoder
+from ...models.encoding import EncodedPair, PairEncoder
 
 MASKS = ("completion_mask", "assistant_masks")
 

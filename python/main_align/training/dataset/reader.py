@@ -21,17 +21,17 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Sequence as ListOf
 from torch.utils.data import get_worker_info
 
-from ..data.fields import Fields
-from ..data.formats.conversion import can_hold_pairs, pair_from_record
-from ..data.formats.dialects import DIALECTS
-from ..data.pairs import check_text
-from ..errors import UserError
-from ..models.encoding import (
+from ...data.fields import Fields
+from ...data.formats.conversion import can_hold_pairs, pair_from_record
+from ...data.formats.dialects import DIALECTS
+from ...data.pairs import check_text
+from ...errors import UserError
+from ...models.encoding import (
     EncodedPair,
     PairEncoder,
     shortened,
 )
-from .columns import refusal, unused_texts
+from .row_checks import refusal, unused_texts
 from .tokenised import MASKS, Unusable, split_tokenised
 
 log = logging.getLogger(__name__)

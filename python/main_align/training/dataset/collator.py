@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from ..models.encoding import EncodedPair, EncodedSequence, LogpColumn, PairEncoder
-from ..models.packed_attention import packing_arguments
+from ...models.encoding import EncodedPair, EncodedSequence, LogpColumn, PairEncoder
+from ...models.packed_attention import packing_arguments
 
 Directions = Literal["both", "forward", "reverse"]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
-from .evaluation import Evaluation
+from ..dataset.preparation import packs_evaluation
+from ..metrics.evaluation import Evaluation
 from .mixin_base import MixinBase
-from .prepare_data import packs_evaluation
 
 
 class EvaluationMixin(MixinBase):

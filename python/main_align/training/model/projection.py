@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..models.projection_heads import AlignmentHead
+from ...errors import UserError
+from ...models.projection_heads import AlignmentHead
 
 NAME = "alignment_head"
 

@@ -7,13 +7,13 @@ from typing import Any
 from datasets import IterableDataset
 from transformers import PreTrainedModel
 
-from ..errors import UserError
-from ..models.encoding import EncodedPair, PairEncoder
-from ..models.load import vocabulary
+from ...errors import UserError
+from ...models.encoding import EncodedPair, PairEncoder
+from ...models.load import vocabulary
+from ..config import AlignmentArguments
 from .collator import PairCollator
-from .config import AlignmentArguments
-from .dataset import PairReader
 from .packing import PackedPairs, best_fit
+from .reader import PairReader
 
 
 class Preparation:

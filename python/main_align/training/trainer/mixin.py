@@ -13,25 +13,25 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from ..errors import UserError
-from ..models.devices import warn_if_slow
-from ..models.projection_heads import AlignmentHead
-from . import projection
+from ...errors import UserError
+from ...models.devices import warn_if_slow
+from ...models.projection_heads import AlignmentHead
+from ..config import AlignmentArguments, MutualAlignmentConfig
+from ..dataset.preparation import Preparation, packs_evaluation
+from ..dataset.reader import COLUMNS
+from ..gradient_cache import GradientCache, cache_gradients, set_rng_state
+from ..loss import MutualAlignmentLoss
+from ..metrics.monitor import Monitor, check_finite
+from ..micro_batch import micro_batch_outputs
+from ..model import projection
+from ..model.hooks import AlignmentOutput, HookedForward
+from ..model.setup import set_up, unwrap_peft
+from ..objective import step_loss
+from ..step import Step
+from ..synthetic_weight import SyntheticWeight
 from .checkpoint_mixin import CheckpointMixin
-from .config import AlignmentArguments, MutualAlignmentConfig
-from .dataset import COLUMNS
 from .evaluation_mixin import EvaluationMixin
-from .gradient_cache import GradientCache, cache_gradients, set_rng_state
-from .hooks import AlignmentOutput, HookedForward
-from .loss import MutualAlignmentLoss
-from .micro_batch import micro_batch_outputs
-from .monitor import Monitor, check_finite
-from .objective import step_loss
-from .prepare import set_up, unwrap_peft
-from .prepare_data import Preparation, packs_evaluation
 from .settings import check_arguments, check_optimizer, check_parallelism, check_settings
-from .step import Step
-from .synthetic_weight import SyntheticWeight
 
 
 class AlignmentMixin(EvaluationMixin, CheckpointMixin):

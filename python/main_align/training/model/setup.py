@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import UserError
-from ..models.context_length import context_length
-from ..models.forward import Forward
-from ..models.load import check_model, find, load_weights
-from .config import AlignmentArguments
+from ...errors import UserError
+from ...models.context_length import context_length
+from ...models.forward import Forward
+from ...models.load import check_model, find, load_weights
+from ..config import AlignmentArguments
 from .hooks import lm_head_weight
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Data sets of pairs: reading, checks of rows, packing and collation."""

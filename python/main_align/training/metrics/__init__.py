@@ -1,0 +1,1 @@
+"""Metrics of training and evaluation."""

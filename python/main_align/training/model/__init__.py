@@ -1,0 +1,1 @@
+"""The trained model: setup, forward hooks, projection heads and checkpoints."""

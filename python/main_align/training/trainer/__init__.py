@@ -1,0 +1,1 @@
+"""The trainer, its mixin, and checks of their settings."""
