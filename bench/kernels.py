@@ -1,17 +1,17 @@
-"""Every op against bare matrix products of the same shape and against the peers that run on a CPU.
+"""Time every op against bare matrix products of the same shape and against the peers that run on a CPU.
 
     python -m bench.kernels -o bench/results/kernels.json
     python -m bench.kernels --op info_nce sigmoid_loss --size small medium
     python -m bench.tables bench/results/kernels.json           # the same tables as markdown
 
-A row is one op at one size in one dtype. Everything in it is timed in turn, round after round, and ratios are taken
-within the row: the floors (torch.mm into buffers made beforehand, whole or in chunks, whichever is faster), eager
-torch, torch.compile, the peers that are installed (bench/peers.py says how) and ours. Peak memory is that of a fresh
-process, over the inputs and the gradients. A contender that is missing, or fails, is written down with its reason.
+A row is one op at one size in one dtype. Its contenders take turns, round after round, and ratios are taken within the
+row. Contenders are the floors (torch.mm into preallocated buffers, whole or in chunks, whichever is faster), eager
+torch, torch.compile, the installed peers (see bench/peers.py) and ours. Peak memory is measured in a fresh process,
+beyond inputs and gradients. A missing or failing contender is recorded with the reason.
 
-What the ratios mean is in bench/cases/: each case declares its shapes, floors and contenders, and the ratio that it
-claims. Everything in a row must compute the same value and gradients (their norms): who differs from eager torch is
-named, and where one of ours differs or fails the exit status is 1.
+Each case in bench/cases/ declares its shapes, floors, contenders and claimed ratios. All contenders of a row must
+compute the same value and the same gradient norms. A contender that differs from eager torch is listed; if one of ours
+differs or fails, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ import torch
 from . import peers, tables
 from .cases import CASES, SIZES, Absent, Case, Row
 from .measure import interleaved, machine, ratio, summary
-from .peak_memory import Peaks
+from .peak_memory import PeakMemory
 
-SECONDS = 1.0  # of rounds at least: small shapes get more of them
-AGREEMENT = {"float32": 2e-3, "bfloat16": 5e-2}  # relative; peers round losses to bfloat16
+MIN_SECONDS = 1.0  # of measurement per row, so small shapes get more rounds
+AGREEMENT = {"float32": 2e-3, "bfloat16": 5e-2}  # relative tolerance; peers round losses to bfloat16
 
 
 def fastest(ways: list[Callable[[], Any]]) -> Callable[[], Any]:
-    """Warms all of them up; the best of two runs each decides."""
+    """Run every variant once, then return the one with the best of two timed runs."""
     for way in ways:
         way()
     if len(ways) == 1:
@@ -46,7 +46,12 @@ def fastest(ways: list[Callable[[], Any]]) -> Callable[[], Any]:
 
 
 def warm_up(row: Row) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Return the value of each contender that runs, with its gradient norms, and the reasons why others do not run."""
+    """Run every contender once.
+
+    Returns:
+        The value of each contender and, if it trains, the gradient norm of every leaf; and the reason why each of the
+        other contenders does not run.
+    """
     computed: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
     for name, contender in row.contenders.items():
@@ -56,20 +61,21 @@ def warm_up(row: Row) -> tuple[dict[str, list[float]], dict[str, str]]:
             computed[name] = [float(contender.run())]
         except Absent as absent:
             missing[name] = str(absent)
-        except Exception as error:  # a peer may fail in any way: the others are measured all the same
+        except Exception as error:  # a peer may raise anything; the others are still measured
             missing[name] = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         else:
             computed[name] += [float(leaf.grad.float().norm()) for leaf in row.leaves if leaf.grad is not None]
     return computed, missing
 
 
-def measure(case: Case, size: str, dtype: str, rounds: int, peaks: Peaks) -> dict[str, Any]:
+def measure(case: Case, size: str, dtype: str, rounds: int, peak_memory: PeakMemory) -> dict[str, Any]:
+    """Measure one row: times, computed values, peak memory and claims."""
     torch.compiler.reset()
     shape = case.shapes[size]
     row = case.row(dtype, shape)
     floors = {name: fastest(ways) for name, ways in row.floors.items()}
     computed, missing = warm_up(row)
-    samples = interleaved({**floors, **{name: row.contenders[name].run for name in computed}}, rounds, SECONDS)
+    samples = interleaved({**floors, **{name: row.contenders[name].run for name in computed}}, rounds, MIN_SECONDS)
     times = summary(samples)
     contenders: dict[str, dict[str, Any]] = {}
     for name, contender in row.contenders.items():
@@ -90,13 +96,13 @@ def measure(case: Case, size: str, dtype: str, rounds: int, peaks: Peaks) -> dic
         "differing": differing(row, computed, AGREEMENT[dtype]),
     }
     for name in computed:
-        contenders[name]["peak_mb"] = peaks.of(case.name, dtype, shape, name)
+        contenders[name]["peak_mb"] = peak_memory.of(case.name, dtype, shape, name)
     result["claims"] = claims(case, dtype, samples, contenders)
     return result
 
 
 def differing(row: Row, computed: Mapping[str, list[float]], tolerance: float) -> list[str]:
-    """The contenders that do not compute what eager torch does."""
+    """Return the contenders whose value or gradients differ from eager torch's."""
     expected = {row.contenders[name].phase: computed[name] for name in ("eager_forward", "eager") if name in computed}
     out = []
     for name, numbers in computed.items():
@@ -110,7 +116,7 @@ def differing(row: Row, computed: Mapping[str, list[float]], tolerance: float) -
 
 
 def claims(case: Case, dtype: str, samples: dict[str, list[float]], contenders: Mapping[str, Any]) -> list[Any]:
-    """Each claim with the ratio that was measured; none where the op is missing."""
+    """Return each claim with its measured ratio; without one if a contender is missing."""
     out = []
     for claim in case.claims:
         got: dict[str, float] = {}
@@ -136,7 +142,7 @@ def claims(case: Case, dtype: str, samples: dict[str, list[float]], contenders: 
 
 
 def progress(row: Mapping[str, Any]) -> str:
-    """The row in one line, as it finishes."""
+    """Describe a finished row in one line."""
     shape = " ".join(f"{name}={size}" for name, size in row["shape"].items())
     parts = []
     for claim in row["claims"]:
@@ -155,12 +161,16 @@ def arguments() -> argparse.Namespace:
         "-o",
         "--out",
         type=Path,
-        help="write everything, raw samples included, as JSON here; rows of an earlier run are kept",
+        help="JSON file for all results, including raw samples; rows of earlier runs are kept",
     )
-    parser.add_argument("--op", nargs="+", choices=list(CASES), metavar="OP", help=f"only these: {', '.join(CASES)}")
-    parser.add_argument("--size", nargs="+", choices=[*SIZES, "all"], default=["all"], help="default: all")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="measured rounds at least (default 3, more at small shapes)"
+        "--op", nargs="+", choices=list(CASES), metavar="OP", help=f"measure only these ops: {', '.join(CASES)}"
+    )
+    parser.add_argument(
+        "--size", nargs="+", choices=[*SIZES, "all"], default=["all"], help="measure only these sizes (default: all)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="minimum number of rounds (default 3; small shapes get more)"
     )
     return parser.parse_args()
 
@@ -176,14 +186,14 @@ def main() -> int:
         report["rows"] = json.loads(chosen.out.read_text())["rows"]
     measured: list[dict[str, Any]] = []
     begin = time.perf_counter()
-    with Peaks() as peaks:
+    with PeakMemory() as peak_memory:
         for case, size, dtype in todo:
-            row = {"commit": this["commit"], **measure(case, size, dtype, chosen.rounds, peaks)}
+            row = {"commit": this["commit"], **measure(case, size, dtype, chosen.rounds, peak_memory)}
             measured.append(row)
             report["rows"] = merged(report["rows"], row)
             minutes = (time.perf_counter() - begin) / 60
             print(f"[{len(measured)}/{len(todo)} {minutes:.1f} min] {progress(row)}", file=sys.stderr, flush=True)
-            if chosen.out:  # after every row: a run cut short keeps what it measured
+            if chosen.out:  # after every row, so an interrupted run keeps its results
                 chosen.out.parent.mkdir(parents=True, exist_ok=True)
                 chosen.out.write_text(json.dumps(report, indent=1) + "\n")
     print(tables.plain(report))
@@ -191,7 +201,7 @@ def main() -> int:
 
 
 def merged(rows: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows with this one in the place of an earlier one of its case, size and dtype, or at the end."""
+    """Replace the row with the same case, size and dtype, or append the new one."""
 
     def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
         return row["case"], row["size"], row["dtype"]
@@ -202,7 +212,7 @@ def merged(rows: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, An
 
 
 def wrong(row: Mapping[str, Any]) -> bool:
-    """Return True if one of our contenders failed or differs from eager torch."""
+    """Return True if one of ours failed or differs from eager torch."""
     failed = [name for name, c in row["contenders"].items() if c.get("missing", "").startswith("failed")]
     return any(name.startswith(tables.OURS) for name in [*failed, *row["differing"]])
 

@@ -1,4 +1,4 @@
-"""Measurements of the benchmarks: interleaved timing, peak memory of a fresh process, and the machine."""
+"""interleaved, summary, ratio, peak_over and machine: the measurements of all benchmarks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,26 @@ from typing import Any
 import torch
 
 PACKAGES = ("main-kernels", "torch", "transformers", "triton", "numpy")
-MOST_ROUNDS = 40
+MAX_ROUNDS = 40
 
 
 def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int, seconds: float = 0.0) -> dict[str, list[float]]:
-    """Seconds of each contender, in turn, round after round: what else the machine does meets all of them alike, so
-    ratios within one run mean something where times alone do not. Warm them up first. At least ``rounds`` rounds, and
-    more (up to MOST_ROUNDS) while they take less than ``seconds`` in all."""
+    """Time the contenders in turn, round after round.
+
+    Other load on the machine affects all contenders alike, so ratios within one run are meaningful even if the times
+    are not.
+
+    Args:
+        contenders: functions by name, already warmed up.
+        rounds: minimum number of rounds.
+        seconds: continue, up to MAX_ROUNDS, until the rounds took this long.
+
+    Returns:
+        Samples of each contender, in seconds.
+    """
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     begin = time.perf_counter()
-    for done in range(max(rounds, MOST_ROUNDS)):
+    for done in range(max(rounds, MAX_ROUNDS)):
         if done >= rounds and time.perf_counter() - begin >= seconds:
             break
         for name, run in contenders.items():
@@ -34,6 +44,7 @@ def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int, seconds: 
 
 
 def summary(samples: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Return median, minimum and samples of each contender, in seconds."""
     return {
         name: {"median_s": statistics.median(s), "min_s": min(s), "samples_s": [float(f"{x:.4g}") for x in s]}
         for name, s in samples.items()
@@ -41,7 +52,7 @@ def summary(samples: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
 
 
 def ratio(samples: dict[str, list[float]], name: str, floor: str) -> dict[str, float]:
-    """The ratio to a floor, by medians and by the best of each, and round by round (its median)."""
+    """Return the ratio to a floor: of medians, of minima, and the median over rounds."""
     paired = [a / b for a, b in zip(samples[name], samples[floor], strict=True)]
     return {
         "of_medians": statistics.median(samples[name]) / statistics.median(samples[floor]),
@@ -51,8 +62,15 @@ def ratio(samples: dict[str, list[float]], name: str, floor: str) -> dict[str, f
 
 
 def peak_over(run: Callable[[], Any], outputs: Callable[[], int]) -> float:
-    """Peak resident megabytes (10^6 bytes) of ``run`` over what was resident before it, less the bytes of what it
-    leaves behind for the caller (``outputs``: its gradients). Linux only; call it once per process."""
+    """Measure the peak memory of one call. Linux only; call it once per process.
+
+    Args:
+        run: the call.
+        outputs: returns the bytes that `run` leaves for the caller, such as gradients.
+
+    Returns:
+        Peak resident megabytes (10^6 bytes) beyond what was resident before, without the outputs.
+    """
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def kilobytes(field: str) -> int:
@@ -66,6 +84,8 @@ def peak_over(run: Callable[[], Any], outputs: Callable[[], int]) -> float:
 
 
 def machine() -> dict[str, Any]:
+    """Describe the machine, the package versions and the commit."""
+
     def version(package: str) -> str | None:
         try:
             return metadata.version(package)
@@ -77,7 +97,7 @@ def machine() -> dict[str, Any]:
     describe = ["git", "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    except OSError:  # no git there
+    except OSError:  # git is not installed
         commit = ""
     return {
         "cpu": models[0].split(":")[1].strip() if models else platform.processor(),

@@ -1,12 +1,12 @@
-"""Every bound on mutual information against the truth, on correlated Gaussians with their optimal critic.
+"""Compare every bound on mutual information with the truth, on correlated Gaussians with their optimal critic.
 
     python -m bench.mutual_information                         # writes bench/results/mutual_information.{png,json}
     python -m bench.mutual_information --sizes 256 --repeats 5  # a quick look
 
-What to see in the plot: InfoNCE follows the truth and bends at log N; DV and NWJ are right on average while I is small
-and scatter exponentially in I; SMILE buys its calm with a bias that stays; CLUB is above; JS is not in units of I, it
-only orders critics. NWJ is given its own optimal critic, 1 + the log density ratio, the others the log density ratio;
-TUBA without a baseline is then the same number, and their curves lie on each other.
+The plot shows: InfoNCE follows the truth up to log N. DV and NWJ are unbiased for small I, but their variance grows
+exponentially with I. SMILE has less variance and a bias that remains. CLUB is an upper bound. JS is not in units of I;
+it only ranks critics. NWJ gets its own optimal critic, 1 + the log density ratio; the others get the log density ratio.
+TUBA without a baseline is then equal to NWJ, and their curves coincide.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def sampled(gaussians: Gaussians, pairs: int, repeats: int, clip: float) -> dict[str, list[float]]:
-    """Values of every estimator in ``repeats`` fresh batches."""
+    """Return the values of every estimator in `repeats` fresh batches."""
     generator = torch.Generator().manual_seed(0)
     values: dict[str, list[float]] = {}
     for _ in range(repeats):
@@ -43,6 +43,7 @@ def sampled(gaussians: Gaussians, pairs: int, repeats: int, clip: float) -> dict
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return mean and standard deviation of every estimator at every point of the grid."""
     grid = [
         arguments.lowest + (arguments.highest - arguments.lowest) * i / (arguments.points - 1)
         for i in range(arguments.points)
@@ -67,6 +68,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Plot estimates against the truth, one panel per batch size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -93,17 +95,21 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256, 1024], help="pairs N (default 64 256 1024)")
-    parser.add_argument("--repeats", type=int, default=20, help="batches a point, at least 2 (default 20)")
-    parser.add_argument("--dimensions", type=int, default=4, help="of x and of y (default 4)")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[64, 256, 1024], help="batch sizes N (default 64 256 1024)"
+    )
+    parser.add_argument("--repeats", type=int, default=20, help="batches per point, at least 2 (default 20)")
+    parser.add_argument("--dimensions", type=int, default=4, help="dimensions of x and of y (default 4)")
     parser.add_argument("--lowest", type=float, default=0.5, help="smallest I, nats (default 0.5)")
     parser.add_argument("--highest", type=float, default=10.0, help="largest I, nats (default 10)")
-    parser.add_argument("--points", type=int, default=20, help="values of I, evenly spaced, at least 2 (default 20)")
-    parser.add_argument("--clip", type=float, default=5.0, help="of SMILE, nats (default 5)")
-    parser.add_argument("-o", "--out", type=Path, default=RESULTS / "mutual_information", help="path without suffix")
+    parser.add_argument("--points", type=int, default=20, help="evenly spaced values of I, at least 2 (default 20)")
+    parser.add_argument("--clip", type=float, default=5.0, help="clipping of SMILE, nats (default 5)")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=RESULTS / "mutual_information", help="output path without suffix"
+    )
     arguments = parser.parse_args()
     if arguments.repeats < 2 or arguments.points < 2:
-        parser.error("--repeats and --points: want at least 2")
+        parser.error("--repeats and --points must be at least 2")
     rows = measure(arguments)
     setup = {name: getattr(arguments, name) for name in ("repeats", "dimensions", "clip")}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

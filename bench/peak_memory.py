@@ -1,7 +1,7 @@
-"""Peak memory of a contender, each in a process of its own.
+"""PeakMemory: the peak memory of a contender in its own process. Linux only.
 
-Importing torch and the peers takes seconds and there are hundreds of contenders, so one process that has imported
-everything and computed nothing (it has no threads yet) forks for each. Linux only.
+Importing torch and the peers takes seconds, and there are hundreds of contenders. One server process therefore imports
+everything, computes nothing (so it has no threads) and forks for each contender.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .cases import CASES
 from .measure import peak_over
 
 SETTINGS = {
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of compilers in every fork
-    # A large tensor that is freed is gone: glibc's moving threshold would keep some, now these and now those, and a
-    # peak would be up to nearly twice what is in use. It is the peers' peaks that this lowers.
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no compiler pool in every fork
+    # Return freed large tensors to the system. glibc's dynamic threshold would keep some of them, and a peak could be
+    # almost twice the memory in use. This lowers the peaks of the peers.
     "MALLOC_MMAP_THRESHOLD_": str(128 << 10),
 }
 
 
-class Peaks:
-    """``with Peaks() as peaks: peaks.of(...)``: megabytes over the inputs and the gradients, None where it failed."""
+class PeakMemory:
+    """Run the server process while the context is open: `with PeakMemory() as peak_memory: peak_memory.of(...)`."""
 
-    def __enter__(self) -> Peaks:
+    def __enter__(self) -> PeakMemory:
         command = [sys.executable, "-m", "bench.peak_memory"]
         pipe = subprocess.PIPE
         environment = {**os.environ, **SETTINGS}
@@ -39,6 +39,7 @@ class Peaks:
         return self
 
     def of(self, case: str, dtype: str, shape: Mapping[str, int], contender: str) -> float | None:
+        """Return the peak megabytes of a contender beyond inputs and gradients; None if it fails."""
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         print(json.dumps([case, dtype, shape, contender]), file=self.server.stdin, flush=True)
@@ -53,6 +54,7 @@ class Peaks:
 
 
 def measure(case: str, dtype: str, shape: Mapping[str, int], contender: str) -> float:
+    """Measure one contender in this process."""
     row = CASES[case].row(dtype, shape)
     chosen = row.contenders[contender]
     if chosen.compiled:
@@ -62,13 +64,14 @@ def measure(case: str, dtype: str, shape: Mapping[str, int], contender: str) -> 
     else:
         CASES[case].tiny(dtype).contenders[contender].run()  # libraries and thread pools allocate on first use
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed must not hide what this one needs
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise memory freed by earlier calls would hide the need of this one
     return peak_over(chosen.run, lambda: sum(leaf.grad.nbytes for leaf in row.leaves if leaf.grad is not None))
 
 
 def serve() -> None:
+    """Answer requests from stdin, one JSON line each, with one fork per request."""
     answers = os.dup(1)
-    os.dup2(2, 1)  # what peers print goes to stderr
+    os.dup2(2, 1)  # peers may print; send that to stderr
     peers.preload()
     importlib.import_module("torch._inductor.compile_fx")
     for line in iter(sys.stdin.readline, ""):
@@ -78,7 +81,7 @@ def serve() -> None:
             try:
                 os.write(write, json.dumps(round(measure(*json.loads(line)), 1)).encode())
                 os._exit(0)
-            finally:  # an error was already told when the contender was timed
+            finally:  # the error was reported when the contender was timed
                 os._exit(1)
         os.close(write)
         with os.fdopen(read) as answer:

@@ -1,11 +1,13 @@
-"""The peers. Each is imported when it is first called, and where it cannot be it says ``Absent`` and why. None is a
-dependency. To have those that run on a CPU for the benchmarks alone:
+"""Peers: the libraries that the benchmarks compare with. None is a dependency.
+
+Each peer is imported on its first call and raises `Absent` if that fails. Install those that run on a CPU for the
+benchmarks only:
 
     pip install --no-deps --target PEERS sentence-transformers open-clip-torch cut-cross-entropy
     pip install --no-deps --target PEERS scipy scikit-learn joblib threadpoolctl cloudpickle narwhals
     PYTHONPATH=PEERS python -m bench.kernels
 
-docs/gpu.md says how those that need a GPU come along.
+docs/gpu.md describes how to install the peers that need a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor
 
 ON_A_GPU = ("liger-kernel", "cut-cross-entropy", "memeff", "inf-cl", "quack-kernels", "nvidia-cutlass-dsl")
 PACKAGES = ("sentence-transformers", "open-clip-torch", "cut-cross-entropy")
-MINI_BATCH = 512  # rows of scores at a time of the cached loss, as many as a chunk of the floors has
+MINI_BATCH = 512  # rows per mini-batch of the cached loss, as in the chunks of the floors
 
 
 class Absent(Exception):
@@ -31,6 +33,8 @@ class Absent(Exception):
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
+    """Return the installed version of each package, None if it is missing."""
+
     def version(package: str) -> str | None:
         try:
             return metadata.version(package)
@@ -41,7 +45,7 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
 
 
 def preload() -> None:
-    """Import what can be imported."""
+    """Import every peer that is installed."""
     for peer in (_open_clip, _sentence_transformers, cut_cross_entropy):
         try:
             peer()
@@ -50,24 +54,24 @@ def preload() -> None:
 
 
 def clip_loss() -> Callable[..., Tensor]:
-    """open_clip's ClipLoss: loss(query, key, scale)."""
+    """Return open_clip's ClipLoss: loss(query, key, scale)."""
     return _open_clip().ClipLoss()
 
 
 def siglip_loss() -> Callable[..., Tensor]:
-    """open_clip's SigLipLoss: loss(query, key, scale, bias)."""
+    """Return open_clip's SigLipLoss: loss(query, key, scale, bias)."""
     return _open_clip().SigLipLoss()
 
 
 def ranking_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
-    """sentence-transformers' MultipleNegativesRankingLoss, both directions, on unit embeddings."""
+    """Compute sentence-transformers' MultipleNegativesRankingLoss in both directions on unit embeddings."""
     losses, options = _ranking(temperature)
     loss = losses.MultipleNegativesRankingLoss(None, **options)
     return loss.compute_loss_from_embeddings([query, key], None)
 
 
 def cached_ranking_step(query: Tensor, key: Tensor, temperature: float) -> Tensor:
-    """Its cached form, forward and backward: the backward of every mini-batch runs within."""
+    """Run forward and backward of the cached ranking loss, which runs the backward of every mini-batch itself."""
     losses, options = _ranking(temperature)
     model = torch.nn.Sequential(torch.nn.Identity())
     loss = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=MINI_BATCH, **options)
@@ -76,13 +80,12 @@ def cached_ranking_step(query: Tensor, key: Tensor, temperature: float) -> Tenso
 
 @functools.cache
 def cut_cross_entropy(impl: str = "torch_compile") -> Callable[..., Tensor]:
-    """linear_cross_entropy of Cut Cross-Entropy, of which the implementation for torch.compile runs on a CPU; "cce" is
-    the one for GPUs."""
+    """Return linear_cross_entropy of Cut Cross-Entropy. "torch_compile" runs on a CPU, "cce" needs a GPU."""
     return functools.partial(_import("cut_cross_entropy").linear_cross_entropy, impl=impl)
 
 
 def torch_linear_cross_entropy() -> Callable[..., Tensor]:
-    """torch's own, since 2.13."""
+    """Return torch's own linear_cross_entropy (torch 2.13 or newer)."""
     loss = getattr(torch.nn.functional, "linear_cross_entropy", None)
     if loss is None:
         raise Absent(f"torch {torch.__version__} has no linear_cross_entropy")
@@ -91,34 +94,37 @@ def torch_linear_cross_entropy() -> Callable[..., Tensor]:
 
 @functools.cache
 def liger(**options: Any) -> Callable[..., Tensor]:
-    """Liger's fused linear cross-entropy, loss(hidden, weight, targets)."""
+    """Return Liger's fused linear cross-entropy: loss(hidden, weight, targets)."""
     loss = _import("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
     return functools.partial(loss, **options)
 
 
 @functools.cache
 def liger_sm90() -> Callable[..., Tensor]:
-    """Its head for Hopper, which needs CuTe's Python DSL."""
+    """Return Liger's head for Hopper, which needs CuTe's Python DSL."""
     where = "liger_kernel.ops.cutedsl.ops.fused_linear_cross_entropy_sm90"
     return _import(where).liger_fused_linear_cross_entropy_sm90
 
 
 @functools.cache
 def quack(**options: Any) -> Callable[..., Tensor]:
-    """Quack's chunked linear cross-entropy, loss(hidden, weight, targets), of which it has two: by default it takes the
-    one that keeps exponentials instead of logits where that serves (Hopper, bfloat16, V a multiple of 128)."""
+    """Return Quack's chunked linear cross-entropy: loss(hidden, weight, targets).
+
+    Quack has two variants. By default it takes the one that stores exponentials instead of logits if it can (Hopper,
+    bfloat16, V a multiple of 128).
+    """
     loss = _import("quack.linear_cross_entropy").chunked_linear_cross_entropy
     return functools.partial(loss, **options)
 
 
 def memeff_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
-    """memeff's symmetric loss on unit embeddings; ``stable`` would scale the gradient."""
+    """Compute memeff's symmetric loss on unit embeddings. Its option `stable` would scale the gradient."""
     loss = _import("memeff").MemoryEfficientCLIPLoss(temperature, normalized_inputs=True, stable=False)
     return loss(query, key)
 
 
 def inf_cl_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
-    """Inf-CL on one device, both directions; it computes in float32."""
+    """Compute Inf-CL on one device in both directions. It computes in float32."""
     loss = _import("inf_cl").cal_flash_loss
     heads = {"scale": 1 / temperature, "head_dim": min(256, query.shape[1])}
     return (loss(query, key, **heads).mean() + loss(key, query, **heads).mean()) / 2
@@ -141,7 +147,7 @@ def _sentence_transformers() -> ModuleType:
 
 @functools.cache
 def _open_clip() -> ModuleType:
-    """open_clip's losses alone: they need only torch, the package around them needs torchvision and timm."""
+    """Import only open_clip's losses, because the package itself needs torchvision and timm."""
     found = importlib.util.find_spec("open_clip")
     if found is None or not found.submodule_search_locations:
         raise Absent("open_clip is not installed")
@@ -157,5 +163,5 @@ def _open_clip() -> ModuleType:
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # a peer half installed may fail in any way
+    except Exception as error:  # a partly installed peer may raise anything
         raise Absent(f"import {name}: {type(error).__name__}: {error}") from error

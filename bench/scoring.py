@@ -1,11 +1,11 @@
-"""Scoring speed and separation: our scorer, the bare backbone and the four-pass loop in one run.
+"""Measure scoring speed and separation: our scorer, the bare backbone and the four-pass loop.
 
     python -m bench.scoring seed_tasks.jsonl -o bench/results/scoring.json
 
-The three are timed in turn, round after round, so that what else the machine does meets all of
-them. `backbone` is the packed forward alone on the scorer's own packs, inputs prepared; `scorer`
-is everything from text to rows, tokenising and bank included; `four_pass` is what published tools
-do: p(x), p(y|x), p(y), p(x|y) one sequence at a time with full logits. Seconds throughout.
+The three take turns, round after round, so other load on the machine affects all of them. `backbone` is only the packed
+forward on the scorer's micro-batches with prepared inputs. `scorer` is everything from text to rows, including
+tokenisation and memory bank. `four_pass` does what published tools do: p(x), p(y|x), p(y) and p(x|y), one sequence at a
+time with full logits. All times are in seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SEPARATED = ("pmi_forward", "pmi_reverse", "mutual", "semantic")
 
 
 def read_seed_tasks(path: Path) -> list[Pair]:
-    """Pairs of a self-instruct file: instruction with its input, and the first output."""
+    """Read a self-instruct file: the instruction with its input, and the first output."""
     pairs = []
     for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         task = json.loads(text)
@@ -47,20 +47,20 @@ def read_seed_tasks(path: Path) -> list[Pair]:
 
 
 def shuffled(pairs: list[Pair], seed: int) -> list[Pair]:
-    """Every instruction with another pair's response."""
+    """Pair every instruction with another pair's response."""
     order = random.Random(seed).sample(range(len(pairs)), len(pairs))
     other = dict(zip(order, order[1:] + order[:1], strict=True))
     return [Pair(pair.id, pair.line, pair.instruction, pairs[other[row]].response) for row, pair in enumerate(pairs)]
 
 
 def auc(aligned: list[float], other: list[float]) -> float:
-    """The chance that an aligned pair scores higher than a shuffled one; a tie counts half."""
+    """Return the probability that an aligned pair scores higher than a shuffled one; a tie counts half."""
     a, b = np.array(aligned)[:, None], np.array(other)[None, :]
     return float((a > b).mean() + 0.5 * (a == b).mean())
 
 
 class Contest:
-    """The three ways to time, on the same pairs and the same token ids."""
+    """Time three ways of scoring the same pairs with the same token ids."""
 
     def __init__(self, pairs: list[Pair], model: str, dtype: str, batch_tokens: int) -> None:
         self.pairs = pairs
@@ -109,7 +109,7 @@ class Contest:
 
 
 def measure(contest: Contest, rounds: int, four_pass_rounds: int) -> dict[str, Any]:
-    """Samples, medians and ratios; the first, untimed call of each warms it up."""
+    """Return samples, medians and ratios. One untimed call warms up the backbone."""
     samples: dict[str, list[float]] = {name: [] for name in contest.ways()}
     contest.backbone()
     for number in range(rounds):
@@ -132,7 +132,7 @@ def measure(contest: Contest, rounds: int, four_pass_rounds: int) -> dict[str, A
 
 
 def separation(scorer: Scorer, pairs: list[Pair], seed: int) -> dict[str, float]:
-    """AUC of aligned against shuffled pairs, for each score."""
+    """Return the AUC of aligned against shuffled pairs for each score."""
     aligned, other = scorer.score(pairs), scorer.score(shuffled(pairs, seed))
     both = [rows for rows in zip(aligned, other, strict=True) if _scored(rows)]
     return {name: auc([row[name] for row, _ in both], [row[name] for _, row in both]) for name in SEPARATED}
@@ -145,15 +145,15 @@ def _scored(rows: tuple[dict[str, Any], ...]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("seed_tasks", type=Path, help="a self-instruct seed_tasks.jsonl")
-    parser.add_argument("-o", "--out", type=Path, help="write the JSON here, else to stdout")
+    parser.add_argument("-o", "--out", type=Path, help="JSON file for the results (default: stdout)")
     parser.add_argument("--model", default=SMOLLM2)
-    parser.add_argument("--pairs", type=int, default=48, help="how many, drawn by seed; 0: all")
-    parser.add_argument("--tokens", type=int, default=400, help="longest side in characters / 4")
+    parser.add_argument("--pairs", type=int, default=48, help="number of pairs, sampled with --seed; 0: all")
+    parser.add_argument("--tokens", type=int, default=400, help="longest side, in characters / 4")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--four-pass-rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
     parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
-    parser.add_argument("--no-auc", action="store_true", help="time only")
+    parser.add_argument("--no-auc", action="store_true", help="measure times only")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Tables of the results of bench/kernels.py.
+"""Write the results of `python -m bench.kernels` as tables.
 
     python -m bench.tables bench/results/kernels.json                  # markdown
     python -m bench.tables bench/results/kernels.json --size large
@@ -41,7 +41,7 @@ MARKS = ("<!-- bench.tables writes from here -->", "<!-- to here -->")
 
 
 def lines(row: Mapping[str, Any]) -> Iterable[list[str]]:
-    """The claims of a row, cell by cell."""
+    """Yield the cells of each claim of a row."""
     timed = {name: c for name, c in row["contenders"].items() if c["median_s"] is not None}
     shape = " ".join(f"{name.upper() if len(name) == 1 else name}={size}" for name, size in row["shape"].items())
     for claim in row["claims"]:
@@ -73,7 +73,7 @@ def lines(row: Mapping[str, Any]) -> Iterable[list[str]]:
 
 
 def bandwidths(row: Mapping[str, Any]) -> list[str]:
-    """Gigabytes of the states a second, of everything in a row bound by memory."""
+    """Return the bandwidth of every contender of a memory-bound row, in GB of the states per second."""
     everything = row["floors"] | {n: c for n, c in row["contenders"].items() if c["median_s"] is not None}
     speeds = [f"{name} {row['bytes_read'] / taken['median_s'] / 1e9:.1f}" for name, taken in everything.items()]
     shape = " ".join(f"{name.upper()}={size}" for name, size in row["shape"].items())
@@ -81,7 +81,7 @@ def bandwidths(row: Mapping[str, Any]) -> list[str]:
 
 
 def sections(report: Mapping[str, Any]) -> Iterable[tuple[str, list[str], list[list[str]]]]:
-    """(title, head, lines) of each table."""
+    """Yield title, head and lines of each table."""
     for family in dict.fromkeys(row["family"] for row in report["rows"]):
         rows = [row for row in report["rows"] if row["family"] == family]
         yield family, COLUMNS, [line for row in rows for line in lines(row)]
@@ -92,7 +92,7 @@ def sections(report: Mapping[str, Any]) -> Iterable[tuple[str, list[str], list[l
 
 
 def source(report: Mapping[str, Any]) -> str:
-    """Describe machine, versions and commits in one sentence."""
+    """Describe the machine and the versions in one sentence."""
     of, peers = report["machine"], report["peers"]
     versions = [f"{name} {version or 'not installed'}" for name, version in peers.items()]
     return (
@@ -102,7 +102,7 @@ def source(report: Mapping[str, Any]) -> str:
 
 
 def missing(report: Mapping[str, Any]) -> list[str]:
-    """Who could not run, why and where, one line a reason."""
+    """Return the contenders that could not run, with reason and cases, one line per reason."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in report["rows"]:
         for name, contender in row["contenders"].items():
@@ -112,6 +112,7 @@ def missing(report: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
+    """Return all tables as Markdown."""
     out = [source(report)]
     for title, head, table in sections(report):
         out += ["", f"**{title}**", "", _bars(head), _bars(["---"] * len(head)), *map(_bars, table)]
@@ -122,12 +123,13 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def differing(report: Mapping[str, Any]) -> list[str]:
-    """Who did not compute what eager torch did, and where."""
+    """Return the contenders that differ from eager torch, one line per row."""
     rows = [row for row in report["rows"] if row["differing"]]
     return [f"{row['case']} {row['size']} {row['dtype']}: {', '.join(row['differing'])}" for row in rows]
 
 
 def plain(report: Mapping[str, Any]) -> str:
+    """Return all tables as aligned text."""
     out = [source(report)]
     for title, head, table in sections(report):
         widths = [max(len(line[place]) for line in [head, *table]) for place in range(len(head))]
@@ -142,11 +144,11 @@ def plain(report: Mapping[str, Any]) -> str:
 
 
 def insert(file: Path, text: str) -> None:
-    """Puts the text where the file says so."""
+    """Replace the text between the two marks of a file."""
     before, begin, rest = file.read_text().partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not begin or not end:
-        raise SystemExit(f"{file}: has no {MARKS[0]} ... {MARKS[1]}")
+        raise SystemExit(f"{file}: no {MARKS[0]} ... {MARKS[1]}")
     file.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
@@ -177,8 +179,8 @@ def _megabytes(contender: Mapping[str, Any] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="the JSON that bench/kernels.py wrote")
-    parser.add_argument("--size", nargs="+", help="only these sizes (default: all that were measured)")
+    parser.add_argument("results", type=Path, help="JSON file written by python -m bench.kernels")
+    parser.add_argument("--size", nargs="+", help="only these sizes (default: all measured sizes)")
     parser.add_argument("--plain", action="store_true", help="aligned text instead of markdown")
     parser.add_argument("--into", type=Path, help="write the tables into this file")
     chosen = parser.parse_args()

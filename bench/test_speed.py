@@ -1,6 +1,6 @@
-"""pytest-benchmark suite of the ops, to watch one machine over time: python -m pytest bench --benchmark-autosave
+"""pytest-benchmark suite of the ops, to track one machine over time: python -m pytest bench --benchmark-autosave
 
-For ratios to matrix products and to the peers use kernels.py, which interleaves what it compares.
+Use `python -m bench.kernels` for ratios to matrix products and peers; it interleaves its contenders.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""Training speed: a step of ours beside TRL's SFTTrainer, the same tokens, in one run.
+"""Measure training speed: a step of ours against TRL's SFTTrainer on the same tokens.
 
     python -m bench.training seed_tasks.jsonl -o bench/results/training.json
 
-Contenders take turns, round after round, each a forward and a backward of one micro-batch with its own copy of the
-model (bfloat16 autocast, no gradient checkpointing, all weights trained). `backbone` is the packed forward and backward
-of the model without its head on the tokens of <x><y>: the floor of `sft`. `trl` is SFTTrainer on exactly those tokens,
-in padded batches (its padding-free ones need flash attention, and so a GPU); `sft` is ours with directions="forward"
-and no alignment term, whose loss must equal TRL's; `sft_aligned` adds the embedding terms; `both` trains both
-directions as well. Peak memory is that of a process that does nothing else.
+Contenders take turns, round after round. Each runs forward and backward of one micro-batch with its own copy of the
+model: bfloat16 autocast, no gradient checkpointing, all weights trained. Peak memory is measured in a process of its
+own.
+
+    backbone      packed forward and backward of the model without its head on the tokens of <x><y>; the floor of `sft`
+    trl           SFTTrainer on the same tokens in padded batches (padding-free ones need flash attention and a GPU)
+    sft           ours with directions="forward" and no alignment term; its loss must equal TRL's
+    sft_aligned   the same with the embedding terms
+    both          the same in both directions
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ CONTENDERS = ("backbone", "trl", *OURS)
 
 
 class Contest:
-    """The contenders on one micro-batch of pairs."""
+    """Build the contenders for one micro-batch of pairs."""
 
     def __init__(self, model: str, tasks: Path, *, pairs: int, longest: int) -> None:
         self.model = model
@@ -82,7 +85,7 @@ class Contest:
         return self._step(name, trainer, trainer.data_collator(list(trainer.train_dataset)))
 
     def _trl(self) -> Callable[[], None]:
-        """On the very tokens of our forward sequences."""
+        """Build SFTTrainer on the tokens of our forward sequences."""
         tokenised = []
         for row in self.rows:
             (pair,) = self.encoder.encode([(row["prompt"], row["completion"])], [()])
@@ -96,7 +99,7 @@ class Contest:
         return self._step("trl", trainer, trainer.data_collator(list(trainer.train_dataset)))
 
     def _step(self, name: str, trainer: Any, batch: dict[str, Any]) -> Callable[[], None]:
-        model = trainer.accelerator.prepare(trainer.model)  # autocast round the forward
+        model = trainer.accelerator.prepare(trainer.model)  # adds autocast to the forward
         model.train()
         self.tokens[name] = batch["input_ids"].numel()
 
@@ -132,14 +135,16 @@ def main() -> None:
     parser.add_argument("tasks", type=Path, help="seed_tasks.jsonl of yizhongw/self-instruct")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--model", default=SMOLLM2)
-    parser.add_argument("--pairs", type=int, default=16, help="pairs of the micro-batch")
-    parser.add_argument("--longest", type=int, default=512, help="tokens of the longest sequence that takes part")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs per micro-batch")
+    parser.add_argument(
+        "--longest", type=int, default=512, help="maximum sequence length in tokens; longer pairs are skipped"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak", choices=CONTENDERS, help="print the peak megabytes of one contender and stop")
-    asked = parser.parse_args()
-    contest = Contest(asked.model, asked.tasks, pairs=asked.pairs, longest=asked.longest)
-    if asked.peak:
-        step = contest.make(asked.peak)
+    parser.add_argument("--peak", choices=CONTENDERS, help="print the peak megabytes of one contender and exit")
+    arguments = parser.parse_args()
+    contest = Contest(arguments.model, arguments.tasks, pairs=arguments.pairs, longest=arguments.longest)
+    if arguments.peak:
+        step = contest.make(arguments.peak)
         print("peak", peak_over(step, lambda: 0))
         return
     steps = {name: contest.make(name) for name in CONTENDERS}
@@ -147,7 +152,7 @@ def main() -> None:
         step()
         print(f"{name}: warm, {contest.tokens[name]} tokens", flush=True)
     assert abs(contest.losses["sft"] - contest.losses["trl"]) < 0.02, contest.losses
-    samples = interleaved(steps, asked.rounds)
+    samples = interleaved(steps, arguments.rounds)
     peaks = {}
     for name in CONTENDERS:
         command = [sys.executable, "-m", "bench.training", *sys.argv[1:], "--peak", name]
@@ -155,7 +160,7 @@ def main() -> None:
         peaks[name] = float(run.stdout.split("peak")[-1])
     result = {
         "machine": machine(),
-        "settings": {"model": asked.model, "pairs": len(contest.rows), "longest": asked.longest},
+        "settings": {"model": arguments.model, "pairs": len(contest.rows), "longest": arguments.longest},
         "tokens": contest.tokens,
         "losses": contest.losses,
         "seconds": summary(samples),
@@ -168,8 +173,8 @@ def main() -> None:
         },
     }
     print(json.dumps({key: result[key] for key in ("tokens", "losses", "peak_mb", "ratios")}, indent=1))
-    if asked.output:
-        asked.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every op of main_kernels beside its floors and its peers, one file a family."""
+"""CASES: every op of main_kernels with its floors and peers, one file per family."""
 
 from ..peers import Absent
 from . import consistency, contrastive, information, likelihood, pooling

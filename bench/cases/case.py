@@ -1,7 +1,7 @@
-"""Case: shapes, floors, contenders and targets of one benchmark.
+"""Case, Row, Contender and Claim: shapes, floors, contenders and claimed ratios of one benchmark.
 
-Everything measured in one row computes the same value from the same inputs, so a contender that computes something else
-shows. Building a row runs nothing: an op or a peer that is not there says so (``Absent``) when it is first called.
+All contenders of a row compute the same value from the same inputs, so a wrong contender is noticed. Building a row
+runs nothing. A missing op or peer raises `Absent` on its first call.
 """
 
 from __future__ import annotations
@@ -26,65 +26,80 @@ CHUNK = 512
 Phase = Literal["forward", "forward+backward"]
 Loss = Callable[[], Tensor]
 
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")  # of its own deprecated calls
+warnings.filterwarnings(
+    "ignore", category=FutureWarning, module=r"torch\._inductor"
+)  # torch calls its own deprecated functions
 
 
 @dataclass(frozen=True)
 class Claim:
-    """``contender`` costs at most ``limit`` times ``against``, a floor or another contender (None: only reported)."""
+    """Claim that `contender` costs at most `limit` times `against`, a floor or a contender.
+
+    Without a limit the ratio is only reported.
+    """
 
     contender: str
     against: str
-    limit: float | Mapping[str, float] | None = None  # by dtype where it differs
+    limit: float | Mapping[str, float] | None = None  # a mapping gives one limit per dtype
     quantity: Literal["time", "memory"] = "time"
 
     def limit_for(self, dtype: str) -> float | None:
+        """Return the limit of a dtype."""
         return self.limit[dtype] if isinstance(self.limit, Mapping) else self.limit
 
 
 @dataclass(frozen=True)
 class Case:
+    """One op: how to build a row, its shapes by size, and its claims."""
+
     name: str
     family: str
     build: Callable[..., Row]  # build(dtype, **shape)
     shapes: Mapping[str, Mapping[str, int]]  # size -> shape
     claims: Sequence[Claim]
-    bfloat16: bool = True  # where it matters, and at the large size
+    bfloat16: bool = True  # measured at the large size only
 
     def dtypes(self, size: str) -> Sequence[str]:
+        """Return the dtypes measured at a size."""
         return ("float32", "bfloat16") if self.bfloat16 and size == "large" else ("float32",)
 
     def row(self, dtype: str, shape: Mapping[str, int]) -> Row:
+        """Build the row with seeded inputs."""
         torch.manual_seed(0)
         return self.build(DTYPES[dtype], **shape)
 
     def tiny(self, dtype: str) -> Row:
-        """The same at a size that costs nothing, for what a process does on first use."""
+        """Build a row of tiny shapes, to warm up libraries and thread pools."""
         return self.row(dtype, dict.fromkeys(self.shapes["small"], 64))
 
 
 @dataclass(frozen=True)
 class Contender:
+    """One implementation in a row."""
+
     run: Loss
     phase: Phase
-    compiled: bool = False  # by torch.compile, on its first run at a shape
+    compiled: bool = False  # True: torch.compile compiles it on its first run
 
 
 @dataclass
 class Row:
-    """Contenders that are timed in turn. ``leaves`` get the gradients."""
+    """The floors and contenders that are timed in turn. `leaves` get the gradients."""
 
     leaves: Sequence[Tensor]
     floors: dict[str, list[Callable[[], Any]]] = field(
         default_factory=dict
-    )  # name -> ways to do it; the fastest counts
+    )  # name: variants, of which the fastest counts
     contenders: dict[str, Contender] = field(default_factory=dict)
-    bytes_read: int | None = None  # of an op that is bound by memory
+    bytes_read: int | None = None  # set for memory-bound ops
 
     def forward(self, name: str, value: Loss) -> None:
+        """Add a contender that runs the forward only."""
         self.contenders[name] = Contender(torch.no_grad()(value), "forward")
 
     def train(self, name: str, loss: Loss, *, compiled: bool = False) -> None:
+        """Add a contender that runs forward and backward."""
+
         def run() -> Tensor:
             for leaf in self.leaves:
                 leaf.grad = None
@@ -95,28 +110,34 @@ class Row:
         self.contenders[name] = Contender(run, "forward+backward", compiled)
 
     def dense(self, loss: Loss) -> None:
-        """``loss`` as written in torch, eager and compiled, forward and backward."""
+        """Add plain torch code, eager and compiled, with forward and backward."""
         self.train("eager", loss)
         self.train("torch_compile", torch.compile(loss, dynamic=False), compiled=True)
 
     def dense_forward(self, value: Loss) -> None:
-        """``value`` as written in torch, eager and compiled, forward alone."""
+        """Add plain torch code, eager and compiled, with the forward only."""
         self.forward("eager_forward", value)
         compiled = torch.no_grad()(torch.compile(value, dynamic=False))
         self.contenders["torch_compile_forward"] = Contender(compiled, "forward", compiled=True)
 
     def products(self, left: Tensor, right: Tensor, *counts: int) -> None:
+        """Add floors of bare matrix products; see `products`."""
         for count in counts:
             self.floors[f"products_{count}"] = products(left, right, count)
 
     def baseline(self, name: str, contender: Contender) -> None:
-        """Another op that a claim compares with, timed among the floors: it computes another value."""
+        """Add another op as a floor, because it computes a different value."""
         self.floors[name] = [contender.run]
 
 
 def products(left: Tensor, right: Tensor, count: int) -> list[Callable[[], None]]:
-    """Bare torch.mm calls into buffers made beforehand: 1 is S = left rightᵀ; 3 adds S right and Sᵀ left; 4 makes S
-    once more. In one piece, and in chunks of rows, which are kinder to the cache."""
+    """Return bare torch.mm calls into preallocated buffers, whole and in chunks of rows, which use the cache better.
+
+    Args:
+        left: [N, D].
+        right: [M, D].
+        count: 1 computes S = left rightᵀ; 3 adds S right and Sᵀ left; 4 computes S twice.
+    """
     left, right = left.detach(), right.detach()
     rows = left.shape[0]
     scores = left.new_empty(rows, right.shape[0])
@@ -135,8 +156,7 @@ def products(left: Tensor, right: Tensor, count: int) -> list[Callable[[], None]
 
 
 def op(name: str, *keywords: str) -> Callable[..., Any]:
-    """A public function of main_kernels, or one that says ``Absent`` where this build has none, or none that takes
-    these keywords."""
+    """Return a public function of main_kernels. If it is missing or lacks a keyword, calls raise `Absent`."""
     function: Callable[..., Any] | None = getattr(main_kernels, name, None)
     reason = f"main_kernels has no {name}"
     if function is not None:
@@ -152,12 +172,12 @@ def op(name: str, *keywords: str) -> Callable[..., Any]:
 
 
 def unit(rows: int, width: int, dtype: torch.dtype) -> Tensor:
-    """[rows, width] of unit length, a leaf."""
+    """Return random unit rows [rows, width] that require gradients."""
     return F.normalize(torch.randn(rows, width)).to(dtype).requires_grad_()
 
 
 def head(tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """States [tokens, width] and a head [vocabulary, width] whose logits have variance one; leaves."""
+    """Return states [tokens, width] and a head [vocabulary, width] with unit-variance logits, as leaves."""
     hidden = torch.randn(tokens, width).to(dtype).requires_grad_()
     weight = (torch.randn(vocabulary, width) / width**0.5).to(dtype).requires_grad_()
     return hidden, weight

@@ -1,4 +1,4 @@
-"""Structural consistency by D x D matrices, and the divergence of two vocabulary distributions."""
+"""Cases of structural consistency by D x D matrices and of the divergence between two vocabulary heads."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ HEADS = {
 
 
 def squares(query: Tensor, key: Tensor) -> list[Callable[[], None]]:
-    """The least a walk over rows does for weights cross = within: two D x D matrices from N rows, and N rows through
-    two of them."""
+    """Return the minimum work for cross = within weights: two D x D matrices from N rows, and N rows through each."""
     query, key = query.detach(), key.detach()
     square = query.new_empty(query.shape[1], query.shape[1])
     rows = torch.empty_like(query)
@@ -66,7 +65,7 @@ def in_turn(*runs: Callable[[], None]) -> None:
 
 
 def linear_kl(kind: str, dtype: torch.dtype, t: int, student: int, teacher: int, v: int) -> Row:
-    """A frozen teacher. Four products: both score matrices, and the student's two gradients."""
+    """Build a row with a frozen teacher. Its four products are both score matrices and the student's two gradients."""
     hidden, weight = head(t, student, v, dtype)
     fixed_hidden, fixed_weight = (x.detach() for x in head(t, teacher, v, dtype))
     row = Row([hidden, weight])
@@ -76,12 +75,14 @@ def linear_kl(kind: str, dtype: torch.dtype, t: int, student: int, teacher: int,
     row.train("ours", lambda: ours(hidden, weight, fixed_hidden, fixed_weight, divergence=kind))
 
     def dense() -> Tensor:
-        mine = (hidden @ weight.T).float().log_softmax(1)
-        its = (fixed_hidden @ fixed_weight.T).float().log_softmax(1)
+        student_logp = (hidden @ weight.T).float().log_softmax(1)
+        teacher_logp = (fixed_hidden @ fixed_weight.T).float().log_softmax(1)
         if kind == "forward":
-            return F.kl_div(mine, its, reduction="batchmean", log_target=True)
-        middle = torch.logaddexp(mine, its) - math.log(2.0)
-        halves = [F.kl_div(middle, side, reduction="batchmean", log_target=True) for side in (mine, its)]
+            return F.kl_div(student_logp, teacher_logp, reduction="batchmean", log_target=True)
+        middle = torch.logaddexp(student_logp, teacher_logp) - math.log(2.0)
+        halves = [
+            F.kl_div(middle, side, reduction="batchmean", log_target=True) for side in (student_logp, teacher_logp)
+        ]
         return (halves[0] + halves[1]) / 2
 
     row.dense(dense)

@@ -1,4 +1,4 @@
-"""InfoNCE and its options, the sigmoid loss, and the scores of pairs."""
+"""Cases of InfoNCE with its options, the sigmoid loss, and pair scores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def info_nce(dtype: torch.dtype, n: int, d: int) -> Row:
     row.train("open_clip", lambda: peers.clip_loss()(query, key, 1 / TEMPERATURE))
     row.train("sentence_transformers", lambda: peers.ranking_loss(query, key, TEMPERATURE))
 
-    def cached() -> Tensor:  # its backward runs within; what is left for ours is nothing
+    def cached() -> Tensor:  # it runs its backward itself, so nothing is left to differentiate
         return peers.cached_ranking_step(query, key, TEMPERATURE).requires_grad_()
 
     row.train("sentence_transformers_cached", cached)
@@ -43,7 +43,7 @@ def info_nce(dtype: torch.dtype, n: int, d: int) -> Row:
 
 
 def pair_ids(dtype: torch.dtype, n: int, d: int) -> Row:
-    """Ids that about two pairs share."""
+    """Build a row in which about two pairs share each id."""
     query, key = unit(n, d, dtype), unit(n, d, dtype)
     ids = torch.randint(0, max(1, n // 2), (n,))
     row = Row([query, key])
@@ -74,7 +74,7 @@ def label_smoothing(dtype: torch.dtype, n: int, d: int) -> Row:
 
 
 def negatives(dtype: torch.dtype, n: int, d: int) -> Row:
-    """Half as many shared hard negatives as pairs: more columns for every query."""
+    """Build a row with half as many shared hard negatives as pairs."""
     query, key, hard = unit(n, d, dtype), unit(n, d, dtype), unit(max(1, n // 2), d, dtype)
     row = Row([query, key, hard])
     row.products(query, torch.cat([key, hard]), 3)
@@ -91,7 +91,7 @@ def negatives(dtype: torch.dtype, n: int, d: int) -> Row:
 
 
 def sigmoid_loss(dtype: torch.dtype, n: int, d: int) -> Row:
-    """At SigLIP's first scale and bias."""
+    """Build a row with SigLIP's initial scale and bias."""
     query, key = unit(n, d, dtype), unit(n, d, dtype)
     scale, bias = torch.tensor(math.log(10.0), requires_grad=True), torch.tensor(-10.0, requires_grad=True)
     row = Row([query, key, scale, bias])
@@ -134,7 +134,7 @@ def pair_scores(dtype: torch.dtype, n: int, d: int) -> Row:
 
 
 def row_logsumexp(dtype: torch.dtype, n: int, m: int, d: int) -> Row:
-    """Some queries against a bank of keys."""
+    """Build a row of queries against a bank of keys."""
     query, key = unit(n, d, dtype), unit(m, d, dtype)
     upstream = torch.rand(n)
     row = Row([query, key])

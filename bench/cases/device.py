@@ -1,7 +1,7 @@
-"""Cases that bench/device.py times on a GPU, with targets for an H100 in bfloat16.
+"""CASES of `python -m bench.device`, with targets for an H100 in bfloat16: times over bare products of the same run.
 
-A target is a time over that of bare products of the same shape in the same run. ``must`` is required, ``goal`` is a
-hope."""
+`must` is the required ratio, `goal` the desired one.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from . import consistency, pooling
 from .case import Row, head, op, unit
 from .contrastive import TEMPERATURE, symmetric
 
-ENOUGH = 1 << 34  # workspace in which the scores fit
+ENOUGH = 1 << 34  # workspace bytes that hold all scores
 
 
 @dataclass(frozen=True)
 class Target:
+    """Target ratio of a contender to a floor."""
+
     contender: str
     against: str
     must: float
@@ -29,12 +31,14 @@ class Target:
 
 @dataclass(frozen=True)
 class DeviceCase:
+    """One op on a GPU: how to build a row, its shapes and its targets."""
+
     name: str
     build: Callable[..., Row]  # build(dtype, **shape), on torch's default device
     shapes: tuple[Mapping[str, int], ...]
     tiny: Mapping[str, int]
     targets: tuple[Target, ...] = ()
-    leave_out: Mapping[int, tuple[str, ...]] | None = None  # by place in shapes: who would not fit
+    leave_out: Mapping[int, tuple[str, ...]] | None = None  # index in shapes: contenders that need too much memory
 
 
 def info_nce(dtype: torch.dtype, n: int, d: int) -> Row:
@@ -68,7 +72,7 @@ def token_logprobs(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
     row.train("liger_float32", lambda: peers.liger(accum_dtype=torch.float32)(hidden, weight, targets))
     row.train("liger_sm90", lambda: peers.liger_sm90()(hidden, weight, targets))
     row.train("quack", lambda: peers.quack()(hidden, weight, targets))
-    # tuned, it would try every one of its configurations first
+    # tuning would first try every configuration
     row.train("quack_logits", lambda: peers.quack(use_scaled_exp=False, tuned=False)(hidden, weight, targets))
     return row
 

@@ -1,4 +1,4 @@
-"""Bounds of the mutual information: one estimator at a time, and all of them from one sweep."""
+"""Cases of mutual information: single estimators, and all bounds from one sweep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT = 1.12
 
 
 def parts(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores f [N, N], those of the pairs [N], and where the others are [N, N]."""
+    """Return all scores [N, N], the scores of the pairs [N], and the mask of all other scores [N, N]."""
     scores = (query @ key.T).float() / TEMPERATURE
     return scores, scores.diagonal(), ~torch.eye(scores.shape[0], dtype=torch.bool)
 
@@ -66,7 +66,7 @@ def estimator(name: str, dtype: torch.dtype, n: int, d: int) -> Row:
 
 
 def all_bounds(dtype: torch.dtype, n: int, d: int) -> Row:
-    """All bounds beside one InfoNCE, of one direction and of both, forward alone and with the backward of their sum."""
+    """Build a row of all bounds with InfoNCE in one and both directions as floors, for forward and forward+backward."""
     query, key = unit(n, d, dtype), unit(n, d, dtype)
     row, one = Row([query, key]), Row([query, key])
     row.products(query, key, 1, 3)

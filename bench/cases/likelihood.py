@@ -1,4 +1,4 @@
-"""The language-model head: token and sequence log-probabilities, and the training loss."""
+"""Cases of the language-model head: log-probabilities of tokens and sequences, and the training loss."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def linear_cross_entropy(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
     row.train("torch_linear_cross_entropy", lambda: F.linear_cross_entropy(hidden, weight, targets))
 
     def chunked() -> Tensor:
-        # Without options torch's function stores the logits; left to itself it takes chunks of so few rows that it is
-        # many times slower than eager.
+        # Without options, torch's function stores the logits. Its default chunks have so few rows that it is many times
+        # slower than eager.
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=256)
         return F.linear_cross_entropy(hidden, weight, targets, options=options)
 
@@ -42,7 +42,7 @@ def linear_cross_entropy(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
 
 
 def weighted(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
-    """Weights of the tokens (they sum to T: mean is mean), label smoothing and z-loss at once."""
+    """Build a row with token weights (their sum is T), label smoothing and z-loss."""
     hidden, weight = head(t, d, v, dtype)
     targets, weights = torch.randint(0, v, (t,)), torch.rand(t)
     weights *= t / weights.sum()
@@ -62,7 +62,7 @@ def weighted(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
 
 
 def sequence_logprobs(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
-    """Segments of 64 tokens, each with a gradient of its own: the rows' weights are known only in the backward."""
+    """Build a row with one upstream gradient per segment of 64 tokens, known only in the backward."""
     hidden, weight = head(t, d, v, dtype)
     targets, offsets = torch.randint(0, v, (t,)), torch.arange(0, t + 1, 64)
     upstream, segment = torch.rand(t // 64), torch.arange(t) // 64

@@ -1,4 +1,4 @@
-"""One embedding per segment: bound by memory, so measured against one read and one copy of the states."""
+"""Cases of segment pooling, which is memory-bound: compared with one read and one copy of the states."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SHAPES = {
 
 
 def packed(dtype: torch.dtype, t: int, d: int, b: int) -> tuple[Row, Tensor, Tensor, Tensor]:
-    """The row with its floors, states [T, D], offsets [B + 1] and the segment of each row [T]."""
+    """Return the row with its floors, states [T, D], offsets [B + 1] and the segment of each state [T]."""
     hidden = torch.randn(t, d).to(dtype).requires_grad_()
-    cuts = torch.randperm(t - 1)[: b - 1].sort().values + 1  # segments of all lengths, none empty
+    cuts = torch.randperm(t - 1)[: b - 1].sort().values + 1  # random lengths, none empty
     offsets = torch.cat([torch.tensor([0]), cuts, torch.tensor([t])])
     segment = torch.arange(b).repeat_interleave(offsets.diff())
     row = Row([hidden], bytes_read=hidden.nbytes)
@@ -76,9 +76,9 @@ def attention(dtype: torch.dtype, t: int, d: int, b: int) -> Row:
     def dense() -> Tensor:
         scores = (hidden @ query).float()
         top = torch.full((b,), -torch.inf).scatter_reduce(0, segment, scores.detach(), "amax")
-        grown = (scores - top[segment]).exp()
-        alpha = grown / torch.zeros(b).index_add(0, segment, grown)[segment]
-        pooled = torch.zeros(b, d).index_add(0, segment, alpha[:, None] * hidden.float())
+        exponentials = (scores - top[segment]).exp()
+        probabilities = exponentials / torch.zeros(b).index_add(0, segment, exponentials)[segment]
+        pooled = torch.zeros(b, d).index_add(0, segment, probabilities[:, None] * hidden.float())
         return (upstream * F.normalize(pooled).to(dtype)).sum(dtype=torch.float32)
 
     both_phases(row, "ours", ours)
