@@ -92,7 +92,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "light"
 
 
-def test_score_then_filter(tmp_path: Path, pairs: Path, model: Path) -> None:
+def test_scores_can_be_filtered(tmp_path: Path, pairs: Path, model: Path) -> None:
     out, kept = tmp_path / "scores.parquet", tmp_path / "kept.jsonl"
     plots = tmp_path / "a.png", tmp_path / "b.png"
     code, text, log = invoke("score", pairs, "-o", out, "--model", model, "--plot", plots[0])
@@ -139,7 +139,7 @@ def test_a_run_that_scores_nothing_exits_1_and_says_why(tmp_path: Path, model: P
     assert "none of the first 3 rows" in log
 
 
-def test_unused_text_fields_and_standard_input(tmp_path: Path, model: Path) -> None:
+def test_unused_text_fields_of_standard_input_are_reported(tmp_path: Path, model: Path) -> None:
     text = "".join(json.dumps(pair | {"hint": "h"}) + "\n" for pair in PAIRS)
     args = ["score", "-", "-o", str(tmp_path / "o.jsonl"), "--model", str(model)]
     result = CliRunner().invoke(app, args, input=text)
@@ -212,7 +212,7 @@ def test_ctrl_c_exits_130_and_says_how_to_resume(tmp_path: Path, model: Path) ->
 
 
 @pytest.mark.slow
-def test_the_examples_with_the_real_model(tmp_path: Path) -> None:
+def test_the_real_model_ranks_the_examples(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     source, out = tmp_path / "short.jsonl", tmp_path / "s.parquet"

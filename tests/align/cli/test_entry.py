@@ -52,7 +52,7 @@ def without(monkeypatch, *packages: str) -> None:
     monkeypatch.delitem(sys.modules, "main_align.cli.app", raising=False)
 
 
-def test_the_version(run, monkeypatch, capsys):
+def test_the_version_is_printed_without_extras(run, monkeypatch, capsys):
     for missing in ((), ("typer",)):
         without(monkeypatch, *missing)
         assert run("--version") == 0
@@ -90,7 +90,7 @@ def test_doctor_reports_the_choice_of_dtype_auto(monkeypatch):
         assert words in state
 
 
-def test_an_ascii_terminal(run, monkeypatch, tmp_path, pairs, model):
+def test_an_ascii_terminal_gets_escapes(run, monkeypatch, tmp_path, pairs, model):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     assert run("score", pairs, "-o", tmp_path / "\u00fc.csv", "--model", model) == 0
@@ -99,13 +99,13 @@ def test_an_ascii_terminal(run, monkeypatch, tmp_path, pairs, model):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps:7"])
-def test_a_device_that_is_not_there(run, capsys, tmp_path, pairs, model, device):
+def test_an_unavailable_device_is_refused(run, capsys, tmp_path, pairs, model, device):
     assert run("score", pairs, "-o", tmp_path / "o.csv", "--model", model, "--device", device) == 1
     assert f"device '{device}' cannot be used here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", '{"format": 1, "inp', "[]", "\ufffd"])
-def test_a_torn_job_file(run, capsys, tmp_path, pairs, model, text):
+def test_a_torn_job_file_is_refused_until_restart(run, capsys, tmp_path, pairs, model, text):
     out = tmp_path / "o.csv"
     (tmp_path / "o.csv.partial").mkdir()
     (tmp_path / "o.csv.partial" / "job.json").write_text(text)
@@ -114,7 +114,7 @@ def test_a_torn_job_file(run, capsys, tmp_path, pairs, model, text):
     assert run("score", pairs, "-o", out, "--model", model, "--restart") == 0
 
 
-def test_a_file_where_unfinished_work_would_be(run, capsys, tmp_path, pairs):
+def test_a_file_at_the_path_of_unfinished_work_is_kept(run, capsys, tmp_path, pairs):
     (tmp_path / "o.csv.partial").write_text("mine")
     for more in ((), ("--restart",)):
         assert run("score", pairs, "-o", tmp_path / "o.csv", "--model", "not-loaded", *more) == 1

@@ -1,4 +1,4 @@
-"""What is shown: summaries with the right numbers, pictures that open, progress that adds up."""
+"""Summaries, plots and progress: they show the right numbers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_histogram_counts_every_row_once() -> None:
     assert shown(histogram(np.array([7.0]), "one row"))
 
 
-def test_filter_summary() -> None:
+def test_the_filter_summary_counts_kept_and_dropped_rows() -> None:
     text = shown(filter_summary(filtered(aligned=True)))
     assert "higher is better, kept if >= 2" in text
     assert "kept 2 of 5 rows" in text
@@ -64,7 +64,7 @@ def test_filter_summary() -> None:
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_plot(tmp_path: Path, aligned: bool) -> None:
+def test_a_plot_is_drawn(tmp_path: Path, aligned: bool) -> None:
     from matplotlib import image
 
     done = filtered(aligned)
@@ -96,11 +96,11 @@ def test_time_left_ignores_what_an_earlier_run_did(capsys: pytest.CaptureFixture
     assert "0:20 left" in capsys.readouterr().err
 
 
-def test_clock() -> None:
+def test_a_duration_is_formatted() -> None:
     assert [clock(s) for s in (0, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
 
 
-def test_doctor_finds_everything_and_survives_a_broken_part(
+def test_doctor_reports_a_component_that_fails_to_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import main_kernels

@@ -208,7 +208,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str, tuple[Turn, ...]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_records_of_known_data_sets(name: str) -> None:
+def test_a_record_of_a_known_data_set_gives_its_pair(name: str) -> None:
     record, x, y, context = CASES[name]
     pair = pair_from_record(record, 1, Fields())
     assert (pair.status, pair.reason) == ("ok", "")
@@ -219,13 +219,13 @@ PREFERENCES = ("ultrafeedback", "explicit prompt", "hh-rlhf", "hh prompt", "orca
 
 
 @pytest.mark.parametrize("name", PREFERENCES)
-def test_the_rejected_side(name: str) -> None:
+def test_side_rejected_reads_the_other_response(name: str) -> None:
     record, x, _, context = CASES[name]
     pair = pair_from_record(record, 1, Fields(side="rejected"))
     assert (pair.instruction, pair.response, pair.context) == (x, "Nine.", context)
 
 
-def test_a_row_without_a_rejected_response() -> None:
+def test_side_rejected_needs_a_rejected_response() -> None:
     pair = pair_from_record({"prompt": X, "completion": Y}, 1, Fields(side="rejected"))
     assert pair.status == "missing_field"
     assert "no rejected response; the row has 'prompt', 'completion'" in pair.reason
@@ -254,7 +254,7 @@ def test_a_record_whose_prompt_would_be_incomplete_is_refused(record: dict[str, 
     assert reason in pair.reason
 
 
-def test_named_fields() -> None:
+def test_fields_named_by_the_user_are_read() -> None:
     record = {"data": {"q": X, "turns": [{"said": Y}]}, "hint": "h", "rules": "S", "input": "not this"}
     fields = Fields("data.q", "data.turns.0.said", input="hint", system="rules")
     notes = Notes()

@@ -105,7 +105,7 @@ READ: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_rows_are_found(tmp_path: Path, name: str) -> None:
+def test_the_rows_of_every_file_are_read(tmp_path: Path, name: str) -> None:
     file, content = READ[name]
     (tmp_path / file).write_bytes(content)
     source = open_source(tmp_path / file)
@@ -164,13 +164,13 @@ def test_an_unreadable_file_is_refused_with_the_reason(tmp_path: Path, name: str
         (Fields(side="rejected"), "no rejected response"),
     ],
 )
-def test_a_misspelt_field_is_refused(tmp_path: Path, fields: Fields, message: str) -> None:
+def test_a_misspelled_field_is_refused(tmp_path: Path, fields: Fields, message: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(LINES)
     with pytest.raises(UserError, match=message):
         open_source(tmp_path / "a.jsonl").check(fields)
 
 
-def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_can_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (LINES, dumped(ROWS, 1), TABLE, parquet(), gzip.compress(LINES)):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
         source = open_source("-")
@@ -178,7 +178,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [row.record for row in source.rows()] == [row.record for row in source.rows()] == ROWS
 
 
-def test_a_folder_of_files_that_do_not_fit_together_says_why(tmp_path: Path) -> None:
+def test_a_folder_of_incompatible_files_is_refused_with_the_reason(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_bytes(LINES)
@@ -187,7 +187,7 @@ def test_a_folder_of_files_that_do_not_fit_together_says_why(tmp_path: Path) -> 
         open_source(tmp_path / "in").inspect()
 
 
-def test_a_configuration_is_for_data_sets_alone(tmp_path: Path) -> None:
+def test_only_data_sets_have_configurations(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     (tmp_path / "a.jsonl").write_bytes(LINES)
     with pytest.raises(UserError, match="leave out --config x"):

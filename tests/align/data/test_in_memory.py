@@ -1,4 +1,4 @@
-"""Pairs in memory: whatever holds them gives the same rows."""
+"""Pairs in memory: every container gives the same rows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def frame(rows: Any) -> Any:
     return pytest.importorskip("pandas").DataFrame(rows)
 
 
-FORMS = {
+CONTAINERS = {
     "a generator": lambda: iter(ROWS),
     "tuples": lambda: TUPLES,
     "lists of two texts": lambda: [list(pair) for pair in TUPLES],
@@ -52,17 +52,17 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_whatever_holds_the_pairs(scorer: Scorer, expected: list[dict[str, Any]], form: str) -> None:
-    assert scorer.score(FORMS[form]()) == expected
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_gives_the_same_rows(scorer: Scorer, expected: list[dict[str, Any]], container: str) -> None:
+    assert scorer.score(CONTAINERS[container]()) == expected
 
 
-def test_a_dict_of_lists_comes_back_as_one(scorer: Scorer, expected: list[dict[str, Any]]) -> None:
+def test_a_dict_of_lists_returns_a_dict_of_lists(scorer: Scorer, expected: list[dict[str, Any]]) -> None:
     for columns in (LISTS, {"messages": TURNS}, {name: np.array(column) for name, column in LISTS.items()}):
         assert scorer.score(columns) == {name: [row[name] for row in expected] for name in COLUMNS}
 
 
-def test_a_data_set_is_mapped(scorer: Scorer, expected: list[dict[str, Any]]) -> None:
+def test_a_data_set_can_be_mapped(scorer: Scorer, expected: list[dict[str, Any]]) -> None:
     data = pytest.importorskip("datasets").Dataset.from_list(ROWS)
     scored = data.map(scorer.score, batched=True)
     assert scored["response"] == LISTS["response"]
@@ -75,7 +75,7 @@ def test_one_dict_is_one_record(scorer: Scorer, expected: list[dict[str, Any]], 
     assert (row["status"], row["nll_y"]) == ("ok", pytest.approx(expected[0]["nll_y"], abs=1e-5))
 
 
-def test_fields_and_progress(
+def test_fields_can_be_named_and_progress_reported(
     scorer: Scorer, expected: list[dict[str, Any]], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"q": x, "a": y, "note": "not scored"} for x, y in TUPLES]
@@ -88,7 +88,7 @@ def test_fields_and_progress(
     assert sum(seen) == 4
 
 
-def test_bad_records_are_rows_and_no_records_an_error(scorer: Scorer) -> None:
+def test_bad_records_get_a_status_and_other_types_raise(scorer: Scorer) -> None:
     rows = scorer.score([{"instruction": "x"}, [1, 2], ROWS[0]])
     assert [row["status"] for row in rows] == ["missing_field", "bad_json", "ok"]
     assert rows[0]["reason"].startswith("row 1: ")
@@ -97,7 +97,7 @@ def test_bad_records_are_rows_and_no_records_an_error(scorer: Scorer) -> None:
             scorer.score(bad)
 
 
-def test_ids_of_any_type_in_a_file_and_joined_by_row(tmp_path: Path) -> None:
+def test_ids_of_any_type_are_kept_and_rows_joined_by_position(tmp_path: Path) -> None:
     from main_align.filtering.filter import filter_scores
     from main_align.scoring.job import score_file
 

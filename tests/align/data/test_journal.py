@@ -1,4 +1,4 @@
-"""The journal: what was appended comes back, and whatever a kill left behind is cut off."""
+"""The journal: appended records can be read, and a torn tail is removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fill(path: Path, count: int = 3) -> None:
             journal.append({"n": n, "text": "ü"}, tensors)
 
 
-def test_records_come_back(tmp_path: Path) -> None:
+def test_appended_records_can_be_read(tmp_path: Path) -> None:
     fill(tmp_path / "j")
     with Journal(tmp_path / "j") as journal:
         records = list(journal.records())
@@ -28,7 +28,7 @@ def test_records_come_back(tmp_path: Path) -> None:
     assert records[2][1]["b"].dtype == np.float32
 
 
-def test_every_torn_tail_is_cut_to_whole_records(tmp_path: Path) -> None:
+def test_every_torn_tail_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "j"
     fill(path, 2)
     two = path.read_bytes()
@@ -44,7 +44,7 @@ def test_every_torn_tail_is_cut_to_whole_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 64, b"\xff" * 64, b"x"])
-def test_garbage_after_the_last_record_is_cut(tmp_path: Path, tail: bytes) -> None:
+def test_garbage_after_the_last_record_is_removed(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "j"
     fill(path)
     whole = path.read_bytes()
@@ -55,7 +55,7 @@ def test_garbage_after_the_last_record_is_cut(tmp_path: Path, tail: bytes) -> No
         assert [h["n"] for h in journal.headers()] == [0, 1, 2, 3]
 
 
-def test_a_flipped_bit_ends_the_journal_there(tmp_path: Path) -> None:
+def test_records_from_a_flipped_bit_on_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "j"
     fill(path)
     data = bytearray(path.read_bytes())

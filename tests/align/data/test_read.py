@@ -1,4 +1,4 @@
-"""Reading: every input kind and form gives the same pairs, and every broken row its own status."""
+"""Reading: every format gives the same pairs, and every broken row gets a status."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def one(record: object, **fields: str) -> Pair:
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet", ".csv"])
-def test_every_kind_of_file_gives_the_same_pairs(tmp_path: Path, ending: str) -> None:
+def test_every_file_format_gives_the_same_pairs(tmp_path: Path, ending: str) -> None:
     path = write(tmp_path / f"in{ending}")
     found = [(p.id, p.instruction, p.response, p.status) for p in read_pairs(path)]
     assert found == [(r["id"], r["instruction"], r["response"], "ok") for r in ROWS]
     assert open_source(path).inspect().rows == 3
 
 
-def test_a_saved_dataset_and_its_splits(tmp_path: Path) -> None:
+def test_a_saved_data_set_is_read_by_split(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_list(ROWS)
     data.save_to_disk(tmp_path / "one")
@@ -97,13 +97,13 @@ def test_a_saved_dataset_and_its_splits(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_forms(record: dict[str, object], expected: tuple[object, ...]) -> None:
+def test_record_formats_give_their_pair(record: dict[str, object], expected: tuple[object, ...]) -> None:
     pair = one(record)
     assert (pair.instruction, pair.response, pair.context) == expected
     assert (pair.status, pair.id) == ("ok", "7")
 
 
-def test_named_fields_come_first() -> None:
+def test_fields_named_by_the_user_take_precedence() -> None:
     record = {"q": "Q", "a": "A", "instruction": "i", "response": "r", "uid": 12}
     pair = one(record, instruction="q", response="a", id="uid")
     assert (pair.id, pair.instruction, pair.response) == ("12", "Q", "A")
@@ -132,7 +132,7 @@ def test_named_fields_come_first() -> None:
         ({"prompt": [{"role": "user", "content": "u"}], "completion": []}, "unsupported_turns", ""),
     ],
 )
-def test_what_cannot_be_scored_says_why(record: object, status: str, reason: str) -> None:
+def test_a_record_that_cannot_be_scored_has_a_reason(record: object, status: str, reason: str) -> None:
     pair = one(record)
     assert pair.status == status
     assert pair.reason.startswith("line 7: ")
@@ -140,7 +140,7 @@ def test_what_cannot_be_scored_says_why(record: object, status: str, reason: str
     assert (pair.instruction, pair.response) == ("", "")
 
 
-def test_broken_lines_of_jsonl(tmp_path: Path) -> None:
+def test_broken_lines_of_jsonl_get_a_status(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     lines = [
         b'\xef\xbb\xbf{"id": "a", "instruction": "i", "response": "r"}\r',
@@ -170,7 +170,7 @@ def test_broken_lines_of_jsonl(tmp_path: Path) -> None:
     assert (info.rows, info.blank_lines, info.size) == (8, 1, path.stat().st_size)
 
 
-def test_a_line_number_never_takes_a_row_its_own_id(tmp_path: Path) -> None:
+def test_a_line_number_may_equal_the_id_of_another_row(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text(
         '{"torn\n{"id": 1, "prompt": "p", "completion": "c"}\n{"id": "1", "prompt": "p", "completion": "c"}\n'
@@ -182,7 +182,7 @@ def test_a_line_number_never_takes_a_row_its_own_id(tmp_path: Path) -> None:
     ]
 
 
-def test_broken_rows_of_csv(tmp_path: Path) -> None:
+def test_broken_rows_of_csv_get_a_status(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_bytes(
         b"\xef\xbb\xbfid,instruction,response\r\n"
@@ -206,7 +206,7 @@ def test_broken_rows_of_csv(tmp_path: Path) -> None:
     assert "3" in pairs[2].reason
 
 
-def test_parquet_rows_that_are_not_utf8(tmp_path: Path) -> None:
+def test_parquet_rows_with_invalid_utf8_get_a_status(tmp_path: Path) -> None:
     raw = pa.array([b"ok", b"\xff\xfe", b"fine"], pa.binary())
     text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
     table = pa.table({"id": ["a", "b", "c"], "instruction": text, "response": ["r"] * 3})
@@ -238,7 +238,7 @@ def test_json_arrays_stream_in_chunks_of_any_size(
 
 
 @pytest.mark.parametrize("text", ['[{"a": 1}', '[{"a": 1} {"b": 2}]', "[{}] more", "[{},]", "[,{}]"])
-def test_a_broken_array_is_a_bad_file(tmp_path: Path, text: str) -> None:
+def test_a_malformed_array_raises(tmp_path: Path, text: str) -> None:
     (tmp_path / "in.json").write_text(text)
     with pytest.raises(UserError, match=r"broken after row \d"):
         open_source(tmp_path / "in.json").inspect()
@@ -268,7 +268,7 @@ def test_bad_files_raise_with_a_remedy(tmp_path: Path, name: str, content: bytes
         list(read_pairs(tmp_path / name))
 
 
-def test_the_examples_hold_good_pairs_only() -> None:
+def test_every_example_can_be_scored() -> None:
     path = Path(__file__).parents[3] / "examples" / "pairs.jsonl"
     pairs = list(read_pairs(path))
     assert len(pairs) >= 100

@@ -1,4 +1,4 @@
-"""Writing: every format gives back the same numbers, and files appear whole."""
+"""Writing: every format keeps the numbers, and files appear complete."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
-def test_rows_come_back_with_every_digit(tmp_path: Path, ending: str) -> None:
+def test_numbers_are_written_with_every_digit(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"scores.{ending}"
     write_scores(path, iter(ROWS))
     back = [{**r, "reason": r["reason"] or ""} for r in score_rows_of(path)]
@@ -74,7 +74,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path, ending: str)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_nothing_is_there_before_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_does_not_exist_before_it_is_complete(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "out") as temporary:
         temporary.write_text("half")
         assert not (tmp_path / "out").exists()
@@ -89,7 +89,7 @@ def test_jsonl_is_strict_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "message"), [("a.xlsx", "the ending"), ("no/a.csv", "does not exist")])
-def test_impossible_outputs_are_refused(tmp_path: Path, name: str, message: str) -> None:
+def test_an_unusable_output_path_is_refused(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_output(tmp_path / name)
 
@@ -104,7 +104,7 @@ def test_impossible_outputs_are_refused(tmp_path: Path, name: str, message: str)
         ("id,status,mutual\n", "no rows"),
     ],
 )
-def test_files_that_hold_no_scores_are_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_without_scores_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "s.csv").write_text(content)
     with pytest.raises(UserError, match=message):
         read_columns(tmp_path / "s.csv", "mutual")

@@ -45,7 +45,7 @@ NAN = float("nan")
         (Rule(max=2.5, keep=0.5), "mutual", [0, 3]),
     ],
 )
-def test_select(rule: Rule, column: str, expected: list[int]) -> None:
+def test_a_rule_selects_the_expected_rows(rule: Rule, column: str, expected: list[int]) -> None:
     values = np.array([1.0, 3.0, NAN, 2.0, 1.0])
     assert np.flatnonzero(select(values, column, rule)).tolist() == expected
 
@@ -76,7 +76,7 @@ def test_a_range_needs_no_direction() -> None:
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_every_score_is_ranked_in_its_own_direction_unless_told_otherwise(name: str) -> None:
+def test_every_score_is_ranked_in_its_own_direction_by_default(name: str) -> None:
     values = np.array([1.0, 2.0, 3.0])
     best, worst = (0, 2) if COLUMNS[name].better == "lower" else (2, 0)
     assert np.flatnonzero(select(values, name, Rule(top=1))).tolist() == [best]
@@ -95,7 +95,7 @@ def test_every_score_is_ranked_in_its_own_direction_unless_told_otherwise(name: 
         (Rule(min=2.0, max=1.0), "--min 2 is above --max 1"),
     ],
 )
-def test_rules_that_make_no_sense(rule: Rule, message: str) -> None:
+def test_an_invalid_rule_is_refused(rule: Rule, message: str) -> None:
     with pytest.raises(UserError, match=message):
         rule.check()
 
@@ -177,7 +177,7 @@ def test_kept_rows_have_their_fields_and_their_scores(tmp_path: Path, kind: str,
     assert source.exists()
 
 
-def test_aliases_and_lower_is_better(tmp_path: Path) -> None:
+def test_an_alias_is_filtered_like_its_column(tmp_path: Path) -> None:
     _, scored = make(tmp_path)
     done = filter_scores(scored, tmp_path / "k.jsonl", by="forward_nll", top=3)
     values = [r["nll_y_given_x"] for r in score_rows_of(scored) if r["nll_y_given_x"] is not None]
@@ -187,7 +187,7 @@ def test_aliases_and_lower_is_better(tmp_path: Path) -> None:
     assert again.kept.tolist() == done.kept.tolist()
 
 
-def test_a_column_of_ones_own_is_filtered_in_the_given_direction(tmp_path: Path) -> None:
+def test_a_custom_column_is_filtered_in_the_given_direction(tmp_path: Path) -> None:
     rows = [{"id": n, "status": "ok", "mutual": 0.0, "perplexity_y": value} for n, value in enumerate([5, 0.1, 9, 0.2])]
     scores, out = tmp_path / "s.jsonl", tmp_path / "k.jsonl"
     scores.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -208,7 +208,7 @@ def test_scores_only_can_be_filtered_again(tmp_path: Path) -> None:
     assert pq.read_schema(first) == pq.read_schema(scored)
 
 
-def test_ids_that_do_not_match_stop_everything(tmp_path: Path) -> None:
+def test_nothing_is_written_if_ids_differ(tmp_path: Path) -> None:
     source, scored = make(tmp_path)
     lines = source.read_text().splitlines()
     other = tmp_path / "other.jsonl"
@@ -223,7 +223,7 @@ def test_ids_that_do_not_match_stop_everything(tmp_path: Path) -> None:
         assert not (tmp_path / "k.jsonl").exists()
 
 
-def test_a_changed_or_missing_input_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_or_missing_input_is_refused(tmp_path: Path) -> None:
     source, scored = make(tmp_path)
     moved = tmp_path / "moved.jsonl"
     source.rename(moved)
@@ -259,14 +259,14 @@ def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [{}, 2**70, [1, "one"]])
-def test_what_does_not_fit_parquet_is_an_error_with_the_remedy(tmp_path: Path, value: object) -> None:
+def test_a_value_that_parquet_does_not_support_is_refused(tmp_path: Path, value: object) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "p", "completion": "c", "tag": value}))
     score_file(FakeScorer(), tmp_path / "in.jsonl", tmp_path / "s.jsonl")
     with pytest.raises(UserError, match=r"write \.jsonl instead"):
         filter_scores(tmp_path / "s.jsonl", tmp_path / "k.parquet", keep=1.0)
 
 
-def test_scores_without_a_value_are_no_empty_success(tmp_path: Path) -> None:
+def test_scores_without_a_value_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "explode", "completion": "c"}))
     score_file(FakeScorer(), tmp_path / "in.jsonl", tmp_path / "s.jsonl")
     with pytest.raises(UserError, match=r"no row has a value of mutual\. non_finite: line 1: NaN"):
@@ -274,7 +274,7 @@ def test_scores_without_a_value_are_no_empty_success(tmp_path: Path) -> None:
     assert not (tmp_path / "k.jsonl").exists()
 
 
-def test_mixed_types_do_not_fit_parquet(tmp_path: Path) -> None:
+def test_mixed_types_are_written_to_jsonl_only(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     rows = [{"prompt": "p", "completion": "c", "tag": tag} for tag in (1, "one")]
     source.write_text("\n".join(map(json.dumps, rows)))
