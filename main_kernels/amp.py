@@ -1,4 +1,4 @@
-"""autocast, operand_dtype, disabled: the dtype in which torch.autocast has the factors of matrix products."""
+"""operand_dtype, autocast, disabled: the dtype that torch.autocast gives the operands of matrix products."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WITHOUT_AUTOCAST = ("meta",)  # device types that torch.is_autocast_enabled doe
 
 
 def operand_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of this factor of a product after autocast, as for F.linear: float64 stays."""
+    """Return the dtype of a matrix-product operand under autocast, as F.linear would cast it. float64 is not cast."""
     kind = tensor.device.type
     if kind in _WITHOUT_AUTOCAST or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return tensor.dtype
@@ -19,11 +19,11 @@ def operand_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def autocast(operand: Tensor) -> Tensor:
-    """Cast this factor of a product as autocast would."""
+    """Cast a matrix-product operand as autocast does."""
     return operand.to(operand_dtype(operand))
 
 
 def disabled(tensor: Tensor) -> AbstractContextManager[object]:
-    """Leave products of tensors like this one in the dtype of their factors."""
+    """Disable autocast for the tensor's device."""
     kind = tensor.device.type
     return nullcontext() if kind in _WITHOUT_AUTOCAST else torch.autocast(kind, enabled=False)

@@ -1,4 +1,4 @@
-"""Contrastive objectives over pairs: InfoNCE, the sigmoid loss, and the per-pair scores behind them."""
+"""info_nce, sigmoid_loss, pair_scores, row_logsumexp: contrastive objectives over pairs."""
 
 from __future__ import annotations
 
@@ -31,36 +31,41 @@ def info_nce(
     reduction: Reduction = "mean",
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> Tensor:
-    """InfoNCE over in-batch negatives (van den Oord et al., 2018; symmetric as in CLIP, Radford et al., 2021).
+    """Compute the InfoNCE loss of pairs against in-batch negatives.
 
-    With S = query keyᵀ / temperature, r_i the log-sum-exp of row i and c_i that of column i, the loss of pair i is
-    ``½ (r_i - S_ii) + ½ (c_i - S_ii)`` (direction "both"), ``r_i - S_ii`` ("query": each query picks its key) or
-    ``c_i - S_ii`` ("key"). S is never stored beyond ``workspace_bytes``.
+    With S = query keyᵀ / temperature, r_i the log-sum-exp of row i and c_i that of column i, the loss of pair i is ``½
+    (r_i - S_ii) + ½ (c_i - S_ii)``, or one of the two terms (van den Oord et al., 2018; symmetric as in CLIP, Radford
+    et al., 2021). At most ``workspace_bytes`` of S are stored.
 
     Args:
-        query: [N, D] and key: [N, D], float32, bfloat16, float16 or float64; row i of one is the pair of row i of the
-            other. N may be 0. Normalise them first where cosine similarity is meant.
-        temperature: a positive number, or a 0-dimensional tensor, which may require a gradient: the scores are divided
-            by it. Ignored where logit_scale is given.
-        logit_scale: 0-dimensional tensor in log space, the scores are multiplied by exp(clamp(logit_scale, 0, ln 100));
-            its gradient is exact (zero outside the clamp).
-        pair_weights: floating [N], not negative: factors of the pairs' losses; the mean is then the weighted mean (0
-            where all weights are 0).
-        label_smoothing: this share of each target is spread evenly over all entries of its row (and column), itself
+        query: [N, D], float32, bfloat16, float16 or float64. N may be 0. Normalise the rows first for cosine
+            similarity.
+        key: [N, D], dtype and device of query. Row i is the pair of row i of query.
+        temperature: positive number, or 0-dimensional tensor, which may require a gradient. Divides the scores. Ignored
+            if logit_scale is given.
+        logit_scale: 0-dimensional floating tensor. Multiplies the scores by exp(clamp(logit_scale, 0, ln 100)). Its
+            gradient is exact, and 0 outside the clamp.
+        direction: "both"; "query" for ``r_i - S_ii``, each query picks its key; or "key" for ``c_i - S_ii``.
+        pair_weights: floating [N], not negative. Multiplies the losses; the mean is then the weighted mean, or 0 if all
+            weights are 0.
+        label_smoothing: in [0, 1). This share of each target is spread evenly over its row (and column), the target
             included, as in torch's cross_entropy.
-        negatives: keys that are nobody's pair, in every query's row and in no column: [M, D], shared by all queries, or
-            [N, K, D], K for each.
-        pair_ids: int64 [N]; rows and columns of pairs with the same id are no negatives of each other: their entries
-            are left out of both log-sum-exps, their own pairs excepted.
-        reduction: mean over the pairs (0 where there are none), sum, or none ([N]).
-        workspace_bytes: bytes of scores kept between forward and backward (the backward then costs two matrix products
-            instead of three). 0 keeps nothing: memory O(chunk * N).
+        negatives: [M, D] extra keys for all queries, or [N, K, D] K keys for each query. They occur in rows but in no
+            column.
+        pair_ids: int64 [N]. Pairs with equal ids are not negatives of each other: their entries are masked.
+        reduction: "mean" over the pairs (0 if there are none), "sum", or "none".
+        workspace_bytes: bytes of scores that may be saved for the backward, which then costs two matrix products
+            instead of three. 0 saves nothing: the memory is O(chunk * N).
 
     Returns:
         float32 (float64 for float64 inputs), nats: a scalar, or [N] for reduction "none".
 
     Raises:
-        ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
+        ValueError: a shape, dtype, device or option is invalid. The message names the argument.
+
+    Example:
+        >>> logit_scale = torch.nn.Parameter(torch.tensor(2.66))  # ln(1 / 0.07)
+        >>> loss = info_nce(query, key, logit_scale=logit_scale, pair_ids=response_hash)
     """
     checks.check_pairs(query, key)
     checks.check_choice("direction", direction, ("both", "query", "key"))
@@ -104,7 +109,7 @@ def info_nce(
         row_sum = row_sum + extra.sum(1, dtype=torch.float64) if label_smoothing else row_sum
     in_row: Tensor | int = 0
     in_column: Tensor | int = 0
-    if label_smoothing:  # over how many entries it is spread
+    if label_smoothing:  # the number of entries it is spread over
         in_column = count if pair_ids is None else count + 1 - _occurrences(pair_ids, pair_ids)
         in_row = in_column + sum(x.shape[-2] for x in (shared, own) if x is not None)
 
@@ -130,25 +135,30 @@ def sigmoid_loss(
     reduction: Reduction = "mean",
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> Tensor:
-    """The pairwise sigmoid loss of SigLIP (Zhai et al., 2023): every entry is a yes-or-no question of its own.
+    """Compute the pairwise sigmoid loss of SigLIP (Zhai et al., 2023).
 
     With S = exp(logit_scale) query keyᵀ + logit_bias, the loss of row i is
-    ``log(1 + exp(-S_ii)) + sum_{j != i} log(1 + exp S_ij)``. N x N is never stored beyond ``workspace_bytes``.
+    ``log(1 + exp(-S_ii)) + sum_{j != i} log(1 + exp S_ij)``. At most ``workspace_bytes`` of S are stored.
 
     Args:
-        query: [N, D] and key: [N, D], pairs row by row; normalise them first.
-        logit_scale: 0-dimensional tensor in log space, clamped to [0, ln 100] as in info_nce (SigLIP starts at ln 10).
-        logit_bias: 0-dimensional tensor (SigLIP starts at -10). Both have exact gradients.
-        pair_ids: int64 [N]; entries of different pairs with the same id are left out.
-        reduction: "none" gives the [N] rows, "mean" their mean (SigLIP's normalisation: the sum of all entries over N),
-            0 where there are none.
-        workspace_bytes: as in info_nce.
+        query: [N, D], float32, bfloat16, float16 or float64. N may be 0. Normalise the rows first.
+        key: [N, D], dtype and device of query. Row i is the pair of row i of query.
+        logit_scale: 0-dimensional floating tensor in log space, clamped to [0, ln 100]. SigLIP starts at ln 10.
+        logit_bias: 0-dimensional floating tensor. SigLIP starts at -10.
+        pair_ids: int64 [N]. Pairs with equal ids are not negatives of each other: their entries are masked.
+        reduction: "mean" over the rows (0 if there are none), "sum", or "none".
+        workspace_bytes: bytes of scores that may be saved for the backward, which then costs two matrix products
+            instead of three.
 
     Returns:
-        float32 (float64 for float64 inputs), nats.
+        float32 (float64 for float64 inputs), nats: a scalar, or [N] for reduction "none".
 
     Raises:
-        ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
+        ValueError: a shape, dtype, device or option is invalid. The message names the argument.
+
+    Example:
+        >>> scale, bias = torch.nn.Parameter(torch.tensor(2.3)), torch.nn.Parameter(torch.tensor(-10.0))
+        >>> loss = sigmoid_loss(query, key, logit_scale=scale, logit_bias=bias)
     """
     checks.check_pairs(query, key)
     checks.check_scalar("logit_bias", logit_bias)
@@ -161,7 +171,7 @@ def sigmoid_loss(
         query,
         key,
         scale=scale,
-        bias=(logit_bias.to(scale) / scale).expand(count),  # the sweep adds it before it scales
+        bias=(logit_bias.to(scale) / scale).expand(count),  # the sweep adds the bias before it scales
         targets=torch.arange(count, dtype=torch.int64, device=query.device),
         row_ids=pair_ids,
         column_ids=pair_ids,
@@ -174,19 +184,19 @@ def sigmoid_loss(
 
 
 class PairScores(NamedTuple):
-    """Scores of every pair against its batch, float32 [N] each (float64 for float64 inputs)."""
+    """Scores of each pair within its batch, float32 [N] each (float64 for float64 inputs)."""
 
     query_to_key: Tensor
-    """log-softmax of the pair among its query's row, nats"""
+    """log-softmax of the pair in its query's row, nats"""
     key_to_query: Tensor
-    """log-softmax of the pair among its key's column, nats"""
+    """log-softmax of the pair in its key's column, nats"""
     pmi: Tensor
-    """½ (log n_i + log m_i) + S_ii - ½ (r_i + c_i), nats, with n_i and m_i the entries of the pair's row and column: a
-    pointwise mutual-information estimate, at most log N over a batch of N"""
+    """½ (log n_i + log m_i) + S_ii - ½ (r_i + c_i), nats, for n_i and m_i unmasked entries in the pair's row and
+    column: an estimate of pointwise mutual information, at most log N for N pairs"""
     rank_query: Tensor
-    """how many keys score higher with the query than its own; 0 is a hit"""
+    """number of keys that score higher with the query than its own key; 0 is a hit"""
     rank_key: Tensor
-    """how many queries score higher with the key than its own"""
+    """number of queries that score higher with the key than its own query"""
 
 
 def pair_scores(
@@ -198,19 +208,28 @@ def pair_scores(
     pair_ids: Tensor | None = None,
     key_ids: Tensor | None = None,
 ) -> PairScores:
-    """Scores every query against all keys, and its key against all queries, from one walk over S = query keyᵀ /
-    temperature, which is never stored.
+    """Score each pair against all keys and all queries, at the cost of one matrix product.
+
+    S = query keyᵀ / temperature is never stored. query_to_key, key_to_query and pmi are differentiable. Scores that
+    equal the pair's up to rounding may or may not count in a rank.
 
     Args:
-        query: [N, D]. key: [M, D], a bank of keys; without targets M = N and row i of it is the pair of query i.
-        targets: int64 [N], which key is each query's own; no two share one.
-        pair_ids: int64 [N]: entries of a row and a column with the same id take no part, the pairs themselves excepted.
-        key_ids: int64 [M], the ids of the keys; needed with pair_ids where targets are given.
+        query: [N, D], float32, bfloat16, float16 or float64. N may be 0.
+        key: [M, D], dtype and device of query. A bank of keys. Without targets, M = N and row i is the pair of query i.
+        temperature: positive number, or 0-dimensional tensor, which may require a gradient. Divides the scores.
+        targets: int64 [N], distinct, in [0, M). Index of each query's key.
+        pair_ids: int64 [N]. Entries of a row and a column with equal ids are masked, except the pairs themselves.
+        key_ids: int64 [M]. Ids of the keys. Required with pair_ids if targets are given.
 
-    The first three are differentiable. Scores that tie with the pair's to rounding may or may not count in a rank.
+    Returns:
+        The scores of the pairs.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or targets that do not fit, naming the argument.
+        ValueError: a shape, dtype, device or option is invalid. The message names the argument.
+
+    Example:
+        >>> scores = pair_scores(query, bank, targets=torch.arange(len(query)))  # query i belongs to bank[i]
+        >>> recall_at_1 = (scores.rank_query == 0).float().mean()
     """
     if targets is None:
         checks.check_pairs(query, key)
@@ -258,16 +277,20 @@ def pair_scores(
 def row_logsumexp(
     query: Tensor, key: Tensor, *, temperature: float | Tensor = 1.0, workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
 ) -> Tensor:
-    """log sum_j exp(query_i·key_j / temperature) of every query against a bank of keys, differentiable.
+    """Compute ``log sum_j exp(query_i·key_j / temperature)`` of each query over a bank of keys.
 
     Args:
-        query: [N, D]. key: [M, D]. workspace_bytes: as in info_nce.
+        query: [N, D], float32, bfloat16, float16 or float64. N may be 0.
+        key: [M, D], dtype and device of query.
+        temperature: positive number, or 0-dimensional tensor, which may require a gradient. Divides the scores.
+        workspace_bytes: bytes of scores that may be saved for the backward, which then costs two matrix products
+            instead of three.
 
     Returns:
-        float32 [N] (float64 for float64 inputs), nats.
+        float32 [N] (float64 for float64 inputs), nats, differentiable.
 
     Raises:
-        ValueError: for shapes, dtypes or devices that do not fit, naming the argument.
+        ValueError: a shape, dtype, device or option is invalid. The message names the argument.
     """
     checks.check_matrix("query", query, least=0)
     checks.check_matrix("key", key, width=query.shape[1], like=query)
@@ -276,14 +299,14 @@ def row_logsumexp(
 
 
 def _learned_scale(logit_scale: Tensor, query: Tensor) -> Tensor:
-    """exp(clamp(logit_scale)), beside the query and in its accumulator's dtype."""
+    """Return exp(clamp(logit_scale)) on the query's device, in its accumulator dtype."""
     checks.check_scalar("logit_scale", logit_scale)
     wide = torch.promote_types(query.dtype, torch.float32)
     return logit_scale.to(query.device, wide).clamp(0.0, MAX_LOGIT_SCALE).exp()
 
 
 def _check_negatives(negatives: Tensor, query: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """(shared [M, D], own [N, K, D]), one of them None."""
+    """Return (shared [M, D], own [N, K, D]), one of them None."""
     if isinstance(negatives, Tensor) and negatives.ndim == 3:
         if negatives.shape[0] != query.shape[0] or negatives.shape[1] < 1 or negatives.shape[2] != query.shape[1]:
             want = f"({query.shape[0]}, K, {query.shape[1]})"
@@ -295,7 +318,7 @@ def _check_negatives(negatives: Tensor, query: Tensor) -> tuple[Tensor | None, T
 
 
 def _own_scores(query: Tensor, negatives: Tensor) -> Tensor:
-    """query[N, D], negatives[N, K, D] -> [N, K] inner products, summed in float32 (float64 for float64)."""
+    """Return the inner products [N, K] of query[N, D] and negatives[N, K, D], summed in float32 (or float64)."""
     wide = torch.promote_types(query.dtype, torch.float32)
     query, negatives = autocast(query), autocast(negatives)
     with disabled(query):
@@ -303,13 +326,13 @@ def _own_scores(query: Tensor, negatives: Tensor) -> Tensor:
 
 
 def _occurrences(ids: Tensor, among: Tensor) -> Tensor:
-    """How often each of ids[n] occurs in among[m], in O((n + m) log m) and without a shape that depends on values."""
+    """Count how often each of ids[n] occurs in among[m], in O((n + m) log m) and without value-dependent shapes."""
     order = among.sort().values
     return torch.searchsorted(order, ids, right=True) - torch.searchsorted(order, ids)
 
 
 def _reduce(loss: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
-    """loss[N], already multiplied by weights[N]: the (weighted) mean, the sum, or each."""
+    """Reduce loss[N], already multiplied by weights[N], to its (weighted) mean or sum, or return it."""
     if reduction == "none":
         return loss
     if reduction == "sum":

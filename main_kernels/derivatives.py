@@ -1,7 +1,4 @@
-"""What ops do with derivatives that they do not have: an error in place of a wrong number.
-
-``first_only`` decorates the backward of an op, ``no_tangents`` goes before its forward.
-"""
+"""first_only, no_tangents: errors for derivatives that an op does not have, instead of wrong numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from torch.autograd import forward_ad
 
 
 class _FirstOnly(torch.autograd.Function):
-    """Gradients as they are, joined to all that they depend on; going back through them is an error."""
+    """Return gradients unchanged, attached to every tensor they depend on. Differentiating them is an error."""
 
     @staticmethod
     def forward(ctx: Any, op: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -31,15 +28,16 @@ class _FirstOnly(torch.autograd.Function):
 
 
 def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
-    """All tensors among the arguments, in lists too."""
+    """Return all tensors among the arguments, including those in lists."""
     flat = [x for a in arguments for x in (a if isinstance(a, (list, tuple)) else [a])]
     return [t for t in flat if isinstance(t, Tensor)]
 
 
 def first_only(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates the backward of ``op``: where a graph of it is asked for, what depends on its gradients raises
-    RuntimeError when it is differentiated. Without, second-order terms would be dropped silently, because the kernels
-    that fill the gradients are unknown to autograd."""
+    """Decorate the backward of ``op`` so that differentiating its gradients raises RuntimeError.
+
+    Without it, second-order terms would be dropped silently: autograd does not see the kernels that compute gradients.
+    """
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(backward)
@@ -49,9 +47,9 @@ def first_only(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             sources = [t for t in (*_tensors(ctx.saved_tensors), *_tensors(grads)) if t.requires_grad]
             with torch.no_grad():
                 gradients = backward(ctx, *grads)
-            wanted = [g for g in gradients if g is not None]
-            joined = iter(_FirstOnly.apply(op, len(wanted), *wanted, *sources))
-            return tuple(None if g is None else next(joined) for g in gradients)
+            needed = [g for g in gradients if g is not None]
+            attached = iter(_FirstOnly.apply(op, len(needed), *needed, *sources))
+            return tuple(None if g is None else next(attached) for g in gradients)
 
         return wrapped
 
@@ -59,7 +57,7 @@ def first_only(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def no_tangents(op: str, *tensors: Tensor | float | None) -> None:
-    """Raises NotImplementedError where one of the tensors has a tangent of forward-mode AD, which an op would drop."""
+    """Raise NotImplementedError if a tensor has a forward-mode tangent, which the op would drop."""
     if torch.compiler.is_compiling():
         return
     for tensor in tensors:

@@ -31,12 +31,13 @@ def linear_kl(
 
     Let t be the teacher's and s the student's distribution of a token, softmax(hidden weightᵀ / temperature):
 
-    =============  ===============================================================================================
-    ``"forward"``  KL(t || s)
-    ``"reverse"``  KL(s || t)
-    ``"js"``       beta KL(t || m) + (1 - beta) KL(s || m) with m = beta t + (1 - beta) s: the generalised
-                   Jensen-Shannon divergence of GKD (Agarwal et al., arXiv 2306.13649)
-    =============  ===============================================================================================
+    | divergence | formula |
+    |---|---|
+    | ``"forward"`` | KL(t ‖ s) |
+    | ``"reverse"`` | KL(s ‖ t) |
+    | ``"js"`` | beta KL(t ‖ m) + (1 - beta) KL(s ‖ m) with m = beta t + (1 - beta) s |
+
+    ``"js"`` is the generalised Jensen-Shannon divergence of GKD (Agarwal et al., arXiv 2306.13649).
 
     The result is not multiplied by temperature². [T, V] is never stored, only two chunks of rows. The forward also
     computes the gradients. With a frozen teacher, forward and backward cost four matrix products together, with a

@@ -1,7 +1,7 @@
-"""Mutual information of two sides from critic scores of their pairs, by variational bounds.
+"""mutual_information, mutual_information_bounds: variational bounds from the scores of pairs.
 
-f_ij = query_i·key_j / temperature; the diagonal holds samples of the joint distribution, what is off it samples of the
-product of the marginals. All bounds are a few means over vectors of one sweep.
+f_ij = query_i·key_j / temperature. The diagonal holds samples of the joint distribution, the other entries samples of
+the product of the marginals. All bounds are means over the vectors of one sweep.
 """
 
 from __future__ import annotations
@@ -29,41 +29,46 @@ def mutual_information(
     baseline: Tensor | None = None,
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> Tensor:
-    """A bound on the mutual information of query and key, to report or to maximise (``club``: to minimise).
+    """Estimate the mutual information of query and key by a variational bound.
 
-    With f_ij = query_i·key_j / temperature, Z = mean_{i≠j} exp(f_ij) and means over the N pairs or N (N - 1) others:
+    Report or maximise the result; minimise it for ``club``. With f_ij = query_i·key_j / temperature,
+    Z = mean_{i≠j} exp(f_ij), and means over the N pairs or the N (N - 1) other entries:
 
-    ===========  ============================================  ====================================================
-    ``infonce``  log N + mean(f_ii - log sum_j exp f_ij)       van den Oord et al., 2018; lower bound, at most log N
-    ``nwj``      mean f_ii - Z / e                             Nguyen, Wainwright and Jordan, 2010; lower bound,
-                                                               tight where f = 1 + the log density ratio
-    ``tuba``     1 + mean(f_ii - b_i)                          Barber and Agakov, 2003, as in Poole et al., 2019;
-                 - mean_{i≠j} exp(f_ij - b_i)                  lower bound for any baseline b
-    ``dv``       mean f_ii - log Z                             Donsker and Varadhan, 1983; MINE, Belghazi et al.,
-                                                               2018; its log is biased in small batches
-    ``js``       -mean softplus(-f_ii)                         f-GAN, Nowozin et al., 2016; Deep InfoMax, Hjelm et
-                 - mean_{i≠j} softplus(f_ij)                   al., 2019; orders critics, is not in units of I
-    ``smile``    dv with f clipped to ±clip inside Z           Song and Ermon, 2020; gradient of ``js``. Less variance
-                                                               for a bias that stays
-    ``club``     mean f_ii - mean_ij f_ij                      Cheng et al., 2020; upper bound where f is the log
-                                                               likelihood. O(N D), no sweep
-    ===========  ============================================  ====================================================
+    | estimator | formula | property |
+    |---|---|---|
+    | ``infonce`` | log N + mean(f_ii - log sum_j exp f_ij) | lower bound, at most log N |
+    | ``nwj`` | mean f_ii - Z / e | lower bound, tight for f = 1 + log density ratio |
+    | ``tuba`` | 1 + mean(f_ii - b_i) - mean_{i≠j} exp(f_ij - b_i) | lower bound for any baseline b |
+    | ``dv`` | mean f_ii - log Z | lower bound, biased in small batches by its log |
+    | ``js`` | -mean softplus(-f_ii) - mean_{i≠j} softplus(f_ij) | ranks critics; not in units of information |
+    | ``smile`` | ``dv`` with f clipped to ±clip in Z, gradient of ``js`` | less variance for a lasting bias |
+    | ``club`` | mean f_ii - mean_ij f_ij | upper bound if f is the log-likelihood; O(N D), no sweep |
+
+    Sources: InfoNCE, van den Oord et al., 2018. NWJ, Nguyen, Wainwright and Jordan, 2010. TUBA, Barber and Agakov,
+    2003, as in Poole et al., 2019. DV, Donsker and Varadhan, 1983; MINE, Belghazi et al., 2018. JS, f-GAN, Nowozin et
+    al., 2016; Deep InfoMax, Hjelm et al., 2019. SMILE, Song and Ermon, 2020. CLUB, Cheng et al., 2020.
 
     Args:
-        query: [N, D] and key: [N, D], float32, bfloat16, float16 or float64; row i of one is the pair of row i of the
-            other. N >= 2 for all but ``infonce``.
-        temperature: a positive number, or a 0-dimensional tensor, which may require a gradient; the scores are divided
-            by it.
-        clip: positive, nats; for ``smile``.
-        baseline: b, floating, 0-dimensional or [N], nats; for ``tuba``, None is 0. May require a gradient.
-        workspace_bytes: bytes of scores kept between forward and backward, which then costs a matrix product less.
+        query: [N, D], float32, bfloat16, float16 or float64. N >= 2, or 1 for ``infonce``.
+        key: [N, D], dtype and device of query. Row i is the pair of row i of query.
+        temperature: positive number, or 0-dimensional tensor, which may require a gradient. Divides the scores.
+        estimator: see above.
+        clip: positive, nats. Only used by ``smile``.
+        baseline: floating, 0-dimensional or [N], nats. The baseline b of ``tuba``, which may require a gradient. None:
+            0.
+        workspace_bytes: bytes of scores that may be saved for the backward, which then costs two matrix products
+            instead of three.
 
     Returns:
-        float32 scalar (float64 for float64 inputs), nats, differentiable. ``nwj`` and ``tuba`` hold exp(f) itself: they
-        are -inf once scores off the diagonal pass 88.
+        float32 scalar (float64 for float64 inputs), nats, differentiable. ``nwj`` and ``tuba`` contain exp(f): they are
+        -inf if scores off the diagonal exceed 88.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
+        ValueError: a shape, dtype, device or option is invalid. The message names the argument.
+
+    Example:
+        >>> lower = mutual_information(query, key, temperature=0.07, estimator="smile")
+        >>> (-lower).backward()  # maximise it
     """
     checks.check_choice("estimator", estimator, ESTIMATORS)
     scale = _check(query, key, temperature, clip, least=1 if estimator == "infonce" else 2)
@@ -105,17 +110,22 @@ def mutual_information_bounds(
     clip: float = 5.0,
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> dict[str, Tensor]:
-    """Every estimator of ``mutual_information`` (``tuba`` without a baseline), all from one sweep.
+    """Compute every estimator of ``mutual_information`` from one sweep, ``tuba`` with baseline 0.
 
     Args:
-        query: [N, D] and key: [N, D], N >= 2. temperature, clip, workspace_bytes: as there.
+        query: [N, D], float32, bfloat16, float16 or float64. N >= 2.
+        key: [N, D], dtype and device of query. Row i is the pair of row i of query.
+        temperature: positive number, or 0-dimensional tensor, which may require a gradient. Divides the scores.
+        clip: positive, nats. Only used by ``smile``.
+        workspace_bytes: bytes of scores that may be saved for the backward, which then costs two matrix products
+            instead of three.
 
     Returns:
-        estimator -> float32 scalar (float64 for float64 inputs), nats; each differentiable, and any sum of them costs
-        one backward.
+        A dict from estimator to float32 scalar (float64 for float64 inputs), nats. Each is differentiable, and any sum
+        of them costs one backward.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or options that do not fit, naming the argument.
+        ValueError: a shape, dtype, device or option is invalid. The message names the argument.
     """
     scale = _check(query, key, temperature, clip, least=2)
     swept = sweep(
@@ -142,7 +152,7 @@ def mutual_information_bounds(
 
 
 def _infonce(loss: Tensor) -> Tensor:
-    """loss[N]: log sum_j exp f_ij - f_ii. A sum and not a mean, so that one number arrives: see CrossEntropy."""
+    """Reduce loss[N] = log sum_j exp f_ij - f_ii by its sum, whose gradient is a scalar: see CrossEntropy."""
     return math.log(loss.shape[0]) - loss.sum() / loss.shape[0]
 
 
@@ -150,7 +160,7 @@ def _infonce(loss: Tensor) -> Tensor:
 
 
 def _log_mean_exp(others: Tensor) -> Tensor:
-    """log Z."""
+    """Return log Z."""
     rows = others.shape[0]
     return others.logsumexp(0) - math.log(rows * (rows - 1))
 
@@ -167,7 +177,7 @@ def _tuba(joint: Tensor, others: Tensor, baseline: Tensor | None) -> Tensor:
 
 
 def _dv(joint: Tensor, others: Tensor, low: Tensor | float = 0.0) -> Tensor:
-    """low[N]: what others lack. Both are counted from a score, so that an offset that all have costs no digits."""
+    """Subtract one score from both terms, so that a common offset costs no digits. low[N]: rounding error of others."""
     start = joint.detach()[0]
     return (joint - start).mean() - _log_mean_exp((others - start) + low)
 
@@ -178,19 +188,19 @@ def _js(joint: Tensor, others_softplus: Tensor) -> Tensor:
 
 
 def _smile(joint: Tensor, others_clipped: Tensor, js: Tensor) -> Tensor:
-    """others_clipped[N]: as others, of the clipped scores."""
+    """others_clipped[N]: log-sum-exps of the clipped scores over j ≠ i."""
     return _dv(joint, others_clipped).detach() + (js - js.detach())
 
 
 def _club(query: Tensor, key: Tensor, scale: float | Tensor) -> Tensor:
-    """From centred embeddings: the difference of the two means would lose what they have in common."""
+    """Use centred embeddings: subtracting the two means of the scores would cancel their common part."""
     wide = torch.promote_types(query.dtype, torch.float32)
     query, key = query.to(wide), key.to(wide)
     return ((query - query.mean(0)) * (key - key.mean(0))).sum() * scale / query.shape[0]
 
 
 def _check(query: Tensor, key: Tensor, temperature: float | Tensor, clip: float, *, least: int) -> float | Tensor:
-    """Returns 1 / temperature."""
+    """Check the arguments and return 1 / temperature."""
     checks.check_pairs(query, key)
     checks.check_positive("clip", clip)
     if query.shape[0] < least:

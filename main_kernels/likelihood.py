@@ -1,4 +1,4 @@
-"""The language-model head without logits: token and sequence log-probabilities, and the training loss."""
+"""token_logprobs, sequence_logprobs, linear_cross_entropy: a language-model head without stored logits."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .sweep import DEFAULT_WORKSPACE_BYTES, CrossEntropy, sweep
 
 
 class TokenStats(NamedTuple):
-    """What token_logprobs returns with ``return_stats``; the ignored positions hold 0, 0, 0 and False."""
+    """Output of token_logprobs with ``return_stats``; 0, 0, 0 and False at ignored positions."""
 
     logprobs: Tensor
     """float32 [T] log p(target), nats"""
     entropy: Tensor
     """float32 [T] entropy of the distribution, nats; its gradient is exact"""
     rank: Tensor
-    """int64 [T] how many tokens are more likely than the target; not differentiable"""
+    """int64 [T] number of tokens that are more likely than the target; not differentiable"""
     is_argmax: Tensor
-    """bool [T] True where none is"""
+    """bool [T] True if the rank is 0"""
 
 
 @overload
@@ -63,33 +63,42 @@ def token_logprobs(
     ignore_index: int | None = -100,
     return_stats: bool = False,
 ) -> Tensor | TokenStats:
-    """log p(target) of each row under softmax(softcap * tanh((hidden weightᵀ + bias) / softcap) / temperature).
+    """Compute the log-probability of each target token, without storing the logits.
 
-    T x V is never stored. Ignored rows cost nothing, in the forward and in the backward; the host waits for the device
-    to learn how many they are, unless ``ignore_index`` is None. Where the gradient that arrives is the same for all
-    rows (a sum or a mean), both cost three matrix products and the gradients are ready when the forward is; with other
-    weights the weight's gradient is recomputed (two more). With ``return_stats`` both cost four, whatever arrives.
+    It is that of softmax(softcap * tanh((hidden weightᵀ + bias) / softcap) / temperature). Ignored rows cost nothing,
+    in the forward and in the backward. On a CUDA device, counting them synchronises unless ``ignore_index`` is None.
+
+    If all rows have the same upstream gradient, as from a sum or a mean, forward and backward cost three matrix
+    products together. Otherwise the gradient of the weight is recomputed, at two more. With ``return_stats`` they
+    always cost four.
 
     Args:
-        hidden: [T, D] states, already shifted: row t predicts targets[t]. T may be 0.
-        weight: [V, D] of the head, the dtype of hidden (under autocast any).
+        hidden: [T, D], float32, bfloat16, float16 or float64. States, already shifted: row t predicts targets[t]. T may
+            be 0.
+        weight: [V, D], dtype of hidden (any dtype under autocast). Weight of the head.
         targets: int64 [T], in [0, V) or ignore_index.
-        bias: [V], floating. -inf leaves a token out: its probability is 0, whatever the softcap.
-        softcap: positive, as in Gemma 2 (final_logit_softcapping).
-        temperature: a positive number, or a 0-dimensional tensor, which may require a gradient.
-        ignore_index: marks the targets that do not count; None: all count, and nobody looks for others.
-        return_stats: also entropy, rank of the target and whether it is the arg-max.
+        bias: floating [V]. Added to the logits. -inf excludes a token: its probability is 0, whatever the softcap.
+        softcap: positive. Caps the logits as in Gemma 2 (final_logit_softcapping).
+        temperature: positive number, or 0-dimensional tensor, which may require a gradient. Divides the logits.
+        ignore_index: target of the positions that do not count. None: all positions count, and targets are not searched
+            for it.
+        return_stats: also return the entropy, the target's rank and whether the target is the most likely token.
 
     Returns:
-        float32 [T] (float64 for float64 inputs), nats, 0 at ignored positions, -inf for a token that is left out; or
-        TokenStats. Where every token is left out the log-probability is -inf, entropy, rank and gradients are 0.
+        float32 [T] (float64 for float64 inputs), nats: 0 at ignored positions, -inf for an excluded token. With
+        ``return_stats`` a TokenStats. If every token is excluded, the log-probability is -inf, and entropy, rank and
+        gradients are 0.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or ids that do not fit, naming the argument.
+        ValueError: a shape, dtype, device or id is invalid. The message names the argument.
+
+    Example:
+        >>> logprobs = token_logprobs(hidden, lm_head.weight, targets)
+        >>> perplexity = (-logprobs[targets != -100].mean()).exp()
     """
     _check_head(hidden, weight, targets, bias, softcap)
     scale = checks.inverse_temperature(temperature, hidden)
-    # a loss that is turned round by its weights: turned round afterwards, a gradient of one number would become T
+    # negate through the loss weights: negating the result would expand a scalar gradient to T values
     minus = torch.full_like(targets, -1, dtype=torch.float32)
     swept = sweep(
         hidden,
@@ -104,7 +113,7 @@ def token_logprobs(
     )
     if not return_stats:
         return swept.loss
-    rank = swept.row_rank.nan_to_num(nan=weight.shape[0]).to(torch.int64)  # a row of NaN beats nothing
+    rank = swept.row_rank.nan_to_num(nan=weight.shape[0]).to(torch.int64)  # a row of NaN has rank V
     best = rank == 0 if ignore_index is None else (rank == 0) & (targets != ignore_index)
     return TokenStats(-swept.row_nll, swept.entropy, rank, best)
 
@@ -122,33 +131,38 @@ def linear_cross_entropy(
     ignore_index: int | None = -100,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> Tensor:
-    """Cross-entropy of a language-model head, without logits, for training: three matrix products forward and backward.
+    """Compute the training loss of a language-model head, without storing the logits.
 
     With the logits z_t = softcap * tanh((hidden_t weightᵀ + bias) / softcap) and r_t their log-sum-exp, the loss of
-    token t is ``r_t - (1 - label_smoothing) z_t,target - label_smoothing * mean_v z_tv + z_loss * r_t²``
-    (label smoothing as in torch's cross_entropy, over the tokens that bias does not leave out; the z-loss of PaLM,
-    Chowdhery et al., 2022, keeps r near 0).
+    token t is ``r_t - (1 - label_smoothing) z_t,target - label_smoothing * mean_v z_tv + z_loss * r_t²``. Label
+    smoothing is that of torch's cross_entropy, over the tokens that the bias does not exclude. The z-loss of PaLM
+    (Chowdhery et al., 2022) keeps r near 0. Forward and backward cost three matrix products together.
 
     Args:
-        hidden: [T, D] states, already shifted: row t predicts targets[t]. T may be 0.
-        weight: [V, D] of the head, the dtype of hidden (under autocast any).
+        hidden: [T, D], float32, bfloat16, float16 or float64. States, already shifted: row t predicts targets[t]. T may
+            be 0.
+        weight: [V, D], dtype of hidden (any dtype under autocast). Weight of the head.
         targets: int64 [T], in [0, V) or ignore_index.
-        token_weights: floating [T], not negative: factors of the tokens' losses; the mean is then the weighted mean.
-            Tokens of weight 0 cost nothing, unless token_weights requires a gradient. Weights given here cost no
-            further products; weights multiplied into the result do.
-        label_smoothing: from 0 to below 1.
-        z_loss: not negative, 1e-4 is usual.
-        bias: as in token_logprobs; the loss of a token that is left out is +inf.
-        softcap: as in token_logprobs.
-        ignore_index: as in token_logprobs; with None tokens of weight 0 cost what the others do.
-        reduction: mean over the tokens that are not ignored (0 where there are none), sum, or none ([T], 0 at ignored
-            tokens). For a loss per global batch take the sum and divide by its number of tokens.
+        token_weights: floating [T], not negative. Multiplies the tokens' losses; the mean is then the weighted mean.
+            Tokens of weight 0 cost nothing unless token_weights requires a gradient or ignore_index is None.
+            Multiplying the result instead costs two more products.
+        label_smoothing: in [0, 1).
+        z_loss: not negative. 1e-4 is usual.
+        bias: floating [V]. Added to the logits. -inf excludes a token: its loss is +inf.
+        softcap: positive. Caps the logits as in Gemma 2 (final_logit_softcapping).
+        ignore_index: target of the positions that do not count. None: all positions count, and targets are not searched
+            for it.
+        reduction: "mean" over the tokens that are not ignored (0 if there are none), "sum", or "none". For a loss per
+            global batch, divide the sum by the batch's number of tokens.
 
     Returns:
-        float32 (float64 for float64 inputs), nats.
+        float32 (float64 for float64 inputs), nats: a scalar, or [T] for reduction "none", with 0 at ignored tokens.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or ids that do not fit, naming the argument.
+        ValueError: a shape, dtype, device, id or option is invalid. The message names the argument.
+
+    Example:
+        >>> loss = linear_cross_entropy(hidden, lm_head.weight, targets, token_weights=token_weights, z_loss=1e-4)
     """
     _check_head(hidden, weight, targets, bias, softcap)
     checks.check_fraction("label_smoothing", label_smoothing)
@@ -191,25 +205,37 @@ def sequence_logprobs(
     ignore_index: int | None = -100,
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> Tensor:
-    """The log-probability of every sequence of a packed batch: token_logprobs summed over each segment, as DPO and its
-    kin need them. Forward and backward cost three matrix products where the scores fit the workspace, else four,
-    whatever the segments' gradients are.
+    """Compute the log-probability of each sequence of a packed batch, as in DPO.
+
+    It is the sum of token_logprobs over each segment. Forward and backward cost three matrix products together if the
+    scores fit into ``workspace_bytes``, otherwise four, whatever the upstream gradients are.
 
     Args:
-        hidden, weight, targets, bias, softcap, temperature: as in token_logprobs.
-        ignore_index: marks the targets that do not count; None: all count and lie in a segment, and nobody looks for
-            others.
-        cu_seqlens: int32 or int64 [B + 1], non-decreasing, within [0, T]: segment b is the rows
+        hidden: [T, D], float32, bfloat16, float16 or float64. States, already shifted: row t predicts targets[t]. T may
+            be 0.
+        weight: [V, D], dtype of hidden (any dtype under autocast). Weight of the head.
+        targets: int64 [T], in [0, V) or ignore_index.
+        cu_seqlens: int32 or int64 [B + 1], non-decreasing, within [0, T]. Segment b is the rows
             cu_seqlens[b] .. cu_seqlens[b + 1] - 1. Rows outside every segment cost nothing.
-        segment_ids: instead, int64 [T], the segment of each row in any order, -1 for none.
-        segments: with segment_ids, how many there are (default: the largest id + 1, which has to be read first).
-        workspace_bytes: bytes of scores kept between forward and backward. 0 keeps nothing.
+        segment_ids: int64 [T]. Instead of cu_seqlens, the segment of each row in any order, -1 for none.
+        segments: number of segments, with segment_ids. None: the largest id + 1, which synchronises with a CUDA device.
+        bias: floating [V]. Added to the logits. -inf excludes a token: its probability is 0, whatever the softcap.
+        softcap: positive. Caps the logits as in Gemma 2 (final_logit_softcapping).
+        temperature: positive number, or 0-dimensional tensor, which may require a gradient. Divides the logits.
+        ignore_index: target of the positions that do not count. None: all positions count and belong to a segment, and
+            targets are not searched for it.
+        workspace_bytes: bytes of scores that may be saved for the backward, which then costs two matrix products
+            instead of three.
 
     Returns:
-        float32 [B] (float64 for float64 inputs), nats, 0 for an empty segment.
+        float32 [B] (float64 for float64 inputs), nats; 0 for an empty segment.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or ids that do not fit, naming the argument.
+        ValueError: a shape, dtype, device or id is invalid. The message names the argument.
+
+    Example:
+        >>> cu_seqlens = torch.tensor([0, 12, 30])  # two sequences of 12 and 18 tokens
+        >>> logprobs = sequence_logprobs(hidden, lm_head.weight, targets, cu_seqlens)  # [2]
     """
     _check_head(hidden, weight, targets, bias, softcap)
     scale = checks.inverse_temperature(temperature, hidden)
@@ -248,10 +274,10 @@ def sequence_logprobs(
 
 
 def _segment_sums(values: Tensor, segment_ids: Tensor, segments: int) -> Tensor:
-    """values[T] summed by segment in float64, in row order whatever the device: [segments]."""
+    """Sum values[T] by segment in float64, in row order on every device: [segments]."""
     if not segments:
         return values[:0]
-    order = segment_ids.argsort(stable=True)  # those of no segment come first
+    order = segment_ids.argsort(stable=True)  # rows without a segment come first
     bounds = torch.arange(segments, dtype=torch.int64, device=values.device)
     begins, ends = (torch.searchsorted(segment_ids[order], bounds, right=right) for right in (False, True))
     lengths = torch.cat([begins[:1], ends - begins, (values.shape[0] - ends[-1:])])
@@ -260,7 +286,7 @@ def _segment_sums(values: Tensor, segment_ids: Tensor, segments: int) -> Tensor:
 
 
 def _ignoring(targets: Tensor, rows: Tensor, ignore_index: int, vocabulary: int) -> Tensor:
-    """The targets with those of ``rows`` (bool [T]) ignored, but for wrong ones, which the sweep has to find."""
+    """Ignore the targets of ``rows`` (bool [T]), except invalid ones, which the sweep has to report."""
     return targets.masked_fill(rows & (targets >= 0) & (targets < vocabulary), ignore_index)
 
 

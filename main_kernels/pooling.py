@@ -28,12 +28,13 @@ def segment_pool(
     Forward and backward each read the states once; the backward of an unweighted mean or of the last row reads none.
     Sums are accumulated in float32 or wider. Gradients reach hidden, query and row_weights.
 
-    =================  ===============================================================================================
-    ``"mean"``         sum_t w_t h_t / sum_t w_t over the segment's rows, w = 1 without row_weights
-    ``"last"``         the segment's last row
-    ``"attention"``    sum_t a_t h_t with a_t = w_t exp(h_t·query) / sum_s w_s exp(h_s·query): attention pooling as in
-                       Yang et al., 2016, with the given query and without their projection
-    =================  ===============================================================================================
+    | mode | embedding of a segment |
+    |---|---|
+    | ``"mean"`` | sum_t w_t h_t / sum_t w_t over the segment's rows, w = 1 without row_weights |
+    | ``"last"`` | the segment's last row |
+    | ``"attention"`` | sum_t a_t h_t with a_t = w_t exp(h_t·query) / sum_s w_s exp(h_s·query) |
+
+    Attention pooling is that of Yang et al., 2016, with the given query and without their projection.
 
     Args:
         hidden: [T, D], float32, bfloat16, float16 or float64. States of all segments. T may be 0.

@@ -1,8 +1,8 @@
-"""The specification: every public function, dense, in float64, in a few lines each. Tests compare with it.
+"""The specification: every public function in a few dense lines of float64, which the tests compare with.
 
-Arguments are those of the functions of the same name; gradients come from autograd. ``product`` makes inner products,
-and its dtype is that of everything after: with ``rough`` the same lines are what people write in torch, whose error the
-tests allow twice.
+A function takes the arguments of the public function of the same name; its gradients come from autograd. ``product``
+computes inner products, and its dtype is that of everything that follows. With ``rough`` the same lines are ordinary
+torch code, whose error the tests allow twice.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def exact(left: Tensor, right: Tensor) -> Tensor:
-    """left rightᵀ in float64."""
+    """Return left rightᵀ in float64."""
     return left.double() @ right.double().mT
 
 
 def rough(left: Tensor, right: Tensor) -> Tensor:
-    """left rightᵀ in the dtype of both (float16, which overflows at 65504, in float32), the result in float32."""
+    """Return left rightᵀ in float32, computed in the inputs' dtype (float16 in float32: it overflows at 65504)."""
     if left.dtype == torch.float16:
         left, right = left.float(), right.float()
     product = left @ right.mT
@@ -44,7 +44,7 @@ def logits(
     temperature: float = 1.0,
     product: Product = exact,
 ) -> Tensor:
-    """[T, V]; -inf where the bias is."""
+    """Return the logits [T, V]; -inf where the bias is."""
     z = product(hidden, weight)
     if bias is not None:
         z = z + bias.to(z)
@@ -141,8 +141,8 @@ def info_nce(
     if logit_scale is not None:
         scale = logit_scale.to(s).clamp(0, MAX_LOGIT_SCALE).exp()
     s = s * scale
-    left_out = duplicates(pair_ids, s)
-    rows, columns = s.masked_fill(left_out, -math.inf), s.T.masked_fill(left_out, -math.inf)
+    masked = duplicates(pair_ids, s)
+    rows, columns = s.masked_fill(masked, -math.inf), s.T.masked_fill(masked, -math.inf)
     if negatives is not None:
         extra = product(query, negatives) if negatives.ndim == 2 else product(query[:, None], negatives)[:, 0]
         rows = torch.cat([rows, extra * scale], 1)
@@ -161,7 +161,7 @@ def info_nce(
 
 
 def duplicates(ids: Tensor | None, s: Tensor) -> Tensor:
-    """bool, the shape of s[N, N]: where different pairs have the same id."""
+    """Return bool, the shape of s[N, N]: True for different pairs with equal ids."""
     if ids is None:
         return torch.zeros_like(s, dtype=torch.bool)
     return (ids[:, None] == ids) & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
