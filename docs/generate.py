@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from main_align.data.formats.dialects import DIALECTS
+from main_align.data.formats.messages import ROLES
 from main_align.data.pairs import STATUSES
 from main_align.data.sources.file_formats import FILE_FORMATS
 from main_align.data.sources.streams import COMPRESSIONS
@@ -52,6 +53,11 @@ def file_formats() -> str:
     return table(("endings", "content", "compressed as"), rows)
 
 
+def roles() -> str:
+    """Return a table of the names of roles in conversations."""
+    return table(("role", "names"), ((role, code(*names)) for role, names in ROLES.items()))
+
+
 def columns() -> str:
     """Return a table of the columns of a score file."""
     rows = ((code(c.name), c.definition, f"{c.better} is better" if c.better else "-") for c in COLUMNS.values())
@@ -66,6 +72,7 @@ def statuses() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "record-formats": record_formats,
     "file-formats": file_formats,
+    "roles": roles,
     "columns": columns,
     "statuses": statuses,
 }

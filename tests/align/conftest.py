@@ -1,4 +1,4 @@
-"""Where there is a GPU, the tests whose models lie on it."""
+"""A fixture that makes the GPU the default device, if there is one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.align.tiny_models import DEVICE
 
 @pytest.fixture
 def on_the_device() -> Iterator[None]:
-    """Tensors are made there without being told. Not for trainers: their samplers have generators on the CPU."""
+    """Make the GPU the default device. Not for trainers, whose samplers need generators on the CPU."""
     if DEVICE != "cpu":
         torch.set_default_device(DEVICE)
     yield

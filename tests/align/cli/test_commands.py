@@ -21,6 +21,7 @@ from main_align.cli.score import score
 from main_align.cli.train import train
 from main_align.loop import LoopConfig
 from main_align.models.devices import pick_device, pick_dtype
+from main_align.scoring.columns import ALIASES
 from main_align.scoring.job import score_file
 from main_align.scoring.manifest import manifest_path
 from main_align.scoring.scorer import Scorer
@@ -83,6 +84,11 @@ def test_the_help_of_train_names_the_defaults_of_the_settings() -> None:
     assert len(named) >= 6
     for name, default in named.items():
         assert float(default) == defaults[name] if default[0].isdigit() else default == defaults[name], name
+
+
+def test_the_help_of_filter_names_every_alias() -> None:
+    text = invoke("filter", "--help")[1]
+    assert all(alias in text for alias in ALIASES)
 
 
 def test_help_imports_nothing_heavy() -> None:
