@@ -1,8 +1,8 @@
 """Detection of shuffled responses by each score, without training.
 
-A share of a training set's responses is exchanged, the set is scored as it is (the semantic bank is the corrupted set
-itself), and every criterion gives each pair a goodness. `shuffled` pairs pass their responses round at random, `hard`
-ones take the response of the nearest instruction.
+A fraction of the responses of a training set is exchanged. The corrupted set is scored, also as the semantic bank, and
+every criterion gives each pair a goodness. `shuffled` pairs exchange their responses at random; `hard` pairs get the
+response of the nearest instruction.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..scoring import auc
-from .measures import Floats, Reading, likeness, semantic
+from .measures import Floats, ModelOutputs, cosine_matrix, semantic_matrix
 
 KINDS = ("shuffled", "hard")
 
-CRITERIA = {  # score: the sign that makes it a goodness
+CRITERIA = {  # score: +1 if higher is better, -1 if lower is better
     "mutual": 1,
     "pmi_forward": 1,
     "pmi_reverse": 1,
@@ -28,14 +28,13 @@ CRITERIA = {  # score: the sign that makes it a goodness
     "r_ifd": -1,
     "semantic": 1,
 }
-FORWARD_SCALED = "forward_scaled"  # |y| pmi_forward / sqrt(|y|): what of `mutual` is its scale, not its other direction
-ENCODER = "encoder"  # cosine of the two sides by the outside sentence encoder
+FORWARD_SCALED = "forward_scaled"  # sqrt(|y|) pmi_forward: the scale of `mutual` without the reverse direction
+ENCODER = "encoder"  # cosine of both sides from the sentence encoder
 PUBLISHED_IFD = "ifd_published"  # the selection rule of the IFD paper: the highest below 1
 
 
-def merged(clean: Reading, swapped: Reading, rows: Sequence[int]) -> Reading:
-    """`clean` with the pairs of `rows` read as in `swapped` (one entry a row). Of a swapped pair's embeddings only
-    y's differs, and y's is its partner's: neither side has seen the other."""
+def replace_rows(clean: ModelOutputs, swapped: ModelOutputs, rows: Sequence[int]) -> ModelOutputs:
+    """Return `clean` with the given rows replaced by `swapped`, which has one entry per row."""
     arrays = {}
     for name in ("logp", "tokens_x", "tokens_y", "embed_x", "embed_y"):
         array = getattr(clean, name).copy()
@@ -44,19 +43,20 @@ def merged(clean: Reading, swapped: Reading, rows: Sequence[int]) -> Reading:
     return replace(clean, **arrays)
 
 
-def goodness(reading: Reading, alike: Floats | None) -> dict[str, Floats]:
-    """float64[n] for each criterion, higher is better. `alike`: float64[n] cosines by the outside encoder."""
-    scores = reading.scores() | {"semantic": semantic(likeness(reading.embed_x, reading.embed_y)).diagonal()}
+def goodness(outputs: ModelOutputs, encoder_cosine: Floats | None) -> dict[str, Floats]:
+    """Return float64[n] per criterion, higher is better. encoder_cosine: float64[n] from the sentence encoder."""
+    cosines = cosine_matrix(outputs.embed_x, outputs.embed_y)
+    scores = outputs.scores() | {"semantic": semantic_matrix(cosines).diagonal()}
     out = {name: sign * scores[name] for name, sign in CRITERIA.items()}
-    out[FORWARD_SCALED] = scores["pmi_forward"] * np.sqrt(reading.tokens_y)
+    out[FORWARD_SCALED] = scores["pmi_forward"] * np.sqrt(outputs.tokens_y)
     out[PUBLISHED_IFD] = np.where(scores["ifd"] < 1, scores["ifd"], -scores["ifd"])
-    return out | ({} if alike is None else {ENCODER: alike})
+    return out | ({} if encoder_cosine is None else {ENCODER: encoder_cosine})
 
 
 def detection(good: Floats, corrupted: NDArray[np.bool_]) -> dict[str, float]:
     """Measure whether the lowest values of `good` are the corrupted pairs.
 
-    `found` is precision and recall at once: as many pairs are flagged as were corrupted.
+    `found` is both precision and recall, because as many pairs are flagged as were corrupted.
     """
     order = np.argsort(good, kind="stable")
     hit = corrupted[order]
@@ -68,9 +68,11 @@ def detection(good: Floats, corrupted: NDArray[np.bool_]) -> dict[str, float]:
     }
 
 
-def measured(reading: Reading, alike: Floats | None, corrupted: NDArray[np.bool_]) -> dict[str, Any]:
+def corruption_record(
+    outputs: ModelOutputs, encoder_cosine: Floats | None, corrupted: NDArray[np.bool_]
+) -> dict[str, Any]:
     """Return the record of one corruption: its pairs, each criterion's value of each pair, and the metrics."""
-    good = goodness(reading, alike)
+    good = goodness(outputs, encoder_cosine)
     return {
         "corrupted": np.flatnonzero(corrupted).tolist(),
         "goodness": {name: values.round(4).tolist() for name, values in good.items()},
@@ -78,7 +80,7 @@ def measured(reading: Reading, alike: Floats | None, corrupted: NDArray[np.bool_
     }
 
 
-def kept(good: Sequence[float], share: float) -> list[int]:
-    """The rows that stay when the `share` with the lowest goodness is left out, in order."""
+def keep_best(good: Sequence[float], dropped: float) -> list[int]:
+    """Return the rows, in order, that remain after dropping the fraction `dropped` with the lowest goodness."""
     order = np.argsort(good, kind="stable")
-    return sorted(order[round(share * len(order)) :].tolist())
+    return sorted(order[round(dropped * len(order)) :].tolist())

@@ -1,7 +1,7 @@
-"""Arms against a plain one: differences of the same seed, and what resampling the held-out pairs makes of them.
+"""differences: compare experiments with a plain one by seed and by resampled held-out pairs.
 
-Two things can make a difference look real that is not: the seed (the adapter's first weights, the order of pairs) and
-which pairs happened to be held out. Seeds are compared pairwise, pairs are resampled jointly for both experiments.
+A difference can come from the seed (initial adapter weights, order of pairs) or from the choice of held-out pairs.
+Seeds are therefore compared pairwise, and pairs are resampled jointly for both experiments.
 """
 
 from __future__ import annotations
@@ -20,32 +20,39 @@ RESAMPLINGS = 1000
 
 @dataclass(frozen=True)
 class Change:
-    """Mean difference to the plain experiment, and the interval that holds 95% of the resamplings."""
+    """Mean difference to the plain experiment, with the interval that contains 95% of the resamplings."""
 
     mean: float
     low: float
     high: float
-    verdict: int  # 1 better, -1 worse, 0 neither: the interval holds zero, or the seeds do not agree
+    verdict: int  # 1 better, -1 worse, 0 neither: the interval contains zero or the seeds disagree
 
 
 @dataclass
 class Table:
-    """Runs by experiment, the plain experiment among them, and the changes that were worked out."""
+    """Runs by experiment, including the plain one, and the computed changes."""
 
     runs: dict[str, list[Run]]
     plain: str
     changes: dict[tuple[str, str], Change] = field(default_factory=dict)
 
     def values(self, experiment: str, metric: str) -> list[float]:
-        """One a seed."""
+        """Return the metric of every seed."""
         return [run["metrics"][metric] for run in self.runs[experiment]]
 
     def change(self, experiment: str, metric: str) -> Change:
+        """Return the change of one metric."""
         return self.changes[experiment, metric]
 
 
 def differences(runs: Sequence[Run], *, plain: str, metrics: Iterable[str]) -> Table:
-    """Every experiment against `plain`, for seeds that both have."""
+    """Compare every experiment with `plain` on the seeds that both have.
+
+    Args:
+        runs: all runs.
+        plain: name of the reference experiment.
+        metrics: metrics to compare.
+    """
     table = Table(
         {
             experiment: [r for r in runs if r["experiment"] == experiment]
@@ -63,8 +70,8 @@ def differences(runs: Sequence[Run], *, plain: str, metrics: Iterable[str]) -> T
             drawn[id(run)] = [summary(run["pairs"], rows) for rows in samples]
         return drawn[id(run)]
 
-    for experiment, own in table.runs.items():
-        shared = [(run, references[run["seed"]]) for run in own if run["seed"] in references]
+    for experiment, all_runs in table.runs.items():
+        shared = [(run, references[run["seed"]]) for run in all_runs if run["seed"] in references]
         if experiment == plain or not shared:
             continue
         for metric in metrics:
@@ -75,8 +82,8 @@ def differences(runs: Sequence[Run], *, plain: str, metrics: Iterable[str]) -> T
             ]
             low, high = np.quantile(np.mean(by_sample, axis=0), (0.025, 0.975)).tolist()
             sign = 1 if statistics.fmean(by_seed) > 0 else -1
-            sure = (low > 0 or high < 0) and all(value * sign > 0 for value in by_seed)
+            is_clear = (low > 0 or high < 0) and all(value * sign > 0 for value in by_seed)
             table.changes[experiment, metric] = Change(
-                statistics.fmean(by_seed), low, high, sign * BETTER[metric] if sure else 0
+                statistics.fmean(by_seed), low, high, sign * BETTER[metric] if is_clear else 0
             )
     return table

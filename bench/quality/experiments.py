@@ -31,7 +31,7 @@ NO_TERMS = {
 }
 
 PLAIN = "sft"
-REPEAT = "repeat"  # times the epochs: as much work as both directions take
+REPEAT = "repeat"  # factor of the epochs; 2 is as much work as both directions
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "sft_twice": {REPEAT: 2},
@@ -48,7 +48,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "duality_gap_weight": 0.1,
         "structural_weight": 0.1,
     },
-    # the two below were added after the held-out results of those above had been seen
+    # added after the held-out results of the experiments above were known
     "semantic_strong": {"semantic_weight": 1.0},
     "full_light": {
         "directions": "both",
@@ -76,24 +76,33 @@ class Setting:
 
 
 @dataclass
-class Trained:
-    """A model with its adapter in place (never merged: the base is in bfloat16), and what training it took."""
+class TrainedModel:
+    """A model with its adapter (never merged, because the base is in bfloat16) and its training facts."""
 
     model: Any
     loaded: LoadedModel
-    head: Any  # the projection head of the embedding terms, or None
+    head: Any  # projection heads of the embedding terms, or None
     facts: dict[str, Any]
 
 
-def untrained(setting: Setting) -> LoadedModel:
+def load_base(setting: Setting) -> LoadedModel:
+    """Load the model without an adapter."""
     return load(setting.model, dtype=torch.bfloat16)
 
 
-def train(setting: Setting, experiment: str, pairs: Sequence[Pair], seed: int, steps: int = -1) -> Trained:
-    """Trains one experiment on `pairs`; `steps` fixes the number of updates instead of the epochs."""
+def train(setting: Setting, experiment: str, pairs: Sequence[Pair], seed: int, steps: int = -1) -> TrainedModel:
+    """Train one experiment.
+
+    Args:
+        setting: training settings.
+        experiment: name in EXPERIMENTS.
+        pairs: training pairs.
+        seed: random seed of the adapter and of the order of pairs.
+        steps: number of optimizer steps. Default: the epochs decide.
+    """
     terms = {"directions": "forward"} | NO_TERMS | EXPERIMENTS[experiment]
     repeat = terms.pop(REPEAT, 1)
-    loaded = untrained(setting)
+    loaded = load_base(setting)
     layers = int(loaded.model.config.num_hidden_layers)
     lora = LoraConfig(
         r=setting.rank,
@@ -107,7 +116,7 @@ def train(setting: Setting, experiment: str, pairs: Sequence[Pair], seed: int, s
         arguments = MutualAlignmentConfig(
             output_dir=folder,
             **terms,
-            max_length=2 * setting.longest,  # a short instruction may have got a long response
+            max_length=2 * setting.longest,  # a swapped response can be longer
             learning_rate=setting.learning_rate,
             per_device_train_batch_size=setting.batch,
             num_train_epochs=setting.epochs * repeat,
@@ -123,7 +132,7 @@ def train(setting: Setting, experiment: str, pairs: Sequence[Pair], seed: int, s
             report_to=[],
             disable_tqdm=True,
         )
-        torch.manual_seed(seed)  # the adapter is made before the trainer seeds anything
+        torch.manual_seed(seed)  # the adapter is initialised before the trainer sets its seed
         trainer = MutualAlignmentTrainer(
             model=loaded.model,
             args=arguments,
@@ -131,26 +140,26 @@ def train(setting: Setting, experiment: str, pairs: Sequence[Pair], seed: int, s
             processing_class=loaded.tokenizer,
             peft_config=lora,
         )
-        watch = Watch(trainer.data_collator)
-        trainer.data_collator = watch
+        collator = CountingCollator(trainer.data_collator)
+        trainer.data_collator = collator
         trainer.remove_callback(PrinterCallback)
         start = time.perf_counter(), time.process_time()
         trainer.train()
         facts = {
             "terms": terms,
             "train_s": round(time.perf_counter() - start[0], 2),
-            "cpu_s": round(time.process_time() - start[1], 2),  # what else the machine does is not in it
+            "cpu_s": round(time.process_time() - start[1], 2),  # excludes other processes
             "steps": trainer.state.global_step,
-            "tokens": watch.tokens,
-            "tokens_scored": watch.scored,
-            "order": watch.digest.hexdigest()[:12],
+            "tokens": collator.tokens,
+            "tokens_scored": collator.scored,
+            "order": collator.digest.hexdigest()[:12],
         }
     model = trainer.model.get_base_model().eval()
-    return Trained(model, loaded, getattr(model, "alignment_head", None), facts)
+    return TrainedModel(model, loaded, getattr(model, "alignment_head", None), facts)
 
 
-class Watch:
-    """A collator that counts what goes through it, and remembers the order of the pairs as a hash."""
+class CountingCollator:
+    """Count the tokens that pass through a collator and hash the order of the pairs."""
 
     def __init__(self, collate: Any) -> None:
         self.collate, self.tokens, self.scored, self.digest = collate, 0, 0, hashlib.sha256()

@@ -1,6 +1,6 @@
 """Metrics of a model on held-out pairs, and the per-pair values behind them.
 
-Everything is kept per pair, so that any number can be made again and resampled from the results file.
+The results file contains the values per pair, so every metric can be recomputed and resampled.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..scoring import auc
 
 Floats = NDArray[np.float64]
-TEMPERATURE = 0.07  # of the semantic score, as in the scorer
+TEMPERATURE = 0.07  # of the semantic score, the default of Scorer
 BATCH_TOKENS = 2048
 SIDES = ("log p(y|x)", "log p(y)", "log p(x|y)", "log p(x)")
 
-BETTER = {  # metric: +1 where more is better, -1 where less is
+BETTER = {  # metric: +1 if higher is better, -1 if lower is better
     "nll_forward": -1,
     "nll_reverse": -1,
     "retrieval_xy": 1,
@@ -40,8 +40,8 @@ BETTER = {  # metric: +1 where more is better, -1 where less is
 
 
 @dataclass
-class Reading:
-    """n pairs as one model read them."""
+class ModelOutputs:
+    """Log-likelihoods and embeddings of n pairs from one model."""
 
     logp: Floats  # [n, 4], nats, in the order of SIDES
     tokens_x: NDArray[np.int64]  # [n]
@@ -50,49 +50,50 @@ class Reading:
     embed_y: NDArray[np.float32]  # [n, D]
 
     def scores(self) -> dict[str, Floats]:
+        """Return the likelihood scores of every pair."""
         return likelihood_scores(self.logp, self.tokens_x, self.tokens_y)
 
 
-def read(
+def run_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, bf16: bool = True
-) -> Reading:
-    """Both directions of every pair, in the scorer's own packed passes; weights stay in float32."""
+) -> ModelOutputs:
+    """Run both directions of every pair in the scorer's packed passes. Weights stay in their dtype."""
     encoder, forward = PairEncoder(tokenizer), Forward(model.eval())
     longest = int(model.config.max_position_embeddings)
     window = prepare_window(pairs, encoder, max_length=longest, truncate=False, batch_tokens=BATCH_TOKENS)
-    refused = [reason for reason in window.reason if reason]
-    if refused:
-        raise ValueError(f"cannot be read: {refused[0]}")
+    problems = [reason for reason in window.reason if reason]
+    if problems:
+        raise ValueError(f"pairs cannot be scored: {problems[0]}")
     logp = np.zeros((len(pairs), 4))
     embed_x, embed_y = np.zeros((2, len(pairs), forward.width), np.float32)
-    for pack in window.micro_batches:
-        rows = list(pack.rows)
+    for micro_batch in window.micro_batches:
+        rows = list(micro_batch.rows)
         with _autocast(forward.device, bf16):
             sequences = [sequence for row in rows for sequence in encoder.sequences(window.encoded[row])]
             first, second, pooled = forward(sequences)
         logp[rows] = np.stack([second[0::2], first[1::2], second[1::2], first[0::2]], axis=1)
         embed_x[rows], embed_y[rows] = pooled[0::2], pooled[1::2]
-    return Reading(logp, window.tokens_x, window.tokens_y, embed_x, embed_y)
+    return ModelOutputs(logp, window.tokens_x, window.tokens_y, embed_x, embed_y)
 
 
-def likeness(embed_x: NDArray[np.float32], embed_y: NDArray[np.float32]) -> Floats:
-    """float64[n, n]: cosines of every instruction with every response, each side centred by its own mean."""
+def cosine_matrix(embed_x: NDArray[np.float32], embed_y: NDArray[np.float32]) -> Floats:
+    """Return float64[n, n], the cosines of every instruction with every response. Each side is centred by its mean."""
     return np.asarray(_unit(embed_x) @ _unit(embed_y).T, np.float64)
 
 
-def semantic(likeness: Floats) -> Floats:
-    """float64[n, n]: log N + S_ij - (row LSE + column LSE) / 2, of every pair that could be made."""
-    scaled = likeness / TEMPERATURE
+def semantic_matrix(cosines: Floats) -> Floats:
+    """Return float64[n, n], the semantic score log N + S_ij - (row LSE + column LSE) / 2 of every combination."""
+    scaled = cosines / TEMPERATURE
     rows, columns = (np.logaddexp.reduce(scaled, axis=axis, keepdims=True) for axis in (1, 0))
     return np.log(len(scaled)) + scaled - (rows + columns) / 2
 
 
-def hits(likeness: Floats) -> NDArray[np.int64]:
-    """int64[n]: 1 where a row's own column is its largest."""
-    return (likeness.argmax(1) == np.arange(len(likeness))).astype(np.int64)
+def top1_hits(cosines: Floats) -> NDArray[np.int64]:
+    """Return int64[n], 1 if the diagonal is the largest entry of the row."""
+    return (cosines.argmax(1) == np.arange(len(cosines))).astype(np.int64)
 
 
-def held_out(
+def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
@@ -100,51 +101,68 @@ def held_out(
     partner: Sequence[int],
     head: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Return the record of one model: lists with one entry per pair.
+    """Evaluate one model on held-out pairs.
 
-    `hard` are the pairs with their partners' responses, `head` the projection heads the model was trained with."""
-    own, other = (read(model, tokenizer, which) for which in (pairs, hard))
-    cosines = likeness(own.embed_x, own.embed_y)
-    pmi = semantic(cosines)
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        pairs: the held-out pairs.
+        hard: the same instructions with their partners' responses.
+        partner: row of each pair's partner.
+        head: projection heads that the model was trained with. Default: none.
+
+    Returns:
+        Lists with one entry per pair.
+    """
+    true, false = (run_model(model, tokenizer, each) for each in (pairs, hard))
+    cosines = cosine_matrix(true.embed_x, true.embed_y)
+    pmi = semantic_matrix(cosines)
     projected = {}
     if head is not None:
         with torch.inference_mode():
-            x, y = head(torch.from_numpy(own.embed_x), torch.from_numpy(own.embed_y))
-        through = likeness(x.numpy(), y.numpy())  # centring takes the heads' biases out
-        projected = {"hit_xy_head": hits(through).tolist(), "hit_yx_head": hits(through.T).tolist()}
+            x, y = head(torch.from_numpy(true.embed_x), torch.from_numpy(true.embed_y))
+        head_cosines = cosine_matrix(x.numpy(), y.numpy())  # centring removes the heads' biases
+        projected = {
+            "hit_xy_head": top1_hits(head_cosines).tolist(),
+            "hit_yx_head": top1_hits(head_cosines.T).tolist(),
+        }
     return projected | {
-        "logp": own.logp.round(4).tolist(),
-        "logp_hard": other.logp.round(4).tolist(),
-        "tokens": np.stack([own.tokens_x, own.tokens_y], 1).tolist(),
-        "tokens_hard": np.stack([other.tokens_x, other.tokens_y], 1).tolist(),
+        "logp": true.logp.round(4).tolist(),
+        "logp_hard": false.logp.round(4).tolist(),
+        "tokens": np.stack([true.tokens_x, true.tokens_y], 1).tolist(),
+        "tokens_hard": np.stack([false.tokens_x, false.tokens_y], 1).tolist(),
         "semantic": pmi.diagonal().round(5).tolist(),
         "semantic_hard": pmi[np.arange(len(pmi)), list(partner)].round(5).tolist(),
-        "hit_xy": hits(cosines).tolist(),
-        "hit_yx": hits(cosines.T).tolist(),
+        "hit_xy": top1_hits(cosines).tolist(),
+        "hit_yx": top1_hits(cosines.T).tolist(),
     }
 
 
-def summary(kept: dict[str, Any], rows: NDArray[np.int64] | None = None) -> dict[str, float]:
-    """The metrics of BETTER from what `held_out` kept, of all pairs or of `rows` of them.
+def summary(record: dict[str, Any], rows: NDArray[np.int64] | None = None) -> dict[str, float]:
+    """Return the metrics of BETTER.
 
-    NLLs are nats per token over all tokens; retrieval is among all held-out pairs.
+    NLLs are nats per token over all tokens. Retrieval is among all held-out pairs.
+
+    Args:
+        record: the output of `evaluate`.
+        rows: pairs to use. Default: all.
     """
-    columns = {name: np.array(values)[rows if rows is not None else slice(None)] for name, values in kept.items()}
+    columns = {name: np.array(values)[rows if rows is not None else slice(None)] for name, values in record.items()}
     tokens_x, tokens_y = columns["tokens"].T
-    own = likelihood_scores(columns["logp"], tokens_x, tokens_y)
-    other = likelihood_scores(columns["logp_hard"], *columns["tokens_hard"].T)
-    through_head = {
+    true = likelihood_scores(columns["logp"], tokens_x, tokens_y)
+    false = likelihood_scores(columns["logp_hard"], *columns["tokens_hard"].T)
+    head_retrieval = {
         f"retrieval_{d}_head": float(columns[f"hit_{d}_head"].mean())
         for d in ("xy", "yx")
         if f"hit_{d}_head" in columns
     }
-    return through_head | {
+    return head_retrieval | {
         "nll_forward": float(-columns["logp"][:, 0].sum() / tokens_y.sum()),
         "nll_reverse": float(-columns["logp"][:, 2].sum() / tokens_x.sum()),
         "retrieval_xy": float(columns["hit_xy"].mean()),
         "retrieval_yx": float(columns["hit_yx"].mean()),
-        "auc_mutual": auc(own["mutual"], other["mutual"]),
-        "auc_pmi_forward": auc(own["pmi_forward"], other["pmi_forward"]),
+        "auc_mutual": auc(true["mutual"], false["mutual"]),
+        "auc_pmi_forward": auc(true["pmi_forward"], false["pmi_forward"]),
         "auc_semantic": auc(columns["semantic"], columns["semantic_hard"]),
     }
 

@@ -1,4 +1,4 @@
-"""The pairs of the study: read, limited in length, split, and given each other's responses."""
+"""Pairs of the study: read, filter by length, split, and swap responses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..scoring import read_seed_tasks
 
 
 def read(seed_tasks: Path, examples: Path | None) -> list[Pair]:
-    """The seed tasks, and of the examples those that are marked aligned; none twice, none empty."""
+    """Read the seed tasks and the aligned examples, without duplicates and empty sides."""
     pairs = read_seed_tasks(seed_tasks)
     lines = examples.read_text(encoding="utf-8").splitlines() if examples else []
     for line, text in enumerate(lines, 1):
@@ -28,35 +28,40 @@ def read(seed_tasks: Path, examples: Path | None) -> list[Pair]:
     return [pair for pair in reversed(unique.values()) if check_text(pair).status == "ok"]
 
 
-def short(pairs: Sequence[Pair], encoder: PairEncoder, longest: int) -> list[Pair]:
-    """The pairs of at most `longest` tokens, headers included: dropped rather than cut."""
+def drop_long(pairs: Sequence[Pair], encoder: PairEncoder, longest: int) -> list[Pair]:
+    """Return the pairs with at most `longest` tokens, including headers."""
     encoded = encoder.encode([(p.instruction, p.response) for p in pairs], [p.context for p in pairs])
     return [pair for pair, ids in zip(pairs, encoded, strict=True) if encoder.length(ids) <= longest]
 
 
 def split(pairs: Sequence[Pair], held_out: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(to train on, held out)."""
+    """Return training pairs and `held_out` held-out pairs."""
     order = random.Random(seed).sample(range(len(pairs)), len(pairs))
     return [pairs[row] for row in order[held_out:]], [pairs[row] for row in order[:held_out]]
 
 
-def neighbours(pairs: Sequence[Pair], embeddings: NDArray[np.float32]) -> list[int]:
-    """For each pair the one with the nearest instruction, by unit embeddings [n, D], and another response."""
-    likeness = embeddings @ embeddings.T
-    likeness[[[a.response == b.response for b in pairs] for a in pairs]] = -np.inf
-    return likeness.argmax(1).tolist()
+def nearest_neighbours(pairs: Sequence[Pair], embeddings: NDArray[np.float32]) -> list[int]:
+    """Return, for each pair, the row with the nearest instruction and a different response.
+
+    Args:
+        pairs: n pairs.
+        embeddings: float32[n, D], unit embeddings of the instructions.
+    """
+    cosines = embeddings @ embeddings.T
+    cosines[[[a.response == b.response for b in pairs] for a in pairs]] = -np.inf
+    return cosines.argmax(1).tolist()
 
 
-def swapped(pairs: Sequence[Pair], partner: Sequence[int]) -> list[Pair]:
-    """Every instruction with its partner's response; who is his own partner stays as he is."""
+def swap_responses(pairs: Sequence[Pair], partner: Sequence[int]) -> list[Pair]:
+    """Give every instruction its partner's response; a pair that is its own partner is unchanged."""
     return [replace(pair, response=pairs[other].response) for pair, other in zip(pairs, partner, strict=True)]
 
 
-def corruption(pairs: Sequence[Pair], share: float, seed: int, nearest: Sequence[int] | None = None) -> list[int]:
-    """Partners of which `share` are not the pair itself.
+def draw_partners(pairs: Sequence[Pair], share: float, seed: int, nearest: Sequence[int] | None = None) -> list[int]:
+    """Draw partners for `swap_responses`; a fraction `share` of the pairs gets another pair as partner.
 
-    Without `nearest` the drawn pairs pass their responses round among themselves, with it each takes the response of
-    its nearest neighbour. Nobody gets his own response back, nor another's with the same words.
+    Without `nearest`, the drawn pairs exchange their responses. With it, each gets the response of its nearest
+    neighbour. No drawn pair gets a response equal to its own.
     """
     draw = random.Random(seed)
     rows = draw.sample(range(len(pairs)), round(share * len(pairs)))

@@ -1,4 +1,4 @@
-"""The study's pictures: every seed a dot, every mean a bar, and what plain training gives as the line to beat."""
+"""Plots of the study: one dot per seed, one bar per mean, and plain training as a reference line."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ VERDICT = {1: GREEN, -1: RED, 0: GREY}
 
 
 def terms(table: Table, labels: Mapping[str, str], metrics: Mapping[str, str], path: Path) -> None:
-    """A panel a metric, a row an experiment; green where an experiment beats plain SFT for sure, red where it loses."""
+    """Plot one panel per metric and one row per experiment; green beats plain SFT clearly, red is clearly worse."""
     seconds = {
         experiment: [run["facts"]["cpu_s"] for run in own]
         for experiment, own in table.runs.items()
         if "facts" in own[0]
     }
     panels = [*metrics, "seconds"]
-    names = [name for name in table.runs if name != UNTRAINED]  # its likelihoods would flatten everything else
+    names = [name for name in table.runs if name != UNTRAINED]  # its likelihoods would compress the scale
     figure, axes = pyplot.subplots(2, 4, figsize=(15, 8.4), sharey=True, layout="constrained")
     for axis, metric in zip(axes.flat, panels, strict=True):
         _panel(axis, table, names, metric, metrics, seconds)
@@ -40,8 +40,8 @@ def terms(table: Table, labels: Mapping[str, str], metrics: Mapping[str, str], p
     for axis in axes[:, 0]:
         axis.set_yticks(range(len(names)), [labels.get(name, name) for name in names])
     axes[0, 0].invert_yaxis()
-    figure.suptitle("Every dot is a seed, every bar a mean; the line is plain SFT, its band the spread of its seeds.\n"
-                    "Green beats it and red loses to it beyond chance of seeds and of held-out pairs; grey is neither.",
+    figure.suptitle("Dots are seeds, bars are means; the line is plain SFT and its band the range of its seeds.\n"
+                    "Green is better and red is worse, over seeds and resampled held-out pairs; grey is neither.",
                     fontsize=11, x=0.01, ha="left")  # fmt: skip
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
@@ -67,10 +67,10 @@ def _panel(
         color = BLUE if name == table.plain else VERDICT[change.verdict] if change else GREY
         _seeds(axis, place, values, color)
     if time:
-        axis.set_title("processor seconds of training (less is better)", loc="left", fontsize=10)
+        axis.set_title("CPU seconds of training (lower is better)", loc="left", fontsize=10)
         axis.set_xlim(left=0)
     else:
-        arrow = "more is better" if BETTER[metric] > 0 else "less is better"
+        arrow = "higher is better" if BETTER[metric] > 0 else "lower is better"
         axis.set_title(f"{metrics[metric].replace('`', '')} ({arrow})", loc="left", fontsize=10)
     _tidy(axis)
 
@@ -90,7 +90,7 @@ def cleaning(runs: Sequence[Run], labels: Mapping[str, str], path: Path) -> None
     axes[0].set_yticks(range(len(names)), [labels.get(name, name).replace("`", "") for name in names])
     axes[0].invert_yaxis()
     axes[0].legend(frameon=False, loc="upper left", title="responses")
-    axes[0].set_title("AUC of aligned against corrupted pairs (0.5: a coin)", loc="left", fontsize=10)
+    axes[0].set_title("AUC of aligned against corrupted pairs (0.5: chance)", loc="left", fontsize=10)
 
     shown = {"mutual": GREEN, "pmi_forward": BLUE, "ifd": ORANGE, "nll_y_given_x": RED}
     for name, color in shown.items():
@@ -110,7 +110,7 @@ def cleaning(runs: Sequence[Run], labels: Mapping[str, str], path: Path) -> None
     axes[2].axhline(np.sort(y)[bad.sum()], color=GREY, linestyle="--", linewidth=1)
     axes[2].set(xlabel="nll_y_given_x (nats per token)", ylabel="mutual (nats per √token)")
     axes[2].legend(frameon=False)
-    axes[2].set_title("One corruption: mutual flags what lies below the line", loc="left", fontsize=10)
+    axes[2].set_title("One corruption: mutual flags the pairs below the line", loc="left", fontsize=10)
     for axis in axes:
         _tidy(axis)
     figure.savefig(path, dpi=130)
@@ -118,7 +118,7 @@ def cleaning(runs: Sequence[Run], labels: Mapping[str, str], path: Path) -> None
 
 
 def kept(table: Table, labels: Mapping[str, str], metrics: Mapping[str, str], path: Path) -> None:
-    """Held-out likelihood after training on what each score keeps, beside what it left in."""
+    """Plot the held-out likelihood after training on the pairs that each score keeps, and their corrupted pairs."""
     names = list(table.runs)
     figure, axes = pyplot.subplots(1, 3, figsize=(14, 4), sharey=True, layout="constrained")
     for place, name in enumerate(names):
@@ -130,13 +130,15 @@ def kept(table: Table, labels: Mapping[str, str], metrics: Mapping[str, str], pa
     _tidy(axes[0])
     for axis, metric in zip(axes[1:], ("nll_forward", "auc_mutual"), strict=True):
         _panel(axis, table, names, metric, metrics, {})
-    figure.suptitle("Plain SFT on what each score keeps, equal numbers of updates", fontsize=11, x=0.01, ha="left")
+    figure.suptitle(
+        "Plain SFT on the pairs that each score keeps, equal numbers of steps", fontsize=11, x=0.01, ha="left"
+    )
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
 
 def _curve(runs: Sequence[Run], name: str) -> tuple[Any, Any]:
-    """Precision over a grid of recalls, the mean over runs."""
+    """Return precision at a grid of recalls, averaged over runs."""
     grid = np.linspace(0.02, 1, 50)
     curves = []
     for run in runs:

@@ -2,7 +2,7 @@
 
     python -m bench.quality.report bench/results/quality.json --into docs/quality.md
 
-Writes the tables between the two comments that mark the place in the file, and the pictures beside the JSON.
+The tables replace the text between the two marks of the page; the plots are written next to the JSON.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ LABELS = {
     "semantic_strong": "SFT + 10 × semantic *",
     "full_light": "full, intentional / 10 *",
     "everything": "everything",
-    "truth": "only aligned ones (the truth)",
-    "random": "a random share",
+    "truth": "only aligned pairs (ground truth)",
+    "random": "a random subset",
 }
 SCORES = {
     "forward_scaled": "`pmi_forward` × √tokens_y",
-    "ifd_published": "`ifd`, highest under 1",
-    "encoder": "cosine of the outside encoder",
+    "ifd_published": "`ifd`, highest below 1",
+    "encoder": "cosine of the sentence encoder",
 }
 METRICS = {
     "nll_forward": "NLL y given x",
@@ -54,13 +54,15 @@ HEADS = {"retrieval_xy_head": "x → y through the heads", "retrieval_yx_head": 
 
 
 def make(results: Path, page: Path) -> None:
-    """Writes the pictures beside `results` and the tables into `page`."""
+    """Write the plots next to `results` and the tables into `page`."""
     head, runs = load(results)
     sections = []
     by_part = {part: [run for run in runs if run["part"] == part] for part in ("terms", "cleaning", "kept")}
     writers = {"terms": _terms, "cleaning": _cleaning, "kept": _kept}
     order = list(LABELS)
-    by_part["terms"].sort(key=lambda run: order.index(run["experiment"]))  # they were added at different times
+    by_part["terms"].sort(
+        key=lambda run: order.index(run["experiment"])
+    )  # runs are in the order in which they were added
     for part, own in by_part.items():
         if own:
             sections.append(writers[part](own, results))
@@ -72,9 +74,9 @@ def source(head: dict[str, Any], runs: Sequence[Run]) -> str:
     of, how = head["machine"], head["settings"]
     commits = ", ".join(dict.fromkeys(str(run["commit"]) for run in runs))
     return (
-        f"`{how['model']}`, {how['train_pairs']} pairs to train on, {how['held_out_pairs']} held out,"
-        f" {how['dropped_for_length']} left out for having more than {how['longest']} tokens; {how['epochs']:g} epochs,"
-        f" {how['batch']} pairs an update, LoRA of rank {how['rank']} on the {how['layers']} uppermost layers, learning"
+        f"`{how['model']}`, {how['train_pairs']} training pairs, {how['held_out_pairs']} held out,"
+        f" {how['dropped_for_length']} dropped with more than {how['longest']} tokens; {how['epochs']:g} epochs,"
+        f" {how['batch']} pairs per step, LoRA of rank {how['rank']} on the top {how['layers']} layers, learning"
         f" rate {how['learning_rate']:g}; neighbours by {how['neighbours']}. {of['threads']} threads of {of['cpu']},"
         f" torch {of['versions']['torch']}, transformers {of['versions']['transformers']}, commit {commits}."
     )
@@ -85,7 +87,7 @@ def _terms(runs: Sequence[Run], results: Path) -> str:
     plots.terms(table, LABELS, METRICS, results.with_name(f"{results.stem}_terms.png"))
     plain = statistics.median(run["facts"]["cpu_s"] for run in table.runs["sft"])
     tokens = table.runs["sft"][0]["facts"]["tokens"]
-    absolute = [["experiment", *METRICS.values(), "tokens read", "processor time"]]
+    absolute = [["experiment", *METRICS.values(), "tokens", "CPU time"]]
     for experiment, own in table.runs.items():
         facts = own[0].get("facts")
         cost = [NONE, NONE]
@@ -102,8 +104,8 @@ def _terms(runs: Sequence[Run], results: Path) -> str:
         [
             f"**Held out, mean ± standard deviation of {seeds} seeds**",
             _markdown(absolute),
-            f"**Difference to plain SFT** of the same seed, mean, with the interval that holds 95% of {RESAMPLINGS}"
-            " resamplings of the held-out pairs; ▲ better and ▼ worse where it leaves out zero and every seed agrees",
+            f"**Difference to plain SFT** of the same seed, mean, with the interval that contains 95% of {RESAMPLINGS}"
+            " resamplings of the held-out pairs; ▲ better and ▼ worse if it excludes zero and all seeds agree",
             _markdown(_difference_rows(table)),
             "**Retrieval through the trained projection heads**",
             _markdown(head),
@@ -134,7 +136,7 @@ def _cleaning(runs: Sequence[Run], results: Path) -> str:
     flagged = len(runs[0]["corrupted"])
     seeds = sum(run["experiment"] == kinds[0] for run in runs)
     return (
-        f"**Finding {flagged} pairs of {len(runs[0]['goodness']['mutual'])} that got another's response**, mean ±"
+        f"**Detection of {flagged} corrupted pairs among {len(runs[0]['goodness']['mutual'])}**, mean ±"
         f" standard deviation of {seeds} corruptions; *found* is precision and"
         f" recall at once, {flagged} being flagged\n\n{_markdown(rows)}"
     )
@@ -146,14 +148,14 @@ def _kept(runs: Sequence[Run], results: Path) -> str:
     against = differences(runs, plain="mutual", metrics=["nll_forward"])
     chosen = ["nll_forward", "nll_reverse", "auc_mutual"]
     changes = [f"{METRICS[chosen[0]]}, against {name}" for name in ("everything", "`mutual`")]
-    rows = [["trained on", "pairs", "corrupted", "tokens of y read", *(METRICS[name] for name in chosen), *changes]]
+    rows = [["trained on", "pairs", "corrupted", "tokens of y", *(METRICS[name] for name in chosen), *changes]]
     for experiment, own in table.runs.items():
         facts = [run["facts"] for run in own]
         counts = [_mean([fact[name] for fact in facts], 0) for name in ("corrupted_left", "tokens_scored")]
         means = [_mean(table.values(experiment, name)) for name in chosen]
         both = [NONE if experiment == t.plain else _difference(t, experiment, chosen[0]) for t in (table, against)]
         rows.append([_label(experiment), str(facts[0]["pairs"]), *counts, *means, *both])
-    return f"**Plain SFT on what each score keeps**, equal numbers of updates\n\n{_markdown(rows)}"
+    return f"**Plain SFT on the pairs that each score keeps**, with equal numbers of steps\n\n{_markdown(rows)}"
 
 
 def _label(name: str) -> str:
@@ -181,18 +183,18 @@ def _bars(cells: Iterable[str]) -> str:
 
 
 def insert(file: Path, text: str) -> None:
-    """Puts the text where the file says so; a file that is not there yet gets nothing else."""
+    """Replace the text between the two marks of a file; create the file if it does not exist."""
     content = file.read_text() if file.exists() else "\n".join((*MARKS, ""))
     before, begin, rest = content.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not begin or not end:
-        raise SystemExit(f"{file}: has no {MARKS[0]} ... {MARKS[1]}")
+        raise SystemExit(f"{file}: no {MARKS[0]} ... {MARKS[1]}")
     file.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="the JSON that study.py wrote")
+    parser.add_argument("results", type=Path, help="JSON file written by python -m bench.quality.study")
     parser.add_argument("--into", type=Path, required=True, help="write the tables into this file")
     chosen = parser.parse_args()
     make(chosen.results, chosen.into)

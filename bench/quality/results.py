@@ -1,7 +1,7 @@
-"""The results file: one line a finished run, written as soon as it is finished.
+"""ResultsFile: one line per finished run, written as soon as the run is finished.
 
-A study that was interrupted goes on where it stopped: what is in the file is not done again, and settings that differ
-from the file's are refused rather than mixed.
+An interrupted study resumes: runs in the file are not repeated. Settings that differ from those of the file are an
+error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ Run = dict[str, Any]
 
 
 class ResultsFile:
-    """The runs in `path`, each with a part, an experiment and a seed, and what holds for all of them."""
+    """The runs in a file, each with part, experiment and seed, and the facts that all runs share.
+
+    Args:
+        path: the JSON file.
+        settings: settings that all its runs share.
+        restart: delete existing runs.
+    """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, restart: bool = False) -> None:
         self.path = path
@@ -26,17 +32,21 @@ class ResultsFile:
             if self.head["settings"] != json.loads(json.dumps(settings)):
                 old, new = self.head["settings"], json.loads(json.dumps(settings))
                 differing = ", ".join(sorted(k for k in old | new if old.get(k) != new.get(k)))
-                raise SystemExit(f"{path}: made with other settings ({differing}); use --restart or another -o")
+                raise SystemExit(f"{path} has other settings ({differing}); use --restart or another -o")
 
     def find(self, part: str, experiment: str, seed: int) -> Run | None:
-        own = (run for run in self.runs if (run["part"], run["experiment"], run["seed"]) == (part, experiment, seed))
-        return next(own, None)
+        """Return a finished run, or None."""
+        matches = (
+            run for run in self.runs if (run["part"], run["experiment"], run["seed"]) == (part, experiment, seed)
+        )
+        return next(matches, None)
 
     def describe(self, **facts: Any) -> None:
         """Record facts that all runs share: the machine and the data."""
         self.head |= facts
 
     def add(self, run: Run) -> None:
+        """Append a finished run and write the file atomically."""
         self.runs.append(run)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_suffix(".new")
@@ -45,7 +55,7 @@ class ResultsFile:
 
 
 def load(path: Path) -> tuple[dict[str, Any], list[Run]]:
-    """(what holds for all runs, the runs) of a results file."""
+    """Return the shared facts and the runs of a results file."""
     head = json.loads(path.read_text())
     return head, head.pop("runs")
 

@@ -1,16 +1,16 @@
-"""Does mutual alignment help? The whole study, from the pairs to the pictures, in one command.
+"""Study: does mutual alignment help? One command from the pairs to the plots.
 
-    python -m bench.quality.study seed_tasks.jsonl                         # everything; goes on where it stopped
-    python -m bench.quality.study seed_tasks.jsonl --parts cleaning        # one part of it
-    python -m bench.quality.report bench/results/quality.json               # only the pictures and the tables again
+    python -m bench.quality.study seed_tasks.jsonl                         # everything; resumes
+    python -m bench.quality.study seed_tasks.jsonl --parts cleaning        # one part
+    python -m bench.quality.report bench/results/quality.json               # only tables and plots
 
-    cleaning   which score finds the pairs whose responses were shuffled (no training)
-    terms      plain fine-tuning, each term alone, both directions, everything: held-out likelihoods and retrieval
-    kept       fine-tuning on what each score keeps of a corrupted training set
+    cleaning   detection of shuffled responses by each score, without training
+    terms      fine-tuning with no term, each term, both directions, and everything: held-out likelihoods and retrieval
+    kept       fine-tuning on the part of a corrupted training set that each score keeps
 
-`seed_tasks.jsonl` is that of yizhongw/self-instruct; the examples beside it are this repository's. The nearest
-neighbours that make hard pairs come from a sentence encoder where it is installed (encoder.py says how), else from the
-model's own embeddings. Each finished run is written at once.
+`seed_tasks.jsonl` comes from yizhongw/self-instruct, the other examples from this repository. Hard pairs use the
+nearest neighbours of a sentence encoder if it is installed (see encoder.py), else of the model's embeddings. Each
+finished run is written at once.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from main_align.models.encoding import PairEncoder
 from ..measure import machine
 from . import cleaning, encoder, experiments, report
 from .experiments import Setting
-from .measures import held_out, read, summary
-from .pairs import corruption, neighbours, short, split, swapped
+from .measures import evaluate, run_model, summary
+from .pairs import draw_partners, drop_long, nearest_neighbours, split, swap_responses
 from .pairs import read as read_pairs
 from .results import ResultsFile
 
@@ -50,16 +50,16 @@ KEPT = ("everything", "truth", "random", "mutual", "pmi_forward", "nll_y_given_x
 
 @dataclass(frozen=True)
 class Unit:
-    """One run of the study: what it is called in the results, and what does it."""
+    """One run of the study: its name in the results and the function that runs it."""
 
     part: str
     experiment: str
     seed: int
-    do: Callable[[], dict[str, Any]]
+    run: Callable[[], dict[str, Any]]
 
 
 class Study:
-    """The pairs, the models and the units of work; what is expensive is made when first asked for."""
+    """The pairs, models and units of work. Expensive parts are cached properties."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -72,14 +72,14 @@ class Study:
             options.layers,
             options.longest,
         )
-        self.base = experiments.untrained(self.setting)
-        found = read_pairs(options.seed_tasks, options.examples)
-        fitting = short(found, PairEncoder(self.base.tokenizer), options.longest)
+        self.base = experiments.load_base(self.setting)
+        all_pairs = read_pairs(options.seed_tasks, options.examples)
+        fitting = drop_long(all_pairs, PairEncoder(self.base.tokenizer), options.longest)
         held = len(fitting) - options.train
         if held < 2:
-            raise SystemExit(f"{len(fitting)} pairs are short enough: too few to train on {options.train} of them")
+            raise SystemExit(f"{len(fitting)} pairs are short enough, too few to train on {options.train}")
         self.train, self.held = split(fitting, held, options.split_seed)
-        self.dropped = len(found) - len(fitting)
+        self.dropped = len(all_pairs) - len(fitting)
         instructions = [pair.instruction for pair in (*self.train, *self.held)]
         self.outside = encoder.encode(instructions) if encoder.version() else None
         self.results = ResultsFile(options.out, self.settings(), restart=options.restart)
@@ -96,9 +96,8 @@ class Study:
             "neighbours": "sentence encoder" if self.outside is not None else "own embeddings",
         }
 
-    # ---- what there is to do ----
-
     def units(self) -> Iterator[Unit]:
+        """Yield every run of the chosen parts."""
         seeds = self.options.seeds
         if "cleaning" in self.options.parts:
             for kind in cleaning.KINDS:
@@ -115,7 +114,8 @@ class Study:
                     yield Unit("kept", criterion, seed, lambda c=criterion, s=seed: self.train_on_kept(c, s))
 
     def run(self) -> None:
-        here = machine()  # asked once: the code that runs is the one that was loaded
+        """Run every unit that is not in the results file."""
+        here = machine()  # once, because later commits do not change the loaded code
         self.results.describe(machine=here | {"encoder": encoder.version()})
         every = list(self.units())
         units = [unit for unit in every if self.results.find(unit.part, unit.experiment, unit.seed) is None]
@@ -123,71 +123,68 @@ class Study:
         for number, unit in enumerate(units, 1 + len(every) - len(units)):
             _say(f"[{number}/{len(every)}] {unit.part}: {unit.experiment}, seed {unit.seed}")
             start = time.perf_counter()
-            result = unit.do()
+            result = unit.run()
             seconds = time.perf_counter() - start
             facts = {"part": unit.part, "experiment": unit.experiment, "seed": unit.seed, "seconds": round(seconds, 1)}
             self.results.add(facts | {"commit": here["commit"]} | result)
             took.setdefault(unit.part, []).append(seconds)
             left = _left(units[units.index(unit) + 1 :], took)
-            _say(f" {seconds:.0f} s; about {left / 60:.0f} min left\n")
-
-    # ---- the parts ----
+            _say(f" {seconds:.0f} s; about {left / 60:.0f} min remaining\n")
 
     def evaluate_base(self) -> dict[str, Any]:
+        """Evaluate the untrained model."""
         return self._held_out(self.base.model)
 
     def train_experiment(self, experiment: str, seed: int) -> dict[str, Any]:
+        """Train and evaluate one experiment."""
         trained = experiments.train(self.setting, experiment, self.train, seed)
         return {"facts": trained.facts} | self._held_out(trained.model, trained.head)
 
     def find_corrupted(self, kind: str, seed: int) -> dict[str, Any]:
+        """Corrupt the training pairs and score them with every criterion."""
         partner = self._corruption(kind, seed)
         rows = [row for row, other in enumerate(partner) if row != other]
-        bad = [swapped(self.train, partner)[row] for row in rows]
-        reading = cleaning.merged(self._clean, read(self.base.model, self.base.tokenizer, bad), rows)
-        alike = None
+        bad = [swap_responses(self.train, partner)[row] for row in rows]
+        outputs = cleaning.replace_rows(self._clean, run_model(self.base.model, self.base.tokenizer, bad), rows)
+        encoder_cosine = None
         if self._outside_responses is not None:
-            alike = np.einsum("nd,nd->n", self.outside[: len(self.train)], self._outside_responses[partner])
+            encoder_cosine = np.einsum("nd,nd->n", self.outside[: len(self.train)], self._outside_responses[partner])
         corrupted = np.array(partner) != np.arange(len(partner))
-        return cleaning.measured(reading, alike, corrupted)
+        return cleaning.corruption_record(outputs, encoder_cosine, corrupted)
 
     def train_on_kept(self, criterion: str, seed: int) -> dict[str, Any]:
-        """Plain fine-tuning on what a criterion keeps; every criterion gets as many updates as `everything`."""
+        """Fine-tune on the pairs that a criterion keeps, with as many optimizer steps as `everything`."""
         kind = cleaning.KINDS[0]
-        pairs = swapped(self.train, self._corruption(kind, seed))
-        found = self.results.find("cleaning", kind, seed) or {}
-        if not found:
-            found = self.find_corrupted(kind, seed)
-        corrupted = set(found["corrupted"])
+        pairs = swap_responses(self.train, self._corruption(kind, seed))
+        record = self.results.find("cleaning", kind, seed) or self.find_corrupted(kind, seed)
+        corrupted = set(record["corrupted"])
         goodness: dict[str, Sequence[float]] = {
             "everything": [],
             "truth": [-float(row in corrupted) for row in range(len(pairs))],
             "random": np.random.default_rng(seed).random(len(pairs)).tolist(),
         }
-        good = goodness[criterion] if criterion in goodness else found["goodness"][criterion]
-        rows = cleaning.kept(good, self.options.corrupted) if len(good) else list(range(len(pairs)))
+        good = goodness[criterion] if criterion in goodness else record["goodness"][criterion]
+        rows = cleaning.keep_best(good, self.options.corrupted) if len(good) else list(range(len(pairs)))
         steps = int(self.setting.epochs * -(-len(pairs) // self.setting.batch))
         trained = experiments.train(self.setting, experiments.PLAIN, [pairs[row] for row in rows], seed, steps)
         facts = trained.facts | {"pairs": len(rows), "corrupted_left": len(corrupted & set(rows))}
         return {"facts": facts} | self._held_out(trained.model)
 
-    # ---- shared by them ----
-
     def _held_out(self, model: Any, head: Any = None) -> dict[str, Any]:
-        kept = held_out(model, self.base.tokenizer, self.held, self._hard, self._partners, head)
+        kept = evaluate(model, self.base.tokenizer, self.held, self._hard, self._partners, head)
         return {"metrics": summary(kept), "pairs": kept}
 
     def _corruption(self, kind: str, seed: int) -> list[int]:
         nearest = self._nearest(self.train) if kind == "hard" else None
-        return corruption(self.train, self.options.corrupted, seed, nearest)
+        return draw_partners(self.train, self.options.corrupted, seed, nearest)
 
     def _nearest(self, pairs: list[Pair]) -> list[int]:
         if self.outside is not None:
             start = 0 if pairs is self.train else len(self.train)
-            return neighbours(pairs, self.outside[start : start + len(pairs)])
-        embeddings = read(self.base.model, self.base.tokenizer, pairs).embed_x
+            return nearest_neighbours(pairs, self.outside[start : start + len(pairs)])
+        embeddings = run_model(self.base.model, self.base.tokenizer, pairs).embed_x
         centred = embeddings - embeddings.mean(0)
-        return neighbours(pairs, centred / np.linalg.norm(centred, axis=1, keepdims=True))
+        return nearest_neighbours(pairs, centred / np.linalg.norm(centred, axis=1, keepdims=True))
 
     @cached_property
     def _partners(self) -> list[int]:
@@ -195,11 +192,11 @@ class Study:
 
     @cached_property
     def _hard(self) -> list[Pair]:
-        return swapped(self.held, self._partners)
+        return swap_responses(self.held, self._partners)
 
     @cached_property
     def _clean(self) -> Any:
-        return read(self.base.model, self.base.tokenizer, self.train)
+        return run_model(self.base.model, self.base.tokenizer, self.train)
 
     @cached_property
     def _outside_responses(self) -> Any:
@@ -207,7 +204,7 @@ class Study:
 
 
 def _left(units: Sequence[Unit], took: dict[str, list[float]]) -> float:
-    """Seconds that `units` will take if each takes what its part did so far."""
+    """Estimate the seconds that `units` will take from the mean of each part so far."""
     everything = statistics.fmean(value for values in took.values() for value in values)
     return sum(statistics.fmean(took.get(unit.part, [everything])) for unit in units)
 
@@ -219,24 +216,30 @@ def _say(text: str) -> None:
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seed_tasks", type=Path, help="a self-instruct seed_tasks.jsonl")
-    parser.add_argument("--examples", type=Path, default=BENCH.parent / "examples" / "pairs.jsonl", help="more pairs")
+    parser.add_argument(
+        "--examples", type=Path, default=BENCH.parent / "examples" / "pairs.jsonl", help="additional pairs"
+    )
     parser.add_argument("-o", "--out", type=Path, default=BENCH / "results" / "quality.json")
     parser.add_argument("--page", type=Path, help="write the tables into this file (default: docs/quality.md)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (default 0 1 2)")
-    parser.add_argument("--corruptions", type=int, default=5, help="seeds of corruption, each kind (default 5)")
-    parser.add_argument("--corrupted", type=float, default=0.3, help="share of responses exchanged (default 0.3)")
-    parser.add_argument("--train", type=int, default=96, help="pairs to train on, the rest is held out (default 96)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of training (default 0 1 2)")
+    parser.add_argument("--corruptions", type=int, default=5, help="corruptions of each kind (default 5)")
+    parser.add_argument("--corrupted", type=float, default=0.3, help="fraction of responses to exchange (default 0.3)")
+    parser.add_argument(
+        "--train", type=int, default=96, help="number of training pairs; the rest is held out (default 96)"
+    )
     parser.add_argument("--split-seed", type=int, default=0)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--longest", type=int, default=112, help="tokens; longer pairs are dropped (default 112)")
+    parser.add_argument(
+        "--longest", type=int, default=112, help="maximum tokens; longer pairs are dropped (default 112)"
+    )
     parser.add_argument("--epochs", type=float, default=2.0)
-    parser.add_argument("--batch", type=int, default=16, help="pairs an update, contrasted with each other")
+    parser.add_argument("--batch", type=int, default=16, help="pairs per optimizer step, contrasted with each other")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--rank", type=int, default=16, help="of the LoRA adapter")
-    parser.add_argument("--layers", type=int, default=10, help="uppermost layers that get an adapter (default 10)")
-    parser.add_argument("--threads", type=int, help="of torch; 1 where other work shares the cores")
-    parser.add_argument("--restart", action="store_true", help="forget what the results file holds")
+    parser.add_argument("--rank", type=int, default=16, help="rank of the LoRA adapter")
+    parser.add_argument("--layers", type=int, default=10, help="number of top layers with an adapter (default 10)")
+    parser.add_argument("--threads", type=int, help="threads of torch; 1 on a shared machine")
+    parser.add_argument("--restart", action="store_true", help="delete the runs in the results file")
     return parser.parse_args(arguments)
 
 

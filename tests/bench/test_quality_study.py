@@ -62,11 +62,11 @@ def test_the_study_runs_and_resumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_share_of_the_pairs_gets_another_response(hard: bool) -> None:
     some = [Pair(str(i), i, f"x{i}", f"y{i % 7}") for i in range(20)]
-    nearest = pairs.neighbours(some, np.eye(20, dtype=np.float32)) if hard else None
-    partner = pairs.corruption(some, 0.3, 0, nearest)
+    nearest = pairs.nearest_neighbours(some, np.eye(20, dtype=np.float32)) if hard else None
+    partner = pairs.draw_partners(some, 0.3, 0, nearest)
     changed = [row for row in range(20) if partner[row] != row]
     assert len(changed) == 6
-    swapped = pairs.swapped(some, partner)
+    swapped = pairs.swap_responses(some, partner)
     assert all((swapped[row].response != some[row].response) == (row in changed) for row in range(20))
 
 
@@ -77,12 +77,12 @@ def test_detection_counts_what_lies_lowest() -> None:
     assert late["auc"] == 0.0
     assert late["found"] == 0.0
     assert late["average_precision"] == pytest.approx((1 / 4 + 2 / 5) / 2)
-    assert cleaning.kept(good.tolist(), 0.4) == [1, 2, 4]
+    assert cleaning.keep_best(good.tolist(), 0.4) == [1, 2, 4]
 
 
 def test_semantic_is_the_scorers() -> None:
     x, y = np.random.default_rng(0).normal(size=(2, 9, 5)).astype(np.float32)
-    ours = measures.semantic(measures.likeness(x, y)).diagonal()
+    ours = measures.semantic_matrix(measures.cosine_matrix(x, y)).diagonal()
     theirs, _ = Bank(x, y, measures.TEMPERATURE).score(x, y, np.arange(9))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
