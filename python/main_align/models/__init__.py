@@ -1,1 +1,1 @@
-"""Load a checkpoint, encode pairs with its chat template, and run packed forward passes."""
+"""Load checkpoints, encode pairs with their chat templates, and run packed forward passes."""

@@ -1,7 +1,7 @@
-"""The role markers of a chat template: what it writes before and after each turn.
+"""Markers, read_markers: the texts that a chat template writes before and after each turn.
 
-They are read off the template by rendering a conversation of sentinel words and looking at the
-text between them. A template is a program; no list of known ones is kept.
+A template is a program, so the markers are found by rendering a conversation of sentinel words and reading the texts
+between them. No list of known templates is kept.
 """
 
 from __future__ import annotations
@@ -16,35 +16,44 @@ from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
-SEPARATOR = "\n\n"  # between the two segments where there is no template
+SEPARATOR = "\n\n"  # between the two segments if there is no template
 _WORDS = ("Qxasenta", "Qxbsentb", "Qxcsentc", "Qxdsentd")  # user, assistant, user, assistant
 _SYSTEM = "Qxssents"
 
 
 @dataclass(frozen=True)
 class Markers:
-    """The texts round a turn. `joint` stands before the header of every turn but the first."""
+    """Texts around a turn.
+
+    Args:
+        x_header: before the content of a user turn.
+        y_header: before the content of an assistant turn.
+        x_end: end-of-turn tokens after a user turn.
+        y_end: end-of-turn tokens after an assistant turn.
+        joint: before the header of every turn except the first.
+        system: before and after a system turn; None if the template does not support one.
+    """
 
     x_header: str = ""
     y_header: str = ""
     x_end: str = ""
     y_end: str = ""
     joint: str = SEPARATOR
-    system: tuple[str, str] | None = None  # before and after a system turn; None: not supported
+    system: tuple[str, str] | None = None
 
 
 def read_markers(tokenizer: PreTrainedTokenizerBase) -> Markers:
-    """The role markers of the chat template; without a template (or a usable one) a separator.
+    """Return the role markers of the tokenizer's chat template, or only a separator if there is no usable template.
 
-    They are read between the turns of a longer conversation, so neither a default system prompt
-    nor a date that a template puts in front of the first turn becomes part of a header.
+    The markers are read between the turns of a longer conversation, so a default system prompt or a date before the
+    first turn does not become part of a header.
     """
     if not tokenizer.chat_template:
         return Markers(system=("", SEPARATOR))
     gaps = _gaps(tokenizer, _WORDS)
     if gaps is None:
         log.warning(
-            "the chat template cannot render user, assistant, user, assistant as given; scoring without role markers"
+            "the chat template does not render user, assistant, user, assistant in order; scoring without role markers"
         )
         return Markers(system=("", SEPARATOR))
     _, to_y, to_x, _, last = gaps
@@ -53,7 +62,7 @@ def read_markers(tokenizer: PreTrainedTokenizerBase) -> Markers:
     if not to_x.lstrip(" ").startswith(y_end):
         y_end = ""
     x_end = _shared_start(y_end, to_y.lstrip(" "))
-    if x_end != _leading(x_end, special):  # half a token is none
+    if x_end != _leading(x_end, special):  # part of a special token is no end of turn
         x_end = ""
     to_y, to_x = (gap.lstrip(" ").removeprefix(end) if end else gap for gap, end in ((to_y, x_end), (to_x, y_end)))
     joint = _leading_space(_shared_start(to_y, to_x))
@@ -66,14 +75,14 @@ def read_markers(tokenizer: PreTrainedTokenizerBase) -> Markers:
 
 
 def _gaps(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], system: str | None = None) -> list[str] | None:
-    """The texts before, between and after the `words`, rendered as alternating turns."""
-    turns = [{"role": ("user", "assistant")[place % 2], "content": word} for place, word in enumerate(words)]
+    """Return the texts before, between and after `words` as alternating turns, or None if not in order."""
+    turns = [{"role": ("user", "assistant")[index % 2], "content": word} for index, word in enumerate(words)]
     if system is not None:
         turns.insert(0, {"role": "system", "content": system})
         words = (system, *words)
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception as error:  # a template is a program of its own and raises what it likes
+    except Exception as error:  # a template is a program and may raise anything
         log.debug("chat template: %s", error)
         return None
     if not all(text.count(word) == 1 for word in words):
@@ -84,7 +93,7 @@ def _gaps(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], system: str 
 
 
 def _system_markers(tokenizer: PreTrainedTokenizerBase, markers: Markers) -> tuple[str, str] | None:
-    """What stands before and after a system turn, the first user turn's own header left out."""
+    """Return the texts before and after a system turn, without the first user turn's header."""
     gaps = _gaps(tokenizer, _WORDS[:2], _SYSTEM)
     if gaps is None:
         return None
@@ -93,7 +102,7 @@ def _system_markers(tokenizer: PreTrainedTokenizerBase, markers: Markers) -> tup
         before = gaps[0]  # here the BOS is the role marker itself
     opening = markers.x_header.replace("user", "system")
     if opening != markers.x_header and before.startswith(opening):
-        before = opening  # drops what templates add by themselves, today's date for one
+        before = opening  # drops texts that templates add, such as today's date
     elif markers.x_header and before.startswith(markers.x_header):
         before = before.removeprefix(markers.x_header).lstrip(" ")  # inside the first user turn
     after = after.rstrip(" ")
@@ -103,14 +112,14 @@ def _system_markers(tokenizer: PreTrainedTokenizerBase, markers: Markers) -> tup
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Every special token's text, longest first."""
+    """Return the texts of all special tokens, longest first."""
     added = tokenizer.added_tokens_decoder.values()
     named = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
     return sorted(named, key=len, reverse=True)
 
 
 def _leading(text: str, special: Sequence[str]) -> str:
-    """The special tokens that `text` begins with, spaces before them left out."""
+    """Return the special tokens at the start of `text`, without leading spaces."""
     text, found = text.lstrip(" "), ""
     while token := next((s for s in special if s and text.startswith(s, len(found))), None):
         found += token

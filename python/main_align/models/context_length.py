@@ -1,4 +1,4 @@
-"""context_length: how long a sequence may be for a model's RoPE to be the same whatever it is batched with."""
+"""context_length, changes_rope: the longest sequence whose RoPE does not depend on the rest of its batch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from transformers import PretrainedConfig
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """The longest sequence, in tokens, that a model takes at one and the same RoPE; None where the config has no limit.
+    """Return the longest sequence, in tokens, with constant RoPE frequencies, or None if the config has no limit.
 
-    `dynamic` and `longrope` change the frequencies of a whole packed batch once its longest sequence passes a limit,
-    so beyond it a pair's likelihood would depend on its neighbours.
+    `dynamic` and `longrope` change the frequencies of a whole packed batch once its longest sequence passes a limit.
+    Beyond it, a pair's likelihood would depend on the other pairs of the batch.
     """
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
@@ -24,9 +24,9 @@ def changes_rope(config: PretrainedConfig) -> bool:
 
 
 def _rope_limits(config: Any) -> list[int]:
-    """The lengths at which RoPE changes: of `longrope` the original context, of `dynamic` the model's own."""
+    """Return the lengths at which RoPE changes: for `longrope` the original context, for `dynamic` the model's own."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    layers = [part for part in rope.values() if isinstance(part, dict)]  # some families have one for each layer type
+    layers = [part for part in rope.values() if isinstance(part, dict)]  # some families have one per layer type
     own, limits = getattr(config, "max_position_embeddings", None), []
     for part in layers or [rope]:
         kind = part.get("rope_type", part.get("type", ""))

@@ -1,4 +1,4 @@
-"""pick_device and pick_dtype: the device a user names, and the number format that is fastest on it."""
+"""pick_device, pick_dtype: the device that a user names, and the fastest dtype on it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ SLOW_BFLOAT16 = (
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is CUDA where there is one, else the CPU.
+    """Return the device called `name`; "auto" is CUDA if available, else the CPU.
 
-    Raises UserError, naming what this machine has, for one that tensors cannot be put on.
+    Raises:
+        UserError: tensors cannot be put on that device; the message lists the devices of this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,8 +33,8 @@ def pick_device(name: str) -> torch.device:
         if device.type != "meta":  # it computes nothing
             torch.zeros(1, dtype=torch.float32, device=device).cpu()
             return device
-        why = "it holds no numbers"
-    except Exception as error:  # each kind of device has errors of its own for not being there
+        why = "it stores no numbers"
+    except Exception as error:  # every kind of device has its own error for a missing device
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     raise UserError(f"device {name!r} cannot be used here ({why}): this machine has {', '.join(_devices())}")
 
@@ -44,9 +45,10 @@ def _devices() -> list[str]:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype called `name`; "auto" is bfloat16 where the device has instructions for it, else float32.
+    """Return the dtype called `name`; "auto" is bfloat16 if the device has instructions for it, else float32.
 
-    Raises UserError for a name that is none.
+    Raises:
+        UserError: no such dtype.
     """
     if name == "auto":
         return torch.bfloat16 if has_bfloat16(device) else torch.float32
@@ -56,14 +58,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return True if bfloat16 is the faster format on this device."""
+    """Return True if bfloat16 is the faster dtype on this device."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and has_fast_bfloat16()
 
 
 def warn_if_slow(dtype: torch.dtype, device: torch.device) -> None:
-    """Say once, in one line, what bfloat16 costs on a CPU without instructions for it."""
+    """Warn once if bfloat16 is used on a CPU without instructions for it."""
     if dtype == torch.bfloat16 and device.type == "cpu" and not has_fast_bfloat16():
         _warn(SLOW_BFLOAT16)
 

@@ -1,4 +1,4 @@
-"""One packed forward pass: summed log-probabilities and pooled states of many sequences at once."""
+"""Forward: one packed forward pass that sums log-probabilities and pools states of many sequences at once."""
 
 from __future__ import annotations
 
@@ -19,15 +19,21 @@ from .encoding import EncodedSequence
 from .packed_attention import packed_forward, packing_arguments, use_packed_attention
 from .projection_heads import AlignmentHead
 
-KNOWN = ("llama", "mistral")  # our tests cover these; any other type is checked when loaded
+KNOWN = ("llama", "mistral")  # covered by tests; any other model type is checked when it is loaded
 
 
 class Forward:
-    """The backbone without its head, then the head on the rows that predict a scored token.
+    """Run the backbone, then the language-model head on the states that predict a scored token.
 
-    `attention` names the attention implementation in use, `width` is D, or that of the projections where there are
-    trained projection heads. UserError for a model whose states or probabilities come out otherwise than its own
-    forward has them, and for projection heads of another width.
+    `attention` is the name of the attention implementation in use. `width` is D, the width of an embedding: the
+    model's hidden size, or that of the projections.
+
+    Args:
+        model: a causal language model in eval mode. Its attention implementation is changed.
+        projection: trained projection heads for the embeddings. Default: none.
+
+    Raises:
+        UserError: packed log-probabilities differ from the model's own, or the heads have another width.
     """
 
     def __init__(self, model: PreTrainedModel, projection: AlignmentHead | None = None) -> None:
@@ -55,12 +61,15 @@ class Forward:
     def __call__(
         self, sequences: Sequence[EncodedSequence]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
-        """Run n sequences as one.
+        """Run n sequences in one pass.
 
-        Returns (first, second, pooled): float64[n] summed log-probabilities of the first and of
-        the second segment in nats, and float32[n, D] mean states over the first segment's content,
-        of unit length; projected, where there are projection heads, each side by its own: even sequences are x,
-        odd ones y.
+        Args:
+            sequences: the sequences. With projection heads, even ones start with x and odd ones with y.
+
+        Returns:
+            (first, second, pooled): float64[n], summed log-probabilities of the first and of the second segments in
+            nats, and float32[n, D], mean states over the first segments' contents, projected if there are heads, and
+            scaled to unit length.
         """
         hidden = self.states([sequence.ids for sequence in sequences])
         starts = np.cumsum([0] + [len(sequence.ids) for sequence in sequences])
@@ -76,14 +85,14 @@ class Forward:
         return sums[0::2], sums[1::2], self._pool(hidden, pooled)
 
     def states(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """Final-normed hidden states [T, D] of the sequences, one after the other."""
+        """Return the final normed hidden states [T, D] of the concatenated sequences."""
         ids = self._to_device(np.concatenate(sequences))
         packing = packing_arguments([len(s) for s in sequences], self.device)
         with packed_forward():
             return self.model.base_model(input_ids=ids[None], **packing).last_hidden_state[0]
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """float32[R]: log-probability of targets[R] under the head, given hidden[R, D]."""
+        """Return float32[R], the log-probabilities of targets [R] given hidden [R, D]."""
         bias = getattr(self.head, "bias", None)
         return token_logprobs(hidden, self.head.weight, targets, bias=bias, ignore_index=None, **self.logit_options)
 
@@ -100,7 +109,7 @@ class Forward:
         return torch.from_numpy(numbers).to(self.device)
 
     def _switch_and_check(self) -> str:
-        """Switch the attention, and compare with the model's own logits one sequence at a time."""
+        """Switch to packed attention and compare with the model's own logits of single sequences."""
         sequences = [list(range(5, 12)), list(range(9, 21))]
         config = self.model.config
         with torch.inference_mode():
@@ -127,7 +136,7 @@ class Forward:
 
 
 def logit_options(config: Any) -> dict[str, Any]:
-    """How a family changes its logits before the softmax, in `token_logprobs`' terms."""
+    """Return the options of `token_logprobs` for a family that scales or caps its logits."""
     softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
     scale = getattr(config, "logit_scale", None)  # Cohere multiplies by it
     divisor = getattr(config, "logits_scaling", None)  # Granite divides by it
@@ -139,7 +148,7 @@ def logit_options(config: Any) -> dict[str, Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on the GPU, in torch's CPU allocator or Python."""
+    """Return True if `error` means that memory ran out: on the GPU, in torch's CPU allocator or in Python."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)

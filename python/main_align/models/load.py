@@ -1,6 +1,6 @@
-"""Loading a causal language model and its tokenizer: by hub id, from a local folder, from an adapter, or `smollm2`.
+"""load, find, load_weights: a causal language model and its tokenizer from a hub id, a folder, an adapter or `smollm2`.
 
-A checkpoint that lacks a weight is refused: transformers would fill it with random numbers.
+A checkpoint without all of its weights is refused, because transformers would fill the gaps with random numbers.
 """
 
 from __future__ import annotations
@@ -33,15 +33,19 @@ from .devices import warn_if_slow
 from .encoding import PairEncoder
 from .smollm2 import SMOLLM2, SMOLLM2_REMEDY, smollm2_folder
 
-SHOWN = 3  # missing weights named in a message
+SHOWN = 3  # missing weights that a message names
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to score: in eval mode, on its device, in its dtype.
+    """A model that is ready to score: in eval mode, on its device, in its dtype.
 
-    `revision` is the commit a hub id resolved to (None for a folder), `digest` a content hash of
-    the weights and the config: two models with one digest give the same scores.
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        name: the name it was loaded by.
+        revision: commit of a hub id; None for a folder.
+        digest: hash of weights, config and tokenizer. Models with the same digest give the same scores.
     """
 
     model: PreTrainedModel
@@ -53,12 +57,23 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model before its weights are loaded; of an adapter, `base` is the model that it goes onto."""
+    """A model whose weights are not loaded yet.
+
+    Args:
+        name: the name that the user gave.
+        source: the name or folder that transformers loads.
+        revision: requested branch, tag or commit.
+        commit: commit of a hub id; None for a folder.
+        digest: hash of weights, config and tokenizer.
+        config: config of the model, or of an adapter's base.
+        tokenizer: tokenizer of the model.
+        base: the base model of an adapter; None for other models.
+    """
 
     name: str
-    source: str  # what transformers loads
-    revision: str | None  # asked for
-    commit: str | None  # found on the hub
+    source: str
+    revision: str | None
+    commit: str | None
     digest: str
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -73,12 +88,18 @@ def load(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Load `name`: `smollm2`, a folder saved by `save_pretrained`, or a hub id.
+    """Load a model and its tokenizer.
 
-    A LoRA adapter is loaded onto the base it names, and merged.
+    Args:
+        name: `smollm2`, a folder saved by `save_pretrained`, or a hub id. A LoRA adapter is merged into its base.
+        revision: branch, tag or commit of a hub id.
+        dtype: dtype of the weights. Default float32.
+        device: device of the weights. Default "cpu".
+        trust_remote_code: run code that comes with the model. Default False.
 
-    Raises UserError, with the remedy, where there is no such model, where the checkpoint lacks weights, where the
-    tokenizer has neither BOS nor EOS, or where the model's vocabularies do not agree.
+    Raises:
+        UserError: no such model; the checkpoint lacks weights; the tokenizer has neither BOS nor EOS; the model's
+            vocabularies differ.
     """
     warn_if_slow(dtype, torch.device(device))
     found = find(os.fspath(name), revision=revision, trust_remote_code=trust_remote_code)
@@ -95,9 +116,16 @@ def find(
     trust_remote_code: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Checkpoint:
-    """Load the config and the tokenizer (unless one is given) of `name`, and identify its weights without loading them.
+    """Load the config and the tokenizer of a model and hash its weights without loading them.
 
-    Raises UserError, with the remedy, where there is no such model or a file of it cannot be read.
+    Args:
+        name: `smollm2`, a folder or a hub id; also a LoRA adapter.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run code that comes with the model. Default False.
+        tokenizer: tokenizer to use instead of the model's own. Default: load it.
+
+    Raises:
+        UserError: no such model, or one of its files cannot be read.
     """
     source = os.fspath(smollm2_folder()) if name == SMOLLM2 else name
     with _readable(name):
@@ -121,7 +149,7 @@ def _find_adapter(
     adapter = json.loads(described.read_text(encoding="utf-8"))
     base_name = adapter.get("base_model_name_or_path")
     if not base_name:
-        raise UserError(f"{name!r} is an adapter and does not say of which model: {MERGE}")
+        raise UserError(f"{name!r} is an adapter that does not name its base model: {MERGE}")
     if tokenizer is None and cached_file(
         name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
     ):
@@ -130,7 +158,7 @@ def _find_adapter(
     try:
         base = find(base_name, **options, tokenizer=tokenizer)
     except UserError as error:
-        raise UserError(f"{name!r} is an adapter on {base_name!r}, which is not to be had: {error}") from error
+        raise UserError(f"{name!r} is an adapter on {base_name!r}, which cannot be loaded: {error}") from error
     commit = extract_commit_hash(os.fspath(described), None)
     digest = f"commit:{commit}" if commit else folder_digest(described.parent)
     digest = "sha256:" + hashlib.sha256(f"{base.digest}\0{digest}".encode()).hexdigest()
@@ -138,9 +166,14 @@ def _find_adapter(
 
 
 def load_weights(found: Checkpoint, **options: Any) -> PreTrainedModel:
-    """Load the model of a checkpoint, `options` as `from_pretrained` takes them; an adapter is merged into its base.
+    """Load the weights of a checkpoint; an adapter is merged into its base.
 
-    Raises UserError, naming them, where weights are missing.
+    Args:
+        found: the checkpoint.
+        options: options of `from_pretrained`.
+
+    Raises:
+        UserError: weights are missing; the message names them.
     """
     if found.base is not None:
         return _merge(found, load_weights(found.base, **options))
@@ -162,7 +195,7 @@ def _merge(found: Checkpoint, base: PreTrainedModel) -> PreTrainedModel:
             f"{found.name!r} is an adapter on {base_name!r}: pip install 'main-kernels[train]' loads it, or {MERGE}"
         ) from error
     with _readable(found.name), warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be random numbers
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # missing ones would be random
         adapted: Any = PeftModel.from_pretrained(base, found.source, revision=found.revision or "main")
         return adapted.merge_and_unload()
 
@@ -174,7 +207,7 @@ MERGE = (
 
 
 def _check_complete(name: str, config: PretrainedConfig, report: Mapping[str, Any]) -> None:
-    """Raise UserError for a checkpoint that is not the whole of a causal language model."""
+    """Raise UserError unless the checkpoint holds a complete causal language model."""
     kinds = ", ".join(config.architectures or ()) or type(config).__name__
     missing = sorted(report["missing_keys"])
     if missing:
@@ -184,13 +217,13 @@ def _check_complete(name: str, config: PretrainedConfig, report: Mapping[str, An
             "which would be filled with random numbers. Give a model saved as AutoModelForCausalLM; a reward model or "
             "a bare backbone has no language-model head."
         )
-    if "Classification" in kinds:  # with tied embeddings nothing is missing
+    if "Classification" in kinds:  # with tied embeddings no weight is missing
         raise UserError(f"{name!r} ({kinds}) was trained to classify: give the causal language model it was made from")
 
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turn what a damaged or foreign file makes transformers raise, which may be anything, into a UserError."""
+    """Turn any exception into a UserError: transformers may raise anything for a damaged or foreign file."""
     try:
         yield
     except UserError:
@@ -220,9 +253,17 @@ def _cannot_load(name: str, error: Exception) -> str:
 
 
 def check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """UserError, with the remedy, for a model and a tokenizer that cannot work together.
+    """Check that a model and a tokenizer fit together.
 
-    A tokenizer may have tokens that the model has no embedding for; `PairEncoder` refuses them where they are used.
+    A tokenizer may have tokens without an embedding in the model; `PairEncoder` refuses them when they are used.
+
+    Args:
+        name: name of the model in messages.
+        model: the model.
+        tokenizer: the tokenizer.
+
+    Raises:
+        UserError: no BOS and no EOS, no language-model head, or vocabularies that differ.
     """
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise UserError(
@@ -245,7 +286,17 @@ def check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
 
 
 def trained_encoder(name: str, tokenizer: PreTrainedTokenizerBase, rows: int, rows_of: str) -> PairEncoder:
-    """The layout that pairs are trained and written in. UserError where its markers need a token beyond `rows`."""
+    """Return the encoder of training and generation, which ends every sequence.
+
+    Args:
+        name: name of the model in messages.
+        tokenizer: the tokenizer.
+        rows: number of tokens with an embedding.
+        rows_of: what `rows` counts, in messages.
+
+    Raises:
+        UserError: the markers need a token without an embedding.
+    """
     try:
         return PairEncoder(tokenizer, close=True, vocabulary=rows)
     except UserError as error:
@@ -254,16 +305,16 @@ def trained_encoder(name: str, tokenizer: PreTrainedTokenizerBase, rows: int, ro
 
 
 def vocabulary(model: PreTrainedModel) -> int:
-    """The number of tokens that the model has an embedding for."""
+    """Return the number of tokens with an embedding in the model."""
     tokens: Any = model.get_input_embeddings()
     return int(tokens.weight.shape[0])
 
 
 def folder_digest(folder: Path) -> str:
-    """sha256 over config, tokenizer and weight files: small files whole, large ones sampled.
+    """Return a sha256 over config, tokenizer and weight files.
 
-    Of a file over 1 MiB the size, the safetensors header and 64 evenly spaced blocks of 4 KiB are
-    read, so a 100 GB model costs milliseconds and a fine-tuned copy still differs.
+    For a file over 1 MiB, only its size, the safetensors header and 64 evenly spaced blocks of 4 KiB are read. A model
+    of 100 GB takes milliseconds, and a fine-tuned copy still differs.
     """
     sha = hashlib.sha256()
     names = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")

@@ -1,9 +1,8 @@
-"""Attention over a packed sequence: many segments in one row, none of which sees another.
+"""packed_attention, packing_arguments, use_packed_attention: causal attention within the segments of one packed row.
 
-One function is registered with transformers' own attention interface under `PACKED`. It takes the
-segment boundaries the way transformers hands them to flash attention (`cu_seq_lens_q/k`,
-`max_length_q/k`), so any model that uses the interface works and no model is patched. Called without
-boundaries (generation, an evaluation of somebody else's) it is transformers' own sdpa attention.
+The function is registered with transformers' attention interface under `PACKED`. It takes segment boundaries as
+transformers passes them to flash attention (`cu_seq_lens_q/k`, `max_length_q/k`), so any model that uses the interface
+works unpatched. Without boundaries, as in generation, it calls transformers' sdpa attention.
 """
 
 from __future__ import annotations
@@ -46,22 +45,22 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each segment; returns [1, T, H, dv] and no weights.
+    """Compute causal attention within each segment and return [1, T, H, dv] without weights.
 
-    A `sliding_window` of w lets a token see itself and the w - 1 before it, as in Mistral.
+    With a `sliding_window` of w, a token attends to itself and the w - 1 tokens before it, as in Mistral.
     """
     if cu_seq_lens_q is None or max_length_q is None:
         options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
         options |= {"softcap": softcap, "s_aux": s_aux}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **others)
     refused = {"dropout": dropout, "softcap": softcap, "s_aux": s_aux, "mask": attention_mask}
-    for name, given in refused.items():
-        if given is not None and not (isinstance(given, float) and given == 0.0):
+    for name, argument in refused.items():
+        if argument is not None and not (isinstance(argument, float) and argument == 0.0):
             raise UserError(
-                f"{type(module).__name__} asks for attention with {name}, which packed sequences "
-                "do not support: use a model without it (LLaMA and Mistral have none)."
+                f"{type(module).__name__} uses attention with {name}, which packed sequences "
+                "do not support: use a model without it, such as LLaMA or Mistral."
             )
-    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary embeddings have made float32 of some
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary embeddings turn some into float32
         query, key, value = (t.to(torch.get_autocast_dtype("cuda")) for t in (query, key, value))
     half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
     varlen = _varlen_attention() if half else None
@@ -78,7 +77,7 @@ def packed_attention(
 
 
 def _segment(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
-    """One segment, [1, H, L, d]; beyond the window in blocks of it, so memory stays O(window²)."""
+    """Attend within one segment [1, H, L, d]; a longer one in blocks of the window, so memory is O(window²)."""
     length = query.shape[2]
     if window is None or length <= window:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
@@ -88,7 +87,7 @@ def _segment(query: Tensor, key: Tensor, value: Tensor, scale: float | None, win
         ahead = (
             torch.arange(start, stop, dtype=torch.int64, device=query.device)[:, None]
             - torch.arange(first, stop, dtype=torch.int64, device=query.device)[None, :]
-        )  # [block, keys]: how far a query stands behind which key
+        )  # [block, keys]: positions from key to query
         blocks.append(
             F.scaled_dot_product_attention(
                 query[:, :, start:stop],
@@ -104,8 +103,10 @@ def _segment(query: Tensor, key: Tensor, value: Tensor, scale: float | None, win
 
 @functools.cache
 def _varlen_attention() -> Callable[..., Any] | None:
-    """All segments in one call: torch's variable-length flash attention (CUDA, 16-bit), from torch 2.11 on. Heads that
-    share a key must be announced to later ones; before, they were taken as they come."""
+    """Return torch's variable-length flash attention (CUDA, 16-bit), or None before torch 2.11.
+
+    Later versions need `enable_gqa` for heads that share a key; the first ones have no such option.
+    """
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -121,8 +122,7 @@ _bounded: ContextVar[bool] = ContextVar("_bounded", default=False)
 
 @contextmanager
 def packed_forward() -> Iterator[None]:
-    """Around a forward that is given `packing_arguments`: the boundaries say it all, so transformers need not build
-    a mask of T x T."""
+    """Skip transformers' T x T mask during a forward with `packing_arguments`, whose boundaries suffice."""
     token = _bounded.set(True)
     try:
         yield
@@ -139,7 +139,7 @@ AttentionMaskInterface.register(PACKED, _mask)
 
 
 def packing_arguments(lengths: list[int], device: torch.device | str) -> dict[str, Any]:
-    """What a model's forward takes beside `input_ids` for segments of these `lengths`."""
+    """Return the arguments of a model's forward, besides `input_ids`, for segments of these lengths."""
     sizes = torch.tensor(lengths, dtype=torch.int32, device="cpu")
     bounds = F.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
     positions = torch.arange(int(bounds[-1]), dtype=torch.int64, device="cpu") - bounds[:-1].long().repeat_interleave(
@@ -159,7 +159,7 @@ def packing_arguments(lengths: list[int], device: torch.device | str) -> dict[st
 def use_packed_attention(model: PreTrainedModel) -> str:
     """Switch `model` to packed attention and return the name of the implementation.
 
-    flash-attn serves where it is installed and the model is 16-bit on CUDA, `PACKED` elsewhere.
+    It is flash-attn if that is installed and the model is 16-bit on CUDA, else `PACKED`.
     """
     half = model.dtype in (torch.float16, torch.bfloat16)
     flash = model.device.type == "cuda" and half and is_flash_attn_2_available()

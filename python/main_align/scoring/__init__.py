@@ -1,1 +1,1 @@
-"""Score pairs: the Scorer, the definitions of its columns, and the crash-safe bulk job."""
+"""Score pairs: the Scorer, the columns of its output, and jobs that resume."""

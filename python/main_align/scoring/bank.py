@@ -1,7 +1,7 @@
-"""The reference bank: semantic and structural scores of any number of pairs against M of them.
+"""Bank, BankScores: semantic and structural scores of any number of pairs against M reference pairs.
 
-Cost is pairs x bank, never pairs squared, and nothing of either size is stored: the semantic
-score needs only the log-sum-exps of rows, the structural one only three D x D matrices.
+The cost is pairs x bank, and no matrix of either size is stored: the semantic score needs the log-sum-exps of rows, the
+structural score three D x D matrices.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ class BankScores(NamedTuple):
 
 
 class Bank:
-    """M reference pairs, centred by the mean of their own side (unless told not to) and scaled to unit length.
+    """M reference pairs, centred by each side's mean and scaled to unit length.
 
     Args:
-        embed_x, embed_y: float32[M, D], pooled states of instructions and responses.
+        embed_x: float32[M, D], pooled states of the instructions.
+        embed_y: float32[M, D], pooled states of the responses.
         temperature: tau of S = Q K^T / tau.
-        device: where the products run.
-        centred: subtract each side's mean; False for projections that were trained to be compared as they are.
+        device: device of the matrix products. Default "cpu".
+        centred: subtract each side's mean. False for trained projections, which are compared as they are. Default True.
+
+    Raises:
+        ValueError: shapes that differ or no pairs.
     """
 
     def __init__(
@@ -58,7 +62,16 @@ class Bank:
 
     @staticmethod
     def choose(n_scored: int, size: int, seed: int) -> NDArray[np.int64]:
-        """Which of `n_scored` pairs form the bank: all, or a seeded sample of `size`, sorted."""
+        """Return the positions of the pairs that form the bank, int64, ascending.
+
+        Args:
+            n_scored: number of scored pairs.
+            size: largest size of the bank. All pairs are taken if there are no more.
+            seed: random seed of the sample.
+
+        Raises:
+            ValueError: `size` is below 1.
+        """
         if size < 1:
             raise ValueError(f"the bank's size must be at least 1, got {size}")
         if n_scored <= size:
@@ -67,10 +80,20 @@ class Bank:
         return np.sort(sample).astype(np.int64)
 
     def score(self, embed_x: Floats32, embed_y: Floats32, member: NDArray[np.int64]) -> BankScores:
-        """(semantic, structural) of n pairs, float64[n] each.
+        """Score n pairs against the bank.
 
-        `member` is int64[n]: the pair's place in the bank, or -1. A pair outside the bank joins
-        its own partition (N = M + 1), so that its score means the same as a member's.
+        A pair outside the bank joins its own partition (N = M + 1), so its score is comparable with a member's:
+
+            semantic = log N + S_ii - (logsumexp_j S_ij + logsumexp_j S_ji) / 2
+            structural = -sum_j (q_i.q_j - k_i.k_j)^2 / N
+
+        Args:
+            embed_x: float32[n, D], pooled states of the instructions.
+            embed_y: float32[n, D], pooled states of the responses.
+            member: int64[n], the pair's position in the bank, or -1.
+
+        Returns:
+            float64[n] for each score.
         """
         query = self._unit(self._tensor(embed_x), self._mean_x)  # [n, D]
         key = self._unit(self._tensor(embed_y), self._mean_y)
@@ -87,11 +110,10 @@ class Bank:
         return BankScores(semantic.cpu().numpy(), structural.cpu().numpy())
 
     def _consistency(self, query: Tensor, key: Tensor) -> Tensor:
-        """sum_j (q_i.q_j - k_i.k_j)^2 over the bank, float64[n].
+        """Return sum_j (q_i.q_j - k_i.k_j)^2 over the bank, float64[n].
 
-        With P = Q+K, M = Q-K, A = P'P, B = M'M, C = M'P it is (p'Bp + m'Am + 2 p'Cm) / 4:
-        O(D^2) a pair, and no cancellation where Q is near K.
-        A pair's own term is (1 - 1)^2 = 0, so outside the bank nothing has to be added.
+        With P = Q+K, M = Q-K, A = P'P, B = M'M, C = M'P it equals (p'Bp + m'Am + 2 p'Cm) / 4: O(D^2) per pair, and
+        no cancellation if Q is near K. A pair's own term is (1 - 1)^2 = 0, so a pair outside the bank adds nothing.
         """
         plus, minus = _plus_minus(query, key)
         terms = (plus @ self._b) * plus + (minus @ self._a) * minus + 2 * (plus @ self._c) * minus

@@ -1,7 +1,7 @@
-"""One window of pairs: tokenised, checked and cut into packs by a token budget.
+"""SortWindow, MicroBatch, prepare_window: pairs tokenised, checked and grouped into micro-batches by a token budget.
 
-A pack holds whole pairs (both directions count) of about one length, and is one forward pass.
-Everything here depends on the window's pairs and the settings alone, so it is the same each run.
+A micro-batch is one forward pass over whole pairs of similar length, both directions of each. It depends only on the
+window's pairs and the settings, so every run makes the same micro-batches.
 """
 
 from __future__ import annotations
@@ -24,23 +24,39 @@ BATCH_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Pairs that go through the model together: positions in the window, and their tokens."""
+    """Pairs of one forward pass.
+
+    Args:
+        rows: positions in the sort window.
+        tokens: tokens of both directions of all pairs, headers included.
+    """
 
     rows: tuple[int, ...]
-    tokens: int  # both directions of every pair, headers included
+    tokens: int
 
 
 @dataclass
 class SortWindow:
-    """Some thousands of pairs on their way through the model; every list has one entry a pair."""
+    """Pairs that are sorted by length together; every list and array has n entries.
+
+    Args:
+        pairs: the pairs in input order.
+        status: their statuses.
+        reason: their reasons, "" if there is none.
+        encoded: their token ids, None for a row that cannot be scored.
+        tokens_x: int64[n], |x|, 0 for a row that cannot be scored.
+        tokens_y: int64[n], |y|.
+        token_scores: float64[n] for each score that follows from token ids, NaN if the row has no value.
+        micro_batches: the forward passes.
+    """
 
     pairs: Sequence[Pair]
     status: list[str]
     reason: list[str]
-    encoded: list[EncodedPair | None]  # None where the row cannot be scored
-    tokens_x: NDArray[np.int64]  # [n]; 0 where the row cannot be scored
-    tokens_y: NDArray[np.int64]  # [n]
-    token_scores: dict[str, NDArray[np.float64]]  # [n] each; NaN if the row has no value or cannot be scored
+    encoded: list[EncodedPair | None]
+    tokens_x: NDArray[np.int64]
+    tokens_y: NDArray[np.int64]
+    token_scores: dict[str, NDArray[np.float64]]
     micro_batches: list[MicroBatch] = field(default_factory=list)
 
 
@@ -52,10 +68,14 @@ def prepare_window(
     truncate: bool,
     batch_tokens: int,
 ) -> SortWindow:
-    """Tokenise `pairs`, give a status to those that cannot be scored, and fill the packs.
+    """Tokenise pairs, give a status to those that cannot be scored, and fill micro-batches with the others.
 
-    A pair whose sequence exceeds `max_length` tokens is too_long; with `truncate` the ends of x
-    and y are cut instead, in proportion to their lengths, and the pair is `truncated`.
+    Args:
+        pairs: the pairs in input order.
+        encoder: the model's encoder.
+        max_length: longest sequence, in tokens. A longer pair gets the status too_long.
+        truncate: cut the ends of x and y of a longer pair, in proportion to their lengths; its status is `truncated`.
+        batch_tokens: tokens of a micro-batch.
     """
     n = len(pairs)
     window = SortWindow(
@@ -97,19 +117,24 @@ def prepare_window(
 
 
 def bucket_by_length(lengths: dict[int, int], budget: int) -> list[MicroBatch]:
-    """Packs of at most `budget` tokens (a longer pair is alone), filled in order of length."""
-    packs: list[MicroBatch] = []
+    """Group rows of similar length into micro-batches.
+
+    Args:
+        lengths: tokens of each row, by its position in the window.
+        budget: tokens of a micro-batch; a longer row gets its own.
+    """
+    batches: list[MicroBatch] = []
     rows: list[int] = []
     tokens = 0
     for row in sorted(lengths, key=lambda row: (lengths[row], row)):
         if rows and tokens + lengths[row] > budget:
-            packs.append(MicroBatch(tuple(rows), tokens))
+            batches.append(MicroBatch(tuple(rows), tokens))
             rows, tokens = [], 0
         rows.append(row)
         tokens += lengths[row]
     if rows:
-        packs.append(MicroBatch(tuple(rows), tokens))
-    return packs
+        batches.append(MicroBatch(tuple(rows), tokens))
+    return batches
 
 
 def _check_text(window: SortWindow, row: int, pair: Pair, encoder: PairEncoder) -> None:
@@ -147,7 +172,7 @@ def _fit(
 
 
 def _too_long(pair: EncodedPair, encoder: PairEncoder) -> str:
-    """Why nothing is left to cut: what stands round the two sides fills the sequence."""
+    """Explain that context and markers alone fill the sequence, so cutting x and y does not help."""
     markers = f"the {encoder.overhead} tokens of the markers"
     if not pair.context:
         return f"{markers} leave no room for a token of each; raise --max-length"

@@ -1,4 +1,4 @@
-"""The manifest beside each score file: what was scored, by what, how, and what the columns mean."""
+"""read_manifest, write_manifest: OUT.manifest.json with the input, model, settings and column definitions of OUT."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from ..errors import UserError
 
 
 def manifest_path(out: Path) -> Path:
-    """OUT.manifest.json, beside OUT."""
+    """Return the path OUT.manifest.json."""
     return out.with_name(out.name + ".manifest.json")
 
 
 def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest of `out`, whole or not at all."""
+    """Write the manifest of `out` atomically."""
     with atomic_write(manifest_path(out)) as temporary:
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
-    """The manifest beside `out`, or None where there is none. Raises UserError if unreadable."""
+    """Return the manifest of `out`, or None if there is none.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
     path = manifest_path(out)
     if not path.is_file():
         return None
@@ -40,7 +44,15 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in a file that a job wrote. Raises UserError, with the remedy, where it is torn or no object."""
+    """Return the JSON object in a file that a job wrote.
+
+    Args:
+        path: the file.
+        remedy: advice that ends the error message.
+
+    Raises:
+        UserError: the file holds no complete JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -51,7 +63,13 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The settings that differ, one sentence each, nested ones by dotted names."""
+    """Return one sentence for each setting that differs; nested settings have dotted names.
+
+    Args:
+        before: old settings.
+        now: new settings.
+        prefix: dotted name of the enclosing setting, with a final dot.
+    """
     found: list[str] = []
     for name in [*before, *(name for name in now if name not in before)]:
         old, new = before.get(name), now.get(name)

@@ -1,4 +1,4 @@
-"""Reads score files back: row by row, or their numeric columns as arrays."""
+"""write_scores, score_rows_of, read_columns: score files written from rows, and read as rows or as arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from .columns import COLUMNS, NUMERIC
 
 @dataclass(frozen=True, slots=True)
 class ScoreTable:
-    """Numeric columns float64[N] with NaN for null, and the rows and the first reason of each status."""
+    """Numeric columns of a score file.
+
+    Args:
+        columns: float64[N] by name, NaN for null.
+        counts: rows of each status.
+        reasons: first reason of each status.
+        rows: N.
+    """
 
     columns: dict[str, NDArray[np.float64]]
     counts: Counter[str]
@@ -28,7 +35,11 @@ class ScoreTable:
 
 
 def score_rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a score file in order; numbers as numbers, null as None, also from .csv."""
+    """Yield the rows of a score file in order, with numbers as numbers and null as None, from .csv as well.
+
+    Raises:
+        UserError: the file is damaged or no score file.
+    """
     source = open_source(path)
     for number, row in enumerate(source.rows(), 1):
         if row.status != "ok" or row.record is None:
@@ -60,7 +71,15 @@ def _parse(text: str, name: str, path: Path) -> float:
 
 
 def read_columns(path: Path, by: str) -> ScoreTable:
-    """The score columns and the column `by` as arrays: 8 bytes a value, the texts stay on disk."""
+    """Read the numeric columns as arrays, 8 bytes per value; texts are not kept.
+
+    Args:
+        path: score file.
+        by: a column that must exist; it is read even if it is not one of COLUMNS.
+
+    Raises:
+        UserError: no such column, no rows, or a value that is no number.
+    """
     counts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     values: dict[str, list[float]] = {}
@@ -90,7 +109,7 @@ def _number(value: Any, name: str, number: int, path: Path) -> float:
 
 
 def write_scores(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Stream score rows to `path`: texts, int64 token counts, float64 scores, all nullable."""
+    """Write score rows to `path` one by one: texts, int64 token counts and float64 scores, all nullable."""
     import pyarrow as pa
 
     write_rows(path, rows, pa.schema(list(score_types(COLUMNS).items())))
