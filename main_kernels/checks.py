@@ -29,7 +29,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 
 def has_readable_values(tensor: Tensor) -> bool:
-    """Whether the values can be looked at: not in a graph that is being traced, nor where there are only shapes."""
+    """Return False while a graph is traced, and for tensors that have a shape but no values."""
     return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
 
 

@@ -22,25 +22,44 @@ class ScoreMap:
     """The map from raw products to scores, ``s = scale * softcap * tanh((raw + bias) / softcap)``.
 
     A bias of -inf excludes its column from every row, as does a finite bias that the scale takes to -inf: the score is
-    -inf. With a bias or a softcap, a raw product that is not finite becomes NaN instead of a valid score."""
+    -inf. With a bias or a softcap, a raw product that is not finite becomes NaN instead of a valid score.
 
-    scale: Tensor  # 0-dimensional, accumulator dtype; a tensor, so that the host need not know its value
-    softcap: float = 0.0  # 0: no softcap, s = scale * (raw + bias)
-    bias: Tensor | None = None  # [M], accumulator dtype
+    Args:
+        scale: 0-dimensional, accumulator dtype. A tensor, so that the host need not know its value.
+        softcap: 0 is no softcap, ``s = scale * (raw + bias)``. Default 0.
+        bias: [M], accumulator dtype. Default: no bias.
+    """
+
+    scale: Tensor
+    softcap: float = 0.0
+    bias: Tensor | None = None
 
     def valid_column_count(self, columns: int) -> Tensor | int:
-        """Return the number of columns that the bias does not exclude, at least 1."""
+        """Return the number of columns that the bias does not exclude, at least 1.
+
+        Args:
+            columns: M, the number of all columns.
+        """
         if self.bias is None:
             return columns
         lowest = self.bias if self.softcap else self.bias * self.scale
         return (lowest != -torch.inf).sum(dtype=self.scale.dtype).clamp(min=1)
 
     def of_columns(self, columns: slice) -> ScoreMap:
-        """Return the map of a range of columns."""
+        """Return the map of a range of columns.
+
+        Args:
+            columns: the range.
+        """
         return self if self.bias is None else replace(self, bias=self.bias[columns])
 
     def apply(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the scores of raw[..., M] in ``dtype``."""
+        """Return the scores of raw products.
+
+        Args:
+            raw: [..., M], compute dtype.
+            dtype: dtype of the scores.
+        """
         s = raw = raw.to(dtype)
         if self.bias is not None:
             s = s + self.bias
@@ -212,6 +231,8 @@ class FusedKernels(Protocol):
 
 
 class Backend(Protocol):
+    """The kernels of one device. A method whose name ends in ``_`` overwrites an argument."""
+
     single_exp: SingleExpKernels | None
     """kernels for bounded scores, if the backend has them"""
     fused: FusedKernels | None
@@ -220,15 +241,28 @@ class Backend(Protocol):
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators
     ) -> None:
-        """Add raw[c, m] to the accumulators of its rows.
+        """Add the scores of a chunk to the accumulators of its rows.
 
-        targets[c] int64 count from the chunk's first column; targets outside the chunk are skipped. Ranks are valid
-        only if the chunk holds whole rows."""
+        Args:
+            raw: [c, m], compute dtype. The products.
+            score_map: map from products to scores.
+            targets: int64 [c], counted from the chunk's first column. Targets outside the chunk are skipped.
+            mask: mask of the chunk's rows and columns, or None.
+            sums: accumulators of the c rows. Ranks are valid only if the chunk holds whole rows.
+        """
 
     def reduce_columns(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnAccumulators
     ) -> None:
-        """Add raw[c, M] to the column accumulators. A row does not count in the rank of its own target column."""
+        """Add the scores of a chunk to the accumulators of its columns.
+
+        Args:
+            raw: [c, M], compute dtype. The products.
+            score_map: map from products to scores.
+            targets: int64 [c]. A row does not count in the rank of its own target column.
+            mask: mask of the chunk's rows and columns, or None.
+            sums: accumulators of the M columns.
+        """
 
     def score_grad_(
         self,
@@ -239,16 +273,42 @@ class Backend(Protocol):
         terms: ScoreGradTerms,
         scale_grad: Tensor | None,
     ) -> None:
-        """Replace raw[c, M] by dL/draw; scale_grad[c] float64 receives each row's part of dL/dscale."""
+        """Replace a chunk of products by their gradient dL/draw.
+
+        Args:
+            raw: [c, M], compute dtype. The products; receives the gradient.
+            score_map: map from products to scores.
+            targets: int64 [c], or None.
+            mask: mask of the chunk's rows and columns, or None.
+            terms: coefficients of dL/ds.
+            scale_grad: float64 [c]. Receives each row's part of dL/dscale; None if no gradient is needed.
+        """
 
     def add_columns_(self, score_grad: Tensor, sums: Tensor) -> None:
-        """sums[M] += the column sums of score_grad[c, M]."""
+        """Add the column sums of a gradient: ``sums += score_grad.sum(0)``.
+
+        Args:
+            score_grad: [c, M], compute dtype.
+            sums: [M], accumulator dtype. Overwritten.
+        """
 
     def accumulate_(self, high: Tensor, low: Tensor, x: Tensor) -> None:
-        """(high, low) += x, for a float32 kept as two 16-bit planes (sweep/grad_buffer.py)."""
+        """Add to a float32 tensor that is stored as two 16-bit planes: ``(high, low) += x``.
+
+        Args:
+            high: upper 16 bits (sweep/grad_buffer.py). Overwritten.
+            low: lower 16 bits. Overwritten.
+            x: the summand, shape of high.
+        """
 
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
-        """high[n, D] = bfloat16((high, low) * scale), scale [n] or [1]."""
+        """Scale a tensor stored as two planes and round it: ``high = bfloat16((high, low) * scale)``.
+
+        Args:
+            high: [n, D], upper 16 bits. Receives the result.
+            low: [n, D], lower 16 bits.
+            scale: [n] or [1].
+        """
 
     def divergence_(
         self,
@@ -263,13 +323,29 @@ class Backend(Protocol):
     ) -> None:
         """Compute the divergence of p = softmax(scale p_raw[c, M]) and q = softmax(scale q_raw[c, M]).
 
-        values[c] receives KL(p || q), or with beta ``beta KL(p || m) + (1 - beta) KL(q || m)``, where
-        m = beta p + (1 - beta) q. The raw scores, whose dtypes may differ, are overwritten: with weights[c] times their
-        gradient if grad_p or grad_q is true."""
+        Args:
+            p_raw: [c, M]. Overwritten: with its gradient if grad_p is true.
+            q_raw: [c, M], may have another dtype. Overwritten: with its gradient if grad_q is true.
+            scale: factor of both.
+            beta: None is KL(p || q). Else the divergence is ``beta KL(p || m) + (1 - beta) KL(q || m)`` with
+                m = beta p + (1 - beta) q.
+            weights: [c], factors of the gradients.
+            values: [c]. Receives the divergences.
+            grad_p: compute the gradient of p_raw.
+            grad_q: compute the gradient of q_raw.
+        """
 
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
-        """Pool hidden[T, D]: return pooled[B, D] and norms[B], those before normalising, in the accumulator dtype, and
-        units[T] float64, each row's coefficient per unit of its weight ([0] if the pooling is uniform)."""
+        """Pool packed states.
+
+        Args:
+            hidden: [T, D], compute dtype.
+            pooling: segments, mode and coefficients.
+
+        Returns:
+            pooled[B, D] and norms[B], the norms before normalising, in the accumulator dtype, and units[T] float64,
+            each row's coefficient per unit of its weight ([0] if the pooling is uniform).
+        """
 
     def pool_backward(
         self,
@@ -283,5 +359,19 @@ class Backend(Protocol):
         pooling: Pooling,
         needs_grad: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Map pooled_grad[B, D] to the gradients of hidden [rows, D] in ``dtype``, of the weights [rows] and of the
-        query [D], for each that ``needs_grad``. ``hidden`` is required for a query or the weights' gradient."""
+        """Compute the gradients of ``pool_forward``.
+
+        Args:
+            pooled_grad: [B, D], gradient of pooled.
+            pooled: [B, D], from the forward.
+            norms: [B], from the forward.
+            units: [T], from the forward.
+            hidden: [T, D]. Required for a query or the weights' gradient, else None.
+            rows: T.
+            dtype: dtype of hidden and of its gradient.
+            pooling: as in the forward.
+            needs_grad: flags for hidden, weights and query.
+
+        Returns:
+            The gradients of hidden [T, D], weights [T] and query [D]; None where no gradient is needed.
+        """

@@ -63,6 +63,9 @@ why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def get_backend(name: str) -> Backend:
     """Return the backend called ``name``.
 
+    Args:
+        name: ``"cpu"``, ``"plain"`` or ``"triton"``.
+
     Raises:
         ValueError: This installation has no such backend; the message lists those it has.
     """
@@ -74,7 +77,11 @@ def get_backend(name: str) -> Backend:
 
 
 def select_backend(tensor: torch.Tensor) -> str:
-    """Return the name of the backend for tensors of this dtype and device."""
+    """Return the name of the backend for tensors of this dtype and device.
+
+    Args:
+        tensor: any operand; only its dtype and device are read.
+    """
     if _forced is not None:
         return _forced
     if tensor.dtype == torch.float64:
