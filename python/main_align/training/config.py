@@ -1,4 +1,4 @@
-"""The settings of a mutual-alignment run: ours alone, to go beside any TrainingArguments, and joined to SFTConfig."""
+"""AlignmentArguments, MutualAlignmentConfig: the settings of training, alone or joined with SFTConfig."""
 
 from __future__ import annotations
 
@@ -19,53 +19,54 @@ OVER_LENGTH = ("error", "drop", "truncate")
 
 @dataclass
 class AlignmentArguments(AlignmentTerms):
-    """What AlignmentMixin reads beside the trainer's own arguments."""
+    """Settings of AlignmentMixin, in addition to the trainer's own arguments."""
 
     directions: str = field(
         default="both",
         metadata={
-            "help": "Language-model losses trained: both, forward (p(y|x): plain supervised fine-tuning and the "
-            "embedding terms) or reverse (p(x|y)).",
+            "help": "Likelihoods trained: both, forward (p(y|x): supervised fine-tuning plus the embedding terms) or "
+            "reverse (p(x|y)).",
             "choices": list(DIRECTIONS),
         },
     )
     projection_dim: int = field(
         default=256,
-        metadata={"help": "Width of the projection heads of the embedding terms; 0: compare the pooled states."},
+        metadata={"help": "Width of the projection heads of the embedding terms. 0 compares the pooled states."},
     )
     contrast_across_accumulation: bool = field(
         default=True,
         metadata={
-            "help": "With gradient accumulation, contrast the pairs of all its micro-batches with each other (exact, "
-            "for one forward more), not those of one."
+            "help": "With gradient accumulation, contrast the pairs of all micro-batches of a step with each other: "
+            "exact, at the cost of a second forward. False contrasts each micro-batch by itself."
         },
     )
     synthetic_weight_schedule: str = field(
         default="loss_ratio",
         metadata={
-            "help": "Weight of pairs whose column `synthetic` is true: loss_ratio, constant or linear.",
+            "help": "Schedule of the weight of pairs whose column `synthetic` is true: loss_ratio, constant or linear.",
             "choices": list(SCHEDULES),
         },
     )
     synthetic_weight: float = field(
-        default=0.5, metadata={"help": "Its value, last value (linear) or first value (loss_ratio)."}
+        default=0.5,
+        metadata={"help": "Weight of synthetic pairs: constant, last (linear) or first value (loss_ratio)."},
     )
     over_length: str = field(
         default="error",
         metadata={
-            "help": "A pair over max_length: error, drop or truncate both its sides.",
+            "help": "Treatment of pairs over max_length: error, drop, or truncate both sides.",
             "choices": list(OVER_LENGTH),
         },
     )
 
     @property
     def uses_embeddings(self) -> bool:
-        """Whether a term of embeddings counts."""
+        """True if an embedding term has a weight above 0."""
         return bool(self.active(EMBEDDING_TERMS))
 
     @property
     def columns(self) -> tuple[int, ...]:
-        """The likelihoods that are trained, as in encoding.LogpColumn."""
+        """Likelihood columns that are trained."""
         return {
             "both": (LogpColumn.Y_GIVEN_X, LogpColumn.X_GIVEN_Y),
             "forward": (LogpColumn.Y_GIVEN_X,),
@@ -73,7 +74,7 @@ class AlignmentArguments(AlignmentTerms):
         }[self.directions]
 
     def check(self) -> None:
-        """UserError for a setting that makes no sense, naming it."""
+        """Raise UserError, naming the setting, if a value is out of range or contradicts another."""
         self.check_terms()
         SyntheticWeight(self.synthetic_weight_schedule, self.synthetic_weight)
         for name, known in (("directions", DIRECTIONS), ("over_length", OVER_LENGTH)):
@@ -87,16 +88,14 @@ class AlignmentArguments(AlignmentTerms):
             raise UserError(f"projection_dim must not be negative, got {self.projection_dim}")
         trained = {"both": ("forward", "reverse"), "forward": ("forward",), "reverse": ("reverse",)}[self.directions]
         if not self.active((*trained, *EMBEDDING_TERMS, "duality_gap")):
-            raise UserError(
-                f"with directions={self.directions!r} every term that counts has weight 0: give one a weight"
-            )
+            raise UserError(f"with directions={self.directions!r} all trained terms have weight 0: set one above 0")
 
 
 @dataclass
 class MutualAlignmentConfig(AlignmentArguments, SFTConfig):
-    """SFTConfig and the settings of mutual alignment in one.
+    """SFTConfig with the settings of mutual alignment.
 
-    `bf16` is by default True where the device has instructions for bfloat16; SFTConfig's default is True everywhere.
+    The default of `bf16` is True if the device has bfloat16 instructions; SFTConfig's is True everywhere.
     """
 
     def __post_init__(self) -> None:

@@ -37,20 +37,20 @@ class Likelihoods(NamedTuple):
 class MutualAlignmentLoss(nn.Module):
     """Compute the weighted sum of MAIN's three dimensions and the supervised losses (arXiv 2504.12913).
 
-    =============  ================================================================================================
-    semantic       symmetric InfoNCE of the pairs within their batch (``main_kernels.info_nce``)
-    intentional    minus a bound on the mutual information (``main_kernels.mutual_information``)
-    structural     cyclic consistency of the two similarity matrices (``main_kernels.cyclic_consistency``)
-    forward        -sum_i log p(y_i|x_i) / sum_i |y_i|
-    reverse        -sum_i log p(x_i|y_i) / sum_i |x_i|
-    duality_gap    mean_i |log p(x_i) + log p(y_i|x_i) - log p(y_i) - log p(x_i|y_i)| / (|x_i| + |y_i|)
-    =============  ================================================================================================
+    | term | value |
+    |---|---|
+    | semantic | symmetric InfoNCE of the pairs within their batch (`main_kernels.info_nce`) |
+    | intentional | minus a bound on the mutual information (`main_kernels.mutual_information`) |
+    | structural | cyclic consistency of the two similarity matrices (`main_kernels.cyclic_consistency`) |
+    | forward | -sum_i log p(y_i\\|x_i) / sum_i \\|y_i\\| |
+    | reverse | -sum_i log p(x_i\\|y_i) / sum_i \\|x_i\\| |
+    | duality_gap | mean over pairs of \\|log p(x) + log p(y\\|x) - log p(y) - log p(x\\|y)\\| / (\\|x\\| + \\|y\\|) |
 
-    ::
-
-        loss = MutualAlignmentLoss(AlignmentTerms(semantic_weight=1.0, intentional_weight=0.1))
-        value, metrics = loss(query, key)  # [N, D] pooled states of instructions and responses
-        value.backward()
+    ```python
+    loss = MutualAlignmentLoss(AlignmentTerms(semantic_weight=1.0, intentional_weight=0.1))
+    value, metrics = loss(query, key)  # [N, D] pooled states of instructions and responses
+    value.backward()
+    ```
 
     Args:
         terms: weights and options of the terms. A term of weight 0 is not computed. Default: `AlignmentTerms()`.

@@ -1,4 +1,4 @@
-"""Which terms of mutual alignment a training run has, and how much each weighs."""
+"""AlignmentTerms: weights and options of the terms of mutual alignment."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ ESTIMATORS = ("infonce", "nwj", "dv", "js", "smile")
 
 @dataclass
 class AlignmentTerms:
-    """Weights of the terms (0 leaves one out, and what only it needs is not computed), and how they are measured.
+    """Weights of the terms, and how they are measured.
 
-    The total is ``sum_t weight_t * term_t``; every term is in nats except the structural one, which has no unit.
+    The loss is `sum_t <t>_weight * t` over the terms t. A term of weight 0 is left out, and what only that term needs
+    is not computed. All terms are in nats except `structural`, which has no unit.
     """
 
     forward_weight: float = field(
-        default=1.0, metadata={"help": "Weight of -log p(y|x), nats per token: supervised loss."}
+        default=1.0, metadata={"help": "Weight of -log p(y|x), nats per token: the loss of supervised fine-tuning."}
     )
     reverse_weight: float = field(default=1.0, metadata={"help": "Weight of -log p(x|y), nats per token."})
     semantic_weight: float = field(
@@ -31,8 +32,8 @@ class AlignmentTerms:
     duality_gap_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of |log p(x) + log p(y|x) - log p(y) - log p(x|y)| / (|x|+|y|), nats per token; "
-            "needs both directions, and the head reads about twice the tokens."
+            "help": "Weight of |log p(x) + log p(y|x) - log p(y) - log p(x|y)| / (|x|+|y|), nats per token. "
+            "Needs directions=both, and about doubles the tokens that the language-model head reads."
         },
     )
     structural_weight: float = field(
@@ -47,24 +48,32 @@ class AlignmentTerms:
         },
     )
     contrastive_temperature: float = field(
-        default=0.07, metadata={"help": "Cosines are divided by it in all embedding terms."}
+        default=0.07, metadata={"help": "Divisor of the cosine similarities in the semantic and intentional terms."}
     )
 
     def weight(self, term: str) -> float:
-        """The weight of one term, by name."""
+        """Return the weight of one term.
+
+        Args:
+            term: one of EMBEDDING_TERMS or LIKELIHOOD_TERMS.
+        """
         return float(getattr(self, f"{term}_weight"))
 
     def active(self, names: tuple[str, ...]) -> list[str]:
-        """Those of the named terms that count."""
+        """Return the terms whose weight is above 0.
+
+        Args:
+            names: terms to choose from.
+        """
         return [name for name in names if self.weight(name) > 0]
 
     def check_terms(self) -> None:
-        """UserError for a weight or option that makes no sense, naming it."""
+        """Raise UserError, naming the setting, if a weight or option is out of range."""
         for name in (*EMBEDDING_TERMS, *LIKELIHOOD_TERMS):
             if not 0 <= self.weight(name) < float("inf"):
                 raise UserError(f"{name}_weight must be finite and not negative, got {self.weight(name)}")
         if not self.active((*EMBEDDING_TERMS, *LIKELIHOOD_TERMS)):
-            raise UserError("all terms have weight 0, so there is nothing to train: give at least one a weight")
+            raise UserError("all terms have weight 0, so there is nothing to train: set at least one above 0")
         if not self.contrastive_temperature > 0:
             raise UserError(f"contrastive_temperature must be above 0, got {self.contrastive_temperature}")
         if self.mi_estimator not in ESTIMATORS:

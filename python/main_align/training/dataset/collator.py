@@ -1,7 +1,7 @@
-"""A micro-batch of pairs as one packed, padding-free sequence, with the places to read in it.
+"""PairCollator: a micro-batch of pairs as one packed sequence without padding, with the positions to read.
 
-Pair i is two sequences, ``<x><y>`` and ``<y><x>``, one after the other; where only one direction is trained, the other
-sequence is no more than what its embedding needs, or absent.
+Pair i is two sequences, ``<x><y>`` and ``<y><x>``, one after the other. If only one direction is trained, the other
+sequence ends after the segment that is pooled, or is absent.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ Directions = Literal["both", "forward", "reverse"]
 
 
 class PairCollator:
-    """Pairs (see pairs.COLUMNS), or lists of them from packing, to one batch.
+    """Collate pairs (reader.COLUMNS), or lists of pairs from packing, to one batch of CPU tensors.
 
-    The batch, all tensors on the CPU: what the model's forward takes (``input_ids`` [1, T] and the packing arguments),
-    and under ``pairs`` what is read inside it::
+    The batch has the arguments of the model's forward (``input_ids`` [1, T] and the packing arguments), and ``pairs``::
 
         rows, targets    int64 [R]: state rows[r] predicts token targets[r]
         segments         int64 [R]: 4 * pair + LogpColumn of its log-probability
-        tokens           int64 [N, 4]: how many tokens each of the four sums over
-        pool             int64 [4 N]: where the pooled segment of x, then of y, begins and ends, pair by pair; [0] where
+        tokens           int64 [N, 4]: number of tokens that each of the four likelihoods sums over
+        pool             int64 [4 N]: start and stop of the pooled segment of x, then of y, pair by pair; [0] if
                          nothing is pooled
-        group, row       int64 [N]; synthetic bool [N]
+        group            int64 [N]: pairs of one group are not negatives of each other
+        row              int64 [N]: row in the data set
+        synthetic        bool [N]
 
     Args:
-        encoder: lays out pairs.
-        directions: which likelihoods are trained.
-        pooled: whether embeddings are wanted.
-        all_likelihoods: also score the first segment of each sequence, for the duality gap.
+        encoder: turns pairs into token sequences.
+        directions: likelihoods that are trained.
+        pooled: True if embeddings are needed.
+        all_likelihoods: True to score the first segment of each sequence too, for the duality gap.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class PairCollator:
         return {"input_ids": packed[None], **packing_arguments(lengths, "cpu"), "pairs": pairs}
 
     def tokens_of(self, pair: dict[str, Any]) -> int:
-        """Tokens of a pair's sequences, all of them together."""
+        """Return the number of tokens of all sequences of a pair."""
         return sum(len(sequence.ids) for sequence in self._sequences(pair) if sequence is not None)
 
     def _trained(self) -> tuple[bool, bool]:
@@ -105,7 +106,7 @@ class PairCollator:
         column: int,
         number: int,
     ) -> None:
-        """Adds the tokens of one segment, those of y that its mask leaves out excepted."""
+        """Append the tokens of one segment, without those of y that its mask leaves out."""
         places = range(start + span[0], start + span[1])
         if column in (LogpColumn.Y_GIVEN_X, LogpColumn.Y) and 0 in pair["y_mask"]:
             ending = [1 in pair["y_mask"]] * (len(places) - len(pair["y_mask"]))
@@ -120,6 +121,6 @@ def _ids(numbers: list[int]) -> torch.Tensor:
 
 
 def _first_only(sequence: EncodedSequence) -> EncodedSequence:
-    """The sequence up to the end of its first segment's content."""
+    """Cut a sequence after the content of its first segment."""
     stop = sequence.pool_span[1]
     return EncodedSequence(sequence.ids[:stop], (sequence.first_span[0], stop), (stop, stop), sequence.pool_span)

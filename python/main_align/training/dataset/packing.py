@@ -1,4 +1,4 @@
-"""Packing: whole pairs grouped into rows of about equal length, best fit in decreasing order; no pair is ever cut."""
+"""PackedPairs, best_fit: whole pairs grouped into rows of similar length. No pair is cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 
 class PackedPairs(Dataset[list[dict[str, Any]]]):
-    """Each item is the list of pairs of one bin."""
+    """Data set whose items are lists of pairs, one list per bin."""
 
     def __init__(self, pairs: Any, bins: list[list[int]]) -> None:
         self.pairs, self.bins = pairs, bins
@@ -23,7 +23,15 @@ class PackedPairs(Dataset[list[dict[str, Any]]]):
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Places of `lengths` in bins of at most `capacity` (a longer one is alone), best fit decreasing."""
+    """Assign items to bins of at most `capacity` by best fit decreasing; a longer item has a bin of its own.
+
+    Args:
+        lengths: length of each item.
+        capacity: largest sum of lengths in a bin.
+
+    Returns:
+        The indices of each bin's items.
+    """
     bins: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free, number of the bin), sorted
     for place in sorted(range(len(lengths)), key=lambda p: (-lengths[p], p)):

@@ -1,4 +1,4 @@
-"""Preparation: data sets of any form to what the dataloaders take."""
+"""Preparation: data sets of any supported form to the input of the data loaders."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .reader import PairReader
 
 
 class Preparation:
-    """Reads, shuffles and packs data sets for one tokenizer, and collates their pairs.
+    """Read, shuffle and pack data sets for one tokenizer, and collate their pairs.
 
     Args:
-        model: the causal language model itself, whose vocabulary may be smaller than the tokenizer's.
-        tokenizer: as it will be saved with the model, or a processor that has it.
+        model: the causal language model; its vocabulary may be smaller than the tokenizer's.
+        tokenizer: the tokenizer that is saved with the model, or a processor with one.
         args: the trainer's settings.
-        alignment: ours.
-        max_length: tokens of the longest sequence.
+        alignment: settings of mutual alignment.
+        max_length: length of the longest sequence in tokens.
 
     Raises:
-        UserError: for an `eos_token` of the settings that no response ends with.
+        UserError: if no response ends with the `eos_token` of the settings.
     """
 
     def __init__(
@@ -45,7 +45,10 @@ class Preparation:
         )
 
     def prepare(self, dataset: Any, args: Any, *, packing: bool, name: str) -> Any:
-        """The data set as pairs (see pairs.COLUMNS), or lists of them; one that is so already is returned as it is."""
+        """Return the data set as pairs (reader.COLUMNS), or lists of pairs with `packing`.
+
+        Prepared data sets are returned unchanged.
+        """
         if dataset is None or isinstance(dataset, PackedPairs):
             return dataset
         pairs = self.reader.prepare(dataset, name, getattr(args, "dataset_num_proc", None))
@@ -61,18 +64,18 @@ class Preparation:
 
 
 def packs_evaluation(args: Any) -> bool:
-    """Whether the rows of an evaluation are packed: as those of the training, unless the settings say otherwise."""
+    """Tell whether evaluation rows are packed: `eval_packing`, or `packing` if that is None."""
     evaluation = getattr(args, "eval_packing", None)
     return bool(getattr(args, "packing", False) if evaluation is None else evaluation)
 
 
 def _check_ending(encoder: PairEncoder, eos_token: str | None) -> None:
-    """UserError for an `eos_token` that no response ends with, so that the model would never learn to stop at it."""
+    """Raise UserError if no response ends with `eos_token`: the model would not learn to stop at it."""
     forward, _ = encoder.sequences(EncodedPair([], [], []))
     ending = forward.ids[slice(*forward.second_span)]
     if eos_token is not None and encoder.tokenizer.eos_token_id not in ending:
         written = str(encoder.tokenizer.decode(ending))
         raise UserError(
             f"eos_token {eos_token!r} is not what the chat template ends a response with ({written!r}), so the model "
-            f"would never learn to stop there: use eos_token={written!r}, or another template (chat_template_path)"
+            f"would not learn to stop there: use eos_token={written!r}, or another template (chat_template_path)"
         )

@@ -1,12 +1,13 @@
-"""From a data set of any form that SFTTrainer takes to token ids of pairs: what the trainer reads.
+"""PairReader: data sets of any form that SFTTrainer reads, as token ids of pairs with these columns:
 
-x_ids, y_ids      tokens of the two sides, without markers
+x_ids             tokens of the instruction, without markers
+y_ids             tokens of the response, without markers
 context_ids       tokens of the turns before the pair, markers included
-y_mask            1 where a token of y is scored (pre-tokenised rows may leave some out)
-synthetic         whether the pair was written by a model (weighed by alpha)
-group             equal for pairs that share an instruction or a response: no negatives of each other
-length            tokens of the longer of its two sequences, which sampling by length goes by
-row               the row's number in the data set, from 0; in a stream its place, and among the shards of its worker
+y_mask            1 for each token of y that is scored (tokenised rows may leave some out)
+synthetic         true if a model wrote one side of the pair (weighted by synthetic_weight)
+group             equal for pairs that share an instruction or a response, which are not negatives of each other
+length            tokens of the longer of its two sequences, for sampling by length
+row               index of the row in the data set, from 0; in a stream, among the shards of its worker
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("x_ids", "y_ids", "context_ids", "y_mask", "synthetic", "group", "length", "row")
 OverLength = Literal["error", "drop", "truncate"]
-SHOWN = 5  # bad rows named in an error
-LOOKED_AT = 64  # rows in which text that is dropped is looked for
-OVER_LENGTH = "over_length"  # the problem of a row that is left out because the user asked for it
+SHOWN = 5  # most bad rows named in an error
+LOOKED_AT = 64  # rows searched for text that is dropped
+OVER_LENGTH = "over_length"  # problem of a row that over_length="drop" leaves out
 
 _TOKENISED = Features(
     {name: ListOf(Value("int64")) for name in ("x_ids", "y_ids", "context_ids", "y_mask")}
@@ -54,8 +55,10 @@ _TOKENISED = Features(
 class PairReader:
     """Reads rows for one tokenizer.
 
-    `max_length` is the longest sequence in tokens; a pair that makes a longer one is an error, left out, or cut at the
-    ends of both its sides, as `over_length` says.
+    Attributes:
+        encoder: turns pairs into token sequences.
+        max_length: length of the longest sequence in tokens.
+        over_length: treatment of longer pairs: an error, left out, or cut at the ends of both sides.
     """
 
     encoder: PairEncoder
@@ -63,23 +66,24 @@ class PairReader:
     over_length: OverLength = "error"
 
     def prepare(self, dataset: Dataset | IterableDataset, name: str, workers: int | None = None) -> Any:
-        """The data set with exactly COLUMNS; one that has them already is returned as it is.
+        """Return the data set with exactly COLUMNS. A data set that has them already is returned unchanged.
 
-        UserError where no row can be read, and for rows that cannot be trained on, which it names; an IterableDataset
-        raises when it comes to the row.
+        Raises:
+            UserError: naming the rows, if rows cannot be read or trained. An IterableDataset raises when it reaches
+                the row.
         """
         if not isinstance(dataset, (Dataset, IterableDataset)):
             raise UserError(
-                f"the {name} data set is of type {type(dataset).__name__}: give a datasets.Dataset "
-                "(Dataset.from_list makes one of a list of dicts) or a datasets.IterableDataset"
+                f"the {name} data set is of type {type(dataset).__name__}: pass a datasets.Dataset "
+                "(Dataset.from_list converts a list of dicts) or a datasets.IterableDataset"
             )
         names = dataset.column_names
         if names is not None and set(COLUMNS) <= set(names):
             return dataset
         if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
             raise UserError(
-                f"the {name} data set has a transform (with_transform), which would be frozen when the pairs are "
-                "tokenised: apply it with dataset.map, or give a stream (dataset.to_iterable_dataset().map)"
+                f"the {name} data set has a transform (with_transform), which tokenising would apply once: "
+                "apply it with dataset.map, or pass a stream (dataset.to_iterable_dataset().map)"
             )
         dataset = dataset.with_format(None)
         if names is not None:
@@ -121,13 +125,12 @@ class PairReader:
         return {key: [row[key] for row in rows] for key in rows[0]}
 
     def _stream(self, dataset: IterableDataset, name: str) -> IterableDataset:
-        """Maps the stream rather than wrapping it, so that its shards are still dealt out to workers and processes and
-        its shuffling still follows the epoch."""
+        """Map the stream, not wrap it: workers and processes still split its shards, and it shuffles by epoch."""
 
         def read(record: Mapping[str, Any], number: int) -> dict[str, Any]:
             row = self._row(record, number)
             self._check([row["problem"]], [number], name)
-            return row | {"group": row["y_hash"]}  # duplicates of a stream are known by their response alone
+            return row | {"group": row["y_hash"]}  # in a stream, only equal responses are recognised
 
         features = Features({**_TOKENISED, "group": Value("int64")})
         rows = dataset.map(read, with_indices=True, features=features)
@@ -189,16 +192,14 @@ class PairReader:
         bad = [(row, why) for row, why in zip(rows, problems, strict=True) if why and why != OVER_LENGTH]
         if not bad:
             return
-        worker = get_worker_info()  # of a stream that several of them read: each counts the rows of its own shards
+        worker = get_worker_info()  # each worker of a stream counts the rows of its own shards
         where = "" if worker is None or worker.num_workers == 1 else f" of worker {worker.id}"
         listed = "; ".join(f"row {row}{where}: {why}" for row, why in bad[:SHOWN])
         more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        remedy = "mend or remove these rows"
+        remedy = "correct or remove these rows"
         if any(f"over {self.max_length}" in why for _, why in bad):
-            remedy = "raise max_length as far as the model goes, or say over_length='drop' or over_length='truncate'"
-        raise UserError(
-            f"{len(bad)} rows of the {name} data set cannot be trained on: {listed}{more}. Remedy: {remedy}."
-        )
+            remedy = "raise max_length up to the model's limit, or set over_length='drop' or over_length='truncate'"
+        raise UserError(f"{len(bad)} rows of the {name} data set cannot be trained: {listed}{more}. Remedy: {remedy}.")
 
 
 def _check_columns(names: Sequence[str], name: str) -> None:
@@ -206,29 +207,28 @@ def _check_columns(names: Sequence[str], name: str) -> None:
         wanted = "; ".join([*(dialect.description for dialect in DIALECTS), "input_ids"])
         raise UserError(
             f"the {name} data set has the columns {', '.join(map(repr, names))}, and no pair can be read from them: "
-            f"want one of {wanted}. Rename them (dataset.rename_columns); plain text has no two sides to align."
+            f"expected one of {wanted}. Rename them (dataset.rename_columns). Plain text has no two sides to align."
         )
     if {"input_ids"} <= set(names) and not {"labels", *MASKS} & set(names):
         raise UserError(
-            f"the {name} data set is tokenised (input_ids) but does not say where the response begins: add a "
-            "completion_mask (1 on the response) or labels (-100 before it), or give the pairs as text"
+            f"the {name} data set is tokenised (input_ids) but has no mask of the response: add a completion_mask "
+            "(1 on the response) or labels (-100 before it), or pass the pairs as text"
         )
 
 
 def _report_unused(dataset: Dataset | IterableDataset, name: str) -> None:
-    """Says once which text of the first rows is dropped."""
+    """Warn once about text of the first rows that is not part of the pairs."""
     if unused := unused_texts(dataset.take(LOOKED_AT if isinstance(dataset, Dataset) else 1)):
         log.warning(
-            "%s data set: text that is no part of the pairs is dropped: columns %s. If one belongs to the instruction, "
-            "join it to it with dataset.map",
+            "%s data set: text that is not part of the pairs is dropped: columns %s. If a column belongs to the "
+            "instruction, join them with dataset.map",
             name,
             ", ".join(map(repr, unused)),
         )
 
 
 def connected(*keys: Sequence[int]) -> list[int]:
-    """One number for each row, equal for rows joined by an equal key in any of the `keys` columns, over any number of
-    steps."""
+    """Return the connected components of rows: rows with an equal key in any column of `keys` share a number."""
     parent = list(range(len(keys[0])))
 
     def root(row: int) -> int:

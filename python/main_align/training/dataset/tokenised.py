@@ -1,4 +1,4 @@
-"""The pair inside a row that was tokenised elsewhere, by SFTTrainer's preparation for one."""
+"""split_tokenised: the pair inside a row that was tokenised elsewhere, for example by SFTTrainer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ MASKS = ("completion_mask", "assistant_masks")
 
 
 class Unusable(Exception):
-    """Why a row cannot be trained on."""
+    """The reason why a row cannot be trained."""
 
 
 def split_tokenised(record: Mapping[str, Any], encoder: PairEncoder) -> tuple[EncodedPair, list[int]]:
-    """The pair of `input_ids` and the mask of its response, 1 where a token is scored.
+    """Split `input_ids` into a pair, and return it with the mask of its response, 1 for scored tokens.
 
-    Before the first scored token lies the prompt. The markers that the chat template put round the last two turns are
-    taken off, since they are laid out anew in both directions, and padding is left out.
+    The prompt ends at the first scored token. Padding and the chat template's markers around the last two turns are
+    removed; PairEncoder adds markers for both directions.
     """
     if len(record.get("seq_lengths") or ()) > 1:
-        raise Unusable("it is several sequences packed into one: tokenise without packing, pairs are packed whole here")
+        raise Unusable(
+            "it is several sequences packed into one: tokenise without packing, the trainer packs whole pairs"
+        )
     ids = list(record["input_ids"])
     scored = [1] * len(ids)
     for column in MASKS:
@@ -33,7 +35,7 @@ def split_tokenised(record: Mapping[str, Any], encoder: PairEncoder) -> tuple[En
         real = [place for place, each in enumerate(record["attention_mask"]) if each]
         ids, scored = [ids[place] for place in real], [scored[place] for place in real]
     if 1 not in scored:
-        raise Unusable("no token of it is scored: the masks or labels leave out everything")
+        raise Unusable("no token of it is scored: its masks or labels exclude all tokens")
     start = scored.index(1)
     context, x = encoder.unframe_prompt(ids[:start])
     begin, stop = encoder.unframe_response(ids[start:])

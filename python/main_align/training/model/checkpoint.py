@@ -1,4 +1,7 @@
-"""What mutual alignment adds to a checkpoint: one file beside the model's, which anything can still load."""
+"""write, is_in, read: the file of a checkpoint with the projection heads and the running means of both losses.
+
+The model's own files are unchanged, so any library loads them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _MEANS = "synthetic_weight.means"
 
 
 def write(folder: str | os.PathLike[str], head: dict[str, Tensor], synthetic_weight: SyntheticWeight) -> None:
-    """The weights of the projection heads (empty where there are none), and the running means behind alpha."""
+    """Write the weights of the projection heads (empty without heads) and the running means."""
     tensors = {PREFIX + name: weight for name, weight in head.items()}
     if synthetic_weight.means is not None:
         tensors[_MEANS] = synthetic_weight.means
@@ -29,7 +32,7 @@ def is_in(folder: str | os.PathLike[str]) -> bool:
 
 
 def read(folder: str | os.PathLike[str], head: AlignmentHead | None, synthetic_weight: SyntheticWeight) -> None:
-    """Restores both. UserError where the file is missing or does not fit the heads."""
+    """Restore both. UserError if the file is missing or its shapes differ from the heads'."""
     path = Path(folder) / FILE
     if not is_in(folder):
         raise UserError(f"{path} is missing: this checkpoint was not written by a trainer with mutual alignment")
@@ -38,10 +41,10 @@ def read(folder: str | os.PathLike[str], head: AlignmentHead | None, synthetic_w
     weights = {name.removeprefix(PREFIX): weight for name, weight in tensors.items()}
     if head is None:
         return
-    found, wanted = ({name: list(w.shape) for name, w in side.items()} for side in (weights, head.state_dict()))
-    if found != wanted:
+    saved, expected = ({name: list(w.shape) for name, w in side.items()} for side in (weights, head.state_dict()))
+    if saved != expected:
         raise UserError(
-            f"{path} holds projection heads of other shapes ({found or 'none'}) than this run's ({wanted}): give the "
-            "projection_dim it was trained with"
+            f"{path} holds projection heads of other shapes ({saved or 'none'}) than this run's ({expected}): set "
+            "projection_dim to the value of the saved run"
         )
     head.load_state_dict(weights)

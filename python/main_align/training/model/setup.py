@@ -1,4 +1,4 @@
-"""What a trainer needs before it starts: model, tokenizer and settings, checked against each other."""
+"""set_up, unwrap_peft: load model and tokenizer, and check them against the settings before training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Setup:
-    """A model that can be trained, its tokenizer, and the longest sequence it may see."""
+    """A trainable model, its tokenizer, and the length of the longest sequence in tokens."""
 
-    model: nn.Module  # a PreTrainedModel, or a PeftModel round one
+    model: nn.Module  # a PreTrainedModel, or a PeftModel around one
     tokenizer: PreTrainedTokenizerBase
     max_length: int
 
@@ -32,8 +32,11 @@ class Setup:
 def set_up(
     model: str | nn.Module, tokenizer: Any, args: Any, alignment: AlignmentArguments, quantization_config: Any = None
 ) -> Setup:
-    """Loads what is given by name, switches the model to packed attention and checks everything that can be known
-    before training; UserError with the remedy for what cannot work."""
+    """Load a model given by name, switch it to packed attention, and check all that can be checked before training.
+
+    Raises:
+        UserError: with the remedy, if model, tokenizer or settings cannot work.
+    """
     alignment.check()
     if isinstance(model, str):
         model, tokenizer = _load(model, tokenizer, args, quantization_config)
@@ -41,27 +44,29 @@ def set_up(
     if tokenizer is None:
         name = getattr(base.config, "_name_or_path", "")
         if not name:
-            raise UserError("processing_class is needed: the model does not say where its tokenizer is")
+            raise UserError("processing_class is needed: the model's config does not name its tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(name)
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UserError(f"processing_class must be a tokenizer, got {type(tokenizer).__name__}")
     check_model(type(base).__name__, base, tokenizer)
     lm_head_weight(base)
-    Forward(base)  # switches the attention, and refuses a family whose packed probabilities differ from its own
+    Forward(base)  # switches the attention, and refuses a family whose packed probabilities differ
     if hasattr(base.config.get_text_config(), "output_router_logits") and getattr(args, "router_aux_loss_coef", 1) != 0:
-        log.warning("the load-balancing loss of a mixture of experts is not trained; router_aux_loss_coef=0.0 says so")
-        args.router_aux_loss_coef = 0.0  # else SFTTrainer has the model compute it
+        log.warning(
+            "the load-balancing loss of a mixture of experts is not trained; to hide this, set router_aux_loss_coef=0.0"
+        )
+        args.router_aux_loss_coef = 0.0  # otherwise SFTTrainer makes the model compute it
     limit = context_length(base.config)
-    wanted = getattr(args, "max_length", None)
-    if not (limit or wanted):
-        raise UserError("the model's config has no max_position_embeddings: give max_length")
-    longest = min(n for n in (limit, wanted) if n)
+    requested = getattr(args, "max_length", None)
+    if not (limit or requested):
+        raise UserError("the model's config has no max_position_embeddings: set max_length")
+    longest = min(n for n in (limit, requested) if n)
     return Setup(model, tokenizer, longest)
 
 
 def unwrap_peft(model: nn.Module) -> PreTrainedModel:
-    """The causal language model inside a PEFT model, or the model itself."""
+    """Return the causal language model inside a PeftModel, or the model itself."""
     inner: Any = model
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     if not isinstance(inner, PreTrainedModel):
@@ -70,12 +75,12 @@ def unwrap_peft(model: nn.Module) -> PreTrainedModel:
 
 
 def _load(name: str, tokenizer: Any, args: Any, quantization_config: Any) -> tuple[nn.Module, Any]:
-    """As SFTTrainer does, and `smollm2` besides."""
+    """Load as SFTTrainer does, and `smollm2`."""
     options = dict(getattr(args, "model_init_kwargs", None) or {})
-    options.setdefault("dtype", torch.float32)  # weights that are trained; bf16=True is autocast round them
+    options.setdefault("dtype", torch.float32)  # bf16=True is autocast; the trained weights stay float32
     options.setdefault("trust_remote_code", getattr(args, "trust_remote_code", False))
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
-    asked = {"revision": options.get("revision"), "trust_remote_code": options["trust_remote_code"]}
-    found = find(name, tokenizer=tokenizer, **asked)
-    return load_weights(found, **options), found.tokenizer
+    source = {"revision": options.get("revision"), "trust_remote_code": options["trust_remote_code"]}
+    checkpoint = find(name, tokenizer=tokenizer, **source)
+    return load_weights(checkpoint, **options), checkpoint.tokenizer

@@ -16,7 +16,7 @@ class CheckpointMixin(MixinBase):
     """Checkpoint part of AlignmentMixin."""
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
-        """Override: add a section with the method, the terms and their weights."""
+        """Override to add a section with the method, the terms and their weights."""
         super().create_model_card(*args, **options)
         path = Path(self.args.output_dir or ".") / "README.md"
         if self.is_world_process_zero() and path.is_file():

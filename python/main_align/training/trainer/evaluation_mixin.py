@@ -17,12 +17,12 @@ class EvaluationMixin(MixinBase):
     """Evaluation part of AlignmentMixin."""
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **options: Any) -> dict[str, float]:
-        """Override: prepare a data set of any supported form, and keep training metrics out of its log lines."""
+        """Override to prepare a data set of any supported form, and to keep training metrics out of its log lines."""
         with self._monitor.paused():
             return super().evaluate(self._prepared(eval_dataset, "eval"), *args, **options)
 
     def predict(self, test_dataset: Any, *args: Any, **options: Any) -> PredictionOutput:
-        """Override: prepare a data set of any supported form, and keep training metrics out of its log lines."""
+        """Override to prepare a data set of any supported form, and to keep training metrics out of its log lines."""
         with self._monitor.paused():
             return super().predict(self._prepared(test_dataset, "test"), *args, **options)
 
@@ -41,7 +41,7 @@ class EvaluationMixin(MixinBase):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Override: add the loss and the metrics of the whole data set."""
+        """Override to add the loss and the metrics of the whole data set."""
         self._evaluation = Evaluation()
         try:
             output = super().evaluation_loop(
@@ -57,7 +57,7 @@ class EvaluationMixin(MixinBase):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
-        """Override: return the loss alone; there are no logits."""
+        """Override to return the loss alone; there are no logits."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = cast("Tensor", self.compute_loss(model, inputs)).detach()

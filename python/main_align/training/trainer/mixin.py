@@ -35,12 +35,15 @@ from .settings import check_arguments, check_optimizer, check_parallelism, check
 
 
 class AlignmentMixin(EvaluationMixin, CheckpointMixin):
-    """Add mutual alignment to a trainer class; put the mixin before it::
+    """Add mutual alignment to a trainer class; put the mixin before it.
 
-        class MyTrainer(AlignmentMixin, Trainer): ...
+    ```python
+    class MyTrainer(AlignmentMixin, Trainer): ...
 
-        settings = AlignmentArguments(semantic_weight=0.1)
-        MyTrainer(model, args, train_dataset=ds, processing_class=tokenizer, alignment=settings)
+
+    settings = AlignmentArguments(semantic_weight=0.1)
+    MyTrainer(model, args, train_dataset=ds, processing_class=tokenizer, alignment=settings)
+    ```
 
     Data sets have prompt and completion, instruction and response, messages (text or turns), or token ids with a mask
     of the response; docs/training.md lists the forms.
@@ -145,7 +148,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
         self._signature_columns: Any = list(COLUMNS)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Override: count the step's tokens and pairs over all its micro-batches and processes."""
+        """Override to count the step's tokens and pairs over all its micro-batches and processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._step = Step.count(batches, self.args.device) if batches else None
         return batches, None if self._step is None else self._step.tokens.sum()
@@ -153,7 +156,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Override: return the share of this micro-batch in the step's loss (objective.py)."""
+        """Override to return the share of this micro-batch in the step's loss (objective.py)."""
         training, pairs, terms = model.training, inputs["pairs"], self._loss.terms
         step = self._step if training and self._step is not None else Step.count([inputs], self.args.device)
         synthetic_weight = self._current_synthetic_weight()
@@ -211,7 +214,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
         return cache_gradients(step, embed, self._loss)
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
-        """Override: add the metrics since the last log line."""
+        """Override to add the metrics since the last log line."""
         logs.update(self._monitor.read())
         super().log(logs, *args, **options)
 

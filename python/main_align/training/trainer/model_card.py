@@ -1,4 +1,4 @@
-"""The section of the model card that says what a model was trained with."""
+"""add_section: the section of a model card with the method, the terms and their weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TERMS = {
 
 
 def add_section(card: Path, alignment: AlignmentArguments) -> None:
-    """Appends method, terms and weights to a model card, once; x is the instruction and y the response."""
+    """Append method, terms and weights to a model card, unless it has the section."""
     text = card.read_text(encoding="utf-8")
     if _TITLE in text:
         return

@@ -1,5 +1,4 @@
-"""Checks of what a trainer is given: what mutual alignment has no use for is refused, so that nothing is passed over in
-silence."""
+"""Checks of the trainer's arguments: an argument without effect is refused instead of ignored."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from ..distributed import world_size
 
 
 class Refusal(NamedTuple):
-    """An option that is refused where `is_unused` says so of its value."""
+    """An option that is refused if `is_unused` is true of its value."""
 
     name: str
     is_unused: Callable[[Any], bool]
@@ -22,30 +21,32 @@ class Refusal(NamedTuple):
 
 
 REFUSED = (
-    Refusal("label_smoothing_factor", bool, "the loss is made without logits; set it to 0"),
-    Refusal("use_liger_kernel", bool, "the head's loss is fused already, Liger replaces the forward; leave it out"),
+    Refusal("label_smoothing_factor", bool, "the loss is computed without logits; set it to 0"),
+    Refusal(
+        "use_liger_kernel", bool, "the loss of the head is fused already, and Liger replaces the forward; leave it out"
+    ),
     Refusal("loss_type", lambda value: value != "nll", "use 'nll'"),
     Refusal(
         "completion_only_loss",
         lambda value: value is False,
-        "leave it out, for p(y|x) is of the response alone, and give reverse_weight a value to learn p(x|y)",
+        "leave it out: p(y|x) is trained on the response alone; set reverse_weight to train p(x|y)",
     ),
     Refusal(
         "assistant_only_loss",
         bool,
-        "of a conversation the last assistant turn is trained and the turns before are context; leave it out",
+        "the last assistant turn of a conversation is trained, earlier turns are context; leave it out",
     ),
     Refusal(
         "truncation_mode",
         lambda value: value != "keep_start",
-        "nothing is cut unless over_length='truncate' says so, and then both sides are; leave it out",
+        "pairs are cut only with over_length='truncate', on both sides; leave it out",
     ),
     Refusal(
         "dataset_kwargs",
         lambda value: bool(value) and any(value.values()),
-        "a data set that is tokenised or prepared is known by its columns; leave it out",
+        "a tokenised or prepared data set is recognised by its columns; leave it out",
     ),
-    Refusal("dataset_text_field", lambda value: value != "text", "plain text has no two sides to align; give pairs"),
+    Refusal("dataset_text_field", lambda value: value != "text", "plain text has no two sides to align; pass pairs"),
     Refusal(
         "pad_to_multiple_of",
         lambda value: value not in (None, "auto"),
@@ -59,7 +60,7 @@ REFUSED = (
         lambda value: not value and world_size() > 1,
         "a step's tokens are counted over all processes; leave it True",
     ),
-    Refusal("length_column_name", lambda value: value != "length", "lengths are counted by the trainer; leave it out"),
+    Refusal("length_column_name", lambda value: value != "length", "the trainer counts the lengths; leave it out"),
 )
 
 SFT_ONLY = (
@@ -69,24 +70,29 @@ SFT_ONLY = (
 )
 
 _ARGUMENTS = {
-    "data_collator": "pairs are packed by its own",
-    "compute_loss_func": "the loss is its own; subclass and override compute_loss to add to it",
+    "data_collator": "the trainer packs pairs with its own collator",
+    "compute_loss_func": "the trainer has its own loss; subclass and override compute_loss to add to it",
     "preprocess_logits_for_metrics": "there are no logits",
-    "model_init": "give the model itself; its forward is read by hooks, which a new model would not have",
-    "compute_metrics": "there are no logits to give it; the metrics are in the log",
-    "formatting_func": "it would join the two sides of a pair; give prompt and completion instead",
+    "model_init": "pass the model itself; a new model would not have the hooks on its forward",
+    "compute_metrics": "there are no logits; the metrics are in the log",
+    "formatting_func": "it would join the two sides of a pair; pass prompt and completion instead",
 }
 
 
 def check_arguments(options: Mapping[str, Any]) -> None:
-    """UserError for an argument of the trainer that has no use here."""
+    """Raise UserError for an argument of the trainer that has no effect here."""
     for name, why in _ARGUMENTS.items():
         if options.get(name) is not None:
             raise UserError(f"{name} is not supported with mutual alignment: {why}")
 
 
 def check_settings(args: Any, *, sft: bool) -> None:
-    """UserError, with the remedy, for the first setting that would have no effect; `sft`: SFTTrainer reads them too."""
+    """Raise UserError, with the remedy, for the first setting that would have no effect.
+
+    Args:
+        args: TrainingArguments or a subclass.
+        sft: True if the trainer is an SFTTrainer.
+    """
     for name, is_unused, why in REFUSED:
         value = getattr(args, name, None)
         if hasattr(args, name) and is_unused(value):
@@ -94,23 +100,21 @@ def check_settings(args: Any, *, sft: bool) -> None:
     for name, is_unused, why in SFT_ONLY:
         value = getattr(args, name, None)
         if not sft and is_unused(value):
-            raise UserError(f"{name}={value!r} is read by SFTTrainer and this trainer is none: {why}")
+            raise UserError(f"{name}={value!r} is read by SFTTrainer, and this trainer is not one: {why}")
     if getattr(args, "activation_offloading", False) and not torch.accelerator.is_available():
-        raise UserError("activation_offloading=True empties an accelerator, and there is none: leave it out")
+        raise UserError("activation_offloading=True needs an accelerator, and there is none: leave it out")
     packs = getattr(args, "packing", False) or getattr(args, "eval_packing", False)
     if packs and args.packing_strategy != "bfd":
-        raise UserError(
-            f"packing_strategy={args.packing_strategy!r} cuts samples, so a pair would lose a side: use 'bfd'"
-        )
+        raise UserError(f"packing_strategy={args.packing_strategy!r} cuts samples, which breaks pairs: use 'bfd'")
     strategy = getattr(args, "train_sampling_strategy", "random")
     if packs and strategy in ("group_by_length", "batch_rebalance"):
         raise UserError(
-            f"train_sampling_strategy={strategy!r} has no use with packing, whose rows are about equally long"
+            f"train_sampling_strategy={strategy!r} has no effect with packing, whose rows are of similar length"
         )
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer | None, added: nn.Module | None) -> None:
-    """UserError for a user's optimizer that was made before the parameters of `added`, and so leaves them out."""
+    """Raise UserError if a user's optimizer lacks trainable parameters of `added`."""
     if optimizer is None or added is None:
         return
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -118,14 +122,14 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, added: nn.Module | 
     if left_out:
         raise UserError(
             f"the optimizer in `optimizers` would not train {len(left_out)} parameters that the trainer adds to the "
-            f"model (adapters and projection heads; {left_out[0]} for one), for it is older: give "
-            "optimizer_cls_and_kwargs=(class, options) instead, override create_optimizer, or have none added "
+            f"model (adapters and projection heads, such as {left_out[0]}): use "
+            "optimizer_cls_and_kwargs=(class, options), override create_optimizer, or add no parameters "
             "(projection_dim=0, no peft_config)"
         )
 
 
 def check_parallelism(accelerator: Any, args: Any) -> None:
-    """UserError for a way of sharing out the work that cannot be had."""
+    """Raise UserError for a form of parallelism that is not supported."""
     plan = getattr(accelerator, "parallelism_config", None)
     for kind in ("tp", "cp", "sp"):
         if plan is not None and getattr(plan, f"{kind}_size", 1) > 1:
@@ -133,5 +137,5 @@ def check_parallelism(accelerator: Any, args: Any) -> None:
     if args.n_gpu > 1:
         raise UserError(
             "several GPUs in one process (nn.DataParallel) are not supported: start with accelerate launch or "
-            "torchrun, or show one GPU with CUDA_VISIBLE_DEVICES"
+            "torchrun, or select one GPU with CUDA_VISIBLE_DEVICES"
         )

@@ -9,12 +9,14 @@ from .model_card import PAPER
 
 
 class MutualAlignmentTrainer(AlignmentMixin, SFTTrainer):  # type: ignore[misc]
-    """Fine-tunes a causal language model on pairs, forward, backward and aligned (MAIN, arXiv 2504.12913)::
+    """Fine-tune a causal language model on pairs in both directions, with mutual alignment (MAIN, arXiv 2504.12913).
 
-        args = MutualAlignmentConfig(output_dir="out")
-        MutualAlignmentTrainer(model="smollm2", args=args, train_dataset=ds).train()
+    ```python
+    args = MutualAlignmentConfig(output_dir="out")
+    MutualAlignmentTrainer(model="smollm2", args=args, train_dataset=ds).train()
+    ```
 
-    Takes what SFTTrainer takes (`peft_config` included); see AlignmentMixin for what is different.
+    The arguments are those of SFTTrainer, `peft_config` included; AlignmentMixin lists the differences.
     """
 
     _tag_names = ["trl", "sft", "mutual-alignment"]  # noqa: RUF012
