@@ -1,4 +1,4 @@
-"""Fine-tune on pairs with TRL's trainer and mutual alignment: three lines more than plain SFT.
+"""Fine-tune on pairs with TRL's trainer and mutual alignment.
 
 python examples/train_sft.py --model smollm2 --data examples/pairs.jsonl --max-steps 20
 """
@@ -17,18 +17,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2", help="hub id, local folder, or smollm2")
     parser.add_argument("--data", default="examples/pairs.jsonl", help="prompt/completion, instruction/response, ...")
-    parser.add_argument("--out", default="out/train-sft", help="folder of the adapter")
+    parser.add_argument("--out", default="out/train-sft", help="output folder of the adapter")
     parser.add_argument("--max-steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=8, help="pairs that are contrasted with each other")
-    asked = parser.parse_args()
+    parser.add_argument("--batch", type=int, default=8, help="pairs per step, contrasted with each other")
+    options = parser.parse_args()
 
-    pairs = load_dataset("json", data_files=asked.data, split="train")
-    if "aligned" in pairs.column_names:  # examples/pairs.jsonl has wrong responses too, and says which
+    pairs = load_dataset("json", data_files=options.data, split="train")
+    if "aligned" in pairs.column_names:  # examples/pairs.jsonl has mismatched pairs too
         pairs = pairs.filter(lambda row: row["aligned"])
     args = MutualAlignmentConfig(
-        output_dir=asked.out,
-        max_steps=asked.max_steps,
-        per_device_train_batch_size=asked.batch,
+        output_dir=options.out,
+        max_steps=options.max_steps,
+        per_device_train_batch_size=options.batch,
         learning_rate=2e-4,
         logging_steps=5,
         report_to=[],
@@ -39,7 +39,7 @@ def main() -> None:
         structural_weight=0.1,
     )
     trainer = MutualAlignmentTrainer(
-        model=asked.model, args=args, train_dataset=pairs, peft_config=LoraConfig(r=16, target_modules="all-linear")
+        model=options.model, args=args, train_dataset=pairs, peft_config=LoraConfig(r=16, target_modules="all-linear")
     )
     trainer.train()
     trainer.save_model()

@@ -1,4 +1,4 @@
-"""Fine-tune all weights with transformers' own Trainer: the mixin before the class, and nothing of TRL.
+"""Fine-tune all weights with transformers' own Trainer and AlignmentMixin.
 
 python examples/train_trainer.py --model ./my-llama --data examples/pairs.jsonl
 """
@@ -15,28 +15,30 @@ from transformers import Trainer, TrainingArguments
 
 
 class AlignedTrainer(AlignmentMixin, Trainer):
-    """A Trainer that aligns; one with methods of your own works the same way."""
+    """transformers' Trainer with mutual alignment; your own Trainer class works the same way."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2", help="hub id, local folder, or smollm2")
     parser.add_argument("--data", default="examples/pairs.jsonl", help="prompt/completion, instruction/response, ...")
-    parser.add_argument("--out", default="out/train-trainer", help="folder of the model")
+    parser.add_argument("--out", default="out/train-trainer", help="output folder of the model")
     parser.add_argument("--max-steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=8, help="pairs of one micro-batch")
-    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step, contrasted too")
-    asked = parser.parse_args()
+    parser.add_argument("--batch", type=int, default=8, help="pairs per micro-batch")
+    parser.add_argument(
+        "--accumulate", type=int, default=1, help="micro-batches per step; their pairs are contrasted with each other"
+    )
+    options = parser.parse_args()
 
-    loaded = load(asked.model)
-    pairs = load_dataset("json", data_files=asked.data, split="train")
-    if "aligned" in pairs.column_names:  # examples/pairs.jsonl has wrong responses too, and says which
+    loaded = load(options.model)
+    pairs = load_dataset("json", data_files=options.data, split="train")
+    if "aligned" in pairs.column_names:  # examples/pairs.jsonl has mismatched pairs too
         pairs = pairs.filter(lambda row: row["aligned"])
     args = TrainingArguments(
-        output_dir=asked.out,
-        max_steps=asked.max_steps,
-        per_device_train_batch_size=asked.batch,
-        gradient_accumulation_steps=asked.accumulate,
+        output_dir=options.out,
+        max_steps=options.max_steps,
+        per_device_train_batch_size=options.batch,
+        gradient_accumulation_steps=options.accumulate,
         learning_rate=2e-5,
         logging_steps=5,
         bf16=torch.cuda.is_available(),

@@ -185,7 +185,7 @@ def test_overlong_pairs(caplog):
     ("record", "message"),
     [
         ({"text": "Just text."}, "has the columns 'text', and no pair can be read"),
-        ({"input_ids": [1, 2, 3]}, "does not say where the response begins"),
+        ({"input_ids": [1, 2, 3]}, "has no mask of the response"),
         ({"input_ids": [5, 6], "labels": [-100, -100]}, "row 0: no token of it is scored"),
         ({"input_ids": [5, 6], "labels": [-100, 6], "seq_lengths": [1, 1]}, "row 0: it is several sequences packed"),
         ({"prompt": "", "completion": "y"}, "row 0: the instruction has no text"),
@@ -203,7 +203,7 @@ def test_rows_that_cannot_be_trained_on_are_named(record, message):
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "clock"}}}
 TURN = {"role": "assistant", "content": ""}
 SAID = {
-    "tools": ({"tools": [CALL]}, "its column 'tools' would be dropped: tools are not laid out"),
+    "tools": ({"tools": [CALL]}, "its column 'tools' would be dropped: tools are not part of the prompt"),
     "tools_as_json": ({"tools": json.dumps([CALL])}, "its column 'tools'"),
     "template_kwargs": (
         {"chat_template_kwargs": {"enable_thinking": False}},
@@ -254,8 +254,8 @@ def test_text_that_is_dropped_is_reported_once(streamed, caplog):
     dataset = Dataset.from_list(records)
     assert len(list(reader().prepare(dataset.to_iterable_dataset() if streamed else dataset, "train"))) == 3
     assert [record.message for record in caplog.records if "dropped" in record.message] == [
-        "train data set: text that is no part of the pairs is dropped: columns 'domain'. If one belongs to the "
-        "instruction, join it to it with dataset.map"
+        "train data set: text that is not part of the pairs is dropped: columns 'domain'. If a column belongs to the "
+        "instruction, join them with dataset.map"
     ]
     caplog.clear()
     read([FORMS["alpaca"], {**FORMS["alpaca"], "input": ""}])

@@ -74,12 +74,12 @@ REFUSED = {
     "liger": ({"use_liger_kernel": True}, "use_liger_kernel=True"),
     "assistant_only": ({"assistant_only_loss": True}, "assistant_only_loss=True .*last assistant turn"),
     "truncation_mode": ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' .*over_length='truncate'"),
-    "skip_prepare": ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "dataset_kwargs=.*known by its columns"),
+    "skip_prepare": ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "dataset_kwargs=.*recognised by its columns"),
     "text_field": ({"dataset_text_field": "body"}, "dataset_text_field='body'"),
     "padding": ({"pad_to_multiple_of": 8}, "pad_to_multiple_of=8 .*without padding"),
     "experts": ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef=0.1 .*load-balancing"),
     "lengths": ({"length_column_name": "n"}, "length_column_name='n'"),
-    "packed_lengths": ({"packing": True, "train_sampling_strategy": "group_by_length"}, "has no use with packing"),
+    "packed_lengths": ({"packing": True, "train_sampling_strategy": "group_by_length"}, "has no effect with packing"),
     "packed_evaluation": ({"eval_packing": True, "packing_strategy": "wrapped"}, "cuts samples"),
     "directions": ({"directions": "backward"}, "directions must be one of both, forward, reverse"),
     "over_length": ({"over_length": "cut"}, "over_length must be one of"),
@@ -96,7 +96,7 @@ REFUSED = {
             "intentional_weight": 0.0,
             "structural_weight": 0.0,
         },
-        "every term that counts has weight 0",
+        "all trained terms have weight 0",
     ),
     "overlong_pairs": ({"max_length": 16}, "8 rows of the train data set"),
 }
@@ -127,7 +127,7 @@ def test_settings_of_sfttrainer_are_refused_by_another_trainer(tmp_path, name):
 
 @cpu_only("it has nothing to offload from")
 def test_offloading_wants_an_accelerator(tmp_path):
-    with pytest.raises(UserError, match="activation_offloading=True empties an accelerator, and there is none"):
+    with pytest.raises(UserError, match="activation_offloading=True needs an accelerator, and there is none"):
         trainer_with(tmp_path, activation_offloading=True)
 
 
