@@ -33,6 +33,7 @@ lint: setup ## check style, types and docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/check_docstrings.py
 
 docs: setup ## build the documentation into out/site; a broken link is an error
 	$(BIN)/mkdocs build --strict
