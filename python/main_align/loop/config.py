@@ -57,8 +57,8 @@ class LoopConfig:
         lora_target_modules: modules that get an adapter, as in `peft.LoraConfig`.
         rounds: rounds of generation and training, at least 1.
         warmup_epochs: epochs on the seed pairs in both directions before round 1. 0 skips the warm-up.
-        synthetic_weight_schedule: rule of α, the weight of generated pairs: "loss_ratio" (the paper's dynamic
-            weight), "constant" or "linear".
+        synthetic_weight_schedule: rule of α, the weight of generated pairs: "loss_ratio" (dynamic, our rule),
+            "constant" or "linear".
         synthetic_weight: α of "constant", final α of "linear", initial α of "loss_ratio"; in [0, 1].
         max_length: tokens of the longest training sequence. Longer pairs are dropped and counted.
         training: other settings of `MutualAlignmentConfig`.
