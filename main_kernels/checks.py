@@ -1,4 +1,4 @@
-"""Argument checks shared by the public functions: every message names the argument, what it got and what it wants.
+"""Argument checks of the public functions. Every message has the form ``name: expected X, got Y``.
 
 ``check_in_range`` and ``check_offset_values`` read values: call them outside a traced graph, or inside an op. On a CUDA
 device they do not synchronise: an invalid value fails as a device-side assertion with a message.
@@ -16,64 +16,79 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
-    """A dense tensor that holds all of its values: kernels read memory, of which a DTensor has a part only."""
+    """Check for a dense tensor that holds all of its values: kernels read memory, and a DTensor holds only a shard."""
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name}: got {type(tensor).__name__}, want a tensor")
+        raise ValueError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     if hasattr(tensor, "full_tensor"):
         raise ValueError(
-            f"{name}: got a DTensor, want a plain tensor: pass {name}.full_tensor(), or call this in the "
+            f"{name}: expected a plain tensor, got a DTensor: pass {name}.full_tensor(), or call this in the "
             "wrapped module's forward, where FSDP has gathered its parameters"
         )
     if tensor.layout != torch.strided:
-        raise ValueError(f"{name}: got layout {tensor.layout}, want a dense tensor: pass {name}.to_dense()")
+        raise ValueError(f"{name}: expected a dense tensor, got layout {tensor.layout}: pass {name}.to_dense()")
 
 
 def has_readable_values(tensor: Tensor) -> bool:
-    """Return False while a graph is traced, and for tensors that have a shape but no values."""
+    """Return False in a graph that is being traced, and for meta and fake tensors."""
     return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def check_matrix(
     name: str, tensor: Tensor, *, width: int | None = None, like: Tensor | None = None, least: int = 1
 ) -> None:
-    """A floating [n, D] tensor, n >= ``least``, D >= 1; ``width``: its D; ``like``: its dtype and device."""
+    """Check for a floating [n, D] tensor with n >= ``least`` and D >= 1.
+
+    Args:
+        name: name of the argument.
+        tensor: the argument.
+        width: required D. None: any.
+        like: tensor with the required dtype and device. None: any.
+        least: smallest n.
+    """
     check_dense(name, tensor)
     if tensor.ndim != 2:
-        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want two dimensions")
+        raise ValueError(f"{name}: expected two dimensions, got shape {tuple(tensor.shape)}")
     if tensor.shape[0] < least or tensor.shape[1] < 1:
         rows = "at least one row and one column" if least else "at least one column"
-        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want {rows}")
+        raise ValueError(f"{name}: expected {rows}, got shape {tuple(tensor.shape)}")
     if tensor.dtype not in _FLOATS:
-        raise ValueError(f"{name}: got dtype {tensor.dtype}, want float32, bfloat16, float16 or float64")
+        raise ValueError(f"{name}: expected float32, bfloat16, float16 or float64, got dtype {tensor.dtype}")
     if width is not None and tensor.shape[1] != width:
-        raise ValueError(f"{name}: got {tensor.shape[1]} columns, want {width}")
+        raise ValueError(f"{name}: expected {width} columns, got {tensor.shape[1]} columns")
     if like is not None:
         check_dtype_and_device(name, tensor, like)
 
 
 def check_dtype_and_device(name: str, tensor: Tensor, like: Tensor) -> None:
-    """One device and one dtype, which under autocast is that of the factors of products."""
+    """Check for the dtype and the device of ``like``; under autocast both operands have autocast's dtype."""
     if operand_dtype(tensor) != operand_dtype(like):
-        raise ValueError(f"{name}: got dtype {tensor.dtype}, want {like.dtype} as its other factor has")
+        raise ValueError(f"{name}: expected {like.dtype} as the other operand has, got dtype {tensor.dtype}")
+    _check_device(name, tensor, like)
+
+
+def _check_device(name: str, tensor: Tensor, like: Tensor) -> None:
     if tensor.device != like.device:
-        raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
+        raise ValueError(f"{name}: expected {like.device}, got device {tensor.device}")
+
+
+def _check_length(name: str, tensor: Tensor, length: int) -> None:
+    if tensor.shape != (length,):
+        raise ValueError(f"{name}: expected ({length},), got shape {tuple(tensor.shape)}")
 
 
 def check_vector(name: str, tensor: Tensor, length: int, *, integer: bool, like: Tensor) -> None:
-    """A 1-dimensional tensor of ``length`` on the device of ``like``, int64 or floating."""
+    """Check for an int64 or floating [length] tensor on the device of ``like``."""
     check_dense(name, tensor)
-    if tensor.shape != (length,):
-        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want ({length},)")
+    _check_length(name, tensor, length)
     if integer and tensor.dtype != torch.int64:
-        raise ValueError(f"{name}: got dtype {tensor.dtype}, want int64")
+        raise ValueError(f"{name}: expected int64, got dtype {tensor.dtype}")
     if not integer and not tensor.dtype.is_floating_point:
-        raise ValueError(f"{name}: got dtype {tensor.dtype}, want a floating one")
-    if tensor.device != like.device:
-        raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
+        raise ValueError(f"{name}: expected a floating dtype, got dtype {tensor.dtype}")
+    _check_device(name, tensor, like)
 
 
 def assert_on_device(ok: Tensor, message: str) -> bool:
-    """Leaves the check of a 0-dimensional bool to a CUDA device; False, and nothing done, where it is on another."""
+    """Assert a 0-dimensional bool on a CUDA device and return True. Return False for a tensor on another device."""
     if ok.device.type != "cuda":
         return False
     torch._assert_async(ok, message)
@@ -81,94 +96,102 @@ def assert_on_device(ok: Tensor, message: str) -> bool:
 
 
 def check_in_range(name: str, ids: Tensor, begin: int, end: int) -> None:
-    """Every entry in [begin, end)."""
+    """Check that every entry is in [begin, end)."""
     wrong = (ids < begin) | (ids >= end)
-    if not assert_on_device(~wrong.any(), f"{name}: want {begin} to {end - 1}") and bool(wrong.any()):
+    if not assert_on_device(~wrong.any(), f"{name}: expected {begin} to {end - 1}") and bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
-        raise ValueError(f"{name}: row {row} has {int(ids[row])}, want {begin} to {end - 1}")
+        raise ValueError(f"{name}: expected {begin} to {end - 1}, got {int(ids[row])} in row {row}")
 
 
 def check_offsets(name: str, tensor: Tensor, *, like: Tensor) -> None:
-    """cu_seqlens of segments: int32 or int64 [B + 1], B may be 0."""
+    """Check for the cu_seqlens of segments: int32 or int64 [B + 1] on the device of ``like``. B may be 0."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ValueError(f"{name}: got {got}, want an int32 or int64 tensor")
+        raise ValueError(f"{name}: expected an int32 or int64 tensor, got {got}")
     check_dense(name, tensor)
     if tensor.ndim != 1 or not tensor.shape[0]:
-        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want (B + 1,)")
-    if tensor.device != like.device:
-        raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
+        raise ValueError(f"{name}: expected (B + 1,), got shape {tuple(tensor.shape)}")
+    _check_device(name, tensor, like)
 
 
 def check_mask(name: str, tensor: Tensor, length: int, *, like: Tensor) -> None:
-    """A bool [length] on the device of ``like``."""
+    """Check for a bool [length] tensor on the device of ``like``."""
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
-        raise ValueError(f"{name}: got {getattr(tensor, 'dtype', type(tensor).__name__)}, want a bool tensor")
+        raise ValueError(f"{name}: expected a bool tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")
     check_dense(name, tensor)
-    if tensor.shape != (length,):
-        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, want ({length},)")
-    if tensor.device != like.device:
-        raise ValueError(f"{name}: got device {tensor.device}, want {like.device}")
+    _check_length(name, tensor, length)
+    _check_device(name, tensor, like)
 
 
 def check_offset_values(name: str, tensor: Tensor, rows: int) -> None:
-    """Non-decreasing, within [0, rows]."""
+    """Check that offsets are non-decreasing and within [0, rows]."""
     steps = tensor.diff()
     fine = (steps >= 0).all() & (tensor[0] >= 0) & (tensor[-1] <= rows)
-    if assert_on_device(fine, f"{name}: want non-decreasing offsets within 0 to {rows}"):
+    if assert_on_device(fine, f"{name}: expected non-decreasing offsets within 0 to {rows}"):
         return
     if bool((steps < 0).any()):
         segment = int((steps < 0).nonzero()[0, 0])
-        raise ValueError(f"{name}: segment {segment} has length {int(steps[segment])}, want non-decreasing offsets")
+        raise ValueError(
+            f"{name}: expected non-decreasing offsets, got {int(steps[segment])} rows in segment {segment}"
+        )
     if int(tensor[0]) < 0 or int(tensor[-1]) > rows:
-        raise ValueError(f"{name}: got offsets {int(tensor[0])} to {int(tensor[-1])}, want them within 0 to {rows}")
+        raise ValueError(f"{name}: expected offsets within 0 to {rows}, got {int(tensor[0])} to {int(tensor[-1])}")
 
 
 def check_positive(name: str, value: float) -> None:
+    """Check for a finite positive number."""
     if not (value > 0 and value < float("inf")):
-        raise ValueError(f"{name}: got {value}, want a positive number")
+        raise ValueError(f"{name}: expected a positive number, got {value}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Check for a finite number that is not negative."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}: expected a number that is not negative, got {value}")
 
 
 def inverse_temperature(temperature: float | Tensor, like: Tensor) -> float | Tensor:
-    """1 / temperature, a positive number; of a 0-dimensional tensor beside ``like`` and in its accumulator's dtype."""
+    """Check a temperature and return its inverse. A tensor's is on the device of ``like``, in float32 or wider."""
     if not isinstance(temperature, Tensor):
         check_positive("temperature", temperature)
         return 1 / temperature
     if temperature.ndim or not temperature.is_floating_point():
         raise ValueError(
-            f"temperature: got {temperature.dtype} of shape {tuple(temperature.shape)}, want a number or a"
-            " 0-dimensional floating tensor: one for all rows"
+            "temperature: expected a number or a 0-dimensional floating tensor, one for all rows, got"
+            f" {temperature.dtype} of shape {tuple(temperature.shape)}"
         )
     if has_readable_values(temperature):
         fine = (temperature > 0) & temperature.isfinite()
-        if not assert_on_device(fine, "temperature: want a positive number") and not bool(fine):
+        if not assert_on_device(fine, "temperature: expected a positive number") and not bool(fine):
             check_positive("temperature", float(temperature))
     return temperature.to(like.device, torch.promote_types(like.dtype, torch.float32)).reciprocal()
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Check for one of the choices."""
     if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, want one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_fraction(name: str, value: float) -> None:
+    """Check for a number in [0, 1)."""
     if not 0 <= value < 1:
-        raise ValueError(f"{name}: got {value}, want a number from 0 to below 1")
+        raise ValueError(f"{name}: expected a number from 0 to below 1, got {value}")
 
 
 def check_scalar(name: str, tensor: Tensor) -> None:
-    """A 0-dimensional floating tensor."""
+    """Check for a 0-dimensional floating tensor."""
     if not isinstance(tensor, Tensor) or tensor.ndim != 0 or not tensor.is_floating_point():
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ValueError(f"{name}: got {got}, want a 0-dimensional floating tensor")
+        raise ValueError(f"{name}: expected a 0-dimensional floating tensor, got {got}")
     check_dense(name, tensor)
 
 
 def check_pairs(query: Tensor, key: Tensor) -> None:
-    """query[N, D] and key[N, D] of one dtype and device, N may be 0."""
+    """Check for query[N, D] and key[N, D] of one dtype and device. N may be 0."""
     check_matrix("query", query, least=0)
     check_matrix("key", key, width=query.shape[1], like=query, least=0)
     if query.shape[0] != key.shape[0]:
         raise ValueError(
-            f"key: got {key.shape[0]} rows, want {query.shape[0]}: row i of key is the pair of row i of query"
+            f"key: expected {query.shape[0]} rows, got {key.shape[0]} rows: row i of key is the pair of row i of query"
         )

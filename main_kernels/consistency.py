@@ -47,8 +47,7 @@ def cyclic_consistency(query: Tensor, key: Tensor, *, cross: float = 1.0, within
     """
     checks.check_pairs(query, key)
     for name, value in (("cross", cross), ("within", within)):
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}: got {value}, want a number that is not negative")
+        checks.check_not_negative(name, value)
     no_tangents("cyclic_consistency", query, key)
     return _cyclic(CyclicArgs(query, key, cross, within)).mean
 

@@ -83,7 +83,7 @@ def info_nce(
     shared = own = None
     if negatives is not None:
         if direction == "key":
-            raise ValueError("negatives: got some, want none with direction 'key', where keys pick among queries")
+            raise ValueError("negatives: expected none with direction 'key', where keys pick among queries, got some")
         shared, own = _check_negatives(negatives, query)
     if direction == "key":
         query, key = key, query
@@ -247,7 +247,7 @@ def pair_scores(
     if pair_ids is not None or key_ids is not None:
         if pair_ids is None or key_ids is None:
             missing = "pair_ids" if pair_ids is None else "key_ids"
-            raise ValueError(f"{missing}: got none, want the ids of both sides or of neither")
+            raise ValueError(f"{missing}: expected the ids of both sides or of neither, got none")
         checks.check_vector("pair_ids", pair_ids, query.shape[0], integer=True, like=query)
         checks.check_vector("key_ids", key_ids, key.shape[0], integer=True, like=query)
         own = key_ids[targets]
@@ -309,8 +309,8 @@ def _check_negatives(negatives: Tensor, query: Tensor) -> tuple[Tensor | None, T
     """Return (shared [M, D], own [N, K, D]), one of them None."""
     if isinstance(negatives, Tensor) and negatives.ndim == 3:
         if negatives.shape[0] != query.shape[0] or negatives.shape[1] < 1 or negatives.shape[2] != query.shape[1]:
-            want = f"({query.shape[0]}, K, {query.shape[1]})"
-            raise ValueError(f"negatives: got shape {tuple(negatives.shape)}, want {want} with K >= 1")
+            expected = f"({query.shape[0]}, K, {query.shape[1]}) with K >= 1"
+            raise ValueError(f"negatives: expected {expected}, got shape {tuple(negatives.shape)}")
         checks.check_dtype_and_device("negatives", negatives, query)
         return None, negatives
     checks.check_matrix("negatives", negatives, width=query.shape[1], like=query)

@@ -72,20 +72,21 @@ def linear_kl(
     checks.check_matrix("teacher_hidden", teacher_hidden, least=0)
     checks.check_matrix("teacher_weight", teacher_weight, width=teacher_hidden.shape[1])
     if teacher_hidden.device != student_hidden.device:
-        raise ValueError(f"teacher_hidden: got device {teacher_hidden.device}, want {student_hidden.device}")
+        raise ValueError(f"teacher_hidden: expected {student_hidden.device}, got device {teacher_hidden.device}")
     if teacher_hidden.shape[0] != student_hidden.shape[0]:
         raise ValueError(
-            f"teacher_hidden: got {teacher_hidden.shape[0]} rows, want {student_hidden.shape[0]}, one for each of"
-            " student_hidden"
+            f"teacher_hidden: expected {student_hidden.shape[0]} rows, one for each of student_hidden, got"
+            f" {teacher_hidden.shape[0]} rows"
         )
     if teacher_weight.shape[0] != student_weight.shape[0]:
         raise ValueError(
-            f"teacher_weight: got {teacher_weight.shape[0]} rows, want {student_weight.shape[0]}: one vocabulary"
+            f"teacher_weight: expected {student_weight.shape[0]} rows, the student's vocabulary, got"
+            f" {teacher_weight.shape[0]} rows"
         )
     checks.check_dtype_and_device("teacher_weight", teacher_weight, teacher_hidden)
     checks.check_choice("divergence", divergence, ("forward", "reverse", "js"))
     if divergence == "js" and not 0 < beta < 1:
-        raise ValueError(f"beta: got {beta}, want a number between 0 and 1")
+        raise ValueError(f"beta: expected a number between 0 and 1, got {beta}")
     scale = checks.inverse_temperature(temperature, student_hidden)
     if token_mask is not None:
         checks.check_mask("token_mask", token_mask, student_hidden.shape[0], like=student_hidden)

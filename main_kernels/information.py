@@ -204,13 +204,15 @@ def _check(query: Tensor, key: Tensor, temperature: float | Tensor, clip: float,
     checks.check_pairs(query, key)
     checks.check_positive("clip", clip)
     if query.shape[0] < least:
-        raise ValueError(f"query: got {query.shape[0]} rows, want at least {least}: others are needed to compare with")
+        raise ValueError(
+            f"query: expected at least {least} rows, to compare each with another, got {query.shape[0]} rows"
+        )
     return checks.inverse_temperature(temperature, query)
 
 
 def _check_baseline(baseline: Tensor, query: Tensor, estimator: str) -> None:
     if estimator != "tuba":
-        raise ValueError(f"baseline: got one, want none with estimator {estimator!r}")
+        raise ValueError(f"baseline: expected none with estimator {estimator!r}, got one")
     if isinstance(baseline, Tensor) and baseline.ndim == 0:
         baseline = baseline.expand(query.shape[0])
     checks.check_vector("baseline", baseline, query.shape[0], integer=False, like=query)

@@ -167,8 +167,7 @@ def linear_cross_entropy(
     _check_head(hidden, weight, targets, bias, softcap)
     checks.check_fraction("label_smoothing", label_smoothing)
     checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
-    if not 0 <= z_loss < float("inf"):
-        raise ValueError(f"z_loss: got {z_loss}, want a number that is not negative")
+    checks.check_not_negative("z_loss", z_loss)
     if token_weights is not None:
         checks.check_vector("token_weights", token_weights, hidden.shape[0], integer=False, like=hidden)
         if ignore_index is not None and not token_weights.requires_grad:
@@ -241,8 +240,8 @@ def sequence_logprobs(
     scale = checks.inverse_temperature(temperature, hidden)
     rows = hidden.shape[0]
     if (cu_seqlens is None) == (segment_ids is None):
-        given = "neither" if cu_seqlens is None else "both"
-        raise ValueError(f"cu_seqlens: got {given} it and segment_ids, want one of the two")
+        got = "neither" if cu_seqlens is None else "both"
+        raise ValueError(f"cu_seqlens: expected either it or segment_ids, got {got}")
     if cu_seqlens is not None:
         checks.check_offsets("cu_seqlens", cu_seqlens, like=hidden)
         if checks.has_readable_values(cu_seqlens):

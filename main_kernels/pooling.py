@@ -63,15 +63,15 @@ def segment_pool(
     checks.check_choice("mode", mode, ("mean", "last", "attention"))
     checks.check_offsets("cu_seqlens", cu_seqlens, like=hidden)
     if (query is not None) != (mode == "attention"):
-        wrong = "got none, want a tensor" if query is None else "got a tensor, want none"
-        raise ValueError(f"query: {wrong} with mode {mode!r}")
+        wrong = ("a tensor", "none") if query is None else ("none", "a tensor")
+        raise ValueError(f"query: expected {wrong[0]} with mode {mode!r}, got {wrong[1]}")
     accumulator = torch.promote_types(hidden.dtype, torch.float32)
     if query is not None:
         checks.check_vector("query", query, hidden.shape[1], integer=False, like=hidden)
         query = query.to(accumulator)
     if row_weights is not None:
         if mode == "last":
-            raise ValueError("row_weights: got a tensor, want none with mode 'last'")
+            raise ValueError("row_weights: expected none with mode 'last', got a tensor")
         checks.check_vector("row_weights", row_weights, hidden.shape[0], integer=False, like=hidden)
         row_weights = row_weights.to(accumulator)
     no_tangents("segment_pool", hidden, row_weights, query)

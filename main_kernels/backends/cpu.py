@@ -41,7 +41,7 @@ def use_instruction_set(name: str) -> Iterator[None]:
         ValueError: The processor does not execute it, or the C++ kernels are not built.
     """
     if MODULE is None or name not in instruction_sets():
-        raise ValueError(f"instruction_set: got {name!r}, this machine runs {instruction_sets()}")
+        raise ValueError(f"instruction_set: expected one of {instruction_sets()}, got {name!r}")
     before = MODULE.instruction_set()
     MODULE.set_instruction_set(name)
     try:
@@ -60,7 +60,8 @@ def address(tensor: Tensor | None, dtype: torch.dtype, device: torch.device = _C
     if tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
         layout = "" if tensor.is_contiguous() else "non-contiguous "
         raise ValueError(
-            f"buffer: got a {layout}{tensor.dtype} tensor on {tensor.device}, want a contiguous {dtype} one on {device}"
+            f"buffer: expected a contiguous {dtype} tensor on {device}, got a {layout}{tensor.dtype} tensor on"
+            f" {tensor.device}"
         )
     return tensor.data_ptr()
 
@@ -86,7 +87,7 @@ def _kernel(name: str, *dtypes: torch.dtype):  # type: ignore[no-untyped-def]
     for dtype in dtypes:
         if dtype not in _DTYPES:
             raise ValueError(
-                f"backend 'cpu': got dtype {dtype}, want float32 or bfloat16; use the plain backend for it"
+                f"backend 'cpu': expected float32 or bfloat16, got dtype {dtype}; use the plain backend for it"
             )
     return getattr(MODULE, "_".join([name, *(_DTYPES[dtype] for dtype in dtypes)]))
 

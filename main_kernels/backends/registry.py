@@ -52,7 +52,7 @@ def why_not_triton(device: int) -> str:
         return why_not
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < MIN_CAPABILITY:
-        return f"compute capability {major}.{minor}, want {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or newer"
+        return f"compute capability {major}.{minor}, expected {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or newer"
     return ""
 
 
@@ -72,7 +72,7 @@ def get_backend(name: str) -> Backend:
     if name == "triton":
         load_triton()
     if name not in BACKENDS:
-        raise ValueError(f"backend: got {name!r}, this installation has {sorted(BACKENDS)}")
+        raise ValueError(f"backend: expected one of {sorted(BACKENDS)}, got {name!r}")
     return BACKENDS[name]
 
 

@@ -96,13 +96,13 @@ def _check_targets(args: SweepArgs) -> None:
     if targets is None:
         return
     wrong = (targets >= columns) | (targets < 0)
-    wanted = f"want an id from 0 to {columns - 1}"
+    expected = f"expected an id from 0 to {columns - 1}"
     if args.ignore_index is not None:
         wrong &= targets != args.ignore_index
-        wanted += f", or {args.ignore_index}, which is ignored"
-    if not checks.assert_on_device(~wrong.any(), f"targets: {wanted}") and bool(wrong.any()):
+        expected += f", or {args.ignore_index}, which is ignored"
+    if not checks.assert_on_device(~wrong.any(), f"targets: {expected}") and bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
-        raise ValueError(f"targets: row {row} has {int(targets[row])}, {wanted}")
+        raise ValueError(f"targets: {expected}, got {int(targets[row])} in row {row}")
     if args.entropy_and_ranks and args.column_lse:
         _check_distinct_targets(targets, args.ignore_index)
 
@@ -112,11 +112,11 @@ def _check_distinct_targets(targets: Tensor, ignore_index: int | None) -> None:
     repeated = targets[order].diff() == 0
     if ignore_index is not None:
         repeated &= targets[order][1:] != ignore_index
-    wanted = "want a column of its own for each row"
-    if not checks.assert_on_device(~repeated.any(), f"targets: {wanted}") and bool(repeated.any()):
+    expected = "expected a column of its own for each row"
+    if not checks.assert_on_device(~repeated.any(), f"targets: {expected}") and bool(repeated.any()):
         first, second = (int(order[int(repeated.nonzero()[0, 0]) + i]) for i in (0, 1))
         raise ValueError(
-            f"targets: rows {first} and {second} both have {int(targets[first])}, {wanted}: "
+            f"targets: {expected}, got {int(targets[first])} in rows {first} and {second}: "
             "pass key[targets] as the keys instead"
         )
 

@@ -120,5 +120,5 @@ def test_rows_of_no_segment(backend):
 )
 def test_what_is_undefined_is_refused(call):
     """A bound on nothing, a softmax over nothing."""
-    with pytest.raises(ValueError, match=r"got (0 rows|shape \(0, 4\)), want at least"):
+    with pytest.raises(ValueError, match=r"expected at least .*, got (0 rows|shape \(0, 4\))"):
         call(torch.zeros(0, 4))

@@ -316,21 +316,36 @@ PAIRS = torch.randn(5, 3, device=DEVICE), torch.randn(5, 3, device=DEVICE)
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: mutual_information(PAIRS[0], PAIRS[1][:4]), "key: got 4 rows, want 5"),
-        (lambda: mutual_information(PAIRS[0], PAIRS[1].half()), "key: got dtype torch.float16"),
-        (lambda: mutual_information(*PAIRS, estimator="mine"), "estimator: got 'mine', want one of 'infonce'"),
-        (lambda: mutual_information(*PAIRS, temperature=0), "temperature: got 0"),
-        (lambda: mutual_information(*PAIRS, estimator="smile", clip=-1.0), "clip: got -1.0"),
-        (lambda: mutual_information(*PAIRS, estimator="dv", baseline=torch.ones(5)), "baseline: got one, want none"),
-        (lambda: mutual_information(*PAIRS, estimator="tuba", baseline=1.0), "baseline: got float, want a tensor"),
-        (lambda: mutual_information(*PAIRS, estimator="tuba", baseline=torch.ones(4)), r"baseline: got shape \(4,\)"),
-        (lambda: mutual_information(*PAIRS, estimator="tuba", baseline=torch.tensor(1)), "baseline: got dtype"),
-        (lambda: mutual_information_bounds(PAIRS[0][0], PAIRS[1]), r"query: got shape \(3,\)"),
-        (lambda: mutual_information_bounds(*PAIRS, temperature=-1), "temperature: got -1"),
-        (lambda: mutual_information_bounds(*PAIRS, clip=float("nan")), "clip: got nan"),
-        (lambda: mutual_information_bounds(PAIRS[0][:1], PAIRS[1][:1]), "query: got 1 rows, want at least 2"),
+        (lambda: mutual_information(PAIRS[0], PAIRS[1][:4]), "key: expected 5 rows, got 4 rows"),
+        (lambda: mutual_information(PAIRS[0], PAIRS[1].half()), "key: expected .*, got dtype torch.float16"),
+        (lambda: mutual_information(*PAIRS, estimator="mine"), "estimator: expected one of 'infonce', .*, got 'mine'"),
+        (lambda: mutual_information(*PAIRS, temperature=0), "temperature: expected .*, got 0"),
+        (lambda: mutual_information(*PAIRS, estimator="smile", clip=-1.0), "clip: expected .*, got -1.0"),
+        (
+            lambda: mutual_information(*PAIRS, estimator="dv", baseline=torch.ones(5)),
+            "baseline: expected none .*, got one",
+        ),
+        (lambda: mutual_information(*PAIRS, estimator="tuba", baseline=1.0), "baseline: expected a tensor, got float"),
+        (
+            lambda: mutual_information(*PAIRS, estimator="tuba", baseline=torch.ones(4)),
+            r"baseline: expected .*, got shape \(4,\)",
+        ),
+        (
+            lambda: mutual_information(*PAIRS, estimator="tuba", baseline=torch.tensor(1)),
+            "baseline: expected .*, got dtype",
+        ),
+        (lambda: mutual_information_bounds(PAIRS[0][0], PAIRS[1]), r"query: expected .*, got shape \(3,\)"),
+        (lambda: mutual_information_bounds(*PAIRS, temperature=-1), "temperature: expected .*, got -1"),
+        (lambda: mutual_information_bounds(*PAIRS, clip=float("nan")), "clip: expected .*, got nan"),
+        (
+            lambda: mutual_information_bounds(PAIRS[0][:1], PAIRS[1][:1]),
+            "query: expected at least 2 rows, .*, got 1 rows",
+        ),
         *(
-            (lambda e=e: mutual_information(PAIRS[0][:1], PAIRS[1][:1], estimator=e), "query: got 1 rows, want at")
+            (
+                lambda e=e: mutual_information(PAIRS[0][:1], PAIRS[1][:1], estimator=e),
+                "query: expected at least .*, got 1 rows",
+            )
             for e in ESTIMATORS[1:]
         ),
     ],

@@ -392,17 +392,17 @@ def test_bad_offsets_are_refused(backend, offsets):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mode": "max"}, "mode: got 'max'"),
-        ({"mode": "attention"}, "query: got none, want a tensor with mode 'attention'"),
-        ({"query": torch.ones(3)}, "query: got a tensor, want none with mode 'mean'"),
-        ({"mode": "last", "query": torch.ones(3)}, "query: got a tensor, want none with mode 'last'"),
-        ({"mode": "attention", "query": torch.ones(4)}, r"query: got shape \(4,\), want \(3,\)"),
-        ({"mode": "attention", "query": [1.0, 2.0, 3.0]}, "query: got list"),
-        ({"mode": "attention", "query": torch.ones(3).long()}, "query: got dtype torch.int64"),
-        ({"mode": "last", "row_weights": torch.ones(4)}, "row_weights: got a tensor, want none with mode 'last'"),
-        ({"row_weights": torch.ones(3)}, r"row_weights: got shape \(3,\), want \(4,\)"),
-        ({"row_weights": torch.ones(4).long()}, "row_weights: got dtype torch.int64"),
-        ({"row_weights": torch.ones(4, device="meta")}, "row_weights: got device meta"),
+        ({"mode": "max"}, "mode: expected .*, got 'max'"),
+        ({"mode": "attention"}, "query: expected a tensor with mode 'attention', got none"),
+        ({"query": torch.ones(3)}, "query: expected none with mode 'mean', got a tensor"),
+        ({"mode": "last", "query": torch.ones(3)}, "query: expected none with mode 'last', got a tensor"),
+        ({"mode": "attention", "query": torch.ones(4)}, r"query: expected \(3,\), got shape \(4,\)"),
+        ({"mode": "attention", "query": [1.0, 2.0, 3.0]}, "query: expected .*, got list"),
+        ({"mode": "attention", "query": torch.ones(3).long()}, "query: expected .*, got dtype torch.int64"),
+        ({"mode": "last", "row_weights": torch.ones(4)}, "row_weights: expected none with mode 'last', got a tensor"),
+        ({"row_weights": torch.ones(3)}, r"row_weights: expected \(4,\), got shape \(3,\)"),
+        ({"row_weights": torch.ones(4).long()}, "row_weights: expected .*, got dtype torch.int64"),
+        ({"row_weights": torch.ones(4, device="meta")}, "row_weights: expected .*, got device meta"),
     ],
 )
 def test_is_refused(options, words):
