@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from main_align.data.pairs import SCORED, Pair, check_text
 from main_align.models.devices import DTYPES
 from main_align.models.encoding import EncodedSequence
-from main_align.models.load import SMOLLM2, load
+from main_align.models.load import load
 from main_align.models.packed_attention import packing_arguments
+from main_align.models.smollm2 import SMOLLM2
 from main_align.scoring.batching import BATCH_TOKENS
 from main_align.scoring.scorer import Scorer
 

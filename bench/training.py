@@ -28,8 +28,9 @@ import torch
 from datasets import Dataset
 from main_align.data.pairs import check_text
 from main_align.models.encoding import EncodedPair, PairEncoder
-from main_align.models.load import SMOLLM2, load
+from main_align.models.load import load
 from main_align.models.packed_attention import packed_forward, packing_arguments
+from main_align.models.smollm2 import SMOLLM2
 from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
 from trl import SFTConfig, SFTTrainer
 

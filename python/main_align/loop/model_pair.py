@@ -16,10 +16,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import UserError
+from ..models.checkpoint import MERGE, find_checkpoint, folder_digest
 from ..models.context_length import context_length
 from ..models.devices import DTYPES
 from ..models.encoding import PairEncoder
-from ..models.load import MERGE, LoadedModel, find, folder_digest, load, trained_encoder
+from ..models.load import LoadedModel, load, trained_encoder
 from .config import Direction, LoopConfig
 from .plan import Stage
 from .run_dir import RunDir
@@ -69,7 +70,7 @@ def inspect_model(name: str, config: LoopConfig) -> ModelInfo:
     Raises:
         UserError: the model cannot be used; the message gives the remedy.
     """
-    checkpoint = find(name, trust_remote_code=config.trust_remote_code)
+    checkpoint = find_checkpoint(name, trust_remote_code=config.trust_remote_code)
     if checkpoint.base is not None and config.generator != "transformers":
         raise UserError(f"{name!r} is an adapter, which vLLM cannot start from: use generator transformers, or {MERGE}")
     tokenizer = checkpoint.tokenizer

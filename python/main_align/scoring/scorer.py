@@ -102,25 +102,7 @@ class Scorer:
         self.max_length = _longest(loaded.model.config, max_length)
         self.truncate, self.batch_tokens = truncate, batch_tokens
         self.bank, self.seed, self.temperature = bank, seed, temperature
-        markers = asdict(self.encoder.markers)
-        self.fingerprint: dict[str, Any] = {
-            "model": loaded.name,
-            "revision": loaded.revision,
-            "digest": loaded.digest,
-            "markers": {k: list(v) if isinstance(v, tuple) else v for k, v in markers.items()},
-            "bos": self.encoder.bos,
-            "dtype": str(loaded.model.dtype).removeprefix("torch."),
-            "device": loaded.model.device.type,
-            "attention": self.forward.attention,
-            "batch_tokens": batch_tokens,
-            "max_length": self.max_length,
-            "truncate": truncate,
-            "bank": bank,
-            "seed": seed,
-            "temperature": temperature,
-        }
-        if heads is not None:
-            self.fingerprint["heads"] = heads.digest()
+        self.fingerprint = _fingerprint(self, loaded)
 
     def prepare(self, pairs: Sequence[Pair]) -> SortWindow:
         """Tokenise a window of pairs, refuse those that cannot be scored, and fill micro-batches with the others.
@@ -240,6 +222,28 @@ class Scorer:
     def _micro_batch(self, window: SortWindow, rows: tuple[int, ...]) -> MicroBatch:
         tokens = sum(len(sequence.ids) for row in rows for sequence in self._sequences(window, row))
         return MicroBatch(rows, tokens)
+
+
+def _fingerprint(scorer: Scorer, loaded: LoadedModel) -> dict[str, Any]:
+    """Return everything besides the input that the scores depend on: a job with another fingerprint does not resume."""
+    markers = asdict(scorer.encoder.markers)
+    projection = scorer.forward.projection
+    return {
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "digest": loaded.digest,
+        "markers": {name: list(text) if isinstance(text, tuple) else text for name, text in markers.items()},
+        "bos": scorer.encoder.bos,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": loaded.model.device.type,
+        "attention": scorer.forward.attention,
+        "batch_tokens": scorer.batch_tokens,
+        "max_length": scorer.max_length,
+        "truncate": scorer.truncate,
+        "bank": scorer.bank,
+        "seed": scorer.seed,
+        "temperature": scorer.temperature,
+    } | ({} if projection is None else {"heads": projection.digest()})
 
 
 def _longest(config: Any, wanted: int | None) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from main_align.errors import UserError
-from main_align.models import load
+from main_align.models import checkpoint, load
 from main_align.scoring.scorer import Scorer
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
@@ -117,7 +117,7 @@ def test_an_adapter_is_loaded_onto_its_base(folder, adapter):
     from peft import PeftModel
 
     base, loaded = load.load(folder), load.load(adapter)
-    assert loaded.digest not in (base.digest, load.folder_digest(adapter))
+    assert loaded.digest not in (base.digest, checkpoint.folder_digest(adapter))
     assert type(loaded.model) is type(base.model)
     ids = torch.arange(3, 20)[None]
     with torch.inference_mode():
@@ -158,7 +158,7 @@ def test_the_loop_starts_from_an_adapter(adapter, tmp_path):
     from main_align.loop.model_pair import inspect_model
 
     info = inspect_model(str(adapter), LoopConfig(seed_pairs="s", output_dir=str(tmp_path), max_length=64))
-    assert info.digest == load.find(str(adapter)).digest
+    assert info.digest == checkpoint.find_checkpoint(str(adapter)).digest
     with pytest.raises(UserError, match="is an adapter, which vLLM cannot start from"):
         inspect_model(
             str(adapter), LoopConfig(seed_pairs="s", output_dir=str(tmp_path), max_length=64, generator="vllm")

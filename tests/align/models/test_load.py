@@ -10,7 +10,7 @@ from importlib import metadata
 import pytest
 import torch
 from main_align.errors import UserError
-from main_align.models import load, smollm2
+from main_align.models import checkpoint, load, smollm2
 
 from tests.align.tiny_models import tiny_model_folder
 
@@ -31,27 +31,27 @@ def test_a_local_folder(folder):
     assert not loaded.model.training
     assert loaded.name == str(folder)
     assert loaded.revision is None
-    assert loaded.digest == load.folder_digest(folder)
+    assert loaded.digest == checkpoint.folder_digest(folder)
 
 
 def test_the_digest_follows_the_content(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
-    assert load.folder_digest(copy) == load.folder_digest(folder)
+    assert checkpoint.folder_digest(copy) == checkpoint.folder_digest(folder)
     weights = copy / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert load.folder_digest(copy) != load.folder_digest(folder)
+    assert checkpoint.folder_digest(copy) != checkpoint.folder_digest(folder)
 
 
 def test_the_digest_of_a_large_file_is_sampled(tmp_path):
     file = tmp_path / "weights.bin"
     file.write_bytes(bytes(3 << 20))
-    before = load.folder_digest(tmp_path)
+    before = checkpoint.folder_digest(tmp_path)
     with file.open("r+b") as opened:
         opened.seek(-100, os.SEEK_END)
         opened.write(b"x")
-    assert load.folder_digest(tmp_path) != before
+    assert checkpoint.folder_digest(tmp_path) != before
 
 
 def test_no_such_model_says_what_to_do(offline):

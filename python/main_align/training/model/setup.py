@@ -11,9 +11,10 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import UserError
+from ...models.checkpoint import find_checkpoint
 from ...models.context_length import context_length
 from ...models.forward import Forward
-from ...models.load import check_model, find, load_weights
+from ...models.load import check_model, load_weights
 from ..config import AlignmentArguments
 from .hooks import lm_head_weight
 
@@ -82,5 +83,5 @@ def _load(name: str, tokenizer: Any, args: Any, quantization_config: Any) -> tup
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
     source = {"revision": options.get("revision"), "trust_remote_code": options["trust_remote_code"]}
-    checkpoint = find(name, tokenizer=tokenizer, **source)
+    checkpoint = find_checkpoint(name, tokenizer=tokenizer, **source)
     return load_weights(checkpoint, **options), checkpoint.tokenizer
