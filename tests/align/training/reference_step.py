@@ -1,5 +1,5 @@
-"""What a training step should compute, the long way round: one sequence at a time through the model's own forward, all
-logits, N x N similarity matrices, in float64. What the trainer is compared with."""
+"""Reference for a training step: one sequence at a time through the model's own forward, with all logits and N x N
+similarity matrices, in float64."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from main_kernels import reference
 
 
 def logprobs(model, ids: list[int], span: tuple[int, int]) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """log p of the tokens in `span`, each given all before it."""
+    """Return log p of the tokens in `span`, each given all tokens before it."""
     logits = model(torch.tensor([ids], device=model.device), use_cache=False).logits[0]
     targets = torch.tensor(ids[span[0] : span[1]], device=logits.device)
     return logits[span[0] - 1 : span[1] - 1].log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
 def pooled(model, ids: list[int], span: tuple[int, int]) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """The mean state over `span` where nothing after it was read."""
+    """Return the mean state over `span` of the sequence cut after it."""
     read = torch.tensor([ids[: span[1]]], device=model.device)
     return model.base_model(read, use_cache=False).last_hidden_state[0, span[0] :].mean(0)
 
 
 def loss(model, head, tokenizer, texts, terms, *, directions="both", alpha=0.5, groups=None):  # type: ignore[no-untyped-def]
-    """The loss of one batch of (x, y, synthetic), by the definitions of terms.py and loss.py."""
+    """Return the loss of one batch of (x, y, synthetic), by the definitions of terms.py and loss.py."""
     encoder = PairEncoder(tokenizer)
     model.set_attn_implementation("eager")
     encoded = [
@@ -40,8 +40,8 @@ def loss(model, head, tokenizer, texts, terms, *, directions="both", alpha=0.5, 
 
     def mean_nll(parts):  # type: ignore[no-untyped-def]
         kinds = []
-        for mine in (~synthetic, synthetic):
-            chosen = [part for part, take in zip(parts, mine.tolist(), strict=True) if take]
+        for mask in (~synthetic, synthetic):
+            chosen = [part for part, take in zip(parts, mask.tolist(), strict=True) if take]
             kinds.append(-torch.cat(chosen).mean() if chosen else None)
         seed, written = kinds
         if seed is None or written is None:

@@ -1,5 +1,7 @@
-"""One optimiser step's gradients, written to a file: what the processes of test_scale.py run. Everything is in float64,
-so that what remains of a difference is a mistake and no rounding."""
+"""Write the gradients of one optimizer step to a file; the processes of test_scale.py run this.
+
+Everything is in float64, so that a difference is a mistake and not rounding.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ PAIRS = [
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients as the optimiser finds them, sharded ones gathered."""
+    """Saves the gradients before the optimizer step, sharded ones gathered."""
 
     def __init__(self) -> None:
         self.found: dict[str, torch.Tensor] = {}
@@ -80,8 +82,10 @@ def trainer_of(output: str, *, rows: int = 8, double: bool = True, lora: bool = 
 
 
 def step_sharded(trainer, gradients) -> None:  # type: ignore[no-untyped-def]
-    """One update with the model sharded by FSDP2. accelerate shards on accelerators only, so on a CPU the trainer's own
-    steps are called one by one."""
+    """Run one step with the model sharded by FSDP2.
+
+    accelerate shards on accelerators only, so on a CPU the trainer's methods are called one by one.
+    """
     from torch.distributed.fsdp import fully_shard
 
     trainer.args.max_steps = trainer.state.max_steps = trainer.state.logging_steps = 1

@@ -1,4 +1,4 @@
-"""Training on a CPU without bfloat16 instructions: float32 by default, and one line where bfloat16 was asked for."""
+"""Training on a CPU without bfloat16 instructions: float32 by default, and one warning for an explicit bfloat16."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def warnings_of(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == devices.__name__]
 
 
-def test_the_default_is_what_the_cpu_does_fast(fast, tmp_path):
+def test_the_default_dtype_is_the_fast_one(fast, tmp_path):
     settings = {"output_dir": str(tmp_path), "use_cpu": True}
     assert MutualAlignmentConfig(**settings).bf16 is fast
     assert MutualAlignmentConfig(**settings, fp16=True).bf16 is False
@@ -47,7 +47,7 @@ def test_the_default_is_what_the_cpu_does_fast(fast, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [AlignedTrainer, MutualAlignmentTrainer])
-def test_bfloat16_that_was_asked_for_says_what_it_costs(fast, tmp_path, caplog, kind):
+def test_an_explicit_bfloat16_warns_about_its_cost(fast, tmp_path, caplog, kind):
     settings = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": []}
     plain = kind is AlignedTrainer
     for asked in (False, True):
@@ -57,7 +57,7 @@ def test_bfloat16_that_was_asked_for_says_what_it_costs(fast, tmp_path, caplog, 
         assert warnings_of(caplog) == ([devices.SLOW_BFLOAT16] if asked and not fast else [])
 
 
-def test_the_loop_takes_what_is_fast(fast, tmp_path):
+def test_the_loop_uses_the_fast_dtype(fast, tmp_path):
     config = LoopConfig(seed_pairs="s", output_dir=str(tmp_path))
     cpu = torch.device("cpu")
     dtype = str(devices.pick_dtype(config.dtype, cpu)).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Data sets of every form to the same pairs; what cannot be trained on is named."""
+"""Data sets of every form give the same pairs; rows that cannot be trained are named."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_form_gives_the_same_pair(form):
 
 @pytest.mark.parametrize("template", [CHATML, SMOLLM2, LLAMA3, MISTRAL, ZEPHYR, None])
 @pytest.mark.parametrize("system", [False, True])
-def test_what_sfttrainer_tokenised_is_the_same_pair(tmp_path, template, system):
+def test_a_data_set_tokenised_by_sfttrainer_gives_the_same_pair(tmp_path, template, system):
     """A data set prepared by TRL itself, markers and all, gives the ids that the texts give."""
     if system and template in (MISTRAL, None):
         pytest.skip("no place for a system turn")
@@ -158,7 +158,7 @@ def test_a_bad_row_of_a_stream_is_named_with_its_worker():
         list(DataLoader(stream, batch_size=None, num_workers=2))
 
 
-def test_overlong_pairs_of_a_stream_are_left_out():
+def test_pairs_over_length_in_a_stream_are_left_out():
     stream = IterableDataset.from_generator(lambda: iter([FORMS["prompt_completion"], LONG]))
     assert [row["row"] for row in reader(over_length="drop").prepare(stream, "train")] == [0]
 
@@ -166,7 +166,7 @@ def test_overlong_pairs_of_a_stream_are_left_out():
 LONG = {"prompt": "x" * 300, "completion": "y" * 100}
 
 
-def test_overlong_pairs(caplog):
+def test_pairs_over_length(caplog):
     records = [FORMS["prompt_completion"], LONG]
     with pytest.raises(UserError, match=r"1 rows of the train.*row 1: \d+ tokens \(300 \+ 100 .*over_length='drop'"):
         read(records)
@@ -195,7 +195,7 @@ def test_overlong_pairs(caplog):
         ({"messages": [USER, {"role": "system", "content": "s"}, USER, ASSISTANT]}, "row 0: a system turn must be"),
     ],
 )
-def test_rows_that_cannot_be_trained_on_are_named(record, message):
+def test_rows_that_cannot_be_trained_are_named(record, message):
     with pytest.raises(UserError, match=message):
         read([record])
 
@@ -229,7 +229,7 @@ SAID = {
 
 @pytest.mark.parametrize("name", SAID)
 @pytest.mark.parametrize("streamed", [False, True])
-def test_what_a_row_says_beside_its_pair_is_not_dropped_in_silence(name, streamed):
+def test_columns_that_are_not_part_of_the_pair_are_refused_or_reported(name, streamed):
     said, message = SAID[name]
     record = said if "messages" in said else {"prompt": X, "completion": Y, **said}
     dataset = IterableDataset.from_generator(lambda: iter([record])) if streamed else Dataset.from_list([record])

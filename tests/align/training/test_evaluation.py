@@ -1,4 +1,4 @@
-"""Evaluation: metrics belong to a data set, and not to how it was cut up, named or measured before."""
+"""Evaluation: metrics depend on the data set alone, not on batches, names or earlier evaluations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_loss_of_an_evaluation_is_that_of_the_set_as_one_batch(tmp_path):
     assert sum(metrics[name] for name in CONTRIBUTIONS | {"loss_duality_gap"}) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_likelihoods_are_measured_whatever_they_weigh(tmp_path):
+def test_likelihoods_do_not_depend_on_their_weights(tmp_path):
     whole = evaluated(tmp_path)
     for weights in ({"reverse_weight": 0.0}, {"synthetic_weight": 0.0, "synthetic_weight_schedule": "constant"}):
         found = evaluated(tmp_path, duality_gap_weight=0.0, **weights)
@@ -67,8 +67,8 @@ def test_likelihoods_are_measured_whatever_they_weigh(tmp_path):
             assert found[name] == pytest.approx(whole[name], rel=1e-5)
 
 
-def test_likelihoods_of_the_training_are_those_of_tokens_that_count(tmp_path):
-    """Synthetic pairs of weight 0 are not measured, and do not count as pairs of likelihood 1."""
+def test_training_likelihoods_leave_out_tokens_of_weight_0(tmp_path):
+    """Synthetic pairs of weight 0 are not measured; they must not count as pairs of likelihood 1."""
     settings = {
         "synthetic_weight": 0.0,
         "synthetic_weight_schedule": "constant",
@@ -94,7 +94,7 @@ def test_a_large_set_is_contrasted_in_equal_groups(tmp_path, monkeypatch):
         assert grouped["nll_y_given_x"] == pytest.approx(whole["nll_y_given_x"], rel=1e-5)
 
 
-def test_every_name_gets_its_metrics_and_leaves_none_behind(tmp_path):
+def test_each_named_data_set_has_its_own_metrics(tmp_path):
     trainer = trainer_with(tmp_path, eval_dataset={"few": FIVE, "all": ROWS})
     alone = {"few": untimed(trainer.evaluate(FIVE)), "all": untimed(trainer.evaluate(ROWS))}
     assert alone["few"]["semantic"] != pytest.approx(alone["all"]["semantic"])
@@ -121,7 +121,7 @@ def test_predict_takes_raw_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("packing", "evaluation", "packed"), [(True, False, False), (False, True, True), (True, None, True)]
 )
-def test_an_evaluation_is_packed_where_the_settings_say_so(tmp_path, packing, evaluation, packed):
+def test_the_settings_decide_whether_an_evaluation_is_packed(tmp_path, packing, evaluation, packed):
     settings = {"packing": packing, "eval_packing": evaluation, "max_length": 100}
     trainer = trainer_with(tmp_path, eval_dataset=ROWS, **settings)
     mixed = type("Mixed", (AlignmentMixin, Trainer), {})
@@ -144,7 +144,7 @@ def test_a_stream_is_evaluated_once(tmp_path):
     assert untimed(trainer.evaluate(IterableDataset.from_generator(lambda: iter(PAIRS[:5])))) == pytest.approx(wanted)
 
 
-def test_an_evaluation_leaves_the_log_of_the_training_alone(tmp_path):
+def test_an_evaluation_does_not_change_the_training_log(tmp_path):
     """Tokens and metrics of the training are those that they would be without an evaluation in between."""
     logs = []
     for settings in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
@@ -158,7 +158,7 @@ def test_an_evaluation_leaves_the_log_of_the_training_alone(tmp_path):
         assert plain.get("semantic") == between.get("semantic")
 
 
-def test_what_a_subclass_adds_to_the_loss_is_in_that_of_the_evaluation(tmp_path):
+def test_the_evaluation_loss_includes_what_a_subclass_adds(tmp_path):
     class Adding(MutualAlignmentTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
             loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
@@ -172,7 +172,7 @@ def test_what_a_subclass_adds_to_the_loss_is_in_that_of_the_evaluation(tmp_path)
 
 @pytest.mark.parametrize("rows", [5, 7])
 def test_contrast_of_micro_batches_is_logged_by_pairs(tmp_path, rows):
-    """Four pairs and three count as seven; one pair alone has no contrast, so it takes nothing from the mean."""
+    """Four pairs and three count as seven; a single pair has no contrast, so it is not part of the mean."""
     settings = {
         "contrast_across_accumulation": False,
         "per_device_train_batch_size": 4,

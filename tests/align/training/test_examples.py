@@ -1,4 +1,4 @@
-"""The example scripts run as they stand, on a tiny model; and so do the lines of the README and of docs/training.md."""
+"""The example scripts and the code of README.md and docs/training.md run on a tiny model."""
 
 from __future__ import annotations
 

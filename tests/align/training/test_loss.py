@@ -1,4 +1,4 @@
-"""MutualAlignmentLoss by itself: no model, no trainer."""
+"""MutualAlignmentLoss without a model or trainer."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_metrics_of_perfect_pairs():
     assert not any(value.requires_grad for value in metrics.values())
 
 
-def test_pairs_with_one_id_are_no_negatives():
+def test_pairs_with_the_same_id_are_not_negatives():
     query, key = (torch.randn(4, 5) for _ in range(2))
     loss = MutualAlignmentLoss(AlignmentTerms(semantic_weight=1.0, intentional_weight=0, structural_weight=0))
     apart, _ = loss(query, key)
@@ -78,7 +78,7 @@ def test_pairs_with_one_id_are_no_negatives():
     assert float(together) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_part_is_enough():
+def test_embeddings_or_likelihoods_alone_are_enough():
     query, key = sides()
     only_pairs = MutualAlignmentLoss()(query, key)[1]
     assert set(only_pairs) == {"semantic", "intentional", "structural", "mi", "accuracy_x_to_y", "accuracy_y_to_x"}
@@ -89,7 +89,7 @@ def test_a_part_is_enough():
     }
 
 
-def test_a_single_pair_is_a_connected_zero_and_said_once(caplog):
+def test_a_single_pair_gives_zero_in_the_graph_and_warns_once(caplog):
     loss = MutualAlignmentLoss(AlignmentTerms(semantic_weight=1.0))
     query, key = sides(count=1)
     for _ in range(2):
@@ -114,12 +114,12 @@ def test_a_single_pair_is_a_connected_zero_and_said_once(caplog):
         ),
     ],
 )
-def test_settings_that_make_no_sense(options, message):
+def test_invalid_settings_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         MutualAlignmentLoss(AlignmentTerms(**options))
 
 
-def test_calls_that_make_no_sense():
+def test_invalid_calls_are_refused():
     query, key = sides()
     loss = MutualAlignmentLoss()
     with pytest.raises(ValueError, match="expected both or neither"):
@@ -130,7 +130,7 @@ def test_calls_that_make_no_sense():
         loss(query, key[:, :3])
 
 
-def test_alpha_follows_the_ratio_of_the_running_losses():
+def test_the_synthetic_weight_follows_the_ratio_of_the_running_losses():
     alpha, device = SyntheticWeight("loss_ratio", 0.5), torch.device("cpu")
     assert float(alpha.at(0, device)) == 0.5
     alpha.observe(torch.tensor([2.0, torch.nan]))
@@ -141,7 +141,7 @@ def test_alpha_follows_the_ratio_of_the_running_losses():
     assert float(alpha.at(0, device)) == pytest.approx(2 / (2 + 0.9 * 6 + 0.1 * 16))
 
 
-def test_other_schedules_of_alpha():
+def test_constant_and_linear_schedules():
     device = torch.device("cpu")
     assert [float(SyntheticWeight("linear", 0.8).at(p, device)) for p in (0.0, 0.5, 1.0)] == pytest.approx(
         [0, 0.4, 0.8]

@@ -1,4 +1,4 @@
-"""Models as people have them: PEFT, tied embeddings, trained heads, checkpoints; and what is refused."""
+"""PEFT, tied embeddings, trained heads and checkpoints; models that are refused."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_mistral_with_its_window(tmp_path):
     assert len(trainer.state.log_history) == 3
 
 
-def test_a_mixture_of_experts_trains_and_says_what_is_left_out(tmp_path, caplog):
+def test_a_mixture_of_experts_trains_and_warns_about_its_load_balancing_loss(tmp_path, caplog):
     sizes = {"vocab_size": 259, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     sizes |= {
         "num_attention_heads": 2,
@@ -78,7 +78,7 @@ def test_a_mixture_of_experts_trains_and_says_what_is_left_out(tmp_path, caplog)
     assert sum("load-balancing loss" in record.message for record in caplog.records) == 1
 
 
-def test_adapters_learn_and_nothing_else_does(tmp_path):
+def test_only_adapters_and_heads_are_trained(tmp_path):
     model = tiny_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
     trainer = trainer_with(tmp_path, model, peft_config=LoraConfig(**LORA), gradient_checkpointing=True)
@@ -91,7 +91,7 @@ def test_adapters_learn_and_nothing_else_does(tmp_path):
     assert any(p.abs().sum() > 0 for n, p in trainer.model.named_parameters() if "lora_B" in n)
 
 
-def test_a_peft_model_that_somebody_made_keeps_its_adapter(tmp_path):
+def test_a_given_peft_model_keeps_its_adapter(tmp_path):
     model = get_peft_model(tiny_model(), LoraConfig(**LORA), adapter_name="to_y")
     model.add_adapter("to_x", LoraConfig(**LORA))
     model.set_adapter("to_y")
@@ -142,8 +142,8 @@ def test_an_adapter_on_the_head_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("mark", "remedy"), [("zero3", "use ZeRO-2, or FSDP2"), ("DTensor", "outermost FSDP unit")])
-def test_a_head_that_is_in_parts_is_refused(tmp_path, monkeypatch, mark, remedy):
-    """As DeepSpeed ZeRO-3 and an FSDP unit of its own leave it where the loss is made; their marks alone, here."""
+def test_a_sharded_head_is_refused(tmp_path, monkeypatch, mark, remedy):
+    """The marks that DeepSpeed ZeRO-3 and an FSDP unit of its own leave on the weight, without either library."""
     trainer = trainer_with(tmp_path)
     (batch, *_) = trainer.get_train_dataloader()
     weight = trainer.model.lm_head.weight
@@ -156,7 +156,7 @@ def test_a_head_that_is_in_parts_is_refused(tmp_path, monkeypatch, mark, remedy)
         trainer.compute_loss(trainer.model.train(), batch)
 
 
-def test_what_is_saved_is_an_ordinary_model_and_the_head_beside_it(tmp_path):
+def test_the_saved_model_is_ordinary_and_has_the_heads_in_another_file(tmp_path):
     trainer = trainer_with(tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
     trainer.train()
     folder = tmp_path / "checkpoint-1"
@@ -187,7 +187,7 @@ def test_the_model_card_names_the_method_and_its_terms(tmp_path, base):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_run_that_resumes_ends_as_one_that_did_not_stop(tmp_path, lora):
+def test_a_resumed_run_ends_like_one_that_did_not_stop(tmp_path, lora):
     def run(folder, steps, resume=None):  # type: ignore[no-untyped-def]
         torch.manual_seed(0)
         settings = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "max_steps": steps}
@@ -204,7 +204,7 @@ def test_a_run_that_resumes_ends_as_one_that_did_not_stop(tmp_path, lora):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_best_model_comes_back_with_its_heads_and_means(tmp_path, lora):
+def test_the_best_model_is_restored_with_its_heads_and_means(tmp_path, lora):
     settings = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 3}
     settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
     trainer = trainer_with(tmp_path, peft_config=LoraConfig(**LORA) if lora else None, eval_dataset=ROWS, **settings)
@@ -290,7 +290,7 @@ def test_a_shuffled_stream_with_workers_gives_all_rows_in_another_order_every_ep
     assert texts[:4] != texts[4:]
 
 
-def test_alpha_is_logged_where_there_are_synthetic_pairs(tmp_path):
+def test_the_synthetic_weight_is_logged_if_there_are_synthetic_pairs(tmp_path):
     trainer = trainer_with(tmp_path)
     trainer.train()
     seed_loss, written = trainer._synthetic_weight.means.tolist()

@@ -1,4 +1,4 @@
-"""A step's gradient does not depend on how its pairs were cut into micro-batches and processes (float64)."""
+"""A step's gradient does not depend on its split into micro-batches and processes (float64)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_gradient_accumulation(tmp_path, whole, steps):
     assert got[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-6)
 
 
-def test_accumulated_contrast_drops_out_the_same_twice(tmp_path):
+def test_both_forwards_of_the_gradient_cache_have_the_same_dropout(tmp_path):
     """With LoRA dropout the embeddings that are contrasted are those that the gradient goes through."""
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "lora": True}
     trainer, _ = trainer_of(str(tmp_path), **settings)

@@ -1,4 +1,4 @@
-"""Settings of the trainers: those that are used reach the training, and the others are refused."""
+"""Settings of the trainers reach the training, or are refused."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.align.training.step_gradients import PAIRS
 from tests.align.training.test_models import LORA, ROWS, config, trainer_with
 
 
-def test_the_chat_template_and_the_stop_token_of_the_settings_are_trained(tmp_path):
-    """The layout is made of the tokenizer that is saved, and of no earlier state of it."""
+def test_the_settings_chat_template_and_stop_token_are_trained(tmp_path):
+    """Sequences are built with the tokenizer that is saved, not with an earlier state of it."""
     (tmp_path / "new.jinja").write_text(CHATML.replace("im_", "turn_"))
     special = ("<|endoftext|>", "<|turn_start|>", "<|turn_end|>")
     path = {"chat_template_path": str(tmp_path / "new.jinja")}
@@ -109,7 +109,7 @@ def test_settings_that_cannot_work_are_refused_before_training(tmp_path, name):
         trainer_with(tmp_path, **settings)
 
 
-def test_arguments_that_have_no_use_are_refused(tmp_path):
+def test_arguments_without_effect_are_refused(tmp_path):
     names = ("data_collator", "compute_loss_func", "compute_metrics", "formatting_func")
     for name in (*names, "preprocess_logits_for_metrics", "model_init"):
         with pytest.raises(UserError, match=f"{name} is not supported"):
@@ -126,13 +126,13 @@ def test_settings_of_sfttrainer_are_refused_by_another_trainer(tmp_path, name):
 
 
 @cpu_only("it has nothing to offload from")
-def test_offloading_wants_an_accelerator(tmp_path):
+def test_offloading_needs_an_accelerator(tmp_path):
     with pytest.raises(UserError, match="activation_offloading=True needs an accelerator, and there is none"):
         trainer_with(tmp_path, activation_offloading=True)
 
 
 def test_every_setting_of_sfttrainer_is_used_or_refused():
-    """A new one of TRL's fails here until somebody has decided what becomes of it."""
+    """A new setting of TRL fails here until it is used or refused."""
     used = {"activation_offloading", "bf16", "chat_template_path", "dataset_num_proc", "eos_token", "eval_packing"}
     used |= {"gradient_checkpointing", "learning_rate", "logging_steps", "lr_scheduler_kwargs", "max_length"}
     used |= {"model_init_kwargs", "packing", "packing_strategy", "pad_token", "padding_free", "shuffle_dataset"}
@@ -158,7 +158,7 @@ def test_sampling_by_length(tmp_path):
     assert sorted(seen) == list(range(8))
 
 
-def test_a_data_set_is_shuffled_where_the_settings_say_so(tmp_path):
+def test_shuffle_dataset_shuffles(tmp_path):
     for settings in ({}, {"eval_packing": True}):
         trainer = trainer_with(tmp_path, eval_dataset=ROWS, shuffle_dataset=True, max_length=100, **settings)
         order = [pair["row"] for pair in trainer.train_dataset]
@@ -167,7 +167,7 @@ def test_a_data_set_is_shuffled_where_the_settings_say_so(tmp_path):
 
 
 @pytest.mark.parametrize("added", [{"projection_dim": 8}, {"projection_dim": 0, "peft_config": LoraConfig(**LORA)}])
-def test_an_optimizer_that_is_older_than_what_it_should_train_is_refused(tmp_path, added):
+def test_an_optimizer_without_the_added_parameters_is_refused(tmp_path, added):
     model, peft = tiny_model(), {"peft_config": added.get("peft_config")}
 
     def trainer(width, **options):  # type: ignore[no-untyped-def]
@@ -178,8 +178,8 @@ def test_an_optimizer_that_is_older_than_what_it_should_train_is_refused(tmp_pat
         trainer(added["projection_dim"], optimizers=(torch.optim.AdamW(model.parameters()), None), **peft)
 
 
-def test_optimizers_of_ones_own(tmp_path):
-    """One that knows all parameters, and one by its class, which trains the heads too."""
+def test_optimizers_of_the_user(tmp_path):
+    """One that has all parameters, and one given by class, which trains the heads too."""
     model = tiny_model()
     own = torch.optim.SGD(model.parameters(), lr=0.1)
     args, tokenizer = config(tmp_path, projection_dim=0), byte_tokenizer()

@@ -1,4 +1,4 @@
-"""One training step against the definitions, computed densely one sequence at a time (reference_step.py)."""
+"""One training step against the definitions, computed one sequence at a time with all logits (reference_step.py)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ GROUPS = torch.tensor([0, 1, 2, 2, 4, 5, 6, 7], device=DEVICE)
 
 
 def only(**weights: float) -> dict[str, float]:
-    """Weights of some terms, all others 0."""
+    """Return the settings with these weights, and 0 for all other terms."""
     return {f"{term}_weight": 0.0 for term in EMBEDDING_TERMS + LIKELIHOOD_TERMS} | weights
 
 
 def one_step(trainer):  # type: ignore[no-untyped-def]
-    """The loss of the whole data set as one batch, and the gradients of the model's parameters."""
+    """Return the loss of the whole data set as one batch, and the gradients of the model's parameters."""
     model = trainer.model.train()
     (batch,) = trainer.get_train_dataloader()
     loss = trainer.compute_loss(model, batch)
@@ -61,7 +61,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradients_are_those_of_the_definitions(tmp_path, name):
+def test_loss_and_gradients_match_the_definitions(tmp_path, name):
     trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **CASES[name])
     loss, gradients = one_step(trainer)
     terms = trainer.alignment
@@ -84,7 +84,7 @@ def test_loss_and_gradients_are_those_of_the_definitions(tmp_path, name):
         torch.testing.assert_close(gradient, dense_gradients[parameter], rtol=0, atol=1e-6 * scale, msg=parameter)
 
 
-def test_an_update_of_seeds_alone_is_not_scaled_by_alpha(tmp_path):
+def test_a_step_of_seed_pairs_is_not_scaled_by_the_synthetic_weight(tmp_path):
     settings = only(forward_weight=1.0, reverse_weight=1.0) | {
         "synthetic_weight_schedule": "constant",
         "synthetic_weight": 0.2,
@@ -96,7 +96,7 @@ def test_an_update_of_seeds_alone_is_not_scaled_by_alpha(tmp_path):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_the_likelihoods_that_are_logged_do_not_depend_on_the_weights_of_the_loss(tmp_path, exact):
+def test_logged_likelihoods_do_not_depend_on_the_loss_weights(tmp_path, exact):
     trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **only(forward_weight=1.0))
     (batch,) = trainer.get_train_dataloader()
     weights = torch.rand(8, 4, device=DEVICE) + 0.1
@@ -110,7 +110,7 @@ def test_the_likelihoods_that_are_logged_do_not_depend_on_the_weights_of_the_los
 
 
 def test_the_embedding_of_y_has_not_seen_x(tmp_path):
-    """Another instruction in front leaves the embedding of the same response as it was."""
+    """The embedding of a response is the same for two instructions."""
     trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8)
     (batch,) = trainer.get_train_dataloader()
     order = batch["pairs"]["row"].tolist()
@@ -122,8 +122,8 @@ def test_the_embedding_of_y_has_not_seen_x(tmp_path):
 
 
 @pytest.mark.parametrize("duality", [0.0, 0.3])
-def test_no_logits_are_made(tmp_path, duality):
-    """The head's module sees one state; what the loss needs of it, it reads from the weight."""
+def test_no_logits_are_computed(tmp_path, duality):
+    """The head's module receives one state; the loss reads its weight."""
     trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, duality_gap_weight=duality)
     seen = []
     trainer.model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape))
@@ -146,7 +146,7 @@ def test_one_forward_a_step_and_a_second_one_only_for_accumulated_contrast(tmp_p
     assert forwards(**two, gradient_accumulation_steps=2, **only(forward_weight=1.0, reverse_weight=1.0)) == 2
 
 
-def test_a_batch_in_which_nothing_is_scored_is_a_connected_zero(tmp_path):
+def test_a_batch_without_scored_tokens_gives_zero_in_the_graph(tmp_path):
     trainer, _ = trainer_of(
         str(tmp_path), per_device_train_batch_size=8, **only(forward_weight=1.0), directions="forward"
     )
@@ -161,7 +161,7 @@ def test_a_batch_in_which_nothing_is_scored_is_a_connected_zero(tmp_path):
     assert not any(bool(g.any()) for g in gradients)
 
 
-def test_tokens_of_y_that_are_masked_are_not_learned(tmp_path):
+def test_masked_tokens_of_y_are_not_scored(tmp_path):
     trainer, _ = trainer_of(str(tmp_path), **only(forward_weight=1.0), directions="forward")
     pair = dict(trainer.train_dataset[0])
     pair["y_mask"] = [0, 0, 1] + [1] * (len(pair["y_mask"]) - 3)
@@ -170,7 +170,7 @@ def test_tokens_of_y_that_are_masked_are_not_learned(tmp_path):
     assert int(part["tokens"].sum()) == int(whole["tokens"].sum()) - 2
 
 
-def test_one_pair_alone_has_no_contrast_and_it_is_said_once(tmp_path, caplog):
+def test_a_single_pair_has_no_contrast_and_warns_once(tmp_path, caplog):
     trainer, _ = trainer_of(str(tmp_path), rows=1, per_device_train_batch_size=1)
     (batch,) = trainer.get_train_dataloader()
     for _ in range(2):
@@ -199,8 +199,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_term_and_row(tmp_path):
 
 
 @pytest.mark.parametrize(("strategy", "measured"), [("no", []), ("epoch", [2, 4]), ("steps", [3]), ("first", [1, 3])])
-def test_gradient_norms_are_measured_for_log_lines_alone(tmp_path, monkeypatch, strategy, measured):
-    """They cost a walk backward through the heads."""
+def test_gradient_norms_are_measured_only_for_log_lines(tmp_path, monkeypatch, strategy, measured):
+    """They cost a second backward of the heads."""
     settings = {"logging_strategy": "steps" if strategy == "first" else strategy, "logging_steps": 3}
     settings |= {"max_steps": 4, "logging_first_step": strategy == "first"}
     trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=4, **settings)
@@ -219,7 +219,7 @@ def test_gradient_norms_are_measured_for_log_lines_alone(tmp_path, monkeypatch, 
 
 
 class Toy(torch.nn.Module):
-    """As little of a causal language model as the hooks need: a whole one takes half a minute to compile."""
+    """The parts of a causal language model that the hooks need; compiling a whole model takes half a minute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class Backbone(torch.nn.Module):
 
 
 def test_a_compiled_model_gives_the_same_and_its_backward_runs_once(tmp_path):
-    """Buffers of a compiled backward are gone after it, so what is measured before it must not go through it."""
+    """A compiled backward frees its buffers, so measuring gradients before the step's backward must not run it."""
     trainer, _ = trainer_of(str(tmp_path), double=False, per_device_train_batch_size=8)
     (batch,) = trainer.get_train_dataloader()
     torch.manual_seed(0)

@@ -55,7 +55,7 @@ def set_up(
     Forward(base)  # switches the attention, and refuses a family whose packed probabilities differ
     if hasattr(base.config.get_text_config(), "output_router_logits") and getattr(args, "router_aux_loss_coef", 1) != 0:
         log.warning(
-            "the load-balancing loss of a mixture of experts is not trained; to hide this, set router_aux_loss_coef=0.0"
+            "the load-balancing loss of a mixture of experts is not trained; router_aux_loss_coef=0.0 silences this"
         )
         args.router_aux_loss_coef = 0.0  # otherwise SFTTrainer makes the model compute it
     limit = context_length(base.config)
