@@ -1,149 +1,158 @@
-// main_kernels._C: pybind11 over plain addresses and sizes. It does not link torch, so one build serves every torch
-// version; the Python side (main_kernels/backends/) sees to dtypes, shapes and contiguity.
+// main_kernels._C: pybind11 over structs of plain addresses and sizes. It does not link torch, so one build works with
+// every torch version. The Python side (main_kernels/backends/) checks dtypes, shapes and contiguity.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
 
-#include "address.h"
-#include "cpu/accumulate.h"
 #include "cpu/dispatch.h"
 #include "cpu/divergence.h"
 #include "cpu/pool.h"
-#include "cpu/sweep.h"
+#include "cpu/reductions.h"
+#include "cpu/score_grad.h"
+#include "cpu/single_exp.h"
+#include "cpu/split_float32.h"
+#include "structs.h"
 #ifdef MK_CUDA
 #include "cuda/bindings.h"
 #endif
 
-namespace py = pybind11;
-
+namespace mk {
 namespace {
 
-using mk::Address;
-using mk::at;
+using Unlocked = py::call_guard<py::gil_scoped_release>;
 
-mk::Mask mask(Address rows, Address columns, bool keep_target) {
-  return {at<const int32_t>(rows), at<const int32_t>(columns), keep_target};
+void bind_structs(py::module_& m) {
+  StructBinding<Mask>(m, "Mask")
+      .field("rows", &Mask::rows)
+      .field("columns", &Mask::columns)
+      .field("keep_target", &Mask::keep_target);
+  StructBinding<ScoreMap>(m, "ScoreMap")
+      .field("scale", &ScoreMap::scale)
+      .field("cap", &ScoreMap::cap)
+      .field("bias", &ScoreMap::bias);
+  StructBinding<Lse>(m, "Lse").field("high", &Lse::high).field("low", &Lse::low);
+  StructBinding<RowAccumulators>(m, "RowAccumulators")
+      .field("maximum", &RowAccumulators::maximum)
+      .field("total", &RowAccumulators::total)
+      .field("target", &RowAccumulators::target)
+      .field("weighted", &RowAccumulators::weighted)
+      .field("rank", &RowAccumulators::rank)
+      .field("logits", &RowAccumulators::logits)
+      .field("softplus", &RowAccumulators::softplus)
+      .field("clipped", &RowAccumulators::clipped)
+      .field("clip", &RowAccumulators::clip);
+  StructBinding<ColumnAccumulators>(m, "ColumnAccumulators")
+      .field("maximum", &ColumnAccumulators::maximum)
+      .field("total", &ColumnAccumulators::total)
+      .field("target", &ColumnAccumulators::target)
+      .field("rank", &ColumnAccumulators::rank)
+      .field("logits", &ColumnAccumulators::logits);
+  StructBinding<ScoreGradTerms>(m, "ScoreGradTerms")
+      .field("row_lse_grad", &ScoreGradTerms::row_lse_grad)
+      .field("row_lse", &ScoreGradTerms::row_lse)
+      .field("column_lse_grad", &ScoreGradTerms::column_lse_grad)
+      .field("column_lse", &ScoreGradTerms::column_lse)
+      .field("target_grad", &ScoreGradTerms::target_grad)
+      .field("softplus_grad", &ScoreGradTerms::softplus_grad)
+      .field("row_sum_grad", &ScoreGradTerms::row_sum_grad)
+      .field("column_sum_grad", &ScoreGradTerms::column_sum_grad)
+      .field("neg_entropy_grad", &ScoreGradTerms::neg_entropy_grad);
+  StructBinding<SingleExpSums>(m, "SingleExpSums")
+      .field("scale", &SingleExpSums::scale)
+      .field("score_bound", &SingleExpSums::score_bound)
+      .field("row_total", &SingleExpSums::row_total)
+      .field("target_score", &SingleExpSums::target_score)
+      .field("column_total", &SingleExpSums::column_total);
+  StructBinding<SingleExpTerms>(m, "SingleExpTerms")
+      .field("scale", &SingleExpTerms::scale)
+      .field("score_bound", &SingleExpTerms::score_bound)
+      .field("row_factor", &SingleExpTerms::row_factor)
+      .field("column_factor", &SingleExpTerms::column_factor)
+      .field("target_grad", &SingleExpTerms::target_grad)
+      .field("scale_grad", &SingleExpTerms::scale_grad);
+  StructBinding<SplitFloat32>(m, "SplitFloat32")
+      .field("high", &SplitFloat32::high)
+      .field("low", &SplitFloat32::low)
+      .field("rows", &SplitFloat32::rows)
+      .field("columns", &SplitFloat32::columns);
+  StructBinding<Mixture>(m, "Mixture").field("beta", &Mixture::beta).field("rest", &Mixture::rest);
+  bind_pooling_structs(m);
 }
 
+// The structs that contain elements of type T have its dtype in their Python name; the functions are overloads.
 template <class T>
-void bind(py::module_& m, const std::string& dtype) {
-  const auto unlocked = py::call_guard<py::gil_scoped_release>();
-  m.def(("reduce_rows_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets,
-           Address row_ids, Address column_ids, bool keep_target, Address maximum, Address total, Address target,
-           Address weighted, Address rank, Address logits, Address softplus, Address clipped, float clip,
-           int threads) {
-          mk::reduce_rows(at<const T>(raw), rows, M, {scale, cap, at<const float>(bias)}, at<const int64_t>(targets),
-                          mask(row_ids, column_ids, keep_target),
-                          {at<float>(maximum), at<double>(total), at<float>(target), at<double>(weighted),
-                           at<float>(rank), at<double>(logits), at<double>(softplus), at<double>(clipped), clip},
-                          threads);
+void bind_kernels(py::module_& m, const std::string& dtype) {
+  StructBinding<Chunk<T>>(m, ("Chunk_" + dtype).c_str())
+      .field("raw", &Chunk<T>::raw)
+      .field("rows", &Chunk<T>::rows)
+      .field("columns", &Chunk<T>::columns)
+      .field("targets", &Chunk<T>::targets)
+      .field("mask", &Chunk<T>::mask);
+  StructBinding<States<T>>(m, ("States_" + dtype).c_str())
+      .field("hidden", &States<T>::hidden)
+      .field("rows", &States<T>::rows)
+      .field("width", &States<T>::width);
+  StructBinding<PoolGradients<T>>(m, ("PoolGradients_" + dtype).c_str())
+      .field("hidden", &PoolGradients<T>::hidden)
+      .field("weights", &PoolGradients<T>::weights)
+      .field("queries", &PoolGradients<T>::queries)
+      .field("query", &PoolGradients<T>::query);
+  m.def("reduce_rows", &reduce_rows<T>, Unlocked());
+  m.def("reduce_columns", &reduce_columns<T>, Unlocked());
+  m.def("single_exp_reduce", &single_exp_reduce<T>, Unlocked());
+  m.def("single_exp_score_grad", &single_exp_score_grad<T>, Unlocked());
+  m.def("score_grad",
+        [](Chunk<T> chunk, ScoreMap map, ScoreGradTerms terms, Address scale_grad, int threads) {
+          score_grad(chunk, map, terms, at<double>(scale_grad), threads);
         },
-        unlocked);
-  m.def(("reduce_columns_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets,
-           Address row_ids, Address column_ids, bool keep_target, Address maximum, Address total, Address target,
-           Address rank, Address logits, int threads) {
-          mk::reduce_columns(at<const T>(raw), rows, M, {scale, cap, at<const float>(bias)},
-                             at<const int64_t>(targets), mask(row_ids, column_ids, keep_target),
-                             {at<float>(maximum), at<double>(total), at<const float>(target), at<float>(rank),
-                              at<double>(logits)},
-                             threads);
-        },
-        unlocked);
-  m.def(("reduce_bounded_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, float scale, float reference, Address targets, Address row_ids,
-           Address column_ids, bool keep_target, Address row_total, Address target_score, Address col_total,
-           int threads) {
-          mk::reduce_bounded(at<const T>(raw), rows, M, scale, reference, at<const int64_t>(targets),
-                             mask(row_ids, column_ids, keep_target), at<double>(row_total), at<float>(target_score),
-                             at<double>(col_total), threads);
-        },
-        unlocked);
-  m.def(("weigh_bounded_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, float scale, float reference, Address targets, Address row_ids,
-           Address column_ids, bool keep_target, Address alpha, Address beta, Address d, Address d_scale,
-           int threads) {
-          mk::weigh_bounded(at<T>(raw), rows, M, scale, reference, at<const int64_t>(targets),
-                            mask(row_ids, column_ids, keep_target), at<const float>(alpha), at<const float>(beta),
-                            at<const float>(d), at<double>(d_scale), threads);
-        },
-        unlocked);
-  m.def(("weigh_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, float scale, float cap, Address bias, Address targets,
-           Address row_ids, Address column_ids, bool keep_target, Address a, Address r, Address r_low, Address b,
-           Address c, Address c_low, Address d, Address e, Address u, Address v, Address h, Address d_scale,
-           int threads) {
-          mk::weigh(at<T>(raw), rows, M, {scale, cap, at<const float>(bias)}, at<const int64_t>(targets),
-                    mask(row_ids, column_ids, keep_target),
-                    {at<const float>(a), {at<const float>(r), at<const float>(r_low)}, at<const float>(b),
-                     {at<const float>(c), at<const float>(c_low)}, at<const float>(d), at<const float>(e),
-                     at<const float>(u), at<const float>(v), at<const float>(h)},
-                    at<double>(d_scale), threads);
-        },
-        unlocked);
-  m.def(("add_columns_" + dtype).c_str(),
-        [](Address raw, int64_t rows, int64_t M, Address sums, int threads) {
-          mk::add_columns(at<const T>(raw), rows, M, at<float>(sums), threads);
-        },
-        unlocked);
+        Unlocked());
+  m.def("add_columns",
+        [](Chunk<T> chunk, Address sums, int threads) { add_columns(chunk, at<float>(sums), threads); }, Unlocked());
   m.def(("accumulate_" + dtype).c_str(),
-        [](Address high, Address low, Address x, int64_t n, int threads) {
-          mk::accumulate(at<uint16_t>(high), at<uint16_t>(low), at<const T>(x), n, threads);
+        [](SplitFloat32 sum, Address x, int threads) { accumulate(sum, at<const T>(x), threads); }, Unlocked());
+  m.def("pool_forward", &pool_forward<T>, Unlocked());
+  m.def("pool_backward",
+        [](Address pooled_grad, Pooled pooled, States<T> states, Pooling pooling, PoolGradients<T> out, int threads) {
+          pool_backward(at<const float>(pooled_grad), pooled, states, pooling, out, threads);
         },
-        unlocked);
-  m.def(("pool_forward_" + dtype).c_str(),
-        [](Address hidden, int64_t D, Address offsets, int64_t segments, bool last, bool normalize, Address weights,
-           Address query, Address pooled, Address norms, Address units, int threads) {
-          mk::pool_forward(at<const T>(hidden), D,
-                           {at<const int64_t>(offsets), segments, last, normalize, at<const float>(weights),
-                            at<const float>(query)},
-                           at<float>(pooled), at<float>(norms), at<double>(units), threads);
-        },
-        unlocked);
-  m.def(("pool_backward_" + dtype).c_str(),
-        [](Address upstream, Address pooled, Address norms, Address units, Address hidden, int64_t rows, int64_t D,
-           Address offsets, int64_t segments, bool last, bool normalize, Address weights, Address query,
-           Address d_hidden, Address d_weights, Address d_queries, Address d_query, int threads) {
-          mk::pool_backward(at<const float>(upstream), at<const float>(pooled), at<const float>(norms),
-                            at<const double>(units), at<const T>(hidden), rows, D,
-                            {at<const int64_t>(offsets), segments, last, normalize, at<const float>(weights),
-                             at<const float>(query)},
-                            mk::PoolGradients<T>{at<T>(d_hidden), at<float>(d_weights), at<float>(d_queries),
-                                                 at<float>(d_query)},
-                            threads);
-        },
-        unlocked);
+        Unlocked());
 }
 
 template <class P, class Q>
 void bind_divergence(py::module_& m, const std::string& dtypes) {
-  m.def(("divergence_" + dtypes).c_str(),
-        [](Address p_raw, Address q_raw, int64_t rows, int64_t M, float scale, float beta, float rest, Address weights,
-           Address values, bool grad_p, bool grad_q, int threads) {
-          mk::divergence(at<P>(p_raw), at<Q>(q_raw), rows, M, scale, {beta, rest}, at<const float>(weights),
-                         at<float>(values), grad_p, grad_q, threads);
-        },
-        py::call_guard<py::gil_scoped_release>());
+  using Pair = ScorePair<P, Q>;
+  StructBinding<Pair>(m, ("ScorePair_" + dtypes).c_str())
+      .field("p_raw", &Pair::p_raw)
+      .field("q_raw", &Pair::q_raw)
+      .field("rows", &Pair::rows)
+      .field("columns", &Pair::columns)
+      .field("scale", &Pair::scale)
+      .field("mixture", &Pair::mixture)
+      .field("weights", &Pair::weights)
+      .field("values", &Pair::values)
+      .field("grad_p", &Pair::grad_p)
+      .field("grad_q", &Pair::grad_q);
+  m.def("divergence", &divergence<P, Q>, Unlocked());
 }
 
 }  // namespace
+}  // namespace mk
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Kernels of main_kernels over raw addresses; call them through main_kernels, never directly.";
-  bind<float>(m, "float32");
-  bind<uint16_t>(m, "bfloat16");
-  bind_divergence<float, float>(m, "float32_float32");
-  bind_divergence<float, uint16_t>(m, "float32_bfloat16");
-  bind_divergence<uint16_t, float>(m, "bfloat16_float32");
-  bind_divergence<uint16_t, uint16_t>(m, "bfloat16_bfloat16");
+  m.doc() = "Kernels of main_kernels over raw addresses. Use main_kernels instead of calling them directly.";
+  mk::bind_structs(m);
+  mk::bind_kernels<float>(m, "float32");
+  mk::bind_kernels<uint16_t>(m, "bfloat16");
+  mk::bind_divergence<float, float>(m, "float32_float32");
+  mk::bind_divergence<float, uint16_t>(m, "float32_bfloat16");
+  mk::bind_divergence<uint16_t, float>(m, "bfloat16_float32");
+  mk::bind_divergence<uint16_t, uint16_t>(m, "bfloat16_bfloat16");
   m.def("round_scaled",
-        [](Address high, Address low, int64_t rows, int64_t D, Address scale, int64_t stride, int threads) {
-          mk::round_scaled(at<uint16_t>(high), at<const uint16_t>(low), rows, D, at<const float>(scale), stride,
-                           threads);
+        [](mk::SplitFloat32 sum, mk::Address scale, int64_t stride, int threads) {
+          mk::round_scaled(sum, mk::at<const float>(scale), stride, threads);
         },
-        py::call_guard<py::gil_scoped_release>());
+        mk::Unlocked());
   m.def("instruction_sets", &mk::instruction_sets);
   m.def("instruction_set", &mk::instruction_set);
   m.def("set_instruction_set", &mk::set_instruction_set);

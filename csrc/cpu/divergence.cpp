@@ -1,6 +1,6 @@
-// A row of each chunk at a time: both log-sum-exps, then the divergence, then the gradients. The row stays in the cache
-// between these walks, and beside four products the exponentials that are computed anew do not show. A row is summed
-// by one thread, so the bits do not depend on the number of threads.
+// One row of each chunk at a time: both log-sum-exps, then the divergence, then the gradients. The row stays in the
+// cache between these passes, and the recomputed exponentials cost little next to the four matrix products. One thread
+// sums a row, so the bits do not depend on the number of threads.
 #include "divergence.h"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ struct Norm {  // a row's log-sum-exp in two parts, its largest score and the lo
 
 template <class T>
 MK_INLINE Norm row_norm(const T* raw, int64_t M, float scale) {
-  float top = -std::numeric_limits<float>::infinity(), poison = 0;  // 0 * s: NaN as soon as one is not finite
+  float top = -std::numeric_limits<float>::infinity(), poison = 0;  // 0 * s: NaN once a score is not finite
 #pragma omp simd reduction(max : top) reduction(+ : poison)
   for (int64_t j = 0; j < M; ++j) {
     const float s = scale * load(raw[j]);
@@ -39,8 +39,8 @@ MK_INLINE Norm row_norm(const T* raw, int64_t M, float scale) {
   return {top, std::log(total) + poison};
 }
 
-// log p, log q and log(p / q) of one outcome. The ratio is taken between the scores' distances from their tops, before
-// the sums come in: two close log-probabilities of ten or twelve nats would leave little of a small difference.
+// log p, log q and log(p / q) of one outcome. The ratio is taken before the sums are subtracted: between two
+// log-probabilities of ten or twelve nats a small difference would lose its digits.
 struct Logs {
   float p, q, ratio;
 };
@@ -62,9 +62,9 @@ MK_INLINE Logs logs(P p_raw, Q q_raw, float scale, Norms norms) {
   return {p - norms.p_sum, q - norms.q_sum, (p - q) - norms.shift};
 }
 
-// What one outcome adds to KL(p || q), ratio = log(p / q). The q - p of all outcomes sum to nothing, but with it no
-// term is negative and each is as small as the square of its ratio: nearly equal distributions do not cancel.
-MK_INLINE float share(float p, float q, float ratio) {
+// One outcome's term of KL(p || q), ratio = log(p / q). It includes q - p, which sums to zero over all outcomes: no term
+// is negative and each is as small as the square of its ratio, so nearly equal distributions do not cancel.
+MK_INLINE float kl_term(float p, float q, float ratio) {
   const float near = p * excess_(-ratio), far = p * ratio + (q - p);
   return select(absolute(ratio) < 0.5f, near, far);
 }
@@ -73,8 +73,8 @@ struct Ratios {  // log(p / m) and log(q / m)
   float p, q;
 };
 
-// From log(p / q): log m is that of the distribution which has the larger part in m, plus log(1 + w), -1 < w <= 1.
-// level = log(rest / beta) is where both have the same.
+// From log(p / q): log m is log p or log q, whichever has the larger part in m, plus log(1 + w), -1 < w <= 1. Both parts
+// are equal at level = log(rest / beta).
 MK_INLINE Ratios to_mixture(float ratio, Mixture mixture, float level) {
   const bool mostly_p = ratio > level;
   const float minor = select(mostly_p, mixture.rest, mixture.beta);
@@ -86,7 +86,7 @@ MK_INLINE Ratios to_mixture(float ratio, Mixture mixture, float level) {
   return {select(mostly_p, 0.f, x) - h, select(mostly_p, x, 0.f) - h};
 }
 
-// Which sides want a gradient, known to the compiler: a condition inside the loop would leave it scalar.
+// Template parameters say which sides get a gradient: a condition inside the loop would prevent vectorisation.
 template <bool grad_p, bool grad_q, class P, class Q>
 MK_INLINE void kl_gradients(P* p_raw, Q* q_raw, int64_t M, float scale, Norms norms, float factor, float kl) {
 #pragma omp simd
@@ -121,7 +121,7 @@ MK_INLINE void kl_row(P* p_raw, Q* q_raw, int64_t M, float scale, float weight, 
 #pragma omp simd
     for (int64_t j = j0; j < end; ++j) {
       const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
-      terms[j - j0] = share(exp_(log.p), exp_(log.q), log.ratio);
+      terms[j - j0] = kl_term(exp_(log.p), exp_(log.q), log.ratio);
     }
     total += sum(terms, end - j0);
   }
@@ -149,8 +149,8 @@ MK_INLINE void js_row(P* p_raw, Q* q_raw, int64_t M, float scale, Mixture mixtur
       const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
       const float p = exp_(log.p), q = exp_(log.q), m = mixture.beta * p + mixture.rest * q;
       const Ratios ratio = to_mixture(log.ratio, mixture, level);
-      p_terms[j - j0] = share(p, m, ratio.p);
-      q_terms[j - j0] = share(q, m, ratio.q);
+      p_terms[j - j0] = kl_term(p, m, ratio.p);
+      q_terms[j - j0] = kl_term(q, m, ratio.q);
     }
     p_total += sum(p_terms, end - j0);
     q_total += sum(q_terms, end - j0);
@@ -172,24 +172,23 @@ MK_KERNEL(JensenShannon, js_row)
 }  // namespace
 
 template <class P, class Q>
-void divergence(P* p_raw, Q* q_raw, int64_t rows, int64_t M, float scale, Mixture mixture, const float* weights,
-                float* values, bool grad_p, bool grad_q, int threads) {
+void divergence(ScorePair<P, Q> pair, int threads) {
+  const int64_t M = pair.columns;
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < rows; ++i) {
-    P* p = p_raw + i * M;
-    Q* q = q_raw + i * M;
-    if (mixture.beta > 0)
-      dispatch<JensenShannon>(p, q, M, scale, mixture, weights[i], values + i, grad_p, grad_q);
+  for (int64_t i = 0; i < pair.rows; ++i) {
+    P* p = pair.p_raw + i * M;
+    Q* q = pair.q_raw + i * M;
+    if (pair.mixture.beta > 0)
+      dispatch<JensenShannon>(p, q, M, pair.scale, pair.mixture, pair.weights[i], pair.values + i, pair.grad_p,
+                              pair.grad_q);
     else
-      dispatch<Kl>(p, q, M, scale, weights[i], values + i, grad_p, grad_q);
+      dispatch<Kl>(p, q, M, pair.scale, pair.weights[i], pair.values + i, pair.grad_p, pair.grad_q);
   }
 }
 
-#define MK_INSTANTIATE(P, Q)                                                                                     \
-  template void divergence<P, Q>(P*, Q*, int64_t, int64_t, float, Mixture, const float*, float*, bool, bool, int);
-MK_INSTANTIATE(float, float)
-MK_INSTANTIATE(float, bf16)
-MK_INSTANTIATE(bf16, float)
-MK_INSTANTIATE(bf16, bf16)
+template void divergence<float, float>(ScorePair<float, float>, int);
+template void divergence<float, bf16>(ScorePair<float, bf16>, int);
+template void divergence<bf16, float>(ScorePair<bf16, float>, int);
+template void divergence<bf16, bf16>(ScorePair<bf16, bf16>, int);
 
 }  // namespace mk

@@ -1,4 +1,4 @@
-// Segment pooling; one thread owns a segment, so sums are in row order whatever the number of threads.
+// Segment pooling. One thread owns a segment, so sums are in row order for every number of threads.
 #include "pool.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 namespace mk {
 namespace {
 
-constexpr int kBlock = 16;  // rows summed in float32 before they join a sum in double: long segments do not drift
+constexpr int kBlock = 16;  // rows summed in float32 before they enter a double sum: long segments do not drift
 
 // total[D] += sum_r factor[r] rows[r, D]
 template <int R, class T>
@@ -32,19 +32,19 @@ MK_INLINE void add_block(const T* rows, const float* factor, int count, int64_t 
 
 template <class T>
 MK_INLINE double dot(const T* row, const float* x, int64_t D) {
-  double sum = 0;  // the row comes from memory: the wider sum hides behind that
+  double sum = 0;  // memory-bound, so the wider sum is free
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < D; ++j) sum += static_cast<double>(load(row[j])) * x[j];
   return sum;
 }
 
-// The rows' factors relative to the largest so far, as in an online softmax; a weight is part of its exponent, so no
-// size of weights or scores overflows. One per segment.
+// The rows' factors relative to the largest so far, as in an online softmax. A weight is part of its exponent, so
+// neither large weights nor large scores overflow. One per segment.
 struct Softmax {
   double maximum = -std::numeric_limits<double>::infinity();
   double total = 0;
 
-  // factor[count] from scores and weights; returns what earlier sums have to be multiplied by.
+  // Compute factor[count] from scores and weights; return the factor by which to multiply the earlier sums.
   double add(const double* score, const float* weight, int count, float* factor) {
     double exponent[kBlock], highest = maximum;
     for (int r = 0; r < count; ++r) {
@@ -99,7 +99,7 @@ MK_INLINE void pool_segment(const T* hidden, int64_t begin, int64_t end, int64_t
 #pragma omp simd reduction(+ : square)
   for (int64_t j = 0; j < D; ++j) {
     const float mean = static_cast<float>(sum[j] * inverse);
-    pooled[j] = mean + 0 * mean;  // infinity comes out as NaN, it would make zeros of its neighbours
+    pooled[j] = mean + 0 * mean;  // infinity becomes NaN: normalising by it would turn its neighbours into zeros
     square += static_cast<double>(pooled[j]) * pooled[j];
   }
   *norm = static_cast<float>(std::sqrt(square));
@@ -110,8 +110,8 @@ MK_INLINE void pool_segment(const T* hidden, int64_t begin, int64_t end, int64_t
   }
 }
 
-// inner[D] = the gradient of the segment's row before it was normalised; returns its product with that row, which is 0
-// where it was.
+// Set inner[D] to the gradient of the segment's row before normalisation; return its product with that row, which is 0
+// if the row was normalised.
 MK_INLINE double through_norm(const float* upstream, const float* pooled, float norm, int64_t D, bool normalize,
                               float* inner) {
   double along = 0;
@@ -124,10 +124,10 @@ MK_INLINE double through_norm(const float* upstream, const float* pooled, float 
   return normalize ? 0.0 : along;
 }
 
-// inner and centre as through_norm made them; share is c_t where neither weights nor a query say otherwise.
+// inner and centre come from through_norm; uniform is c_t without weights and query.
 template <class T>
 MK_INLINE void spread_segment(const T* hidden, int64_t begin, int64_t end, int64_t D, Pooling pooling,
-                              const double* units, const float* inner, double centre, double share, double* sum,
+                              const double* units, const float* inner, double centre, double uniform, double* sum,
                               PoolGradients<T> out, float* query_share) {
   std::fill(sum, sum + D, 0.0);
   const bool slopes = out.weights || pooling.query;
@@ -139,7 +139,7 @@ MK_INLINE void spread_segment(const T* hidden, int64_t begin, int64_t end, int64
       const double slope = slopes ? dot(hidden + row * D, inner, D) - centre : 0.0;
       if (out.weights) out.weights[row] = static_cast<float>(units[row] * slope);
       if (!out.hidden && !query_share) continue;
-      double c = share;
+      double c = uniform;
       if (units) c = !pooling.weights ? units[row] : pooling.weights[row] != 0 ? pooling.weights[row] * units[row] : 0;
       const float own = static_cast<float>(c), along_query = static_cast<float>(c * slope);
       d_score[r] = along_query;
@@ -170,8 +170,8 @@ void clear(T* rows, int64_t begin, int64_t end, int64_t D) {
 }  // namespace
 
 template <class T>
-void pool_forward(const T* hidden, int64_t D, Pooling pooling, float* pooled, float* norms, double* units,
-                  int threads) {
+void pool_forward(States<T> states, Pooling pooling, Pooled pooled, int threads) {
+  const int64_t D = states.width;
 #pragma omp parallel num_threads(threads)
   {
     std::vector<double> sum(D);
@@ -179,14 +179,16 @@ void pool_forward(const T* hidden, int64_t D, Pooling pooling, float* pooled, fl
     for (int64_t b = 0; b < pooling.segments; ++b) {
       const int64_t end = pooling.offsets[b + 1];
       const int64_t begin = pooling.last ? std::max(pooling.offsets[b], end - 1) : pooling.offsets[b];
-      dispatch<PoolSegment>(hidden, begin, end, D, pooling, sum.data(), pooled + b * D, norms + b, units);
+      dispatch<PoolSegment>(states.hidden, begin, end, D, pooling, sum.data(), pooled.rows + b * D, pooled.norms + b,
+                            pooled.units);
     }
   }
 }
 
 template <class T>
-void pool_backward(const float* upstream, const float* pooled, const float* norms, const double* units,
-                   const T* hidden, int64_t rows, int64_t D, Pooling pooling, PoolGradients<T> out, int threads) {
+void pool_backward(const float* pooled_grad, Pooled pooled, States<T> states, Pooling pooling, PoolGradients<T> out,
+                   int threads) {
+  const int64_t rows = states.rows, D = states.width;
   const int64_t first = pooling.offsets[0], past = pooling.offsets[pooling.segments];
   clear(out.hidden, 0, first, D);
   clear(out.hidden, past, rows, D);
@@ -202,9 +204,11 @@ void pool_backward(const float* upstream, const float* pooled, const float* norm
       const int64_t begin = pooling.last ? std::max(pooling.offsets[b], end - 1) : pooling.offsets[b];
       clear(out.hidden, pooling.offsets[b], begin, D);
       const double centre =
-          dispatch<ThroughNorm>(upstream + b * D, pooled + b * D, norms[b], D, pooling.normalize, inner.data());
-      const double share = 1.0 / std::max<int64_t>(end - begin, 1);
-      dispatch<SpreadSegment>(hidden, begin, end, D, pooling, units, inner.data(), centre, share, sum.data(), out,
+          dispatch<ThroughNorm>(pooled_grad + b * D, static_cast<const float*>(pooled.rows + b * D), pooled.norms[b], D,
+                                pooling.normalize, inner.data());
+      const double uniform = 1.0 / std::max<int64_t>(end - begin, 1);
+      dispatch<SpreadSegment>(states.hidden, begin, end, D, pooling, static_cast<const double*>(pooled.units),
+                              static_cast<const float*>(inner.data()), centre, uniform, sum.data(), out,
                               out.query ? out.queries + b * D : nullptr);
     }
   }
@@ -217,10 +221,9 @@ void pool_backward(const float* upstream, const float* pooled, const float* norm
   }
 }
 
-#define MK_INSTANTIATE(T)                                                                                              \
-  template void pool_forward<T>(const T*, int64_t, Pooling, float*, float*, double*, int);                             \
-  template void pool_backward<T>(const float*, const float*, const float*, const double*, const T*, int64_t, int64_t, \
-                                 Pooling, PoolGradients<T>, int);
+#define MK_INSTANTIATE(T)                                              \
+  template void pool_forward<T>(States<T>, Pooling, Pooled, int); \
+  template void pool_backward<T>(const float*, Pooled, States<T>, Pooling, PoolGradients<T>, int);
 MK_INSTANTIATE(float)
 MK_INSTANTIATE(bf16)
 

@@ -1,4 +1,4 @@
-// Adds the CUDA kernels to a Python module.
+// Add the CUDA kernels to a Python module, which must also have the structs of bind_pooling_structs.
 #pragma once
 #include <pybind11/pybind11.h>
 

@@ -1,4 +1,4 @@
-// What the threads of a block do together: rows read 16 bytes at a time, sums and maxima in one fixed order.
+// Operations of a block: 16-byte reads and writes of rows, and sums and maxima in a fixed order.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -26,8 +26,8 @@ __device__ inline __half narrow<__half>(float x) { return __float2half_rn(x); }
 template <>
 __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
-// V consecutive elements of a row as floats. Where they fill words of 16 bytes they are read and written as such, and
-// must be aligned so.
+// V consecutive elements of a row as floats. If they fill 16-byte words, they are read and written as such and must be
+// aligned to 16 bytes.
 template <int V>
 struct Floats {
   float x[V];
@@ -64,7 +64,7 @@ __device__ inline void write(T* row, const Floats<V>& values) {
       for (int i = 0; i < each; ++i) packed[i] = narrow<T>(values.x[word * each + i]);
       uint4 bits;
       memcpy(&bits, packed, sizeof bits);
-      __stcg(reinterpret_cast<uint4*>(row) + word, bits);  // written out, nvcc takes floats for four stores
+      __stcg(reinterpret_cast<uint4*>(row) + word, bits);  // explicit, because nvcc splits a store of four floats
     }
   } else {
 #pragma unroll
@@ -72,13 +72,13 @@ __device__ inline void write(T* row, const Floats<V>& values) {
   }
 }
 
-// The place of a thread in its block of kThreads, whose shape may be two-dimensional.
+// A thread's position in its block of kThreads, whose shape may be two-dimensional.
 struct Place {
   int thread = threadIdx.y * blockDim.x + threadIdx.x;
   int lane = thread % 32, warp = thread / 32;
 };
 
-// Every thread gets the sum, the same bits in each.
+// Return the sum in every thread, with the same bits.
 __device__ inline double warp_sum(double x) {
   for (int step = 16; step; step /= 2) x += __shfl_xor_sync(kWholeWarp, x, step);
   return x;
@@ -87,7 +87,7 @@ __device__ inline double warp_sum(double x) {
 __device__ inline double block_sum(double x, Place me) {
   __shared__ double part[kWarps];
   x = warp_sum(x);
-  __syncthreads();  // whoever still reads the parts of the call before
+  __syncthreads();  // before overwriting the parts that another warp may still read
   if (me.lane == 0) part[me.warp] = x;
   __syncthreads();
   double sum = 0;
@@ -95,7 +95,7 @@ __device__ inline double block_sum(double x, Place me) {
   return sum;
 }
 
-// The largest, NaN left aside.
+// Return the maximum, ignoring NaN.
 __device__ inline double block_max(double x, Place me) {
   __shared__ double part[kWarps];
   for (int step = 16; step; step /= 2) x = fmax(x, __shfl_xor_sync(kWholeWarp, x, step));
@@ -107,8 +107,8 @@ __device__ inline double block_max(double x, Place me) {
   return largest;
 }
 
-// A warp's dot product of a row[D] with other(j), floats j .. j + V - 1 of the other vector: in float32 as far as one
-// read goes, these in float64. kReads of them are in flight.
+// A warp's dot product of row[D] with other(j), which returns floats j .. j + V - 1 of the other vector. The products of
+// one read are added in float32, the reads in float64; kReads of them are in flight.
 template <int V, int kReads, class T, class Other>
 __device__ double warp_dot(const T* row, int64_t D, int lane, Other other) {
   double sum = 0;

@@ -1,4 +1,4 @@
-// Asks the runtime, which loads the driver when it is first asked.
+// The first call loads the driver.
 #include "device.h"
 
 #include <cuda_runtime.h>

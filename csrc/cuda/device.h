@@ -1,10 +1,11 @@
-// Whether this process can run CUDA kernels.
+// Check for usable CUDA devices.
 #pragma once
 #include <string>
 
 namespace mk::cuda {
 
-// Empty where it can; else the runtime's reason: no driver, one older than the toolkit it was built with, no device.
+// Return the runtime's reason why this process cannot run CUDA kernels: no driver, a driver older than the toolkit, no
+// device. Empty if it can.
 std::string why_not();
 
 }  // namespace mk::cuda

@@ -1,5 +1,5 @@
-// Segment pooling; pool.h has the plan. The states come from memory once: what a query or slopes need is computed for a
-// few rows at a time, which are then read again from the cache.
+// Segment pooling; pool.h describes the stages. The states are read from memory once: the dot products with a query or
+// for slopes are computed for a few rows at a time, which are then read again from the cache.
 #include "pool.h"
 
 #include <stdexcept>
@@ -11,16 +11,16 @@ namespace mk::cuda {
 namespace {
 
 constexpr int kRows = kPieceRows;
-constexpr int kChunks = 4;  // vectors of a row in the registers of one thread; wider rows take several blocks
-constexpr int kQuads = 4;   // columns a thread adds up in the second stage, 16 bytes of float32
-constexpr int kReads = 4;   // in flight a thread, where its 128 registers (two blocks a processor) hold them
+constexpr int kChunks = 4;  // vectors of a row in one thread's registers; wider rows take several blocks
+constexpr int kQuads = 4;   // columns per thread in the second stage, 16 bytes of float32
+constexpr int kReads = 4;   // loads in flight per thread, as its 128 registers (two blocks per multiprocessor) permit
 
 struct Task {
   Pooling pooling;
   int64_t rows, D, pitch;
 
-  // Segment i of segments + 2: the first and the last are the rows that belong to none. Offsets nobody could check
-  // (in a captured graph) must not lead out of the tensors.
+  // Begin of segment i of segments + 2; the first and the last hold the rows outside all segments. In a captured graph
+  // the offsets are unchecked, so they are clamped to the tensors.
   __device__ int64_t cut(int64_t i) const {
     if (i == 0) return 0;
     if (i > pooling.segments + 1) return rows;
@@ -28,8 +28,8 @@ struct Task {
     return offset < 0 ? 0 : offset > rows ? rows : offset;
   }
 
-  // The number of the segment's first piece. Pieces never collide: a segment of n rows has ceil(n / kRows) of them, and
-  // rounding down the sum n is part of leaves at least that many to the next one, which begins one later.
+  // Index of the segment's first piece. Pieces do not overlap: a segment of n rows has ceil(n / kRows) of them, the
+  // rounded-down quotient grows by at least that many less one, and i adds one per segment.
   __device__ int64_t first_piece(int64_t i) const { return i + cut(i) / kRows; }
 
   __device__ bool softmax() const { return pooling.weights || pooling.query; }
@@ -37,12 +37,12 @@ struct Task {
 
 struct Piece {
   int64_t begin, end;                    // its rows
-  int64_t segment;                       // of the pooling; outside 0 .. segments - 1: rows of none
+  int64_t segment;                       // outside 0 .. segments - 1: rows outside all segments
   int64_t segment_begin, segment_end;
   bool inside;
 };
 
-// All threads of the block together: a search in which each step leaves one in kThreads of the segments.
+// Called by all threads of the block: a search whose every step keeps one in kThreads of the segments.
 __device__ Piece find_piece(const Task& task, int64_t number, Place me) {
   int64_t low = 0, n = task.pooling.segments + 2;
   while (n > 1) {
@@ -70,7 +70,7 @@ struct Columns {
   __device__ int64_t at(int chunk) const { return first + chunk * step; }
 };
 
-// sums[D] of the piece from what the rows of threads have of it.
+// Write the piece's sums[D] from the partial sums of the thread rows.
 template <int V>
 __device__ void put_sums(const Floats<V> (&sum)[kChunks], float* sums, int64_t D, Columns<V> columns) {
   __shared__ float part[kThreads * V];
@@ -98,15 +98,15 @@ __device__ void put_sums(const Floats<V> (&sum)[kChunks], float* sums, int64_t D
   }
 }
 
-// e^(from - to) for a maximum that only grows; 1 where it did not, -inf included.
+// e^(from - to) for a maximum that only grows; 1 if it did not grow, -inf included.
 __device__ inline float shrunk(double from, double to) { return to > from ? expf(static_cast<float>(from - to)) : 1.f; }
 
 struct Scale {  // of a piece: the largest exponent among its rows, and the sum of their factors relative to it
   double maximum, total;
 };
 
-// First stage: the sum of each piece's rows, multiplied by their factors relative to the piece's largest; units get the
-// scores. A weight is part of its row's exponent, so no size of weights or scores overflows.
+// First stage: the sum of each piece's rows, multiplied by their factors relative to the piece's largest. units receives
+// the scores. A weight is part of its row's exponent, so neither large weights nor large scores overflow.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 2)
     gather(const T* hidden, Task task, float* piece_sums, Scale* piece_scales, double* units) {
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Columns<V> columns;
   Floats<V> sum[kChunks] = {};
   double maximum = -INFINITY, total = 0;
-  const int batch = query ? kWarps : kRows;  // few enough rows to be still in the cache when they are read again
+  const int batch = query ? kWarps : kRows;  // few enough rows that the second read hits the cache
   for (int64_t t = begin; t < piece.end; t += batch) {
     const int count = static_cast<int>(piece.end - t < batch ? piece.end - t : batch);
     const T* rows = hidden + t * D;
@@ -182,8 +182,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (softmax && first_band && me.thread == 0) piece_scales[blockIdx.x] = {maximum, total};
 }
 
-// kQuads columns from j on, of count pieces, each multiplied by what factor(piece) says; threadIdx.y threads share the
-// pieces. Complete where threadIdx.y is 0.
+// Sum of kQuads columns from j on over count pieces, each multiplied by factor(piece). threadIdx.y threads share the
+// pieces; the result is complete for threadIdx.y == 0.
 template <class Factor>
 __device__ void add_pieces(const float* piece_sums, int64_t pitch, int64_t j, int64_t first, int64_t count,
                            Factor factor, double (&sum)[kQuads]) {
@@ -206,7 +206,7 @@ __device__ void add_pieces(const float* piece_sums, int64_t pitch, int64_t j, in
     for (int i = 0; i < kQuads; ++i) sum[i] += part[y * blockDim.x + me.thread][i];
 }
 
-// Second stage: the mean of a segment, a strip of its columns a block, and units from scores.
+// Second stage: the mean of a segment, one strip of columns per block, and units from scores.
 __global__ void __launch_bounds__(kThreads)
     combine(Task task, const float* piece_sums, const Scale* piece_scales, double* units, float* pooled) {
   const Place me;
@@ -238,11 +238,11 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kQuads; ++i) {
     if (j + i >= D) break;
     const float mean = static_cast<float>(sum[i] * inverse);
-    pooled[segment * D + j + i] = mean + 0 * mean;  // infinity as NaN: it would make zeros of its neighbours
+    pooled[segment * D + j + i] = mean + 0 * mean;  // infinity becomes NaN: normalising by it would turn its neighbours into zeros
   }
 }
 
-// The norms, and rows divided by them.
+// Compute the norms and divide the rows by them.
 __global__ void __launch_bounds__(kThreads) normalize_rows(Task task, float* pooled, float* norms) {
   const Place me;
   float* row = pooled + blockIdx.x * task.D;
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kThreads) normalize_rows(Task task, float* poo
   for (int64_t j = me.thread; j < task.D; j += kThreads) row[j] /= norm;
 }
 
-// What the backward reads of one segment: the gradient of its row before that was normalised.
+// The gradient of one segment's row before normalisation, which the backward pass reads.
 struct Inner {
   const float *upstream, *pooled;  // [D]
   float radial, factor;
@@ -271,10 +271,10 @@ struct Inner {
 };
 
 template <class T>
-struct Gradients {  // null where not wanted
+struct Gradients {  // null if not requested
   T* hidden;
   float* weights;
-  float* piece_queries;  // [pieces, pitch], their shares of the gradient of the query
+  float* piece_queries;  // [pieces, pitch], their parts of the query's gradient
 };
 
 template <class T, int V>
@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int batch = slopes ? kWarps : kRows;
     for (int64_t t = piece.begin; t < piece.end; t += batch) {
       const int count = static_cast<int>(piece.end - t < batch ? piece.end - t : batch);
-      // a warp a row where there are slopes to compute, else a thread
+      // one warp per row if there are slopes to compute, else one thread
       const int stride = slopes ? kWarps : kThreads;
       for (int r = slopes ? me.warp : me.thread; r < count; r += stride) {
         const int64_t row = t + r;
@@ -347,13 +347,13 @@ __global__ void __launch_bounds__(kThreads, 2)
           write<V>(out.hidden + at, d);
         }
       }
-      __syncthreads();  // before the next rows take own and along_query
+      __syncthreads();  // before the next batch overwrites own and along_query
     }
   }
   if (out.piece_queries) put_sums<V>(sum, out.piece_queries + blockIdx.x * task.pitch, D, columns);
 }
 
-// d_query[D] = the sum of all pieces' shares.
+// d_query[D] = the sum of all pieces' parts.
 __global__ void __launch_bounds__(kThreads)
     add_queries(const float* piece_queries, int64_t pieces, int64_t pitch, int64_t D, float* d_query) {
   const int64_t j = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kQuads;
@@ -380,7 +380,7 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, const
 
 unsigned blocks(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
 
-// Threads side by side for rows of so many vectors; the rest of the block takes other rows.
+// Threads per row of ``vectors`` vectors; the rest of the block handles other rows.
 unsigned columns_of(int64_t vectors) {
   unsigned columns = 32;
   while (columns < kThreads && columns < vectors) columns *= 2;
@@ -401,71 +401,70 @@ bool vectors(int64_t D, int V, Pointers... pointers) {
   return D % V == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
-Task task_of(const Pass& pass) { return {pass.pooling, pass.rows, pass.D, pool_pitch(pass.D)}; }
-
-template <class T, int V>
-void forward(const T* hidden, const Pass& pass, Scale* piece_scales, double* units, const Target& target) {
-  const Shape shape(pool_pieces(pass.rows, pass.pooling.segments), pass.D, V);
-  launch("pool_forward", gather<T, V>, shape.grid, shape.block, target, hidden, task_of(pass), pass.piece_sums,
-         piece_scales, units);
+Task task_of(const States& states, const Pooling& pooling) {
+  return {pooling, states.rows, states.width, pool_pitch(states.width)};
 }
 
 template <class T, int V>
-void backward(const float* upstream, const float* pooled, const float* norms, const double* units, const T* hidden,
-              const Pass& pass, Gradients<T> out, const Target& target) {
-  const Shape shape(pool_pieces(pass.rows, pass.pooling.segments), pass.D, V);
-  launch("pool_backward", spread<T, V>, shape.grid, shape.block, target, upstream, pooled, norms, units, hidden,
-         task_of(pass), out);
+void forward(const States& states, const Pooling& pooling, double* units, const Target& target) {
+  const Shape shape(pool_pieces(states.rows, pooling.segments), states.width, V);
+  launch("pool_forward", gather<T, V>, shape.grid, shape.block, target, static_cast<const T*>(states.hidden),
+         task_of(states, pooling), states.piece_sums, reinterpret_cast<Scale*>(states.piece_scales), units);
+}
+
+template <class T, int V>
+void backward(const float* pooled_grad, const Pooled& pooled, const States& states, const Pooling& pooling,
+              Gradients<T> out, const Target& target) {
+  const Shape shape(pool_pieces(states.rows, pooling.segments), states.width, V);
+  launch("pool_backward", spread<T, V>, shape.grid, shape.block, target, pooled_grad, pooled.rows, pooled.norms,
+         pooled.units, static_cast<const T*>(states.hidden), task_of(states, pooling), out);
 }
 
 // call(T()) for the element type of the states.
 template <class Call>
-void with_type(Kind kind, Call call) {
-  if (kind == Kind::float32) return call(float());
-  if (kind == Kind::bfloat16) return call(__nv_bfloat16());
+void with_type(DType dtype, Call call) {
+  if (dtype == DType::float32) return call(float());
+  if (dtype == DType::bfloat16) return call(__nv_bfloat16());
   return call(__half());
 }
 
 }  // namespace
 
-void pool_forward(const void* hidden, Pass pass, double* piece_scales, float* pooled, float* norms, double* units,
-                  Target target) {
+void pool_forward(States states, Pooling pooling, Pooled pooled, Target target) {
   check(cudaSetDevice(target.device), "cudaSetDevice");
-  auto* scales = reinterpret_cast<Scale*>(piece_scales);
-  with_type(pass.kind, [&](auto type) {
+  with_type(states.dtype, [&](auto type) {
     using T = decltype(type);
     constexpr int V = 16 / sizeof(T);
-    const auto* states = static_cast<const T*>(hidden);
-    if (vectors(pass.D, V, hidden, pass.pooling.query, pass.piece_sums))
-      forward<T, V>(states, pass, scales, units, target);
+    if (vectors(states.width, V, states.hidden, pooling.query, states.piece_sums))
+      forward<T, V>(states, pooling, pooled.units, target);
     else
-      forward<T, 1>(states, pass, scales, units, target);
+      forward<T, 1>(states, pooling, pooled.units, target);
   });
   const dim3 strip(64, kThreads / 64);
-  const unsigned segments = static_cast<unsigned>(pass.pooling.segments);
-  launch("pool_forward", combine, dim3(segments * blocks(pass.D, strip.x * kQuads)), strip, target, task_of(pass),
-         pass.piece_sums, scales, units, pooled);
-  launch("pool_forward", normalize_rows, dim3(segments), dim3(kThreads), target, task_of(pass), pooled, norms);
+  const unsigned segments = static_cast<unsigned>(pooling.segments);
+  const Task task = task_of(states, pooling);
+  launch("pool_forward", combine, dim3(segments * blocks(states.width, strip.x * kQuads)), strip, target, task,
+         states.piece_sums, reinterpret_cast<Scale*>(states.piece_scales), pooled.units, pooled.rows);
+  launch("pool_forward", normalize_rows, dim3(segments), dim3(kThreads), target, task, pooled.rows, pooled.norms);
 }
 
-void pool_backward(const float* upstream, const float* pooled, const float* norms, const double* units,
-                   const void* hidden, Pass pass, void* d_hidden, float* d_weights, float* d_query, Target target) {
+void pool_backward(const float* pooled_grad, Pooled pooled, States states, Pooling pooling, PoolGradients out,
+                   Target target) {
   check(cudaSetDevice(target.device), "cudaSetDevice");
-  with_type(pass.kind, [&](auto type) {
+  with_type(states.dtype, [&](auto type) {
     using T = decltype(type);
     constexpr int V = 16 / sizeof(T);
-    const auto* states = static_cast<const T*>(hidden);
-    const Gradients<T> out{static_cast<T*>(d_hidden), d_weights, d_query ? pass.piece_sums : nullptr};
-    if (vectors(pass.D, V, upstream, pooled, hidden, d_hidden, pass.pooling.query, pass.piece_sums))
-      backward<T, V>(upstream, pooled, norms, units, states, pass, out, target);
+    const Gradients<T> gradients{static_cast<T*>(out.hidden), out.weights, out.query ? states.piece_sums : nullptr};
+    if (vectors(states.width, V, pooled_grad, pooled.rows, states.hidden, out.hidden, pooling.query, states.piece_sums))
+      backward<T, V>(pooled_grad, pooled, states, pooling, gradients, target);
     else
-      backward<T, 1>(upstream, pooled, norms, units, states, pass, out, target);
+      backward<T, 1>(pooled_grad, pooled, states, pooling, gradients, target);
   });
-  if (!d_query) return;
+  if (!out.query) return;
   const dim3 strip(16, kThreads / 16);
-  launch("pool_backward", add_queries, dim3(blocks(pass.D, strip.x * kQuads)), strip, target,
-         static_cast<const float*>(pass.piece_sums), pool_pieces(pass.rows, pass.pooling.segments), pool_pitch(pass.D),
-         pass.D, d_query);
+  launch("pool_backward", add_queries, dim3(blocks(states.width, strip.x * kQuads)), strip, target,
+         static_cast<const float*>(states.piece_sums), pool_pieces(states.rows, pooling.segments),
+         pool_pitch(states.width), states.width, out.query);
 }
 
 }  // namespace mk::cuda

@@ -1,4 +1,4 @@
-"""The compiled CPU backend: checks nothing, hands addresses to ``main_kernels._C``."""
+"""CpuBackend: passes tensors to the compiled module ``main_kernels._C`` as structs of addresses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def instruction_sets() -> list[str]:
-    """Names of the builds of the C++ kernels that this processor can run, best first: avx512, avx2, baseline."""
+    """Return the builds of the C++ kernels that this processor can run, best first: avx512, avx2, baseline."""
     return [] if MODULE is None else list(MODULE.instruction_sets())
 
 
@@ -38,7 +39,7 @@ def use_instruction_set(name: str) -> Iterator[None]:
         name: One of ``instruction_sets()``.
 
     Raises:
-        ValueError: The processor does not execute it, or the C++ kernels are not built.
+        ValueError: The processor does not support it, or the C++ kernels are not built.
     """
     if MODULE is None or name not in instruction_sets():
         raise ValueError(f"instruction_set: expected one of {instruction_sets()}, got {name!r}")
@@ -51,10 +52,10 @@ def use_instruction_set(name: str) -> Iterator[None]:
 
 
 def address(tensor: Tensor | None, dtype: torch.dtype, device: torch.device = _CPU) -> int:
-    """Address of a contiguous tensor for a kernel that reads or writes ``dtype``; 0 for None.
+    """Return the address of a contiguous tensor for a kernel that reads or writes ``dtype``; 0 for None.
 
-    Compiled code trusts an address blindly, so a buffer of another dtype or device is refused here, before it becomes
-    a write past its end."""
+    Compiled code does not check what an address points to, so this refuses a buffer of another dtype or device before
+    a kernel writes past its end."""
     if tensor is None:
         return 0
     if tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
@@ -66,47 +67,74 @@ def address(tensor: Tensor | None, dtype: torch.dtype, device: torch.device = _C
     return tensor.data_ptr()
 
 
-def _floats(tensor: Tensor | None) -> int:
-    return address(tensor, torch.float32)
+def fill_struct(struct: Any, **fields: Any) -> Any:
+    """Set the fields of a struct of ``_C``; None keeps the field's default."""
+    for name, value in fields.items():
+        if value is not None:
+            setattr(struct, name, value)
+    return struct
 
 
-def _doubles(tensor: Tensor | None) -> int:
-    return address(tensor, torch.float64)
+def fill_pooling(module: Any, pooling: Pooling, device: torch.device = _CPU) -> Any:
+    return fill_struct(
+        module.Pooling(),
+        offsets=address(pooling.offsets, torch.int64, device),
+        segments=pooling.offsets.numel() - 1,
+        last=pooling.last,
+        normalize=pooling.normalize,
+        weights=address(pooling.weights, torch.float32, device),
+        query=address(pooling.query, torch.float32, device),
+    )
 
 
-def _ids(targets: Tensor | None) -> int:
-    return address(targets, torch.int64)
-
-
-def _raw(raw: Tensor) -> tuple[int, int, int]:
-    rows, columns = raw.shape
-    return address(raw, raw.dtype), rows, columns
-
-
-def _kernel(name: str, *dtypes: torch.dtype):  # type: ignore[no-untyped-def]
+def _struct(name: str, *dtypes: torch.dtype, **fields: Any) -> Any:
+    """Return a struct of ``_C``. The dtypes of the elements it points to are part of its name, if they vary."""
     for dtype in dtypes:
         if dtype not in _DTYPES:
             raise ValueError(
                 f"backend 'cpu': expected float32 or bfloat16, got dtype {dtype}; use the plain backend for it"
             )
-    return getattr(MODULE, "_".join([name, *(_DTYPES[dtype] for dtype in dtypes)]))
+    kind = getattr(MODULE, "_".join([name, *(_DTYPES[dtype] for dtype in dtypes)]))
+    return fill_struct(kind(), **fields)
 
 
-def _mask(mask: Mask | None) -> tuple[int, int, bool]:
-    if mask is None:
-        return 0, 0, True
-    return address(mask.rows, torch.int32), address(mask.columns, torch.int32), mask.keep_target
+def _floats(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else address(tensor, torch.float32)
 
 
-def _lse(lse: Lse | None) -> tuple[int, int]:
-    return (0, 0) if lse is None else (_floats(lse.high), _floats(lse.low))
+def _doubles(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else address(tensor, torch.float64)
 
 
-def _map(score_map: ScoreMap) -> tuple[float, float, int]:
-    return float(score_map.scale), score_map.softcap, _floats(score_map.bias)
+def _chunk(raw: Tensor, targets: Tensor | None = None, mask: Mask | None = None) -> Any:
+    rows, columns = raw.shape
+    return _struct(
+        "Chunk",
+        raw.dtype,
+        raw=address(raw, raw.dtype),
+        rows=rows,
+        columns=columns,
+        targets=None if targets is None else address(targets, torch.int64),
+        mask=None if mask is None else _mask(mask),
+    )
+
+
+def _mask(mask: Mask) -> Any:
+    rows, columns = address(mask.rows, torch.int32), address(mask.columns, torch.int32)
+    return _struct("Mask", rows=rows, columns=columns, keep_target=mask.keep_target)
+
+
+def _lse(lse: Lse | None) -> Any:
+    return None if lse is None else _struct("Lse", high=_floats(lse.high), low=_floats(lse.low))
+
+
+def _map(score_map: ScoreMap) -> Any:
+    return _struct("ScoreMap", scale=float(score_map.scale), cap=score_map.softcap, bias=_floats(score_map.bias))
 
 
 class CpuSingleExp:
+    """The single-exp kernels of ``_C``."""
+
     def reduce(
         self,
         raw: Tensor,
@@ -116,83 +144,77 @@ class CpuSingleExp:
         rows: RowAccumulators,
         columns: ColumnAccumulators,
     ) -> None:
-        _kernel("reduce_bounded", raw.dtype)(
-            *_raw(raw),
-            scale,
-            float(columns.maximum[0]),
-            _ids(targets),
-            *_mask(mask),
-            _doubles(rows.total),
-            _floats(rows.target),
-            _doubles(columns.total),
-            torch.get_num_threads(),
+        sums = _struct(
+            "SingleExpSums",
+            scale=scale,
+            score_bound=float(columns.maximum[0]),
+            row_total=_doubles(rows.total),
+            target_score=_floats(rows.target),
+            column_total=_doubles(columns.total),
         )
+        MODULE.single_exp_reduce(_chunk(raw, targets, mask), sums, torch.get_num_threads())  # type: ignore[union-attr]
 
     def score_grad_(
         self,
         raw: Tensor,
         scale: float,
-        reference: float,
+        score_bound: float,
         targets: Tensor,
         mask: Mask | None,
-        alpha: Tensor,
-        beta: Tensor,
-        d: Tensor | None,
+        row_factor: Tensor,
+        column_factor: Tensor,
+        target_grad: Tensor | None,
         scale_grad: Tensor | None,
     ) -> None:
-        _kernel("weigh_bounded", raw.dtype)(
-            *_raw(raw),
-            scale,
-            reference,
-            _ids(targets),
-            *_mask(mask),
-            _floats(alpha),
-            _floats(beta),
-            _floats(d),
-            _doubles(scale_grad),
-            torch.get_num_threads(),
+        terms = _struct(
+            "SingleExpTerms",
+            scale=scale,
+            score_bound=score_bound,
+            row_factor=_floats(row_factor),
+            column_factor=_floats(column_factor),
+            target_grad=_floats(target_grad),
+            scale_grad=_doubles(scale_grad),
         )
+        MODULE.single_exp_score_grad(_chunk(raw, targets, mask), terms, torch.get_num_threads())  # type: ignore[union-attr]
 
 
 class CpuBackend:
+    """The C++ kernels of ``_C`` over products of torch.mm, for float32 and bfloat16."""
+
     single_exp: SingleExpKernels | None = CpuSingleExp()
     fused: FusedKernels | None = None
 
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators
     ) -> None:
-        _kernel("reduce_rows", raw.dtype)(
-            *_raw(raw),
-            *_map(score_map),
-            _ids(targets),
-            *_mask(mask),
-            _floats(sums.maximum),
-            _doubles(sums.total),
-            _floats(sums.target),
-            _doubles(sums.weighted),
-            _floats(sums.rank if targets is not None else None),
-            _doubles(sums.logits),
-            _doubles(sums.softplus),
-            _doubles(sums.clipped),
-            sums.clip,
-            torch.get_num_threads(),
+        accumulators = _struct(
+            "RowAccumulators",
+            maximum=_floats(sums.maximum),
+            total=_doubles(sums.total),
+            target=_floats(sums.target),
+            weighted=_doubles(sums.weighted),
+            rank=_floats(sums.rank if targets is not None else None),
+            logits=_doubles(sums.logits),
+            softplus=_doubles(sums.softplus),
+            clipped=_doubles(sums.clipped),
+            clip=sums.clip,
         )
+        chunk = _chunk(raw, targets, mask)
+        MODULE.reduce_rows(chunk, _map(score_map), accumulators, torch.get_num_threads())  # type: ignore[union-attr]
 
     def reduce_columns(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnAccumulators
     ) -> None:
-        _kernel("reduce_columns", raw.dtype)(
-            *_raw(raw),
-            *_map(score_map),
-            _ids(targets),
-            *_mask(mask),
-            _floats(sums.maximum),
-            _doubles(sums.total),
-            _floats(sums.target),
-            _floats(sums.rank),
-            _doubles(sums.logits),
-            torch.get_num_threads(),
+        accumulators = _struct(
+            "ColumnAccumulators",
+            maximum=_floats(sums.maximum),
+            total=_doubles(sums.total),
+            target=_floats(sums.target),
+            rank=_floats(sums.rank),
+            logits=_doubles(sums.logits),
         )
+        chunk = _chunk(raw, targets, mask)
+        MODULE.reduce_columns(chunk, _map(score_map), accumulators, torch.get_num_threads())  # type: ignore[union-attr]
 
     def score_grad_(
         self,
@@ -203,45 +225,31 @@ class CpuBackend:
         terms: ScoreGradTerms,
         scale_grad: Tensor | None,
     ) -> None:
-        _kernel("weigh", raw.dtype)(
-            *_raw(raw),
-            *_map(score_map),
-            _ids(targets),
-            *_mask(mask),
-            _floats(terms.row_lse_grad),
-            *_lse(terms.row_lse),
-            _floats(terms.column_lse_grad),
-            *_lse(terms.column_lse),
-            _floats(terms.target_grad),
-            _floats(terms.softplus_grad),
-            _floats(terms.row_sum_grad),
-            _floats(terms.column_sum_grad),
-            _floats(terms.neg_entropy_grad),
-            _doubles(scale_grad),
-            torch.get_num_threads(),
+        kernel_terms = _struct(
+            "ScoreGradTerms",
+            row_lse_grad=_floats(terms.row_lse_grad),
+            row_lse=_lse(terms.row_lse),
+            column_lse_grad=_floats(terms.column_lse_grad),
+            column_lse=_lse(terms.column_lse),
+            target_grad=_floats(terms.target_grad),
+            softplus_grad=_floats(terms.softplus_grad),
+            row_sum_grad=_floats(terms.row_sum_grad),
+            column_sum_grad=_floats(terms.column_sum_grad),
+            neg_entropy_grad=_floats(terms.neg_entropy_grad),
         )
+        chunk, out = _chunk(raw, targets, mask), address(scale_grad, torch.float64)
+        MODULE.score_grad(chunk, _map(score_map), kernel_terms, out, torch.get_num_threads())  # type: ignore[union-attr]
 
-    def add_columns_(self, weights: Tensor, sums: Tensor) -> None:
-        _kernel("add_columns", weights.dtype)(*_raw(weights), _floats(sums), torch.get_num_threads())
+    def add_columns_(self, score_grad: Tensor, sums: Tensor) -> None:
+        MODULE.add_columns(_chunk(score_grad), _floats(sums), torch.get_num_threads())  # type: ignore[union-attr]
 
     def accumulate_(self, high: Tensor, low: Tensor, x: Tensor) -> None:
-        _kernel("accumulate", x.dtype)(
-            address(high, torch.bfloat16),
-            address(low, torch.int16),
-            address(x, x.dtype),
-            x.numel(),
-            torch.get_num_threads(),
-        )
+        accumulate = getattr(MODULE, f"accumulate_{_DTYPES[x.dtype]}")
+        accumulate(_split(high, low), address(x, x.dtype), torch.get_num_threads())
 
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
-        MODULE.round_scaled(  # type: ignore[union-attr]
-            address(high, torch.bfloat16),
-            address(low, torch.int16),
-            *high.shape,
-            _floats(scale),
-            0 if scale.numel() == 1 else 1,
-            torch.get_num_threads(),
-        )
+        stride = 0 if scale.numel() == 1 else 1
+        MODULE.round_scaled(_split(high, low), _floats(scale), stride, torch.get_num_threads())  # type: ignore[union-attr]
 
     def divergence_(
         self,
@@ -254,33 +262,34 @@ class CpuBackend:
         grad_p: bool,
         grad_q: bool,
     ) -> None:
-        _kernel("divergence", p_raw.dtype, q_raw.dtype)(
-            address(p_raw, p_raw.dtype),
-            *_raw(q_raw),
-            scale,
-            *((0.0, 0.0) if beta is None else (beta, 1 - beta)),
-            _floats(weights),
-            _floats(values),
-            grad_p,
-            grad_q,
-            torch.get_num_threads(),
+        rows, columns = q_raw.shape
+        pair = _struct(
+            "ScorePair",
+            p_raw.dtype,
+            q_raw.dtype,
+            p_raw=address(p_raw, p_raw.dtype),
+            q_raw=address(q_raw, q_raw.dtype),
+            rows=rows,
+            columns=columns,
+            scale=scale,
+            mixture=None if beta is None else _struct("Mixture", beta=beta, rest=1 - beta),
+            weights=_floats(weights),
+            values=_floats(values),
+            grad_p=grad_p,
+            grad_q=grad_q,
         )
+        MODULE.divergence(pair, torch.get_num_threads())  # type: ignore[union-attr]
 
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
         if hidden.dtype == torch.float16:
             hidden = hidden.float()
         (rows, width), segments = hidden.shape, pooling.offsets.numel() - 1
+        states = _states(hidden, rows, width, hidden.dtype)
         pooled = hidden.new_empty(segments, width, dtype=torch.float32)
         norms = hidden.new_empty(segments, dtype=torch.float32)
         units = hidden.new_zeros(0 if pooling.uniform else rows, dtype=torch.float64)
-        _kernel("pool_forward", hidden.dtype)(
-            address(hidden, hidden.dtype),
-            width,
-            *pooling_arguments(pooling),
-            _floats(pooled),
-            _floats(norms),
-            _doubles(units),
-            torch.get_num_threads(),
+        MODULE.pool_forward(  # type: ignore[union-attr]
+            states, fill_pooling(MODULE, pooling), _pooled(pooled, norms, units), torch.get_num_threads()
         )
         return pooled, norms, units
 
@@ -304,30 +313,34 @@ class CpuBackend:
         d_weights = pooled_grad.new_empty(rows) if needs_grad[1] else None
         d_query = pooled_grad.new_empty(width) if needs_grad[2] else None
         d_queries = pooled_grad.new_empty(segments, width) if needs_grad[2] else None
-        _kernel("pool_backward", native)(
+        gradients = _struct(
+            "PoolGradients",
+            native,
+            hidden=address(d_hidden, native),
+            weights=_floats(d_weights),
+            queries=_floats(d_queries),
+            query=_floats(d_query),
+        )
+        MODULE.pool_backward(  # type: ignore[union-attr]
             _floats(pooled_grad),
-            _floats(pooled),
-            _floats(norms),
-            _doubles(units),
-            address(hidden, native),
-            rows,
-            width,
-            *pooling_arguments(pooling),
-            address(d_hidden, native),
-            _floats(d_weights),
-            _floats(d_queries),
-            _floats(d_query),
+            _pooled(pooled, norms, units),
+            _states(hidden, rows, width, native),
+            fill_pooling(MODULE, pooling),
+            gradients,
             torch.get_num_threads(),
         )
         return None if d_hidden is None else d_hidden.to(dtype), d_weights, d_query
 
 
-def pooling_arguments(pooling: Pooling, device: torch.device = _CPU) -> tuple[int, int, bool, bool, int, int]:
-    return (
-        address(pooling.offsets, torch.int64, device),
-        pooling.offsets.numel() - 1,
-        pooling.last,
-        pooling.normalize,
-        address(pooling.weights, torch.float32, device),
-        address(pooling.query, torch.float32, device),
-    )
+def _split(high: Tensor, low: Tensor) -> Any:
+    rows, columns = high.shape
+    planes = address(high, torch.bfloat16), address(low, torch.int16)
+    return _struct("SplitFloat32", high=planes[0], low=planes[1], rows=rows, columns=columns)
+
+
+def _states(hidden: Tensor | None, rows: int, width: int, dtype: torch.dtype) -> Any:
+    return _struct("States", dtype, hidden=address(hidden, dtype), rows=rows, width=width)
+
+
+def _pooled(pooled: Tensor, norms: Tensor, units: Tensor) -> Any:
+    return _struct("Pooled", rows=_floats(pooled), norms=_floats(norms), units=_doubles(units))

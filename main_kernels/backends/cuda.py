@@ -1,18 +1,18 @@
-"""The compiled CUDA kernels: checks nothing, hands addresses and the current stream to ``main_kernels._C``.
+"""CudaPooling: passes tensors to the CUDA kernels of ``main_kernels._C`` as structs of addresses.
 
-So far they are segment pooling, for whichever backend serves the device; ``_C`` has them where it was built
-with MAIN_KERNELS_CUDA=1.
+So far these kernels are segment pooling. ``_C`` has them if it was built with MAIN_KERNELS_CUDA=1.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import cpu
-from .cpu import address, pooling_arguments
+from .cpu import address, fill_pooling, fill_struct
 from .interface import Pooling
 from .plain import PlainBackend
 
@@ -23,16 +23,16 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: 
 
 
 def why_not() -> str:
-    """Why these kernels cannot run in this process; empty where they can. Asks the driver."""
+    """Return the reason why these kernels cannot run in this process; empty if they can. Loads the driver."""
     return WHY_NOT if MODULE is None else MODULE.cuda_why_not()
 
 
 class CudaPooling(PlainBackend):
-    """Pooling of states in device memory; a base before the backend that does the rest."""
+    """Pooling of states in device memory; the first base of a class whose second base supplies the other kernels."""
 
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
         segments = pooling.offsets.numel() - 1
-        if not segments or not _served(hidden, hidden.dtype):  # a grid of no blocks is an error
+        if not segments or not _supports(hidden, hidden.dtype):  # an empty grid is an error
             return super().pool_forward(hidden, pooling)
         (rows, width), device = hidden.shape, hidden.device
         pooled = hidden.new_empty(segments, width, dtype=torch.float32)
@@ -41,17 +41,10 @@ class CudaPooling(PlainBackend):
         units = hidden.new_empty(0 if pooling.uniform else rows, dtype=torch.float64)
         scales = None if pooling.uniform else units.new_empty(sums.shape[0], 2)
         with torch.cuda.device_of(hidden):
-            _kernel("pool_forward", hidden.dtype)(
-                address(hidden, hidden.dtype, device),
-                rows,
-                width,
-                *pooling_arguments(pooling, device),
-                address(sums, torch.float32, device),
-                address(scales, torch.float64, device),
-                address(pooled, torch.float32, device),
-                address(norms, torch.float32, device),
-                address(units, torch.float64, device),
-                *_target(hidden),
+            states = _states(hidden, rows, width, hidden.dtype, sums, device)
+            states.piece_scales = address(scales, torch.float64, device)
+            MODULE.cuda_pool_forward(  # type: ignore[union-attr]
+                states, fill_pooling(MODULE, pooling, device), _pooled(pooled, norms, units), _target(hidden)
             )
         return pooled, norms, units
 
@@ -68,44 +61,62 @@ class CudaPooling(PlainBackend):
         needs_grad: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (segments, width), device = pooled_grad.shape, pooled_grad.device
-        if not segments or not _served(pooled_grad, dtype):
+        if not segments or not _supports(pooled_grad, dtype):
             return super().pool_backward(pooled_grad, pooled, norms, units, hidden, rows, dtype, pooling, needs_grad)
         d_hidden = pooled_grad.new_empty(rows, width, dtype=dtype) if needs_grad[0] else None
         d_weights = pooled_grad.new_empty(rows) if needs_grad[1] else None
         d_query = pooled_grad.new_empty(width) if needs_grad[2] else None
         sums = None if d_query is None else _piece_sums(pooled_grad, rows, width, segments)
         with torch.cuda.device_of(pooled_grad):
-            _kernel("pool_backward", dtype)(
+            gradients = fill_struct(
+                MODULE.CudaPoolGradients(),  # type: ignore[union-attr]
+                hidden=address(d_hidden, dtype, device),
+                weights=address(d_weights, torch.float32, device),
+                query=address(d_query, torch.float32, device),
+            )
+            MODULE.cuda_pool_backward(  # type: ignore[union-attr]
                 address(pooled_grad, torch.float32, device),
-                address(pooled, torch.float32, device),
-                address(norms, torch.float32, device),
-                address(units, torch.float64, device),
-                address(hidden, dtype, device),
-                rows,
-                width,
-                *pooling_arguments(pooling, device),
-                address(sums, torch.float32, device),
-                address(d_hidden, dtype, device),
-                address(d_weights, torch.float32, device),
-                address(d_query, torch.float32, device),
-                *_target(pooled_grad),
+                _pooled(pooled, norms, units),
+                _states(hidden, rows, width, dtype, sums, device),
+                fill_pooling(MODULE, pooling, device),
+                gradients,
+                _target(pooled_grad),
             )
         return d_hidden, d_weights, d_query
 
 
-def _served(tensor: Tensor, dtype: torch.dtype) -> bool:
+def _supports(tensor: Tensor, dtype: torch.dtype) -> bool:
     return tensor.is_cuda and dtype in _DTYPES
 
 
 def _piece_sums(like: Tensor, rows: int, width: int, segments: int) -> Tensor:
-    """[pieces, pitch] for what the pieces of the segments leave."""
+    """Allocate [pieces, pitch], the partial sums of the segments' pieces."""
     pieces, pitch = MODULE.cuda_pool_pieces(rows, segments), MODULE.cuda_pool_pitch(width)  # type: ignore[union-attr]
     return like.new_empty(pieces, pitch, dtype=torch.float32)
 
 
-def _target(tensor: Tensor) -> tuple[int, int]:
-    return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
+def _states(
+    hidden: Tensor | None, rows: int, width: int, dtype: torch.dtype, piece_sums: Tensor | None, device: torch.device
+) -> Any:
+    return fill_struct(
+        MODULE.CudaStates(),  # type: ignore[union-attr]
+        dtype=getattr(MODULE.CudaDType, _DTYPES[dtype]),  # type: ignore[union-attr]
+        hidden=address(hidden, dtype, device),
+        rows=rows,
+        width=width,
+        piece_sums=address(piece_sums, torch.float32, device),
+    )
 
 
-def _kernel(name: str, dtype: torch.dtype):  # type: ignore[no-untyped-def]
-    return getattr(MODULE, f"cuda_{name}_{_DTYPES[dtype]}")
+def _pooled(pooled: Tensor, norms: Tensor, units: Tensor) -> Any:
+    return fill_struct(
+        MODULE.Pooled(),  # type: ignore[union-attr]
+        rows=address(pooled, torch.float32, pooled.device),
+        norms=address(norms, torch.float32, pooled.device),
+        units=address(units, torch.float64, pooled.device),
+    )
+
+
+def _target(tensor: Tensor) -> Any:
+    stream = torch.cuda.current_stream(tensor.device).cuda_stream
+    return fill_struct(MODULE.CudaTarget(), device=tensor.get_device(), stream=stream)  # type: ignore[union-attr]

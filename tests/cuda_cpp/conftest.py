@@ -54,8 +54,8 @@ def backend(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch):  # type: ign
         return torch.full(size, torch.nan, dtype=options.get("dtype", like.dtype))
 
     monkeypatch.setattr(cuda, "MODULE", emulated)
-    monkeypatch.setattr(cuda, "_served", lambda tensor, dtype: dtype in cuda._DTYPES)
-    monkeypatch.setattr(cuda, "_target", lambda tensor: (0, 0))
+    monkeypatch.setattr(cuda, "_supports", lambda tensor, dtype: dtype in cuda._DTYPES)
+    monkeypatch.setattr(cuda, "_target", lambda tensor: emulated.CudaTarget())
     monkeypatch.setattr(Tensor, "new_empty", poisoned)
     monkeypatch.setitem(registry.BACKENDS, "emulated", cuda.CudaPooling())
     with backends.use_backend("emulated"):

@@ -64,7 +64,9 @@ def test_a_launch_without_a_device_is_an_error():
         pytest.skip(cuda.WHY_NOT or "there is a device")
     assert cuda.why_not()
     with pytest.raises(RuntimeError, match="main_kernels: cudaSetDevice: "):
-        cuda.MODULE.cuda_pool_forward_float32(*(0, 1, 1, 0, 1, False, False), *(0,) * 9)
+        cuda.MODULE.cuda_pool_forward(
+            cuda.MODULE.CudaStates(), cuda.MODULE.Pooling(), cuda.MODULE.Pooled(), cuda.MODULE.CudaTarget()
+        )
 
 
 def test_doctor_says_which_pooling_a_device_gets(monkeypatch):

@@ -36,7 +36,11 @@ class Mutation(NamedTuple):
     new: str
 
 
-SWEEP, PLAIN, TILING = "csrc/cpu/sweep.cpp", "main_kernels/backends/plain.py", "main_kernels/sweep/tiling.py"
+SCORE_BLOCK, ROWS, COLUMNS = (
+    f"csrc/cpu/{name}" for name in ("score_block.h", "row_reductions.cpp", "column_reductions.cpp")
+)
+SINGLE_EXP, SCORE_GRAD = "csrc/cpu/single_exp.cpp", "csrc/cpu/score_grad.cpp"
+PLAIN, TILING = "main_kernels/backends/plain.py", "main_kernels/sweep/tiling.py"
 CONTRASTIVE, LIKELIHOOD = "main_kernels/contrastive.py", "main_kernels/likelihood.py"
 DIVERGENCE, POOL = "csrc/cpu/divergence.cpp", "csrc/cpu/pool.cpp"
 CONSISTENCY, INFORMATION = "main_kernels/consistency.py", "main_kernels/information.py"
@@ -46,49 +50,57 @@ ROW_LOSS = "main_kernels/sweep/row_loss.py"
 OPERAND = "main_kernels/sweep/operand.py"
 
 MUTATIONS = [
-    # the C++ walk: masks, running sums, tails
-    Mutation(SWEEP, "x[j] = select(columns[j] == row, fill, x[j]);", "x[j] = select(columns[j] != row, fill, x[j]);"),
-    Mutation(SWEEP, "if (inside) x[target] = keep_target ? own : fill;", "if (inside) x[target] = own;"),
-    Mutation(SWEEP, "if (inside) x[target] = keep_target ? own : fill;", ""),
-    Mutation(SWEEP, "const bool inside = target >= 0 && target < n;", "const bool inside = target > 0 && target < n;"),
-    Mutation(SWEEP, "weighted = factor * (weighted + shift * total);", "weighted = factor * weighted;"),
-    Mutation(SWEEP, "          total *= factor;\n", ""),
-    Mutation(SWEEP, "sums.total[i] = total + poison;", "sums.total[i] = total;"),
-    Mutation(SWEEP, "sums.softplus[i] += softplus + poison;", "sums.softplus[i] += softplus;"),
-    Mutation(SWEEP, "sums.logits[i] += logits + poison;", "sums.logits[i] = logits + poison;"),
-    Mutation(SWEEP, "const float start = clamp(zero, sums.clip);", "const float start = zero;"),
-    Mutation(SWEEP, "exp_(clamp(s[j], sums.clip) - start)", "exp_(s[j] - start)"),
-    Mutation(SWEEP, "terms[j] = softplus_(s[j]);", "terms[j] = s[j] > 0.f ? s[j] : 0.f;"),
-    Mutation(SWEEP, "count += s[j] > at_target ? 1 : 0;", "count += s[j] >= at_target ? 1 : 0;"),
-    Mutation(SWEEP, "const float zero = maximum > kNegInf ? maximum : 0.f;", "const float zero = maximum;"),
-    Mutation(SWEEP, "if (own >= 0 && own < n) s[own] = kNegInf;", ""),
-    Mutation(SWEEP, "sums.total[j0 + j] * factor + (total[j]", "sums.total[j0 + j] + (total[j]"),
-    Mutation(SWEEP, "sums.logits[j0 + j] += logits[j];", "sums.logits[j0 + j] = logits[j];"),
-    Mutation(SWEEP, "part[j] += select(s[j] == left_out, 0.f, s[j] * 0.f);", ""),
-    Mutation(SWEEP, "sum(clipped, n) * exp_(zero - clamp(zero, clip))", "sum(clipped, n)"),
-    Mutation(SWEEP, "select(x > 1.f, 2.f * x + 1.f, 2.f + x)", "(2.f + x)"),
-    Mutation(SWEEP, "select(e < low, low, select(e > high, high, e))", "select(e > high, high, e)"),
-    # ... the bounded kernels
-    Mutation(SWEEP, "select(mask.columns[j] == id, 0.f, exp_(scale", "select(false, 0.f, exp_(scale"),
-    Mutation(SWEEP, "if (target >= 0 && target < n && mask.columns[target] == id) {", "if (false) {"),
-    Mutation(SWEEP, "masked ? select(columns[j] == id, 0.f, g) : g", "g"),
-    Mutation(SWEEP, "masked ? select(columns[j] == id, 0.f, weight) : weight", "weight"),
-    Mutation(SWEEP, "store(row + target, (own + d) * scale);", "store(row + target, own * scale);"),
-    Mutation(SWEEP, "(static_cast<double>(d) + left_out) * at_target", "static_cast<double>(d) * at_target"),
-    Mutation(SWEEP, "run[target] += e;", ""),
-    # ... the weights
-    Mutation(SWEEP, "exp_((s[j] - ri) - ri_low) + ui", "exp_(s[j] - ri) + ui"),
-    Mutation(SWEEP, "exp_((s[j] - ri) - ri_low) + ui", "exp_((s[j] - ri) - ri_low)"),
-    Mutation(SWEEP, "exp_((s[j] - c[j]) - c_low[j])", "exp_((s[j] - c[j]) + c_low[j])"),
-    Mutation(SWEEP, "g[j] += ei * sigmoid_(s[j]);", "g[j] += ei * sigmoid_(-s[j]);"),
-    Mutation(SWEEP, "g[j] += v[j];", ""),
-    Mutation(SWEEP, "g[target - j0] += up.d[i];", "g[target - j0] -= up.d[i];"),
-    Mutation(SWEEP, "mask.keep_target, 0.f);", "true, 0.f);"),
-    Mutation(SWEEP, "g[j] * map.scale * (1.f - t * t)", "g[j] * map.scale"),
-    Mutation(SWEEP, "d_scale[i] = against_score / map.scale;", "d_scale[i] = against_score;"),
+    # the C++ kernels: masks, running sums, tails
+    Mutation(
+        SCORE_BLOCK, "x[j] = select(columns[j] == row, fill, x[j]);", "x[j] = select(columns[j] != row, fill, x[j]);"
+    ),
+    Mutation(SCORE_BLOCK, "if (inside) x[target] = keep_target ? own : fill;", "if (inside) x[target] = own;"),
+    Mutation(SCORE_BLOCK, "if (inside) x[target] = keep_target ? own : fill;", ""),
+    Mutation(
+        SCORE_BLOCK, "const bool inside = target >= 0 && target < n;", "const bool inside = target > 0 && target < n;"
+    ),
+    Mutation(ROWS, "weighted = factor * (weighted + shift * total);", "weighted = factor * weighted;"),
+    Mutation(ROWS, "          total *= factor;\n", ""),
+    Mutation(ROWS, "sums.total[i] = total + poison;", "sums.total[i] = total;"),
+    Mutation(ROWS, "sums.softplus[i] += softplus + poison;", "sums.softplus[i] += softplus;"),
+    Mutation(ROWS, "sums.logits[i] += logits + poison;", "sums.logits[i] = logits + poison;"),
+    Mutation(ROWS, "const float start = clamp(zero, sums.clip);", "const float start = zero;"),
+    Mutation(ROWS, "exp_(clamp(s[j], sums.clip) - start)", "exp_(s[j] - start)"),
+    Mutation(ROWS, "terms[j] = softplus_(s[j]);", "terms[j] = s[j] > 0.f ? s[j] : 0.f;"),
+    Mutation(ROWS, "count += s[j] > at_target ? 1 : 0;", "count += s[j] >= at_target ? 1 : 0;"),
+    Mutation(ROWS, "const float zero = maximum > kNegInf ? maximum : 0.f;", "const float zero = maximum;"),
+    Mutation(COLUMNS, "if (own >= 0 && own < n) s[own] = kNegInf;", ""),
+    Mutation(COLUMNS, "sums.total[j0 + j] * factor + (total[j]", "sums.total[j0 + j] + (total[j]"),
+    Mutation(COLUMNS, "sums.logits[j0 + j] += logits[j];", "sums.logits[j0 + j] = logits[j];"),
+    Mutation(COLUMNS, "part[j] += select(s[j] == excluded, 0.f, s[j] * 0.f);", ""),
+    Mutation(ROWS, "sum(clipped, n) * exp_(zero - clamp(zero, clip))", "sum(clipped, n)"),
+    Mutation(ROWS, "select(x > 1.f, 2.f * x + 1.f, 2.f + x)", "(2.f + x)"),
+    Mutation(ROWS, "select(e < low, low, select(e > high, high, e))", "select(e > high, high, e)"),
+    # ... the single-exp kernels
+    Mutation(SINGLE_EXP, "select(mask.columns[j] == id, 0.f, exp_(scale", "select(false, 0.f, exp_(scale"),
+    Mutation(SINGLE_EXP, "if (target >= 0 && target < n && mask.columns[target] == id) {", "if (false) {"),
+    Mutation(SINGLE_EXP, "masked ? select(columns[j] == id, 0.f, g) : g", "g"),
+    Mutation(SINGLE_EXP, "masked ? select(columns[j] == id, 0.f, weight) : weight", "weight"),
+    Mutation(SINGLE_EXP, "store(row + target, (own + target_grad) * scale);", "store(row + target, own * scale);"),
+    Mutation(
+        SINGLE_EXP,
+        "(static_cast<double>(target_grad) + masked_own) * at_target",
+        "static_cast<double>(target_grad) * at_target",
+    ),
+    Mutation(SINGLE_EXP, "run[target] += e;", ""),
+    # ... the score gradient
+    Mutation(SCORE_GRAD, "exp_((s[j] - ri) - ri_low) + ui", "exp_(s[j] - ri) + ui"),
+    Mutation(SCORE_GRAD, "exp_((s[j] - ri) - ri_low) + ui", "exp_((s[j] - ri) - ri_low)"),
+    Mutation(SCORE_GRAD, "exp_((s[j] - c[j]) - c_low[j])", "exp_((s[j] - c[j]) + c_low[j])"),
+    Mutation(SCORE_GRAD, "g[j] += ei * sigmoid_(s[j]);", "g[j] += ei * sigmoid_(-s[j]);"),
+    Mutation(SCORE_GRAD, "g[j] += v[j];", ""),
+    Mutation(SCORE_GRAD, "g[target - j0] += terms.target_grad[i];", "g[target - j0] -= terms.target_grad[i];"),
+    Mutation(SCORE_GRAD, "mask.keep_target, 0.f);", "true, 0.f);"),
+    Mutation(SCORE_GRAD, "g[j] * map.scale * (1.f - t * t)", "g[j] * map.scale"),
+    Mutation(SCORE_GRAD, "scale_grad[i] = against_score / map.scale;", "scale_grad[i] = against_score;"),
     Mutation("csrc/cpu/simd.h", "float p = 1.f / 13.f;", "float p = 1.f / 3.f;"),
     Mutation("csrc/cpu/simd.h", "return select(s > 0.f, q, small * q);", "return q;"),
-    # the same walk in torch
+    # the same in torch
     Mutation(PLAIN, "return out & ~own if mask.keep_target else out | own", "return out & ~own"),
     Mutation(PLAIN, "return out & ~own if mask.keep_target else out | own", "return out"),
     Mutation(PLAIN, "sums.softplus.add_(_softplus(s).sum(1) + poison)", "sums.softplus.add_(_softplus(s).sum(1))"),

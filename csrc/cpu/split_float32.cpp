@@ -1,5 +1,5 @@
-// Split-plane float32 accumulation; see accumulate.h for the layout.
-#include "accumulate.h"
+// accumulate and round_scaled: see split_float32.h for the layout.
+#include "split_float32.h"
 
 #include <algorithm>
 
@@ -35,20 +35,21 @@ MK_KERNEL(RoundScaled, round_scaled_range)
 }  // namespace
 
 template <class T>
-void accumulate(uint16_t* high, uint16_t* low, const T* x, int64_t n, int threads) {
+void accumulate(SplitFloat32 sum, const T* x, int threads) {
+  const int64_t n = sum.rows * sum.columns;
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < n; i += kGrain) 
-    dispatch<Accumulate>(high + i, low + i, x + i, std::min(kGrain, n - i));
+  for (int64_t i = 0; i < n; i += kGrain)
+    dispatch<Accumulate>(sum.high + i, sum.low + i, x + i, std::min(kGrain, n - i));
 }
 
-void round_scaled(uint16_t* high, const uint16_t* low, int64_t rows, int64_t D, const float* scale, int64_t stride,
-                  int threads) {
+void round_scaled(SplitFloat32 sum, const float* scale, int64_t stride, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < rows; ++i) 
-    dispatch<RoundScaled>(high + i * D, low + i * D, D, scale[i * stride]);
+  for (int64_t i = 0; i < sum.rows; ++i)
+    dispatch<RoundScaled>(sum.high + i * sum.columns, static_cast<const uint16_t*>(sum.low + i * sum.columns),
+                          sum.columns, scale[i * stride]);
 }
 
-template void accumulate<float>(uint16_t*, uint16_t*, const float*, int64_t, int);
-template void accumulate<bf16>(uint16_t*, uint16_t*, const bf16*, int64_t, int);
+template void accumulate<float>(SplitFloat32, const float*, int);
+template void accumulate<bf16>(SplitFloat32, const bf16*, int);
 
 }  // namespace mk

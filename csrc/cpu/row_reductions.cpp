@@ -1,0 +1,150 @@
+// reduce_rows: every reduction of a chunk along its rows, one row at a time.
+#include "reductions.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "dispatch.h"
+#include "score_block.h"
+
+namespace mk {
+namespace {
+
+MK_INLINE float clamp(float x, float limit) { return select(x < -limit, -limit, select(x > limit, limit, x)); }
+
+constexpr float kModerate = 40.f;  // e^s is a normal float for smaller |s|, and a term e^87 times smaller is negligible
+
+struct SharedExpSums {
+  float exponentials, softplus, clipped;  // sums of e^(s - zero), log(1 + e^s), e^(clamp(s) - clamp(zero))
+};
+
+// All three sums from one exponential per score, for scores up to zero, |zero| <= kModerate. n <= kBlock.
+MK_INLINE SharedExpSums reduce_shared_exp(const float* s, int64_t n, float zero, float clip) {
+  float exponentials[kBlock], softplus[kBlock], clipped[kBlock];
+  const float unit = exp_(zero), low = exp_(-clip - zero), high = exp_(clip < zero ? clip - zero : 0.f);
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const float e = exp_(s[j] - zero), x = e * unit;  // x = e^s
+    exponentials[j] = e;
+    clipped[j] = select(s[j] > kNegInf, select(e < low, low, select(e > high, high, e)), 0.f);
+    // log(1 + u) as log1p_ has it, for u = e^-|s|: x, or 1 / x where that is smaller
+    const float z = select(x > 1.f, 1.f, x) / select(x > 1.f, 2.f * x + 1.f, 2.f + x);
+    softplus[j] = select(s[j] > 0.f, s[j], 0.f) + atanh2_(z);
+  }
+  return {sum(exponentials, n), sum(softplus, n), sum(clipped, n) * exp_(zero - clamp(zero, clip))};
+}
+
+template <class T>
+MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target, Mask mask, RowAccumulators sums, int64_t i) {
+  float s[kBlock], terms[kBlock];
+  float maximum = sums.total ? sums.maximum[i] : kNegInf;
+  double total = sums.total ? sums.total[i] : 0, weighted = sums.weighted ? sums.weighted[i] : 0;
+  double clipped = sums.clipped ? sums.clipped[i] : 0, logits = 0, softplus = 0, above = 0;
+  float poison = 0;  // 0 * s: NaN once a score is not finite, unless the bias excludes it
+  const float excluded = map.bias ? kNegInf : std::numeric_limits<float>::quiet_NaN();  // NaN equals nothing
+  float at_target = 0;
+  if (target >= 0 && target < M) {
+    map_block(raw + target, 1, map, map.bias ? map.bias + target : nullptr, s);
+    at_target = sums.target[i] = s[0];
+  }
+  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
+    const int64_t n = std::min(kBlock, M - j0);
+    map_block(raw + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
+    float top = kNegInf;
+#pragma omp simd reduction(max : top) reduction(+ : poison)
+    for (int64_t j = 0; j < n; ++j) {
+      top = s[j] > top ? s[j] : top;
+      poison += select(s[j] == excluded, 0.f, s[j] * 0.f);
+    }
+    if (mask.rows) {
+      mask_block(s, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, kNegInf);
+      top = kNegInf;
+#pragma omp simd reduction(max : top)
+      for (int64_t j = 0; j < n; ++j) top = s[j] > top ? s[j] : top;
+    }
+    if (sums.logits) {  // in double: an offset common to all scores costs no digits
+      double part = 0;
+#pragma omp simd reduction(+ : part)
+      for (int64_t j = 0; j < n; ++j) part += select(s[j] > kNegInf, s[j], 0.f);
+      logits += part;
+    }
+    bool shared = false;
+    if (sums.total) {
+      if (top > maximum) {
+        if (maximum > kNegInf) {
+          const double shift = static_cast<double>(maximum) - top, factor = std::exp(shift);
+          weighted = factor * (weighted + shift * total);
+          total *= factor;
+          if (sums.clipped) clipped *= std::exp(static_cast<double>(clamp(maximum, sums.clip)) - clamp(top, sums.clip));
+        }
+        maximum = top;
+      }
+      const float zero = maximum > kNegInf ? maximum : 0.f;  // no score yet: e^-inf is 0, not NaN
+      float part = 0;
+      if (sums.weighted) {
+        float products[kBlock];
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) {
+          const float x = s[j] - zero, e = exp_(x);
+          terms[j] = e;
+          products[j] = select(s[j] > kNegInf, e * x, 0.f);
+        }
+        part = sum(terms, n);
+        weighted += sum(products, n);
+      } else if (sums.softplus && std::fabs(zero) <= kModerate) {
+        const SharedExpSums sum_of = reduce_shared_exp(s, n, zero, sums.clip);
+        part = sum_of.exponentials;
+        softplus += sum_of.softplus;
+        clipped += sum_of.clipped;
+        shared = true;
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) terms[j] = exp_(s[j] - zero);
+        part = sum(terms, n);
+      }
+      total += part;
+      if (sums.clipped && !shared) {
+        const float start = clamp(zero, sums.clip);
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) terms[j] = select(s[j] > kNegInf, exp_(clamp(s[j], sums.clip) - start), 0.f);
+        clipped += sum(terms, n);
+      }
+    }
+    if (sums.softplus && !shared) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) terms[j] = softplus_(s[j]);
+      softplus += sum(terms, n);
+    }
+    if (sums.rank) {
+      int32_t count = 0;
+#pragma omp simd reduction(+ : count)
+      for (int64_t j = 0; j < n; ++j) count += s[j] > at_target ? 1 : 0;
+      above += count;
+    }
+  }
+  if (sums.total) {
+    sums.maximum[i] = maximum;
+    sums.total[i] = total + poison;
+  }
+  if (sums.weighted) sums.weighted[i] = weighted;
+  if (sums.clipped) sums.clipped[i] = clipped + poison;
+  if (sums.logits) sums.logits[i] += logits + poison;
+  if (sums.softplus) sums.softplus[i] += softplus + poison;
+  if (sums.rank) sums.rank[i] += static_cast<float>(above);
+}
+
+MK_KERNEL(ReduceRow, reduce_row)
+
+}  // namespace
+
+template <class T>
+void reduce_rows(Chunk<T> chunk, ScoreMap map, RowAccumulators sums, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < chunk.rows; ++i)
+    dispatch<ReduceRow>(static_cast<const T*>(chunk.row(i)), chunk.columns, map, chunk.target(i), chunk.mask, sums, i);
+}
+
+template void reduce_rows<float>(Chunk<float>, ScoreMap, RowAccumulators, int);
+template void reduce_rows<bf16>(Chunk<bf16>, ScoreMap, RowAccumulators, int);
+
+}  // namespace mk

@@ -1,0 +1,71 @@
+// The parts that all kernels over a chunk of scores share: the score map, the mask, and float32 runs of column sums.
+//
+// A row is processed in blocks that stay in the first-level cache: map the raw products to scores once, then reduce.
+// Partial sums are float32 within a block, in an order that does not depend on the instruction set (simd.h, sum), and
+// float64 across blocks. Rows or column strips are the unit of parallel work and no sum crosses threads, so the bits do
+// not depend on the number of threads.
+#pragma once
+#include <limits>
+
+#include "scores.h"
+#include "simd.h"
+
+namespace mk {
+
+constexpr int64_t kBlock = 1024;  // a multiple of kLanes
+constexpr int64_t kStrip = 256;   // columns per thread at a time: a strip of some hundred rows fits its cache
+constexpr int64_t kRun = 16;      // rows whose entries a column adds up in float32
+constexpr float kNegInf = -std::numeric_limits<float>::infinity();
+
+// Scores s[n] of raw products. A bias of -inf gives a score of -inf. With a bias or a cap, a raw product that is not
+// finite becomes NaN instead of a valid score.
+template <class T>
+MK_INLINE void map_block(const T* raw, int64_t n, ScoreMap map, const float* bias, float* s) {
+  if (map.cap > 0) {
+    const float inverse = 1.f / map.cap, outer = map.scale * map.cap;
+    if (bias) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) {
+        const float x = load(raw[j]), capped = outer * tanh_((x + bias[j]) * inverse);
+        s[j] = select(bias[j] == kNegInf, kNegInf, capped) + x * 0.f;
+      }
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) {
+        const float x = load(raw[j]);
+        s[j] = outer * tanh_(x * inverse) + x * 0.f;
+      }
+    }
+  } else if (bias) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const float x = load(raw[j]);
+      s[j] = map.scale * (x + bias[j]) + x * 0.f;
+    }
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) s[j] = map.scale * load(raw[j]);
+  }
+}
+
+// Set the masked entries of x[n] to fill. target counts from x[0] and may lie outside.
+MK_INLINE void mask_block(float* x, int64_t n, const int32_t* columns, int32_t row, int64_t target, bool keep_target,
+                          float fill) {
+  const bool inside = target >= 0 && target < n;
+  const float own = inside ? x[target] : 0.f;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) x[j] = select(columns[j] == row, fill, x[j]);
+  if (inside) x[target] = keep_target ? own : fill;
+}
+
+// Move the float32 sums of a run of rows to the sums of all rows.
+template <class Sum>
+MK_INLINE void end_run(float* run, int64_t n, Sum* total) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    total[j] += run[j];
+    run[j] = 0.f;
+  }
+}
+
+}  // namespace mk

@@ -1,0 +1,102 @@
+// score_grad: the gradient of a chunk of raw scores, in place, one row at a time.
+#include "score_grad.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "dispatch.h"
+#include "score_block.h"
+
+namespace mk {
+namespace {
+
+constexpr float kLowest = -1e4f;  // a finite stand-in for the logarithm of 0; e^x is 0 long before
+
+template <class T>
+MK_INLINE void score_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int64_t target, Mask mask,
+                              ScoreGradTerms terms, double* scale_grad) {
+  float s[kBlock], g[kBlock];
+  const float lowest = -map.scale * map.cap;  // a finite stand-in for -inf, where tanh has no slope
+  T* row = raw + i * M;
+  double against_score = 0;
+  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
+    const int64_t n = std::min(kBlock, M - j0);
+    map_block(row + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
+    const float ui = terms.row_sum_grad ? terms.row_sum_grad[i] : 0.f;
+    if (terms.row_lse_grad) {
+      const float ai = terms.row_lse_grad[i], ri = terms.row_lse.high[i], ri_low = terms.row_lse.low[i];
+      if (terms.neg_entropy_grad) {
+        const float hi = terms.neg_entropy_grad[i];
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) {
+          const float x = (s[j] - ri) - ri_low;
+          g[j] = (ai + hi * select(x < kLowest, kLowest, x)) * exp_(x) + ui;
+        }
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) g[j] = ai * exp_((s[j] - ri) - ri_low) + ui;
+      }
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) g[j] = ui;
+    }
+    if (terms.column_lse_grad) {
+      const float *b = terms.column_lse_grad + j0, *c = terms.column_lse.high + j0, *c_low = terms.column_lse.low + j0;
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) g[j] += b[j] * exp_((s[j] - c[j]) - c_low[j]);
+    }
+    if (terms.softplus_grad) {
+      const float ei = terms.softplus_grad[i];
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) g[j] += ei * sigmoid_(s[j]);
+    }
+    if (terms.column_sum_grad) {
+      const float* v = terms.column_sum_grad + j0;
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) g[j] += v[j];
+    }
+    if (mask.rows) mask_block(g, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, 0.f);
+    if (map.bias) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) {
+        g[j] = select(s[j] == kNegInf, 0.f, g[j]);
+        s[j] = select(s[j] == kNegInf, lowest, s[j]);
+      }
+    }
+    if (terms.target_grad && target >= j0 && target < j0 + n) g[target - j0] += terms.target_grad[i];
+    if (scale_grad) {
+      float products[kBlock];
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) products[j] = g[j] * s[j];
+      against_score += sum(products, n);
+    }
+    if (map.cap > 0) {  // tanh' = 1 - tanh^2, and s / (scale cap) is the tanh
+      const float inverse = 1.f / (map.scale * map.cap);
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) {
+        const float t = s[j] * inverse;
+        store(row + j0 + j, g[j] * map.scale * (1.f - t * t));
+      }
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) store(row + j0 + j, g[j] * map.scale);
+    }
+  }
+  if (scale_grad) scale_grad[i] = against_score / map.scale;
+}
+
+MK_KERNEL(ScoreGradRow, score_grad_row)
+
+}  // namespace
+
+template <class T>
+void score_grad(Chunk<T> chunk, ScoreMap map, ScoreGradTerms terms, double* scale_grad, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < chunk.rows; ++i)
+    dispatch<ScoreGradRow>(chunk.raw, i, chunk.columns, map, chunk.target(i), chunk.mask, terms, scale_grad);
+}
+
+template void score_grad<float>(Chunk<float>, ScoreMap, ScoreGradTerms, double*, int);
+template void score_grad<bf16>(Chunk<bf16>, ScoreMap, ScoreGradTerms, double*, int);
+
+}  // namespace mk
