@@ -1,9 +1,9 @@
 """Build one distribution: main_kernels (with the compiled module main_kernels._C) and main_align.
 
-The C++ is optional: without a working compiler the package installs all the same and runs on its plain torch
-backend (`main-align doctor` says so). CUDA is a choice: MAIN_KERNELS_CUDA=1 compiles the CUDA kernels with nvcc and
-fails where that fails; without it, or with 0, they are left out and the build takes seconds. Nothing here imports
-torch, so one build serves every torch version, and CUDA's runtime is linked statically, so it needs no driver either.
+The C++ is optional: without a working compiler the package still installs and uses its plain torch backend
+(`main-align doctor` says so). MAIN_KERNELS_CUDA=1 also compiles the CUDA kernels with nvcc, and fails if that fails.
+Nothing here imports torch, so one build works with every torch version. CUDA's runtime is linked statically, so the
+module needs no driver.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent.resolve()
 
 
-# Machine code for each, and the PTX of the first for devices that are newer than all of them.
+# Machine code for each architecture, and PTX of the first for newer devices.
 NVCC = [
     "-std=c++17",
     "-O3",
@@ -49,7 +49,7 @@ def wants_cuda() -> bool:
 
 
 class BuildKernels(build_ext):
-    """Adds OpenMP where the compiler has it (without it the kernels run on one thread), and CUDA by choice."""
+    """Adds OpenMP if the compiler supports it (without it the kernels run on one thread), and CUDA if requested."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
         if self._compiles("-fopenmp"):
@@ -57,7 +57,7 @@ class BuildKernels(build_ext):
             ext.extra_link_args.append("-fopenmp")
         if not wants_cuda():
             return super().build_extension(ext)
-        ext.optional = False  # what was asked for is there, or the build fails
+        ext.optional = False  # an explicit request fails instead of being skipped
         nvcc = shutil.which("nvcc")
         if nvcc is None:
             raise SystemExit("MAIN_KERNELS_CUDA=1 needs nvcc on the path: install the CUDA toolkit, or leave it out")
@@ -65,14 +65,14 @@ class BuildKernels(build_ext):
         return super().build_extension(ext)
 
     def _add_cuda(self, ext: Pybind11Extension, nvcc: str) -> None:
-        """Compiles csrc/cuda/*.cu and adds what the module needs for them."""
+        """Compile csrc/cuda/*.cu and add the objects, bindings and libraries to the module."""
         objects = []
         for source in sorted(HERE.glob("csrc/cuda/*.cu")):
             objects.append(os.path.join(self.build_temp, f"{source.stem}.cu.o"))
             os.makedirs(self.build_temp, exist_ok=True)
             subprocess.run([nvcc, *NVCC, "-c", os.path.relpath(source, HERE), "-o", objects[-1]], check=True)
         dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True)
-        # asked, because nvcc may be a script far from its toolkit
+        # queried, because nvcc may be a script outside its toolkit
         libraries = list(dict.fromkeys(re.findall(r'"-L([^"]+)"', dry.stderr)))
         ext.sources = [*ext.sources, "csrc/cuda/bindings.cpp"]
         ext.extra_objects = [*ext.extra_objects, *objects]
@@ -86,7 +86,7 @@ class BuildKernels(build_ext):
             source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
             try:
                 self.compiler.compile([str(source)], output_dir=folder, extra_postargs=[flag])
-            except Exception:  # any failure of any compiler means the same: no OpenMP
+            except Exception:  # every failure of every compiler means no OpenMP
                 return False
         return True
 
@@ -94,7 +94,7 @@ class BuildKernels(build_ext):
 class PlainPaths:
     """An editable install as two plain paths in a .pth file, which type checkers and editors read.
 
-    What setuptools writes by itself for packages in two folders is an import hook, which they do not run.
+    For packages in two folders setuptools would write an import hook, which they do not run.
     """
 
     def __init__(self, name: str) -> None:
@@ -111,9 +111,9 @@ class PlainPaths:
 
 
 class EditableWheel(editable_wheel):
-    """Writes PlainPaths, unless a mode was asked for (`--config-settings editable_mode=strict`).
+    """Writes PlainPaths, unless a mode was requested (`--config-settings editable_mode=strict`).
 
-    `_select_strategy` is setuptools' own business: a version without it installs its import hook as before.
+    `_select_strategy` is private to setuptools: a version without it installs its import hook.
     """
 
     def _select_strategy(self, name: str, tag: str, build_lib: str | Path) -> EditableStrategy | PlainPaths:
@@ -130,7 +130,7 @@ kernels = Pybind11Extension(
     optional=True,
 )
 
-ParallelCompile(default=0).install()  # one compiler a core
+ParallelCompile(default=0).install()  # one compiler per core
 
 setup(
     packages=[*find_packages(include=["main_kernels*"]), *find_packages("python", include=["main_align*"])],

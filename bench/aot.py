@@ -1,10 +1,10 @@
-"""Every Triton kernel in every configuration that the backend launches, compiled ahead of time for three architectures:
-registers, spills, shared memory and matrix instructions, read from the machine code. Needs no GPU.
+"""Compile every Triton kernel in every configuration that the backend launches, for three architectures, and read
+registers, spills, shared memory and matrix instructions from the machine code. Needs no GPU.
 
     python -m bench.aot -o bench/results/aot.json
 
-The backend's own launchers are run, on tensors without memory and under a driver that pretends to be the device, with
-launching replaced by compiling: what is compiled is what would be launched, specialised as it would be.
+The backend's own launchers run on meta tensors with a stand-in for the driver; launching is replaced by compiling. The
+binaries are therefore those of a real launch, with the same specialisation.
 """
 
 from __future__ import annotations

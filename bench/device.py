@@ -1,12 +1,12 @@
-"""Times the ops on a GPU beside bare products and the peers, and writes bench/results/<device>.json.
+"""Time the ops on a GPU against bare products and the peers, and write bench/results/<device>.json.
 
     bench/device.sh                                      # on a machine with a GPU: build, tests, sanitizers, and this
     python -m bench.device                               # the timings alone
-    python -m bench.device --device cpu --smoke -o /tmp/smoke.json      # that nothing here breaks, without a GPU
+    python -m bench.device --device cpu --smoke -o /tmp/smoke.json      # smoke test without a GPU
 
-Everything in a row is timed in turn, round after round, each round beginning with another contender, on the same
-inputs; the second-level cache is emptied before every sample, and samples are taken with CUDA events. A peer that is
-missing or fails is written down with the reason. Memory is what the allocator held at most beyond inputs and gradients.
+The contenders of a row take turns on the same inputs; each round starts with the next contender. The L2 cache is
+flushed before every sample, and CUDA events take the time. A peer that is missing or fails is recorded with the reason.
+Memory is the allocator's peak minus inputs and gradients.
 """
 
 from __future__ import annotations

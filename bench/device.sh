@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Everything a GPU is needed for, in under nine minutes: builds the extension for this machine's Python, runs the
-# library's tests on the GPU, has compute-sanitizer watch every kernel, and times us beside bare products and the peers.
+# All checks that need a GPU, in under nine minutes: builds the extension for this machine's Python, runs the library's
+# tests on the GPU and every kernel under compute-sanitizer, and times the ops against bare products and the peers.
 #
 #     bench/device.sh [folder for logs]          # default: $OUT where it is set, else out/device
 #
-# The results go to bench/results/<device>.json, a copy to the folder. Nothing is fetched: peers that lie as wheels in
-# .whl/ are installed beside the machine's own packages, others are recorded as missing. docs/gpu.md says more.
+# The results go to bench/results/<device>.json, with a copy in the folder. Nothing is downloaded: wheels in .whl/ are
+# installed next to the machine's own packages, other peers are recorded as missing. See docs/gpu.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD

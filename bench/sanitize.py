@@ -1,4 +1,4 @@
-"""Every kernel of the CUDA side once, on small ragged shapes, for compute-sanitizer to watch (bench/device.sh runs it):
+"""Run every CUDA kernel once on small ragged shapes, under compute-sanitizer in bench/device.sh:
 
 compute-sanitizer --tool memcheck python -m bench.sanitize
 """

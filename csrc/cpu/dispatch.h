@@ -1,8 +1,8 @@
-// One kernel, built for several instruction sets; the best that the processor has runs, or the one that was selected.
+// Kernels built for several instruction sets. The best one that the processor supports runs, or the selected one.
 //
-// MK_KERNEL(Name, function) makes a kernel of an MK_INLINE function (template), and dispatch<Name>(arguments...) calls the
-// copy of it that was compiled for the selected instruction set. No file is compiled with -march, so no other function
-// (std::min, say) can end up with instructions that the processor lacks.
+// MK_KERNEL(Name, function) makes a kernel of an MK_INLINE function (template), and dispatch<Name>(arguments...) calls
+// its copy for the selected instruction set. No file is compiled with -march, so no other function, such as std::min,
+// can contain instructions that the processor lacks.
 #pragma once
 #include <string>
 #include <vector>
@@ -11,10 +11,10 @@
 
 namespace mk {
 
-// The names of the x86-64 levels that this processor can execute, best first; elsewhere only "baseline".
+// Names of the x86-64 levels that this processor supports, best first; on other processors only "baseline".
 std::vector<std::string> instruction_sets();
 
-// The one that runs, and the choice of another for the whole process. Throws std::invalid_argument.
+// Get or set the level for the whole process. Throws std::invalid_argument.
 std::string instruction_set();
 void set_instruction_set(const std::string& name);
 

@@ -27,8 +27,8 @@ MK_INLINE void store(bf16* p, float x) {  // round to nearest even; a NaN stays 
   *p = static_cast<bf16>(x != x ? 0x7FC0u : rounded);
 }
 
-// condition ? a : b with no branch for the compiler to build on. Of the operator, GCC makes two paths, finds that one of
-// them is all constants, and then leaves the loop scalar where there are no masked instructions (AVX2, SSE).
+// condition ? a : b without a branch. GCC turns the operator into two paths, and if one of them is constant, it leaves
+// the loop scalar on instruction sets without masked instructions (AVX2, SSE).
 MK_INLINE float select(bool condition, float a, float b) {
   const uint32_t mask = -static_cast<uint32_t>(condition);
   return bits<float>((bits<uint32_t>(a) & mask) | (bits<uint32_t>(b) & ~mask));
@@ -54,7 +54,7 @@ MK_INLINE float exp_(float x) {
   return select(x < -87.3f, 0.f, p * bits<float>(exponent));
 }
 
-// 2 atanh(z) for z in [0, 1/3], by its series; log(1 + u) for u in [0, 1], relative error about 1 ulp however small.
+// 2 atanh(z) for z in [0, 1/3], by its series; log(1 + u) for u in [0, 1], relative error about 1 ulp for every u.
 MK_INLINE float atanh2_(float z) {
   const float y = z * z;  // <= 1/9
   float p = 1.f / 13.f;
@@ -75,7 +75,7 @@ MK_INLINE float sigmoid_(float s) {
 }
 
 // Natural logarithm of a positive normal float, about 1 ulp; garbage for anything else, NaN included.
-// Cephes: the mantissa is brought to [sqrt(1/2), sqrt(2)), where a polynomial serves.
+// Cephes: the mantissa is reduced to [sqrt(1/2), sqrt(2)), where a polynomial suffices.
 MK_INLINE float log_(float x) {
   const uint32_t u = bits<uint32_t>(x);
   const int32_t exponent = static_cast<int32_t>(u - 0x3F3504F3u) >> 23;
@@ -124,9 +124,9 @@ MK_INLINE float tanh_(float x) {
 
 constexpr int64_t kLanes = 64;
 
-// Sum of x[n], whose memory must reach to the next multiple of kLanes and is overwritten from n on. A reduction left to
-// the compiler adds n / (vector length) terms one after another, so it loses more digits the shorter the vectors are;
-// these lanes and the tree that joins them are the same for every instruction set.
+// Sum of x[n]. The buffer must extend to the next multiple of kLanes and is overwritten from n on. A compiler's reduction
+// adds n / (vector length) terms one after another, so shorter vectors lose more digits. These lanes and the tree that
+// joins them are the same for every instruction set.
 MK_INLINE float sum(float* x, int64_t n) {
   const int64_t rows = (n + kLanes - 1) / kLanes;
   for (int64_t j = n; j < rows * kLanes; ++j) x[j] = 0.f;

@@ -198,7 +198,7 @@ class FusedKernels(Protocol):
         stored: torch.dtype | None,
         out: Tensor,
     ) -> None:
-        """Write to out[c] the scores of the rows with targets[c], none of which is negative."""
+        """Write to out[c] the scores of the rows with targets[c], all of them valid."""
 
     def reduce(
         self,

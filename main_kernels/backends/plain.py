@@ -1,4 +1,4 @@
-"""The plain torch backend: the same chunked algorithm in ordinary torch operations, on any device."""
+"""PlainBackend: the same chunked algorithm in ordinary torch operations, on any device and in float64."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .interface import FusedKernels, Mask, Pooling, ScoreGradTerms, ScoreMap, Si
 
 
 def _nan_if_nonfinite(s: Tensor, dim: int, *, biased: bool = False) -> Tensor:
-    """Zero, or NaN where a score along ``dim`` is not finite: an Inf must not pass for a number. ``biased``: -inf is
-    what the bias leaves out."""
+    """Return 0, or NaN if a score along ``dim`` is not finite: an infinite score must not give a finite result. With
+    ``biased``, -inf scores are those that the bias excludes."""
     zeros = s * 0
     return (zeros.masked_fill(s == -torch.inf, 0) if biased else zeros).sum(dim)
 
 
 def _excluded_mask(columns: int, targets: Tensor | None, mask: Mask) -> Tensor:
-    """[c, M] bool, which entries take no part."""
+    """Return the masked entries, [c, M] bool."""
     out = mask.rows[:, None] == mask.columns
     if targets is None:
         return out
@@ -55,7 +55,7 @@ class PlainBackend:
         if sums.total is None:
             return
         maximum = torch.maximum(sums.maximum, s.amax(1))
-        zero = maximum.where(maximum > -torch.inf, 0)  # nothing seen yet: e^-inf is 0, not NaN
+        zero = maximum.where(maximum > -torch.inf, 0)  # no score yet: e^-inf is 0, not NaN
         below = s - zero[:, None]
         weight = below.exp()
         seen = sums.maximum > -torch.inf
@@ -86,7 +86,9 @@ class PlainBackend:
         sums.total.mul_(shift.double().exp()).add_(part)
         sums.maximum.copy_(maximum)
         if sums.rank is not None and sums.target is not None and targets is not None:
-            above = (s > sums.target).scatter(1, targets[:, None], False)  # the pair itself never beats itself
+            above = (s > sums.target).scatter(
+                1, targets[:, None], False
+            )  # a row does not count in the rank of its target column
             sums.rank.add_(above.sum(0))
 
     def score_grad_(
@@ -120,7 +122,7 @@ class PlainBackend:
         if score_map.bias is not None:
             out = s == -torch.inf
             g.masked_fill_(out, 0)
-            s = torch.where(out, -score_map.scale * score_map.softcap, s)  # finite, where tanh has no slope
+            s = torch.where(out, -score_map.scale * score_map.softcap, s)  # a finite value at which tanh has no slope
         if terms.target_grad is not None and targets is not None:
             g.scatter_add_(1, targets[:, None], terms.target_grad[:, None])
         if scale_grad is not None:
@@ -154,7 +156,7 @@ class PlainBackend:
         grad_q: bool,
     ) -> None:
         (p, p_sum), (q, q_sum) = (_below_top(raw.to(values.dtype) * scale) for raw in (p_raw, q_raw))
-        # between the distances from the tops, before the sums come in: close log-probabilities would leave little of it
+        # before the sums are subtracted: between two close log-probabilities a small ratio would lose its digits
         ratio = (p - q).sub_((p_sum - q_sum).to(p.dtype))
         p, q = p.sub_(p_sum.to(p.dtype)).exp_(), q.sub_(q_sum.to(q.dtype)).exp_()
         factor = scale * weights[:, None]
@@ -191,7 +193,7 @@ class PlainBackend:
                 pooled = _segment_sums(share.to(dtype)[:, None] * states, offsets)
             pooled = pooled.to(dtype)
         pooled = torch.where((lengths > 0)[:, None], pooled, 0)
-        pooled = pooled + 0 * pooled  # infinity comes out as NaN, it would make zeros of its neighbours
+        pooled = pooled + 0 * pooled  # infinity becomes NaN: normalising by it would turn its neighbours into zeros
         norms = torch.linalg.vector_norm(pooled, dim=1, dtype=torch.float64).to(dtype)
         norms = norms + 0 * norms
         if pooling.normalize:
@@ -240,8 +242,8 @@ class PlainBackend:
 
 
 def _softmax(states: Tensor, inside: slice, segment: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
-    """Coefficients of the rows in segments and the same per unit of weight, float64. A weight is part of its row's
-    exponent, so no size of weights or scores overflows."""
+    """Return the coefficients of the rows in segments, and the same per unit of weight, in float64. A weight is part of
+    its row's exponent, so neither large weights nor large scores overflow."""
     score = states.new_zeros(states.shape[0], dtype=torch.float64)
     if pooling.query is not None:
         score = (states @ pooling.query).double()
@@ -251,14 +253,14 @@ def _softmax(states: Tensor, inside: slice, segment: Tensor, pooling: Pooling) -
     segments = pooling.offsets.numel() - 1
     maximum = exponent.new_full((segments,), -torch.inf).scatter_reduce_(0, segment, exponent, "amax")
     share = torch.where(counts, weight.sign() * (exponent - maximum[segment]).exp(), 0)
-    share = share + 0 * score  # an infinite score must not pass for a number
+    share = share + 0 * score  # an infinite score must not give a finite result
     total = share.new_zeros(segments).index_add_(0, segment, share)[segment]
     unit = (score - maximum[segment]).exp() / total
     return torch.where(total != 0, share / total, 0 * share), torch.where(total != 0, unit, 0)
 
 
 def _coefficients(inside: slice, segment: Tensor, units: Tensor, pooling: Pooling) -> Tensor:
-    """c_t of the rows in segments."""
+    """Return c_t of the rows in segments."""
     offsets = pooling.offsets
     if pooling.last:
         row = torch.arange(inside.start, inside.stop, dtype=torch.int64, device=offsets.device)
@@ -272,25 +274,25 @@ def _coefficients(inside: slice, segment: Tensor, units: Tensor, pooling: Poolin
 
 
 def _softplus(s: Tensor) -> Tensor:
-    """log(1 + exp s) without F.softplus's switch to s above its threshold."""
+    """Return log(1 + exp s), without F.softplus's switch to s above its threshold."""
     return s.clamp(min=0) + (-s.abs()).exp().log1p()
 
 
 def _below_top(s: Tensor) -> tuple[Tensor, Tensor]:
-    """s[c, M] less the largest score of each row, and float64 [c, 1] the log-sum-exp of that."""
+    """Return s[c, M] minus the largest score of each row, and the log-sum-exp of that, float64 [c, 1]."""
     distance = s - s.amax(1, keepdim=True)
     return distance, distance.exp().sum(1, keepdim=True, dtype=torch.float64).log() + _nan_if_nonfinite(s, 1)[:, None]
 
 
 def _kl(p: Tensor, q: Tensor, ratio: Tensor) -> Tensor:
-    """Row sums of p ratio + (q - p), ratio = log(p / q): the q - p sum to nothing, but with them no term is negative
-    and each is as small as the square of its ratio, so nearly equal distributions do not cancel."""
+    """Return row sums of p ratio + (q - p), ratio = log(p / q). q - p sums to zero, but with it no term is negative and
+    each is as small as the square of its ratio, so nearly equal distributions do not cancel."""
     return (p * ratio + torch.where(ratio.abs() < 0.5, p * (-ratio).expm1(), q - p)).sum(1)
 
 
 def _to_mixture(ratio: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """log(p / m) and log(q / m) from log(p / q), m = beta p + (1 - beta) q: log m is that of the distribution which has
-    the larger part in m, plus log(1 + w), -1 < w <= 1."""
+    """Return log(p / m) and log(q / m) from log(p / q), m = beta p + (1 - beta) q. log m is log p or log q, whichever
+    has the larger part in m, plus log(1 + w), -1 < w <= 1."""
     mostly_p = ratio > math.log((1 - beta) / beta)
     x, share = torch.where(mostly_p, -ratio, ratio), torch.full_like(ratio, beta)
     minor, major = torch.where(mostly_p, 1 - beta, share), torch.where(mostly_p, share, 1 - beta)
@@ -310,7 +312,7 @@ def _segment_of_row(offsets: Tensor) -> Tensor:
 
 
 def _segment_sums(rows: Tensor, offsets: Tensor) -> Tensor:
-    """[B, D] float64 sums of the segments' rows [n, D], short blocks of them first: long segments do not drift."""
+    """Return float64 sums [B, D] of the segments' rows [n, D], in short blocks so that long segments do not drift."""
     segment = _segment_of_row(offsets)
     place = torch.arange(rows.shape[0], dtype=torch.int64, device=rows.device) - (offsets[:-1] - offsets[0])[segment]
     starts = place % 16 == 0

@@ -1,4 +1,4 @@
-"""What can be known of the compiled CUDA code without a device: no spills, and no need of a driver."""
+"""The compiled CUDA code without a device: no spills, and no driver needed."""
 
 from __future__ import annotations
 

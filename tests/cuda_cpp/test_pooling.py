@@ -99,7 +99,7 @@ def test_the_order_of_threads_changes_no_bit(backend, emulated, weighted, attent
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
-def test_offsets_nobody_checked_stay_inside(backend, monkeypatch):
+def test_unchecked_offsets_stay_inside(backend, monkeypatch):
     """In a captured graph they cannot be read: whatever they are, no row outside the tensors is touched."""
     monkeypatch.setattr("main_kernels.checks.check_offset_values", lambda *_: None)
     hidden = torch.randn(100, 8)

@@ -1,5 +1,5 @@
-"""What only a device can show of the engine's ops: graphs, streams, a device that is not the current one, inductor, no
-waiting, memory, and the same bits run after run."""
+"""Tests of the sweep's ops that need a device: graphs, streams, a device that is not the current one, inductor, no
+synchronisation, memory, and the same bits in every run."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def test_compiled_by_inductor_it_is_the_same(name):
 
 
 @contextmanager
-def nobody_waits():
-    """Inside, an operation after which the host waits for the device is an error."""
+def no_synchronisation():
+    """Inside, an operation that synchronises with the device is an error."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -116,12 +116,12 @@ def nobody_waits():
 def test_the_host_does_not_wait(name):
     call, given = CALLS[name], problem()
     step(call, *given)  # compiles
-    with nobody_waits():
+    with no_synchronisation():
         step(call, *given)
 
 
 def test_waiting_would_show():
-    with nobody_waits(), pytest.raises(RuntimeError):
+    with no_synchronisation(), pytest.raises(RuntimeError):
         torch.ones(3, device="cuda").nonzero()
 
 

@@ -1,4 +1,4 @@
-"""What only a device can show of the CUDA kernels: graphs, streams, a device that is not the current one."""
+"""Tests of the CUDA kernels that need a device: graphs, streams, a device that is not the current one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The Triton backend under test: under Triton's interpreter, in a process that was started with TRITON_INTERPRET=1
-(tests/kernels/test_triton.py starts one), and compiled ahead of time in any other."""
+"""The Triton backend under test: interpreted in a process with TRITON_INTERPRET=1 (tests/kernels/test_triton.py starts
+one), compiled ahead of time in any other."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> bool:
 
 @pytest.fixture(params=["triton"])
 def backend():  # type: ignore[no-untyped-def]
-    """Takes the place of the fixture that draws every backend of the CPU: float64 is served by none of the kernels."""
+    """Replaces the fixture that draws every backend of the CPU; the kernels do not support float64."""
     with backends.use_backend("triton"):
         yield "cpu"

@@ -44,7 +44,7 @@ def stand_in(tmp_path_factory):
     library = folder / "libcuda.so.1"
     flags = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", f"-I{NVIDIA / 'include'}"]
     subprocess.run([compiler, *flags, Path(__file__).with_name("driver.c"), "-o", library], check=True)
-    loaded = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)  # whoever opens libcuda.so.1 now gets this one
+    loaded = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)  # later loads of libcuda.so.1 return this one
     loaded.noted.restype = ctypes.c_char_p
     return folder, loaded
 

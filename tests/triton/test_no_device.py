@@ -1,5 +1,5 @@
-"""Whole ops on tensors without memory, as if these lay on a CUDA device: what an op makes lies beside its operands, and
-nobody reads a value, which would be to wait for the device. Kernels are asked for and not even compiled."""
+"""Whole ops on meta tensors in place of CUDA tensors. Every tensor is allocated on the operands' device, and no value
+is read, which would synchronise with the device. Kernel launches are recorded; nothing is compiled."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_everything_is_made_there_and_nothing_is_read(monkeypatch, name, dtype):
     assert all(g.dtype == dtype and g.device.type == "meta" for g in gradients)
     fused = {"fused_reduce", "reduce_partials"} if dtype == torch.bfloat16 else {"reduce_rows", "score_grad"}
     assert set(asked) >= ({"divergence"} if name == "linear_kl" else fused)
-    if dtype == torch.bfloat16 and name == "info_nce":  # made anew by the backward
+    if dtype == torch.bfloat16 and name == "info_nce":  # the backward computes the scores again
         assert set(asked) >= {"target_scores", "fused_score_grad"}
         assert "score_grad" not in asked
     if dtype == torch.bfloat16 and name in ("token_logprobs", "linear_cross_entropy", "mutual_information"):
