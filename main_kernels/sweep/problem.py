@@ -26,7 +26,7 @@ _SMALL_SCORES = 4096  # entries; below this the single-exp kernels save no time,
 class Problem:
     """S[N, M] = map(Q Kᵀ), its targets and mask, and the backend and plan that compute it."""
 
-    query: Tensor  # [N, D], rows that are ignored left out
+    query: Tensor  # [N, D], without ignored rows
     key: Tensor  # [M, D]
     score_map: ScoreMap
     targets: Tensor | None  # int64 [N], all in range

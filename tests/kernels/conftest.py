@@ -1,4 +1,4 @@
-"""The library's tests run on the GPU where there is one, and on the CPU where not (or with CUDA_VISIBLE_DEVICES=)."""
+"""Run the library's tests on the GPU if there is one, else (or with CUDA_VISIBLE_DEVICES=) on the CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .contract import DEVICE
 
 @pytest.fixture(autouse=DEVICE != "cpu")
 def _device() -> Iterator[None]:
-    """Tensors are made there without being told."""
+    """Make the GPU the default device."""
     torch.set_default_device(DEVICE)
     yield
     torch.set_default_device(None)

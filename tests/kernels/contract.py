@@ -33,7 +33,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def exact(*tensors: Tensor) -> list[Tensor]:
-    """float64 leaves with the same values, for the oracle: its gradients must not be rounded to a narrow dtype."""
+    """float64 leaves with the same values, for the reference: its gradients must not be rounded to a narrow dtype."""
     return [t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
 
 
@@ -56,14 +56,14 @@ def error(got: Tensor, want: Tensor) -> float:
     return float((got.detach().double() - want.detach().double()).abs().max()) if got.numel() else 0.0
 
 
-def assert_contract(what: str, got: Tensor, dense: Tensor, oracle: Tensor, largest: float) -> None:
-    """Error against the oracle <= 2 x the dense torch code's error in the same dtype + 8 ulp of the largest term."""
+def assert_contract(what: str, got: Tensor, dense: Tensor, reference: Tensor, largest: float) -> None:
+    """Error against the reference <= 2 x the dense torch code's error in the same dtype + 8 ulp of the largest term."""
     assert bool(torch.isfinite(got).all()), f"{what}: not finite"
-    allowed = 2 * error(dense, oracle) + ulps(largest)
-    if got.dtype == torch.float64:  # the oracle is float64 itself, and its own rounding is all there is to see
+    allowed = 2 * error(dense, reference) + ulps(largest)
+    if got.dtype == torch.float64:  # the reference is float64 itself, and its own rounding is all there is to see
         allowed = 1e-12 * max(largest, 1.0)
-    mine = error(got, oracle)
-    assert mine <= allowed, f"{what}: error {mine:.3e}, allowed {allowed:.3e} (dense {error(dense, oracle):.3e})"
+    mine = error(got, reference)
+    assert mine <= allowed, f"{what}: error {mine:.3e}, allowed {allowed:.3e} (dense {error(dense, reference):.3e})"
 
 
 @dataclass(frozen=True)

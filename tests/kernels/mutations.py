@@ -1,4 +1,4 @@
-"""Breaks the formulas one by one and sees whether the tests notice: python -m tests.kernels.mutations [word ...]
+"""Break the formulas one by one and check that the tests notice: python -m tests.kernels.mutations [word ...]
 
 Each mutation is applied to a copy of the repository, the C++ rebuilt where it is in C++, and the quick kernel tests run
 until one fails. A mutation that survives is a missing test; the exit status is then 1. With words, only mutations whose

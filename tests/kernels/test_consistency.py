@@ -30,7 +30,7 @@ def operands(rows=7, width=4, dtype=torch.float32, grad=(True, True)):
     cross=st.sampled_from([0.0, 1.0, 0.3]),
     within=st.sampled_from([0.0, 1.0, 2.0]),
 )
-def test_matches_the_oracle(drawn: Matrices, cross: float, within: float):
+def test_matches_the_reference(drawn: Matrices, cross: float, within: float):
     query, key = drawn.draw()
     leaves = exact(query, key)
     options = {"cross": cross, "within": within}

@@ -1,4 +1,4 @@
-"""info_nce, sigmoid_loss, pair_scores and row_logsumexp against the float64 oracle."""
+"""info_nce, sigmoid_loss, pair_scores and row_logsumexp against the float64 reference."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def some_ids(drawn: Matrices, count: int) -> torch.Tensor:
 
 
 def check_gradients(drawn: Matrices, names, got, rough, want, leaves, bounds) -> None:
-    """got, rough and want: the same vector or scalar from us, from torch's dense code, from the oracle on exact leaves;
-    bounds: the largest term summed in each gradient for an upstream of one."""
+    """Compare gradients of got (ours), rough (torch's dense code) and want (the reference on exact leaves).
+
+    bounds: the largest term summed in each gradient for an upstream gradient of one."""
     up = torch.randn(got.shape, generator=seeded(drawn.seed))
     size = float(up.abs().max())
     mine, theirs = (torch.autograd.grad(o, leaves[0], up.to(o.dtype)) for o in (got, rough))
@@ -92,7 +93,7 @@ def check(drawn: Matrices, *, temperature=0.07, learnable=False, weighted=False,
     reduction=st.sampled_from(["mean", "sum", "none"]),
     workspace_bytes=st.sampled_from([0, 1 << 28]),
 )
-def test_info_nce_matches_the_oracle(backend, drawn, **options):
+def test_info_nce_matches_the_reference(backend, drawn, **options):
     check(served(backend, drawn), **options)
 
 
@@ -108,7 +109,7 @@ def test_info_nce_matches_the_oracle(backend, drawn, **options):
     reduction=st.sampled_from(["mean", "sum", "none"]),
     workspace_bytes=st.sampled_from([0, 1 << 28]),
 )
-def test_info_nce_with_options_matches_the_oracle(backend, drawn, **options):
+def test_info_nce_with_options_matches_the_reference(backend, drawn, **options):
     check(served(backend, drawn), **options)
 
 
@@ -141,7 +142,7 @@ def test_several_chunks_in_the_real_compute_dtype(backend, dtype, options, works
     reduction=st.sampled_from(["mean", "sum", "none"]),
     workspace_bytes=st.sampled_from([0, 1 << 28]),
 )
-def test_sigmoid_loss_matches_the_oracle(backend, drawn, scale, bias, ids, reduction, workspace_bytes):
+def test_sigmoid_loss_matches_the_reference(backend, drawn, scale, bias, ids, reduction, workspace_bytes):
     drawn = served(backend, drawn)
     query, key = drawn.draw()
     leaves = {"query": query, "key": key, "logit_scale": torch.tensor(scale), "logit_bias": torch.tensor(bias)}
@@ -228,7 +229,7 @@ def test_logit_scale_is_clamped(backend):
     bank=st.sampled_from([0, 1, 40]),
     ids=st.booleans(),
 )
-def test_pair_scores_match_the_oracle(backend, drawn, temperature, bank, ids):
+def test_pair_scores_match_the_reference(backend, drawn, temperature, bank, ids):
     """bank: how many keys are nobody's."""
     drawn = served(backend, drawn)
     query, key = Matrices(**{**drawn.__dict__, "columns": drawn.rows + bank}).draw()
@@ -268,7 +269,7 @@ def test_perfect_pairs_rank_first_and_reach_the_cap(backend):
 
 
 @given(drawn=matrices(dtypes=(torch.float32, torch.bfloat16)), workspace_bytes=st.sampled_from([0, 1 << 20]))
-def test_row_logsumexp_matches_the_oracle(backend, drawn, workspace_bytes):
+def test_row_logsumexp_matches_the_reference(backend, drawn, workspace_bytes):
     query, key = drawn.draw()
     got = row_logsumexp(query, key, temperature=0.5, workspace_bytes=workspace_bytes)
     true_leaves = exact(query, key)

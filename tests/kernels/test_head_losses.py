@@ -1,4 +1,4 @@
-"""linear_cross_entropy and sequence_logprobs against the float64 oracle."""
+"""linear_cross_entropy and sequence_logprobs against the float64 reference."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def check(drawn: Matrices, *, weights=None, masked="some", biased=False, **optio
     masked=st.sampled_from(["none", "some", "all"]),
     reduction=st.sampled_from(["mean", "sum", "none"]),
 )
-def test_linear_cross_entropy_matches_the_oracle(backend, drawn, **options):
+def test_linear_cross_entropy_matches_the_reference(backend, drawn, **options):
     check(served(backend, drawn), **options)
 
 
@@ -138,7 +138,7 @@ def test_nothing_to_score_is_a_connected_zero(backend, weights):
     softcap=st.sampled_from([None, 5.0]),
     workspace_bytes=st.sampled_from([0, 1 << 20]),
 )
-def test_sequence_logprobs_match_the_oracle(backend, drawn, masked, packed, softcap, workspace_bytes):
+def test_sequence_logprobs_match_the_reference(backend, drawn, masked, packed, softcap, workspace_bytes):
     drawn = served(backend, drawn)
     hidden, weight = drawn.draw()
     targets = draw_targets(drawn, masked)

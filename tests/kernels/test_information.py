@@ -1,4 +1,4 @@
-"""mutual_information against the float64 oracle, and against correlated Gaussians, whose information is known."""
+"""mutual_information against the float64 reference, and against correlated Gaussians, whose information is known."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def largest_terms(query, key, temperature, estimator, baseline=None):
     clip=st.sampled_from([0.5, 5.0]),
     base=st.sampled_from([None, "scalar", "rows"]),
 )
-def test_matches_the_oracle(backend, drawn: Matrices, estimator, temperature, clip, base):
+def test_matches_the_reference(backend, drawn: Matrices, estimator, temperature, clip, base):
     if backend != "plain" and drawn.dtype == torch.float64:
         drawn = Matrices(**{**drawn.__dict__, "dtype": torch.float32})
     assume(drawn.rows > 1 or estimator == "infonce")

@@ -1,4 +1,4 @@
-"""linear_kl against the float64 oracle, and what every op promises: rules, compilation, products, masks, memory."""
+"""linear_kl against the float64 reference, and what every op promises: rules, compilation, products, masks, memory."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def check(operands, mask, *, upstream="equal", frozen=(), **options):
     upstream=st.sampled_from(["equal", "random"]),
     frozen=st.sampled_from([(), NAMES[2:]]),
 )
-def test_matches_the_oracle(backend, drawn, teacher_dtype, teacher_width, masked, **options):
+def test_matches_the_reference(backend, drawn, teacher_dtype, teacher_width, masked, **options):
     if backend != "plain" and drawn.dtype == torch.float64:
         drawn = Matrices(**{**drawn.__dict__, "dtype": torch.float32})
     if drawn.dtype == torch.float64:

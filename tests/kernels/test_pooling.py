@@ -1,4 +1,4 @@
-"""segment_pool against the float64 oracle: modes, row_weights, query, extremes, and what every op promises."""
+"""segment_pool against the float64 reference: modes, row_weights, query, extremes, and what every op promises."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ WEIGHTS = {
     offset_dtype=st.sampled_from([torch.int32, torch.int64]),
     strided=st.booleans(),
 )
-def test_matches_the_oracle(
+def test_matches_the_reference(
     backend, lengths, before, after, width, dtype, mode, kind, spread, normalize, offset_dtype, strided
 ):
     if backend != "plain" and dtype == torch.float64:

@@ -1,4 +1,4 @@
-"""token_logprobs against the float64 oracle: values, statistics, gradients, extremes, masks."""
+"""token_logprobs against the float64 reference: values, statistics, gradients, extremes, masks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check(drawn: Matrices, *, bias_spread=None, softcap=None, temperature=1.0, m
     masked=st.sampled_from(["none", "some", "all"]),
     upstream=st.sampled_from(["random", "equal", "zero"]),
 )
-def test_matches_the_oracle(backend, drawn, bias_spread, softcap, temperature, masked, upstream):
+def test_matches_the_reference(backend, drawn, bias_spread, softcap, temperature, masked, upstream):
     if backend != "plain" and drawn.dtype == torch.float64:
         drawn = Matrices(**{**drawn.__dict__, "dtype": torch.float32})
     check(

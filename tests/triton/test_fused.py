@@ -1,6 +1,7 @@
-"""The fused walks under the interpreter against the float64 oracle: float32 operands, which show the arithmetic of the
-kernels undisturbed, and bfloat16, which the backend serves; plain loads and tensor descriptors. Large enough for
-several chunks of several ragged tiles."""
+"""The fused kernels under the interpreter, compared with the float64 reference.
+
+float32 operands show the kernels' arithmetic alone; bfloat16 is what the backend supports. Both plain loads and tensor
+descriptors are tested, with shapes large enough for several chunks of several ragged tiles."""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ def test_ragged(fused, dtype, drawn):
 
 @pytest.mark.parametrize("ids", [False, True])
 def test_sigmoid_loss(fused, ids):
-    check = contrastive.test_sigmoid_loss_matches_the_oracle.hypothesis.inner_test
+    check = contrastive.test_sigmoid_loss_matches_the_reference.hypothesis.inner_test
     drawn = Matrices(300, 300, 24, torch.bfloat16, 0.3, False, 11)
     check("triton", drawn, scale=math.log(10), bias=-3.0, ids=ids, reduction="mean", workspace_bytes=0)
 

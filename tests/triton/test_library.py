@@ -15,17 +15,17 @@ from ..kernels import test_token_logprobs as test_likelihood
 from ..kernels.contract import Matrices
 
 CHOSEN = {
-    test_likelihood: "matches_the_oracle huge_logits statistics bad_numbers_come_out_as_nan "
+    test_likelihood: "matches_the_reference huge_logits statistics bad_numbers_come_out_as_nan "
     "fully_masked_is_a_connected_zero",
-    test_contrastive: "info_nce_matches_the_oracle info_nce_with_options_matches_the_oracle "
-    "sigmoid_loss_matches_the_oracle sigmoid_loss_of_a_confident_model_is_not_rounded_away one_pair_has_no_loss "
-    "a_batch_of_duplicates_has_no_negatives distinct_ids_change_no_bit pair_scores_match_the_oracle "
-    "perfect_pairs_rank_first_and_reach_the_cap row_logsumexp_matches_the_oracle bad_numbers_come_out_as_nan "
+    test_contrastive: "info_nce_matches_the_reference info_nce_with_options_matches_the_reference "
+    "sigmoid_loss_matches_the_reference sigmoid_loss_of_a_confident_model_is_not_rounded_away one_pair_has_no_loss "
+    "a_batch_of_duplicates_has_no_negatives distinct_ids_change_no_bit pair_scores_match_the_reference "
+    "perfect_pairs_rank_first_and_reach_the_cap row_logsumexp_matches_the_reference bad_numbers_come_out_as_nan "
     "columns_do_not_depend_on_chunks",
-    test_head_losses: "linear_cross_entropy_matches_the_oracle exactness_does_not_depend_on_what_is_differentiated "
+    test_head_losses: "linear_cross_entropy_matches_the_reference exactness_does_not_depend_on_what_is_differentiated "
     "a_loss_beside_the_other_outputs",
-    test_information: "matches_the_oracle huge_scores bad_numbers_come_out_as_nan",
-    test_linear_kl: "matches_the_oracle huge_logits a_model_does_not_differ_from_itself every_share_of_the_teacher "
+    test_information: "matches_the_reference huge_scores bad_numbers_come_out_as_nan",
+    test_linear_kl: "matches_the_reference huge_logits a_model_does_not_differ_from_itself every_share_of_the_teacher "
     "bad_numbers_come_out_as_nan",
     test_grad_buffer: "sums_exactly_as_float32_does scales_rows_and_keeps_bad_numbers",
 }

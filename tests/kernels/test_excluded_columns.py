@@ -1,4 +1,4 @@
-"""A bias of -inf leaves a token out: finite numbers and exact gradients for all others, whatever else is asked for."""
+"""A bias of -inf excludes a token: all other tokens keep finite values and exact gradients, whatever is requested."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_every_sum_and_the_gradient_of_scale(backend):
         assert_close(gradients, torch.autograd.grad(true, leaves, retain_graph=True))
 
 
-def test_a_target_that_is_left_out(backend):
+def test_an_excluded_target(backend):
     """Its probability is 0; its gradient is torch's, finite."""
     hidden, weight, bias, targets = drawn()
     targets[2] = 1
