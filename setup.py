@@ -28,16 +28,22 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent.resolve()
 
 
-# Machine code for each architecture, and PTX of the first for newer devices.
-NVCC = [
-    "-std=c++17",
-    "-O3",
-    "--threads=0",
-    "-Xcompiler=-fPIC,-fvisibility=hidden",
-    "-gencode=arch=compute_80,code=[sm_80,compute_80]",
-    "-gencode=arch=compute_90a,code=sm_90a",
-    "-gencode=arch=compute_100a,code=sm_100a",
-]
+NVCC = ["-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+# PTX of the oldest serves devices that are newer than all of these.
+ARCHITECTURES = "8.0+PTX;9.0a;10.0a"
+
+
+def architecture_flags(architectures: str) -> list[str]:
+    """Return nvcc's flags for a list such as "8.0+PTX;9.0a", in the format of torch's TORCH_CUDA_ARCH_LIST."""
+    flags = []
+    for entry in re.split(r"[;\s]+", architectures.strip()):
+        found = re.fullmatch(r"(\d+)\.(\d+a?)(\+PTX)?", entry)
+        if found is None:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected versions such as 8.0+PTX;9.0a, got {entry!r}")
+        number = found[1] + found[2]
+        code = f"[sm_{number},compute_{number}]" if found[3] else f"sm_{number}"
+        flags.append(f"-gencode=arch=compute_{number},code={code}")
+    return flags
 
 
 def wants_cuda() -> bool:
@@ -67,10 +73,13 @@ class BuildKernels(build_ext):
     def _add_cuda(self, ext: Pybind11Extension, nvcc: str) -> None:
         """Compile csrc/cuda/*.cu and add the objects, bindings and libraries to the module."""
         objects = []
+        architectures = architecture_flags(os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES)
         for source in sorted(HERE.glob("csrc/cuda/*.cu")):
             objects.append(os.path.join(self.build_temp, f"{source.stem}.cu.o"))
             os.makedirs(self.build_temp, exist_ok=True)
-            subprocess.run([nvcc, *NVCC, "-c", os.path.relpath(source, HERE), "-o", objects[-1]], check=True)
+            subprocess.run(
+                [nvcc, *NVCC, *architectures, "-c", os.path.relpath(source, HERE), "-o", objects[-1]], check=True
+            )
         dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True)
         # queried, because nvcc may be a script outside its toolkit
         libraries = list(dict.fromkeys(re.findall(r'"-L([^"]+)"', dry.stderr)))

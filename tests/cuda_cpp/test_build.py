@@ -28,7 +28,7 @@ def test_no_kernel_spills(tmp_path, monkeypatch):
         pytest.skip("no nvcc")
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
-    flags = [flag for flag in runpy.run_path("setup.py")["NVCC"] if not flag.startswith("-gencode")]
+    flags = runpy.run_path("setup.py")["NVCC"]
     told = ""
     for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
         command = ["nvcc", *flags, f"-arch={ARCHITECTURE}", "-Xptxas=-v", "-cubin", str(source)]
@@ -43,6 +43,17 @@ def test_no_kernel_spills(tmp_path, monkeypatch):
     assert len(kernels) == KERNELS
     assert [name for name, _, stack, spills, _ in kernels if int(stack) or int(spills)] == []
     assert max(int(registers) for *_, registers in kernels) <= 128  # two blocks of 256 threads on a processor
+
+
+def test_architectures_are_read_like_torchs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    flags = runpy.run_path("setup.py")["architecture_flags"]
+    assert flags("9.0a") == ["-gencode=arch=compute_90a,code=sm_90a"]
+    assert flags("8.0+PTX;9.0a") == flags("8.0+PTX 9.0a")
+    assert flags("8.0+PTX") == ["-gencode=arch=compute_80,code=[sm_80,compute_80]"]
+    with pytest.raises(SystemExit, match="got 'Hopper'"):
+        flags("8.0;Hopper")
 
 
 def test_the_module_needs_no_driver():

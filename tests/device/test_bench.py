@@ -1,4 +1,4 @@
-"""bench/device.py and device.sh as far as they run without a GPU: a trivial mistake must not cost the one run on it."""
+"""bench/device without a GPU: a trivial mistake must not cost the one run on a device."""
 
 from __future__ import annotations
 
@@ -9,44 +9,107 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from bench.cases.device import CASES
+from bench.device import check, report
+from bench.device.__main__ import main
+from bench.device.clock import Clock
+from bench.device.samples import SampleLog, read_log
+from bench.device.timing import time_in_turn
+
+pytest.importorskip("triton")
+from bench.device.variants import UNFUSED, VARIANTS, time_variants, variant
+from main_kernels.backends.triton import configs
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
 COUNTS = '<testsuites><testsuite tests="10" failures="1" errors="0" skipped="0"/></testsuites>'
+NAMES = ["info_nce", "sigmoid_loss", "token_logprobs", "linear_kl", "segment_pool_mean", "segment_pool_attention"]
+
+
+@pytest.fixture
+def undo():
+    yield
+    torch.set_default_device(None)
+    torch.compiler.set_stance("default")
 
 
 @pytest.mark.slow
-def test_every_row_is_measured(tmp_path):
+def test_every_row_is_measured_and_reported(tmp_path, capsys, undo):
+    log, out = tmp_path / "samples.jsonl", tmp_path / "cpu.json"
     (tmp_path / "steps.tsv").write_text("build\t0\t31\ntests\t1\t90\nmemcheck\tmissing\t0\n")
     (tmp_path / "tests.log").write_text("1 failed, 9 passed\n")
     (tmp_path / "tests.xml").write_text(COUNTS)
-    out = tmp_path / "cpu.json"
-    command = [
-        sys.executable,
-        "-m",
-        "bench.device",
-        "--device",
-        "cpu",
-        "--smoke",
-        "-o",
-        str(out),
-        "--logs",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(out.read_text())
-    assert report["skipped"] == []
-    assert [step["exit"] for step in report["evidence"]] == ["0", "1", "missing"]
-    assert report["evidence"][1]["failures"] == "1"
-    rows = {row["case"]: row for row in report["rows"]}
-    assert list(rows) == ["info_nce", "token_logprobs", "linear_kl", "segment_pool_mean", "segment_pool_attention"]
-    for row in rows.values():
-        for name, contender in row["contenders"].items():
-            assert "missing" in contender or (contender["samples_s"] and contender["computed"]), name
+    assert main(["peers", "--device", "cpu", "--smoke", "--log", str(log)]) == 0
+    assert main(["report", str(log), "--steps", str(tmp_path), "-o", str(out)]) == 0
+    assert "info_nce ours_forward / products_1" in capsys.readouterr().out
+    made = json.loads(out.read_text())
+    assert made["skipped"] == []
+    assert [step["exit"] for step in made["steps"]] == ["0", "1", "missing"]
+    assert made["steps"][1]["failures"] == "1"
+    assert [row["case"] for row in made["rows"]] == NAMES
+    for row in made["rows"]:
+        for name in (*row["phases"], *row["floors"]):
+            run = row["runs"][name]
+            assert "missing" in run or (run["seconds"] and run["host_seconds"] and run["median_s"] > 0), name
         for target in row["targets"]:
             assert target["ratio"] > 0
             assert target["must"] > target["goal"]
+
+
+def test_an_interrupted_row_keeps_its_samples(tmp_path):
+    log = SampleLog(tmp_path / "samples.jsonl")
+    log.add("row", row="r", case="c", shape={"n": 1}, dtype="float32", floors=["floor"], phases={"ours": "forward"})
+
+    def interrupted():
+        if len(read_log([tmp_path / "samples.jsonl"])) > 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        time_in_turn("r", {"floor": lambda: None, "ours": interrupted}, Clock("cpu"), log, 7)
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write('{"kind": "sample", "row": "r", "na')  # killed within a line
+    SampleLog(tmp_path / "samples.jsonl").add("skipped", what="later")  # continues on a line of its own
+    made = report.make_report(read_log([tmp_path / "samples.jsonl"]), [])
+    assert len(made["rows"][0]["runs"]["ours"]["seconds"]) >= 2
+    assert made["skipped"] == ["later"]
+
+
+def test_every_op_agrees_with_float64(tmp_path):
+    log = SampleLog(tmp_path / "samples.jsonl")
+    assert check.check_ops("cpu", log) == []
+    assert check.check_ties("cpu", log) == []
+    assert len(read_log([tmp_path / "samples.jsonl"])) == len(check.PUBLIC) * len(check.BOUNDS) + 8
+
+
+def test_a_wrong_op_is_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(check.PUBLIC, "row_logsumexp", lambda q, k: q.sum(1) * (1 + 1e-3 * (q.dtype == torch.float32)))
+    failures = check.check_ops("cpu", SampleLog(tmp_path / "samples.jsonl"))
+    assert [failure.split(":")[0] for failure in failures] == ["row_logsumexp float32"]
+
+
+def test_targets_are_judged_by_medians_and_peers():
+    phases = {"ours_forward": "forward", "peer": "forward", "slower": "forward", "trains": "forward+backward"}
+    rows = [{"kind": "row", "row": "r", "case": "info_nce", "shape": {}, "dtype": "x", "floors": [], "phases": phases}]
+    for name, seconds in {"ours_forward": 1.1, "products_1": 1.0, "peer": 1.05, "slower": 2, "trains": 0.1}.items():
+        rows.append({"kind": "sample", "row": "r", "name": name, "seconds": seconds, "host_seconds": 0.1, "held": True})
+    target = report.make_report(rows, [])["rows"][0]["targets"][0]
+    assert target["ratio"] == pytest.approx(1.1)
+    assert (target["must_met"], target["goal_met"], target["peers_ahead"]) == (True, False, ["peer"])
+
+
+def test_variants_change_what_launches_read_and_are_all_timed(tmp_path):
+    case = next(case for case in CASES if case.name == "info_nce")
+    time_variants(case, case.tiny, "float32", Clock("cpu"), SampleLog(tmp_path / "samples.jsonl"), 1)
+    made = report.make_report(read_log([tmp_path / "samples.jsonl"]), [])
+    for row in made["rows"]:
+        assert list(row["runs"]) == [*VARIANTS, UNFUSED]
+        assert all("median_s" in run for run in row["runs"].values())
+    before = configs.FUSED_REDUCE
+    with variant("GROUP_M=4"):
+        assert {tile.GROUP_M for tile in configs.FUSED_REDUCE if tile.architecture >= 90} == {4}
+    assert before is configs.FUSED_REDUCE
 
 
 def test_the_script_is_bash():

@@ -61,7 +61,9 @@ def test_commands_have_the_options_that_are_shown(page):
 def test_files_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
     paths = re.findall(r"\b(?:bench|csrc|docs|examples|main_kernels|python|tests|tools)/[\w/]+\.\w+\b", text)
-    paths += [module.replace(".", "/") + ".py" for module in re.findall(r"python -m ((?:bench|tests)[.\w]*)\b", text)]
+    for module in re.findall(r"python -m ((?:bench|tests)[.\w]*)\b", text):
+        folder = module.replace(".", "/")
+        paths.append(f"{folder}/__main__.py" if (ROOT / folder).is_dir() else f"{folder}.py")
     added = set(re.findall(r"^\+\+\+ b/(\S+)", text, re.MULTILINE))
     missing = [path for path in paths if path not in added and "NAME" not in path and not (ROOT / path).exists()]
     assert not missing
