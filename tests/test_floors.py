@@ -95,6 +95,24 @@ def test_no_two_folders_import_each_other(package):
     assert all(order.index(lower) > order.index(upper) for upper in order for lower in allowed[upper])
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_two_subfolders_import_each_other(package):
+    """Folders within one folder; its `__init__` re-exports, so it counts as none of them."""
+    root, _ = PACKAGES[package]
+    edges = set()
+    for file in root.rglob("*.py"):
+        for module in imported(file, root):
+            path = root.joinpath(*module.split("."))
+            lower = path if path.is_dir() else path.parent
+            if (
+                file.name != "__init__.py"
+                and lower != file.parent
+                and lower.parent == file.parent.parent != root.parent
+            ):
+                edges.add((file.parent.relative_to(root), lower.relative_to(root)))
+    assert not [edge for edge in edges if edge[::-1] in edges]
+
+
 def test_main_kernels_does_not_import_main_align():
     for file in PACKAGES["main_kernels"][0].rglob("*.py"):
         assert "import main_align" not in file.read_text(encoding="utf-8"), file

@@ -1,4 +1,4 @@
-"""pick_device, pick_dtype: the device that a user names, and the fastest dtype on it."""
+"""pick_device, pick_dtype, accumulator_dtype: the device that a user names, and dtypes for it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ SLOW_BFLOAT16 = (
     "this CPU has no bfloat16 instructions, so torch multiplies bfloat16 seven to sixty times slower than float32: "
     "float32 is faster and more exact here (--dtype float32 or auto, bf16=False)"
 )
+
+
+def accumulator_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype for sums that are logged: float64, or float32 on devices without it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def pick_device(name: str) -> torch.device:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..models.devices import accumulator_dtype
 from ..models.encoding import LogpColumn
 from .distributed import sum_over_processes
-from .metrics.meter import accumulator_dtype
 from .terms import AlignmentTerms
 
 if TYPE_CHECKING:

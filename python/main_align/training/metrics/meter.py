@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...models.devices import accumulator_dtype
 from ..distributed import sum_over_processes
-
-
-def accumulator_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype for sums that are logged: float64, or float32 on devices without it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Meter:

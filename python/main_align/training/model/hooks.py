@@ -19,10 +19,10 @@ from transformers.utils import ModelOutput
 from main_kernels import linear_cross_entropy, segment_pool, sequence_logprobs
 
 from ...errors import UserError
+from ...models.devices import accumulator_dtype
 from ...models.forward import logit_options
 from ...models.packed_attention import packed_forward
 from ...models.projection_heads import AlignmentHead
-from ..metrics.meter import accumulator_dtype
 
 
 @dataclass
