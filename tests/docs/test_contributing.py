@@ -43,3 +43,10 @@ def test_the_recipes_apply_and_their_checks_pass(tmp_path):
 def test_a_recipe_is_a_section_with_a_diff():
     text = "# Page\n\n## One\n\n```diff\n+a\n```\n\n```python\nassert 1\n```\n\n## Two\n\n```python\nassert 0\n```\n"
     assert recipes(text) == [("One", ["+a\n"], ["assert 1\n"])]
+
+
+def test_the_map_has_every_folder():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add something")[0]
+    for package in (ROOT / "main_kernels", ROOT / "python" / "main_align", ROOT / "bench"):
+        for folder in package.rglob("__init__.py"):
+            assert f"{folder.parent.name}/" in page, folder.parent
