@@ -1,4 +1,4 @@
-"""The quality study runs from pairs to pictures with a tiny model, and goes on where it stopped."""
+"""The quality study runs from pairs to plots with a tiny model, and resumes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_study(folder: Path, *options: str) -> str:
     return forked.run(study.main, command, log=folder / "study.log")
 
 
-@cpu_only("a study of small models, long, and nothing in it is about a device")
+@cpu_only("slow, and independent of the device")
 def test_the_study_runs_and_resumes(tmp_path: Path) -> None:
     tiny_model_folder(tmp_path)
     tasks = [
@@ -41,7 +41,7 @@ def test_the_study_runs_and_resumes(tmp_path: Path) -> None:
     examples = ("--examples", str(tmp_path / "none.jsonl"))
 
     assert "[1/2] cleaning" in run_study(tmp_path, *examples, "--parts", "cleaning")
-    assert "[3/20] terms: untrained" in run_study(tmp_path, *examples)  # what is there is not done again
+    assert "[3/20] terms: untrained" in run_study(tmp_path, *examples)  # finished runs are not repeated
 
     runs = {(run["part"], run["experiment"]): run for run in json.loads((tmp_path / "out.json").read_text())["runs"]}
     assert len(runs) == 20
@@ -50,7 +50,7 @@ def test_the_study_runs_and_resumes(tmp_path: Path) -> None:
         for (_, name), run in runs.items()
         if name in experiments.EXPERIMENTS and experiments.REPEAT not in experiments.EXPERIMENTS[name]
     }
-    assert len(orders) == 1  # the same pairs in the same order for every arm
+    assert len(orders) == 1  # the same pairs in the same order in every experiment
     assert runs["terms", "full"]["facts"]["tokens"] == runs["terms", "both"]["facts"]["tokens"]
     assert runs["terms", "semantic"]["metrics"]["retrieval_xy_head"] >= 0
     assert runs["kept", "truth"]["facts"]["corrupted_left"] == 0
@@ -60,7 +60,7 @@ def test_the_study_runs_and_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hard", [False, True])
-def test_a_share_of_the_pairs_gets_another_response(hard: bool) -> None:
+def test_a_fraction_of_the_pairs_gets_another_response(hard: bool) -> None:
     some = [Pair(str(i), i, f"x{i}", f"y{i % 7}") for i in range(20)]
     nearest = pairs.nearest_neighbours(some, np.eye(20, dtype=np.float32)) if hard else None
     partner = pairs.draw_partners(some, 0.3, 0, nearest)
@@ -70,7 +70,7 @@ def test_a_share_of_the_pairs_gets_another_response(hard: bool) -> None:
     assert all((swapped[row].response != some[row].response) == (row in changed) for row in range(20))
 
 
-def test_detection_counts_what_lies_lowest() -> None:
+def test_detection_ranks_the_lowest_values() -> None:
     good, corrupted = np.array([0.1, 0.9, 0.3, 0.2, 0.8]), np.array([True, False, False, True, False])
     assert cleaning.detection(good, corrupted) == {"auc": 1.0, "found": 1.0, "average_precision": 1.0}
     late = cleaning.detection(-good, corrupted)
@@ -80,14 +80,14 @@ def test_detection_counts_what_lies_lowest() -> None:
     assert cleaning.keep_best(good.tolist(), 0.4) == [1, 2, 4]
 
 
-def test_semantic_is_the_scorers() -> None:
+def test_the_semantic_score_equals_that_of_the_scorer() -> None:
     x, y = np.random.default_rng(0).normal(size=(2, 9, 5)).astype(np.float32)
     ours = measures.semantic_matrix(measures.cosine_matrix(x, y)).diagonal()
     theirs, _ = Bank(x, y, measures.TEMPERATURE).score(x, y, np.arange(9))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_difference_needs_pairs_and_seeds_to_agree() -> None:
+def test_a_verdict_requires_pairs_and_seeds_to_agree() -> None:
     def run(name: str, seed: int, forward: list[float]) -> results.Run:
         likelihoods = [[-value, -2.0, -2.0, -2.0] for value in forward]
         ones = [[1, 1]] * len(forward)
@@ -104,7 +104,7 @@ def test_a_difference_needs_pairs_and_seeds_to_agree() -> None:
     assert table.change("torn", "nll_forward").verdict == 0
 
 
-def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
+def test_other_settings_are_an_error(tmp_path: Path) -> None:
     first = results.ResultsFile(tmp_path / "r.json", {"rank": 2})
     first.add({"part": "terms", "experiment": "sft", "seed": 0})
     assert results.ResultsFile(tmp_path / "r.json", {"rank": 2}).find("terms", "sft", 0)

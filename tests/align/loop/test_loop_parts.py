@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from main_align.loop.generation import (
     make_prompts,
     stop_token_ids,
 )
-from main_align.loop.model_pair import ScoringModels
+from main_align.loop.model_pair import ModelInfo, ScoringModels, VllmSource
 from main_align.loop.mutual_filter import MutualScorer
 from main_align.loop.pairs import (
     Generation,
@@ -39,6 +41,7 @@ from main_align.loop.pairs import (
 )
 from main_align.loop.plan import make_plan
 from main_align.loop.run_dir import RunDir
+from main_align.loop.vllm import VllmGenerator
 from main_align.models.encoding import EncodedPair, PairEncoder
 from main_align.models.load import LoadedModel
 from main_align.scoring.scorer import Scorer
@@ -332,7 +335,7 @@ def test_a_text_ends_at_the_first_stop_token() -> None:
 
 
 class Echo:
-    """Writes its row number; dies after `batches`."""
+    """A generator that returns the row number and raises KeyboardInterrupt after `batches`."""
 
     def __init__(self, batches: int = 99) -> None:
         self.left = batches
@@ -354,13 +357,13 @@ class One:
 
 
 class Two(One):
-    """The second of two processes, with the main process's knowledge."""
+    """One of two processes; `finished` are the batches that the main process broadcasts."""
 
-    def __init__(self, rank: int, known: list[int]) -> None:
-        self.rank, self.world_size, self.is_main, self.known = rank, 2, rank == 0, known
+    def __init__(self, rank: int, finished: list[int]) -> None:
+        self.rank, self.world_size, self.is_main, self.finished = rank, 2, rank == 0, finished
 
     def broadcast(self, value: Any) -> Any:
-        return self.known
+        return self.finished
 
 
 def test_generation_resumes_after_the_last_batch_and_is_shared_between_processes(tmp_path: Path) -> None:
@@ -380,11 +383,39 @@ def test_generation_resumes_after_the_last_batch_and_is_shared_between_processes
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [pair.id for pair in pairs]
     assert [row["completion"] for row in rows] == [f"row {n}" if n != 4 else None for n in range(9)]
-    # all is there: the model is not even made
+    # all batches are finished, so the model is not loaded
     generate_batches(batches, lambda: 1 / 0, tmp_path, One(), said.append, "s")  # type: ignore[arg-type, return-value]
 
 
-# ---- the run's folder ----
+def test_vllm_gets_prompts_adapter_and_one_seed_per_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM is not installed here; the stand-ins record the calls."""
+    tokenizer, calls = byte_tokenizer(), {}
+    answer = [*tokenizer(" hi ").input_ids, tokenizer.eos_token_id]
+
+    class Engine:
+        def __init__(self, **options: Any) -> None:
+            calls["engine"] = options
+
+        def generate(self, prompts: Any, parameters: Any, **options: Any) -> list[Any]:
+            calls["generate"] = prompts, parameters, options
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=answer)]) for _ in prompts]
+
+    vllm = SimpleNamespace(LLM=Engine, SamplingParams=lambda **options: options)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setitem(sys.modules, "vllm.lora", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=lambda *values: values))
+    info = ModelInfo("base", "digest", tokenizer, 64, PairEncoder(tokenizer))
+    source, sampling = VllmSource("base", Path("adapter"), 4), Sampling(8, 0.7, 0.9, 3)
+    generator = VllmGenerator(source, info, sampling, "empty_response", dtype="float32")
+    assert [each.text for each in generator.generate([Prompt(0, [5]), Prompt(1, [6, 7])])] == ["hi", "hi"]
+    prompts, parameters, options = calls["generate"]
+    assert prompts == [{"prompt_token_ids": [5]}, {"prompt_token_ids": [6, 7]}]
+    assert parameters[0]["seed"] != parameters[1]["seed"]
+    assert options["lora_request"][-1] == "adapter"
+    assert (calls["engine"]["max_model_len"], calls["engine"]["max_lora_rank"]) == (64, 4)
+
+
+# ---- the run folder ----
 
 
 def test_a_run_dir_belongs_to_one_run_and_its_settings(tmp_path: Path) -> None:
