@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from main_align.data.pairs import Pair
 from main_align.scoring.assemble import assemble_rows, score_rows
-from main_align.scoring.columns import COLUMNS, NUMERIC
+from main_align.scoring.bank import BankScores
+from main_align.scoring.columns import COLUMNS, NUMERIC, TOKEN_SCORES
 from main_align.scoring.results import MemoryJournal, StoredWindow
 from main_align.scoring.windows import score_windows
 
@@ -24,11 +25,12 @@ def test_rows_have_the_columns_and_nulls_where_nothing_was_scored():
         embed_x=np.zeros((1, 2), np.float32),
         embed_y=np.zeros((1, 2), np.float32),
     )
-    scores = {"copy_overlap": [np.nan, np.nan], "semantic": [0.5, np.nan], "structural": [-0.1, np.nan]}
-    rows = score_rows(window, {name: np.array(values) for name, values in scores.items()})
+    scores = dict.fromkeys((*TOKEN_SCORES, *BankScores._fields), np.full(2, np.nan))
+    rows = score_rows(window, scores | {"semantic": np.array([0.5, np.nan])})
     assert all(list(row) == list(COLUMNS) for row in rows)
     assert rows[0]["tokens_y"] == 3
     assert rows[0]["copy_overlap"] is None
+    assert rows[0]["semantic"] == 0.5
     named = ("id", "status", "reason")
     assert [rows[1][name] for name in named] == ["b", "too_long", "line 2: long"]
     assert all(value is None for name, value in rows[1].items() if name not in named)
