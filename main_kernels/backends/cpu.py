@@ -187,6 +187,7 @@ class CpuBackend:
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators
     ) -> None:
+        chunk = _chunk(raw, targets, mask)  # first: it names a dtype that has no kernels
         accumulators = _struct(
             "RowAccumulators",
             maximum=_floats(sums.maximum),
@@ -199,12 +200,12 @@ class CpuBackend:
             clipped=_doubles(sums.clipped),
             clip=sums.clip,
         )
-        chunk = _chunk(raw, targets, mask)
         MODULE.reduce_rows(chunk, _map(score_map), accumulators, torch.get_num_threads())  # type: ignore[union-attr]
 
     def reduce_columns(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: ColumnAccumulators
     ) -> None:
+        chunk = _chunk(raw, targets, mask)  # first: it names a dtype that has no kernels
         accumulators = _struct(
             "ColumnAccumulators",
             maximum=_floats(sums.maximum),
@@ -213,7 +214,6 @@ class CpuBackend:
             rank=_floats(sums.rank),
             logits=_doubles(sums.logits),
         )
-        chunk = _chunk(raw, targets, mask)
         MODULE.reduce_columns(chunk, _map(score_map), accumulators, torch.get_num_threads())  # type: ignore[union-attr]
 
     def score_grad_(

@@ -85,5 +85,5 @@ def test_compiled_code_is_given_no_buffer_of_another_kind():
         backend.pool_forward(hidden, Pooling(offsets, False, True))
     with pytest.raises(ValueError, match="expected a contiguous"):
         backend.pool_forward(hidden.float(), Pooling(offsets.int(), False, True))
-    with pytest.raises(ValueError, match=r"expected .*, got .*float64"), backends.use_backend("cpu"):
+    with pytest.raises(ValueError, match=r"backend 'cpu': expected .*, got dtype"), backends.use_backend("cpu"):
         main_kernels.row_logsumexp(hidden, hidden)
