@@ -22,7 +22,7 @@ from ..scoring.columns import ALIASES
 from ..scoring.manifest import manifest_path, read_manifest
 from ..scoring.score_file import ScoreTable, read_columns
 from .join import Join, write_kept, write_kept_scores
-from .rules import Rule, better_direction, select
+from .rules import Rule, resolve_lower_is_better, select
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,8 @@ def filter_scores(
     values = table.columns[by]
     if np.isnan(values).all():
         raise UserError(f"{scores}: no row has a value of {by}. {format_reasons(table.reasons)}")
-    direction = better_direction(by, rule, lower_is_better)
-    kept = select(values, by, rule, direction)
+    lower_is_better = resolve_lower_is_better(by, rule, lower_is_better)
+    kept = select(values, by, rule, lower_is_better)
     aligned = None
     if scores_only:
         write_kept_scores(scores, out, kept)
@@ -101,7 +101,7 @@ def filter_scores(
         source, fields = _find_input(scores, out, input)
         aligned = write_kept(Join(source, fields, scores), out, kept)
     unscored = {name: count for name, count in sorted(table.counts.items()) if name not in SCORED}
-    return FilterResult(by, direction, table, kept, _worst(values[kept], direction), unscored, aligned)
+    return FilterResult(by, lower_is_better, table, kept, _worst(values[kept], lower_is_better), unscored, aligned)
 
 
 def _worst(values: NDArray[np.float64], lower_is_better: bool | None) -> float | None:

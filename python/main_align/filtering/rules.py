@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..scoring.columns import COLUMNS
-from ..scoring.columns import lower_is_better as column_direction
+from ..scoring import columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class Rule:
             raise UserError(f"--min {self.min:g} is above --max {self.max:g}, so no row can be kept")
 
 
-def better_direction(column: str, rule: Rule, lower_is_better: bool | None = None) -> bool | None:
+def resolve_lower_is_better(column: str, rule: Rule, lower_is_better: bool | None = None) -> bool | None:
     """Return True if lower values of a column are better, False if higher values are.
 
     Args:
@@ -60,16 +59,16 @@ def better_direction(column: str, rule: Rule, lower_is_better: bool | None = Non
         lower_is_better: replaces the column's own direction. Default: none.
 
     Returns:
-        The direction, or None if it is unknown and the rule does not need it.
+        None if the direction is unknown and the rule does not need it.
 
     Raises:
         UserError: the rule ranks rows by a column without a known direction.
     """
     if lower_is_better is not None:
         return lower_is_better
-    if not rule.is_ranking and (column not in COLUMNS or COLUMNS[column].better is None):
+    if not rule.is_ranking and (column not in columns.COLUMNS or columns.COLUMNS[column].better is None):
         return None
-    return column_direction(column)
+    return columns.lower_is_better(column)
 
 
 def select(
@@ -92,7 +91,7 @@ def select(
         UserError: the rule is invalid, or it ranks rows by a column without a known direction.
     """
     rule.check()
-    direction = better_direction(column, rule, lower_is_better)
+    lower_is_better = resolve_lower_is_better(column, rule, lower_is_better)
     in_range = ~np.isnan(values)
     if rule.min is not None:
         in_range &= values >= rule.min
@@ -106,7 +105,7 @@ def select(
         count = math.ceil(rule.keep * len(rows) - 1e-9)
     else:
         count = min(rule.top or 0, len(rows))
-    best_first = np.argsort(values[rows] if direction else -values[rows], kind="stable")
+    best_first = np.argsort(values[rows] if lower_is_better else -values[rows], kind="stable")
     kept = np.zeros(len(values), dtype=bool)
     kept[rows[best_first[:count]]] = True
     return kept

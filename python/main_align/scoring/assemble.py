@@ -7,30 +7,26 @@ bank's embeddings, and to score each window against the bank.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .bank import Bank, BankScores
 from .columns import COLUMNS, TOKEN_SCORES, likelihood_scores
 from .results import RecordLog, StoredWindow, count_scored, stored_windows
-
-if TYPE_CHECKING:
-    from .bank import Bank
-    from .scorer import Scorer
+from .runner import Runner
 
 
-def assemble_rows(journal: RecordLog, scorer: Scorer) -> Iterator[dict[str, Any]]:
+def assemble_rows(journal: RecordLog, runner: Runner) -> Iterator[dict[str, Any]]:
     """Yield the rows of a complete journal in input order, with exactly the columns of COLUMNS.
 
     Args:
         journal: all windows of the input and the results of all their micro-batches.
-        scorer: the scorer that ran them; it defines the bank.
+        runner: the scorer that ran them; it defines the bank.
     """
-    from .bank import Bank, BankScores
-
-    chosen = Bank.choose(count_scored(journal), scorer.bank, scorer.seed)
-    bank = _collect(journal, scorer, chosen) if len(chosen) else None
+    chosen = Bank.choose(count_scored(journal), runner.bank, runner.seed)
+    bank = _collect(journal, runner, chosen) if len(chosen) else None
     before = 0
     for window in stored_windows(journal):
         scores = {name: window.arrays[name] for name in TOKEN_SCORES}
@@ -75,7 +71,7 @@ def _bank_positions(chosen: NDArray[np.int64], before: int, count: int) -> NDArr
     return member
 
 
-def _collect(journal: RecordLog, scorer: Scorer, chosen: NDArray[np.int64]) -> Bank:
+def _collect(journal: RecordLog, runner: Runner, chosen: NDArray[np.int64]) -> Bank:
     before, parts = 0, []
     for window in stored_windows(journal):
         count = len(window.scored)
@@ -84,4 +80,4 @@ def _collect(journal: RecordLog, scorer: Scorer, chosen: NDArray[np.int64]) -> B
             parts.append((window.embed_x[is_member], window.embed_y[is_member]))
         before += count
     embed_x, embed_y = (np.concatenate(side) for side in zip(*parts, strict=True))
-    return scorer.make_bank(embed_x, embed_y)
+    return runner.make_bank(embed_x, embed_y)

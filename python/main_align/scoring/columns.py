@@ -79,7 +79,7 @@ NGRAM = 6
 
 
 def copy_overlap(x: Sequence[int], y: Sequence[int], n: int = NGRAM) -> float:
-    """Return the share of y's token n-grams that occur in x, or NaN if y has fewer than n tokens.
+    """Return the fraction of y's token n-grams that occur in x, or NaN if y has fewer than n tokens.
 
     Args:
         x: token ids of the instruction.
@@ -179,7 +179,7 @@ _COLUMNS = (
     ),
     Column(
         "copy_overlap",
-        f"share of y's token {NGRAM}-grams that occur in x; null if y has fewer than {NGRAM} tokens",
+        f"fraction of y's token {NGRAM}-grams that occur in x; null if y has fewer than {NGRAM} tokens",
         better="lower",
         group="diagnostic",
         from_tokens=copy_overlap,

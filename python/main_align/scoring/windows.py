@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..data.pairs import Pair
 from ..errors import UserError
 from .results import RecordLog, result_record, window_record
-
-if TYPE_CHECKING:
-    from .scorer import Scorer
+from .runner import Runner
 
 
 class Finished(NamedTuple):
@@ -26,11 +24,11 @@ class Finished(NamedTuple):
     is_earlier: bool = False
 
 
-def score_windows(scorer: Scorer, pairs: Iterable[Pair], sort_window: int, journal: RecordLog) -> Iterator[Finished]:
+def score_windows(runner: Runner, pairs: Iterable[Pair], sort_window: int, journal: RecordLog) -> Iterator[Finished]:
     """Append the windows of `pairs` to `journal`, and yield after each step how many pairs it finished.
 
     Args:
-        scorer: prepares the windows and runs their micro-batches.
+        runner: prepares the windows and runs their micro-batches.
         pairs: the pairs in input order.
         sort_window: pairs that are sorted by length together.
         journal: empty, or with the first records of the same job.
@@ -50,14 +48,14 @@ def score_windows(scorer: Scorer, pairs: Iterable[Pair], sort_window: int, journ
         if index in expected and done[index] == expected[index]:
             yield Finished(len(chunk), is_earlier=True)
         else:
-            yield from _score_window(scorer, index, chunk, journal, expected.get(index), done.get(index, 0))
+            yield from _score_window(runner, index, chunk, journal, expected.get(index), done.get(index, 0))
         index += 1
 
 
 def _score_window(
-    scorer: Scorer, index: int, pairs: list[Pair], journal: RecordLog, expected: int | None, done: int
+    runner: Runner, index: int, pairs: list[Pair], journal: RecordLog, expected: int | None, done: int
 ) -> Iterator[Finished]:
-    window = scorer.prepare(pairs)
+    window = runner.prepare(pairs)
     batches = window.micro_batches
     if expected is None:
         journal.append(*window_record(index, window))
@@ -71,5 +69,5 @@ def _score_window(
         if number < done:
             yield Finished(len(batch.rows), is_earlier=True)
             continue
-        journal.append(*result_record(index, scorer.run(window, batch)))
+        journal.append(*result_record(index, runner.run(window, batch)))
         yield Finished(len(batch.rows), batch.tokens)

@@ -124,7 +124,7 @@ def test_a_consistent_pair_of_models_has_no_duality_gap():
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "share"),
+    ("x", "y", "fraction"),
     [
         (range(10), range(10), 1.0),
         (range(10), range(50, 60), 0.0),
@@ -133,6 +133,6 @@ def test_a_consistent_pair_of_models_has_no_duality_gap():
         (range(10), range(5), None),
     ],
 )
-def test_copy_overlap(x, y, share):
+def test_copy_overlap(x, y, fraction):
     value = copy_overlap(list(x), list(y))
-    assert math.isnan(value) if share is None else value == pytest.approx(share)
+    assert math.isnan(value) if fraction is None else value == pytest.approx(fraction)
