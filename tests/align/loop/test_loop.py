@@ -322,19 +322,19 @@ def test_the_whole_loop_on_a_real_model(tmp_path: Path) -> None:
     pairs = [row for row in lines(ROOT / "examples" / "pairs.jsonl") if row["aligned"]]
     short = sorted(pairs, key=lambda row: len(row["instruction"] + row["response"]))
     fields = ("id", "instruction", "response")
-    write_lines(tmp_path / "seeds.jsonl", [{name: row[name] for name in fields} for row in short[:6]])
-    write_lines(tmp_path / "new.jsonl", [{name: row[name] for name in ("id", "response")} for row in short[6:9]])
+    write_lines(tmp_path / "seeds.jsonl", [{name: row[name] for name in fields} for row in short[:4]])
+    write_lines(tmp_path / "new.jsonl", [{name: row[name] for name in ("id", "response")} for row in short[4:7]])
     config = LoopConfig(
         seed_pairs=str(tmp_path / "seeds.jsonl"),
         unpaired_responses=str(tmp_path / "new.jsonl"),
         output_dir=str(tmp_path / "run"),
         rounds=1,
-        warmup_epochs=2.0,
+        warmup_epochs=1.0,
         max_length=128,
         max_new_tokens=16,
-        training={"per_device_train_batch_size": 3, "learning_rate": 5e-4},
+        training={"per_device_train_batch_size": 2, "learning_rate": 5e-4},
     )
     report = MutualAlignmentLoop(config).run()
     for direction in ("forward", "reverse"):
         assert report["rounds"]["1"][direction]["nll"] < report["rounds"]["0"][direction]["nll"]
-    assert report["filter"]["kept"] >= 2
+    assert 0 < report["filter"]["kept"] < 3
