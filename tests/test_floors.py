@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,21 @@ def test_no_two_subfolders_import_each_other(package):
             ):
                 edges.add((file.parent.relative_to(root), lower.relative_to(root)))
     assert not [edge for edge in edges if edge[::-1] in edges]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_modules_import_each_other(package):
+    """Neither directly nor through others. An `__init__` re-exports, so it is left out."""
+    root, _ = PACKAGES[package]
+    graph = {
+        ".".join(file.relative_to(root).with_suffix("").parts): set(imported(file, root))
+        for file in root.rglob("*.py")
+        if file.name != "__init__.py"
+    }
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_main_kernels_does_not_import_main_align():

@@ -25,10 +25,10 @@ HOOKS = f"{HOME}model/hooks.py"
 CHECKPOINTS, MIXIN = (f"{HOME}trainer/{name}.py" for name in ("checkpoint_mixin", "mixin"))
 
 MUTATIONS = [
-    Mutation(OBJECTIVE, "self.value * self.pairs / step.pairs", "self.value"),
-    Mutation(OBJECTIVE, "terms.weight(name) * (term", "1.0 * (term"),
+    Mutation(OBJECTIVE, "self.value * self.pairs / step_pairs", "self.value"),
+    Mutation(OBJECTIVE, "alignment.weight(name) * value", "1.0 * value"),
     Mutation(OBJECTIVE, "self.cached_gradient - self.cached_gradient.detach()", "self.cached_gradient"),
-    Mutation(OBJECTIVE, "return share.detach() + self", "return share + self"),
+    Mutation(OBJECTIVE, "return contribution.detach() + self", "return contribution + self"),
     Mutation(MIXIN, "set_rng_state(step.gradient_cache.rng_states[step.position], self.args.device)", "pass"),
     Mutation(MIXIN, "projection.attach(self._base, self._head)", "pass"),
     Mutation(MIXIN, "step.position += 1", "step.position += 0"),
@@ -50,15 +50,12 @@ MUTATIONS = [
         "torch.stack([1 - synthetic_weight, synthetic_weight])",
         "torch.stack([synthetic_weight, 1 - synthetic_weight])",
     ),
-    Mutation(STEP, "share = torch.where(present.all(0), share, present.to(share.dtype))", "pass"),
+    Mutation(STEP, "by_kind = torch.where(present.all(0), by_kind, present.to(by_kind.dtype))", "pass"),
     Mutation(
-        STEP, "per_token = share / self.tokens.clamp(min=1)", "per_token = share / self.tokens.sum(0).clamp(min=1)"
+        STEP, "per_token = by_kind / self.tokens.clamp(min=1)", "per_token = by_kind / self.tokens.sum(0).clamp(min=1)"
     ),
-    Mutation(
-        STEP,
-        "weights[LogpColumn.X_GIVEN_Y] = terms.forward_weight, terms.reverse_weight",
-        "weights[LogpColumn.X_GIVEN_Y] = terms.reverse_weight, terms.forward_weight",
-    ),
+    Mutation(STEP, "[LogpColumn.X_GIVEN_Y] = alignment.reverse_weight", "[LogpColumn.X_GIVEN_Y] = 1.0"),
+    Mutation(STEP, "[LogpColumn.Y_GIVEN_X] = alignment.forward_weight", "[LogpColumn.Y_GIVEN_X] = 1.0"),
     Mutation(STEP, "torch.where(tokens.sum(1) > 0, (sums", "torch.where(tokens.sum(1) < 0, (sums"),
     Mutation(HOOKS, "normalize=False)[0::2]", "normalize=False)[1::2]"),
     Mutation(HOOKS, "x, y = pooled[0::2], pooled[1::2]", "y, x = pooled[0::2], pooled[1::2]"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from .distributed import gather_rows
 from .loss import MutualAlignmentLoss, at_least_float32
 from .model.hooks import AlignmentOutput
-from .step import Step
 
 
 class EmbeddingGradients(NamedTuple):
@@ -46,20 +45,24 @@ class GradientCache:
 
 
 def cache_gradients(
-    step: Step, embed: Callable[[dict[str, Any]], tuple[AlignmentOutput, Tensor]], loss: MutualAlignmentLoss
+    batches: Sequence[dict[str, Any]],
+    embed: Callable[[dict[str, Any]], tuple[AlignmentOutput, Tensor]],
+    loss: MutualAlignmentLoss,
+    device: torch.device,
 ) -> GradientCache:
     """Embed all micro-batches without a graph, and differentiate the terms with respect to the embeddings.
 
     Args:
-        step: its `batches` are embedded.
+        batches: the step's micro-batches on this process.
         embed: maps a batch to its embeddings and to its pair ids, int64 [N].
         loss: computes the terms.
+        device: device of the forwards.
     """
     x_parts: list[Tensor] = []
     y_parts: list[Tensor] = []
     ids, states = [], []
-    for batch in step.batches:
-        states.append(rng_state(step.pairs.device))
+    for batch in batches:
+        states.append(rng_state(device))
         with torch.no_grad():
             output, pair_ids = embed(batch)
         assert output.embed_x is not None

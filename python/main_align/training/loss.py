@@ -53,16 +53,16 @@ class MutualAlignmentLoss(nn.Module):
     ```
 
     Args:
-        terms: weights and options of the terms. A term of weight 0 is not computed. Default: `AlignmentTerms()`.
+        alignment: weights and options of the terms. A term of weight 0 is not computed. Default: `AlignmentTerms()`.
 
     Raises:
         UserError: (a ValueError) if a weight or option is out of range.
     """
 
-    def __init__(self, terms: AlignmentTerms | None = None) -> None:
+    def __init__(self, alignment: AlignmentTerms | None = None) -> None:
         super().__init__()
-        self.terms = terms or AlignmentTerms()
-        self.terms.check_terms()
+        self.alignment = alignment or AlignmentTerms()
+        self.alignment.check_terms()
         self._warned = False
 
     def forward(
@@ -103,7 +103,7 @@ class MutualAlignmentLoss(nn.Module):
                 "no term can be computed: pass query and key, or likelihoods, for a term whose weight is above 0"
             )
         outputs = StepOutputs({name: TermValue(value, pairs=1) for name, value in terms.items()})
-        loss, _ = step_loss(outputs, None, self.terms)
+        loss, _ = step_loss(outputs, None, self.alignment)
         return loss, {name: value.detach() for name, value in (terms | metrics).items()}
 
     def embedding_terms(
@@ -120,7 +120,7 @@ class MutualAlignmentLoss(nn.Module):
             (terms, metrics): scalars by name. A single pair has nothing to be contrasted with: its terms are zeros in
             the graph, and there are no metrics.
         """
-        active = self.terms.active(EMBEDDING_TERMS)
+        active = self.alignment.active(EMBEDDING_TERMS)
         if len(query) < 2:
             if active and not self._warned:
                 self._warned = True
@@ -131,11 +131,11 @@ class MutualAlignmentLoss(nn.Module):
             zero = 0.0 * (at_least_float32(query).sum() + at_least_float32(key).sum())
             return dict.fromkeys(active, zero), {}
         query, key = (F.normalize(at_least_float32(side), dim=1) for side in (query, key))
-        tau, terms = self.terms.contrastive_temperature, {}
+        tau, terms = self.alignment.contrastive_temperature, {}
         if "semantic" in active:
             terms["semantic"] = info_nce(query, key, temperature=tau, pair_ids=pair_ids)
         if "intentional" in active:
-            bound: str = self.terms.mi_estimator
+            bound: str = self.alignment.mi_estimator
             terms["intentional"] = -mutual_information(query, key, temperature=tau, estimator=bound)  # type: ignore[arg-type]
         if "structural" in active:
             terms["structural"] = cyclic_consistency(query, key)
@@ -158,7 +158,7 @@ class MutualAlignmentLoss(nn.Module):
             Scalars by name, nats per token.
         """
         terms = {}
-        for name in self.terms.active(LIKELIHOOD_TERMS):
+        for name in self.alignment.active(LIKELIHOOD_TERMS):
             if name == "duality_gap":
                 if all(part is not None for part in likelihoods):
                     terms[name] = duality_gap(likelihoods).mean()

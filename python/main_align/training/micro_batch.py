@@ -42,7 +42,7 @@ def micro_batch_outputs(
     assert output.logp is not None
     count = len(pairs["row"])
     terms: dict[str, TermValue] = {}
-    if loss.terms.duality_gap_weight > 0:
+    if loss.alignment.duality_gap_weight > 0:
         gaps = duality_gap(likelihoods_of(output.logp, pairs["tokens"]))
         terms["duality_gap"] = TermValue(gaps.mean(), count * world_size())
     if output.embed_x is None or output.embed_y is None or not contrast:

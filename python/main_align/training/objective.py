@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .distributed import world_size
 from .terms import AlignmentTerms
-
-if TYPE_CHECKING:
-    from .step import Step
 
 LIKELIHOOD = "likelihood"  # name of the contribution of lm_loss: the forward and the reverse term in one
 
@@ -32,12 +28,12 @@ class TermValue:
     pairs: int
     cached_gradient: Tensor | None = None
 
-    def share_of(self, step: Step) -> Tensor:
-        """Scale the value so that the shares of all micro-batches add up to the mean over the step's pairs."""
-        share = self.value * self.pairs / step.pairs
+    def contribution(self, step_pairs: Tensor) -> Tensor:
+        """Scale the value so that those of all micro-batches add up to the mean over the step's pairs."""
+        contribution = self.value * self.pairs / step_pairs
         if self.cached_gradient is None:
-            return share
-        return share.detach() + self.cached_gradient - self.cached_gradient.detach()
+            return contribution
+        return contribution.detach() + self.cached_gradient - self.cached_gradient.detach()
 
 
 @dataclass(frozen=True)
@@ -54,20 +50,22 @@ class StepOutputs:
     lm_loss: Tensor | None = None
 
 
-def step_loss(outputs: StepOutputs, step: Step | None, terms: AlignmentTerms) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute a micro-batch's share of the step's loss.
+def step_loss(
+    outputs: StepOutputs, step_pairs: Tensor | None, alignment: AlignmentTerms
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute a micro-batch's contribution to the step's loss.
 
     ::
 
-        loss = lm_loss * world_size + sum_t weight_t * value_t * pairs_t / step.pairs
+        loss = lm_loss * world_size + sum_t weight_t * value_t * pairs_t / step_pairs
 
     The loss of the step is the sum over its micro-batches and the mean over processes, which is why sums over one
     process's tokens are multiplied by the world size.
 
     Args:
         outputs: the terms of this micro-batch.
-        step: counts over the whole step. None: `outputs` belong to a whole step and are not scaled.
-        terms: weights of the terms.
+        step_pairs: int64 scalar, `Step.pairs`. None: `outputs` belong to a whole step and are not scaled.
+        alignment: weights of the terms.
 
     Returns:
         (loss, contributions): a scalar, and its summands by name, in the graph. `contributions` has the names of
@@ -75,7 +73,8 @@ def step_loss(outputs: StepOutputs, step: Step | None, terms: AlignmentTerms) ->
     """
     contributions: dict[str, Tensor] = {}
     if outputs.lm_loss is not None:
-        contributions[LIKELIHOOD] = outputs.lm_loss if step is None else outputs.lm_loss * world_size()
+        contributions[LIKELIHOOD] = outputs.lm_loss if step_pairs is None else outputs.lm_loss * world_size()
     for name, term in outputs.terms.items():
-        contributions[name] = terms.weight(name) * (term.value if step is None else term.share_of(step))
+        value = term.value if step_pairs is None else term.contribution(step_pairs)
+        contributions[name] = alignment.weight(name) * value
     return torch.stack(list(contributions.values())).sum(), contributions

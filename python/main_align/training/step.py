@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +12,8 @@ from torch import Tensor
 from ..models.devices import accumulator_dtype
 from ..models.encoding import LogpColumn
 from .distributed import sum_over_processes
+from .gradient_cache import GradientCache
 from .terms import AlignmentTerms
-
-if TYPE_CHECKING:
-    from .gradient_cache import GradientCache
 
 SEED, SYNTHETIC = 0, 1
 
@@ -64,7 +62,9 @@ class Step:
         """True in the last micro-batch."""
         return self.position == self.micro_batches - 1
 
-    def token_loss_weights(self, pairs: dict[str, Tensor], terms: AlignmentTerms, synthetic_weight: Tensor) -> Tensor:
+    def token_loss_weights(
+        self, pairs: dict[str, Tensor], alignment: AlignmentTerms, synthetic_weight: Tensor
+    ) -> Tensor:
         """Return the factor of each token's -log p in the loss, float [N, 4] by pair and likelihood column.
 
         The sum over the whole step is forward_weight * L(y|x) + reverse_weight * L(x|y), where each
@@ -73,15 +73,16 @@ class Step:
 
         Args:
             pairs: the batch's `pairs`, as the collator returns them.
-            terms: forward_weight and reverse_weight.
+            alignment: forward_weight and reverse_weight.
             synthetic_weight: float scalar, α.
         """
         present = self.tokens > 0  # [2, 4]
-        share = torch.stack([1 - synthetic_weight, synthetic_weight])[:, None].expand(2, 4)
-        share = torch.where(present.all(0), share, present.to(share.dtype))
-        per_token = share / self.tokens.clamp(min=1)
+        by_kind = torch.stack([1 - synthetic_weight, synthetic_weight])[:, None].expand(2, 4)
+        by_kind = torch.where(present.all(0), by_kind, present.to(by_kind.dtype))
+        per_token = by_kind / self.tokens.clamp(min=1)
         weights = per_token.new_zeros(4)
-        weights[LogpColumn.Y_GIVEN_X], weights[LogpColumn.X_GIVEN_Y] = terms.forward_weight, terms.reverse_weight
+        weights[LogpColumn.Y_GIVEN_X] = alignment.forward_weight
+        weights[LogpColumn.X_GIVEN_Y] = alignment.reverse_weight
         return (per_token * weights)[pairs["synthetic"].long()]
 
     def add_nll(self, nll: Tensor, synthetic: Tensor) -> None:

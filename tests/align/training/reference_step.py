@@ -23,7 +23,7 @@ def pooled(model, ids: list[int], span: tuple[int, int]) -> torch.Tensor:  # typ
     return model.base_model(read, use_cache=False).last_hidden_state[0, span[0] :].mean(0)
 
 
-def loss(model, head, tokenizer, texts, terms, *, directions="both", alpha=0.5, groups=None):  # type: ignore[no-untyped-def]
+def loss(model, head, tokenizer, texts, alignment, *, directions="both", alpha=0.5, groups=None):  # type: ignore[no-untyped-def]
     """Return the loss of one batch of (x, y, synthetic), by the definitions of terms.py and loss.py."""
     encoder = PairEncoder(tokenizer)
     model.set_attn_implementation("eager")
@@ -50,28 +50,28 @@ def loss(model, head, tokenizer, texts, terms, *, directions="both", alpha=0.5, 
 
     total = 0.0
     if directions != "reverse":
-        total = total + terms.forward_weight * mean_nll(columns["y|x"])
+        total = total + alignment.forward_weight * mean_nll(columns["y|x"])
     if directions != "forward":
-        total = total + terms.reverse_weight * mean_nll(columns["x|y"])
-    if terms.duality_gap_weight:
+        total = total + alignment.reverse_weight * mean_nll(columns["x|y"])
+    if alignment.duality_gap_weight:
         x, y_given_x, y, x_given_y = (
             torch.stack([part.sum() for part in columns[n]]) for n in ("x", "y|x", "y", "x|y")
         )
         tokens = torch.tensor([len(a) + len(b) for a, b in zip(columns["x"], columns["y"], strict=True)])
         tokens = tokens.to(x.device)
-        total = total + terms.duality_gap_weight * ((x + y_given_x - y - x_given_y).abs() / tokens).mean()
+        total = total + alignment.duality_gap_weight * ((x + y_given_x - y - x_given_y).abs() / tokens).mean()
     query, key = (
         torch.stack([pooled(model, pair[which].ids, pair[which].pool_span) for pair in sequences]) for which in (0, 1)
     )
     if head is not None:
         query, key = head(query, key)
     query, key = normalize(query, dim=1), normalize(key, dim=1)
-    tau = terms.contrastive_temperature
-    if terms.semantic_weight:
-        total = total + terms.semantic_weight * reference.info_nce(query, key, temperature=tau, pair_ids=groups)
-    if terms.intentional_weight:
-        bound = reference.mutual_information(query, key, temperature=tau, estimator=terms.mi_estimator)
-        total = total - terms.intentional_weight * bound
-    if terms.structural_weight:
-        total = total + terms.structural_weight * reference.cyclic_consistency(query, key)
+    tau = alignment.contrastive_temperature
+    if alignment.semantic_weight:
+        total = total + alignment.semantic_weight * reference.info_nce(query, key, temperature=tau, pair_ids=groups)
+    if alignment.intentional_weight:
+        bound = reference.mutual_information(query, key, temperature=tau, estimator=alignment.mi_estimator)
+        total = total - alignment.intentional_weight * bound
+    if alignment.structural_weight:
+        total = total + alignment.structural_weight * reference.cyclic_consistency(query, key)
     return total

@@ -31,7 +31,7 @@ def likelihoods(count=6):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_weighted_sum_of_its_terms(dtype):
-    terms = AlignmentTerms(
+    alignment = AlignmentTerms(
         forward_weight=0.5,
         reverse_weight=0.25,
         semantic_weight=2.0,
@@ -41,7 +41,7 @@ def test_the_weighted_sum_of_its_terms(dtype):
     )
     query, key = sides(dtype=dtype)
     given = likelihoods()
-    value, metrics = MutualAlignmentLoss(terms)(query, key, given)
+    value, metrics = MutualAlignmentLoss(alignment)(query, key, given)
     q, k = normalize(query.double(), dim=1), normalize(key.double(), dim=1)
     y_given_x, x_given_y, y, x, tokens_y, tokens_x = (part.double() for part in given)
     wanted = {
@@ -55,7 +55,7 @@ def test_the_weighted_sum_of_its_terms(dtype):
     rtol = 2e-2 if dtype == torch.bfloat16 else 1e-5
     for name, term in wanted.items():
         torch.testing.assert_close(metrics[name].double(), term, rtol=rtol, atol=1e-6, msg=name)
-    total = sum(terms.weight(name) * term for name, term in wanted.items())
+    total = sum(alignment.weight(name) * term for name, term in wanted.items())
     torch.testing.assert_close(value.detach().double(), total.detach(), rtol=rtol, atol=1e-6)
     value.backward()
     assert all(t.grad is not None and t.grad.isfinite().all() for t in (query, key, *given[:4]))

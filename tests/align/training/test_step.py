@@ -64,15 +64,15 @@ CASES = {
 def test_loss_and_gradients_match_the_definitions(tmp_path, name):
     trainer, _ = trainer_of(str(tmp_path), per_device_train_batch_size=8, **CASES[name])
     loss, gradients = one_step(trainer)
-    terms = trainer.alignment
+    alignment = trainer.alignment
     wanted = reference_step.loss(
         trainer.model,
         trainer._head,
         trainer.processing_class,
         TEXTS,
-        terms,
-        directions=terms.directions,
-        alpha=terms.synthetic_weight,
+        alignment,
+        directions=alignment.directions,
+        alpha=alignment.synthetic_weight,
         groups=GROUPS,
     )
     torch.testing.assert_close(loss, wanted.detach(), rtol=1e-6, atol=0)  # weights of tokens are float32

@@ -62,20 +62,22 @@ class Evaluation:
         logp, synthetic_weight = logp.double(), synthetic_weight.cpu()
         counts = tokens.new_zeros(2, 4).index_add(0, synthetic, tokens)
         step = Step(1, counts, counts.new_tensor(len(logp)), counts.sum())
-        lm_losses = -(logp * step.token_loss_weights({"synthetic": synthetic}, module.terms, synthetic_weight)).sum(0)
+        lm_losses = -(logp * step.token_loss_weights({"synthetic": synthetic}, module.alignment, synthetic_weight)).sum(
+            0
+        )
         metrics = {}
         for name, column in NLL_METRICS:
             if column in columns:
                 metrics[name] = -float(logp[:, column].sum() / tokens[:, column].sum())
         terms: dict[str, Tensor] = {}
-        if module.terms.duality_gap_weight > 0:
+        if module.alignment.duality_gap_weight > 0:
             terms["duality_gap"] = duality_gap(likelihoods_of(logp, tokens)).mean()
         others: dict[str, float] = {}
         if "x" in pairs:
             values, others = self._contrast(module, pairs)
             terms |= {name: logp.new_tensor(value) for name, value in values.items()}
         outputs = StepOutputs({name: TermValue(value, len(logp)) for name, value in terms.items()}, lm_losses.sum())
-        loss, contributions = step_loss(outputs, None, module.terms)
+        loss, contributions = step_loss(outputs, None, module.alignment)
         del contributions[LIKELIHOOD]
         contributions |= {term: lm_losses[column] for term, column in DIRECTION_TERMS if column in columns}
         metrics |= {name: float(value) for name, value in terms.items()} | others

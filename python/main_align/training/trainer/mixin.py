@@ -156,26 +156,26 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Override to return the share of this micro-batch in the step's loss (objective.py)."""
-        training, pairs, terms = model.training, inputs["pairs"], self._loss.terms
+        """Override to return this micro-batch's contribution to the step's loss (objective.py)."""
+        training, pairs, alignment = model.training, inputs["pairs"], self._loss.alignment
         step = self._step if training and self._step is not None else Step.count([inputs], self.args.device)
         synthetic_weight = self._current_synthetic_weight()
         if self._contrasts_step(step) and step.gradient_cache is None:
             step.gradient_cache = self._cache_gradients(model, step)
         if step.gradient_cache is not None:
             set_rng_state(step.gradient_cache.rng_states[step.position], self.args.device)
-        token_loss_weights = step.token_loss_weights(pairs, terms, synthetic_weight)
+        token_loss_weights = step.token_loss_weights(pairs, alignment, synthetic_weight)
         # an evaluation logs the likelihood of every token, also of those with weight 0 in the loss
         weights = token_loss_weights if training else torch.ones_like(token_loss_weights)
         output, states = self._hooked.forward(
-            model, inputs, weights=weights, differentiable_logp=terms.duality_gap_weight > 0
+            model, inputs, weights=weights, differentiable_logp=alignment.duality_gap_weight > 0
         )
         assert output.lm_loss is not None
         assert output.logp is not None
         if not training:
             output.lm_loss = -(output.logp * token_loss_weights).sum().to(output.lm_loss.dtype)
         outputs, contrast = micro_batch_outputs(output, pairs, step, self._loss, contrast=self._evaluation is None)
-        loss, contributions = step_loss(outputs, step, terms)
+        loss, contributions = step_loss(outputs, step.pairs, alignment)
         check_finite(loss, contributions, output, pairs, self.state.global_step + 1)
         if training:
             self._monitor.measure(step, pairs, output.logp, token_loss_weights, synthetic_weight)
@@ -211,7 +211,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
                 output, _ = self._hooked.forward(model, batch, weights=None)
             return output, batch["pairs"]["group"]
 
-        return cache_gradients(step, embed, self._loss)
+        return cache_gradients(step.batches, embed, self._loss, self.args.device)
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         """Override to add the metrics since the last log line."""
