@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -41,9 +43,18 @@ def _plain_errors() -> Iterator[None]:
         extra = "train" if error.name in ("trl", "peft") else "hf"
         _exit(f"{error}. Install the missing package: pip install 'main-kernels[{extra}]'", 1)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            raise  # the reader has seen enough: `main-align ... | head -1` ends without a message
         _exit(f"{error}. Check the path, its permissions and the free disk space.", 1)
     except KeyboardInterrupt:
         _exit("interrupted", 130)
+
+
+def _output_is_closed() -> bool:
+    """Return True if the reader of stdout has closed the pipe. A pipe to another process may be the broken one."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _exit(message: str, code: int) -> NoReturn:

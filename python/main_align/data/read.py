@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .fields import NO_FIELDS, Fields
-from .pairs import Pair
+from .pairs import Pair, check_text
 from .sources.file_formats import BY_ENDING, ENDINGS, file_ending, open_file
 from .sources.hub_dataset import HubDataset
 from .sources.source import Source
@@ -30,12 +30,13 @@ def read_pairs(
         config: the configuration of a `datasets` source. Default: the data set's own default.
 
     Returns:
-        An iterator of pairs, one per row. A bad row is a Pair with a status other than ok and a reason.
+        An iterator of pairs, one per row. A bad row, or one whose instruction or response has no text, is a Pair with
+        a status other than ok and a reason.
 
     Raises:
         UserError: the source is absent, empty, unreadable or has an unknown format.
     """
-    return open_source(source, split=split, config=config).pairs(fields)
+    return map(check_text, open_source(source, split=split, config=config).pairs(fields))
 
 
 def open_source(source: str | Path | Source, *, split: str | None = None, config: str | None = None) -> Source:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -57,6 +59,28 @@ def test_the_version_is_printed_without_extras(run, monkeypatch, capsys):
         without(monkeypatch, *missing)
         assert run("--version") == 0
         assert capsys.readouterr().out == f"main-align {installed('main-kernels')}\n"
+
+
+@pytest.mark.parametrize("missing", [(), ("typer",)])
+@pytest.mark.parametrize("argument", ["--version", "doctor"])
+def test_a_closed_pipe_ends_a_command_quietly(run, monkeypatch, capfd, missing, argument):
+    monkeypatch.setattr(doctor, "run_checks", lambda: [doctor.Check("python", "3.11")] * 1000)
+    without(monkeypatch, *missing)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(BrokenPipeError), open(writer, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        assert run(argument) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_broken_pipe_to_another_process_keeps_its_message(run, monkeypatch, capfd):
+    def lost_worker():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(doctor, "run_checks", lost_worker)
+    assert run("doctor") == 1
+    assert "Broken pipe" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("score", "x.jsonl", "-o", "y.csv"), ("--help",), ()])

@@ -9,7 +9,9 @@ import pytest
 from main_align.cli.score import FORMATS
 from main_align.data.fields import Fields, Notes
 from main_align.data.formats.conversion import can_hold_pairs, pair_from_record
+from main_align.data.formats.dialect_types import Instances, TwoFields
 from main_align.data.formats.dialects import DIALECTS
+from main_align.data.formats.record_view import RecordView
 from main_align.data.pairs import Turn
 
 X, Y = "Name a prime.", "Seven."
@@ -278,6 +280,17 @@ def test_unused_text_fields_are_counted() -> None:
     assert pair_from_record({"instruction": X, "instances": [instance] * 2}, 1, Fields(), notes=notes).status == "ok"
     assert pair_from_record({"messages": [USER, ASSISTANT], "tools": "[{}]"}, 2, Fields(), notes=notes).status == "ok"
     assert dict(notes.unused) == {"instances after the first": 1, "tools": 1}
+
+
+def test_each_format_names_the_parts_that_it_does_not_read() -> None:
+    record = {"task": X, "samples": json.dumps([{"output": Y}, {"output": "Nine."}])}
+    view = RecordView(record)
+    assert Instances("task", "samples").ignored_parts(view) == ["samples after the first"]
+    assert TwoFields("task", ("samples",)).ignored_parts(view) == []
+    notes = Notes()
+    record = {"instruction": X, "output": Y, "instances": [1, 2]}  # no instance of this format is ignored
+    assert pair_from_record(record, 1, Fields(), notes=notes).status == "ok"
+    assert not notes.unused
 
 
 @pytest.mark.parametrize(

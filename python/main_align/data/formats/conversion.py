@@ -49,7 +49,8 @@ def pair_from_record(
         notes: collects the names of text fields that are not used. Default: none are collected.
 
     Returns:
-        The Pair. Bad data does not raise; the Pair has a status other than ok and a reason.
+        The Pair. Bad data does not raise; the Pair has a status other than ok and a reason. A side without text is
+        left to `pairs.check_text`, because some callers need one side only.
     """
     view = RecordView(record)
     try:
@@ -67,7 +68,7 @@ def pair_from_record(
         if notes is not None:
             texts = (instruction, response, *(turn.text for turn in context))
             unused = (name for name in view.unused_texts() if not any(view.record[name] in text for text in texts))
-            notes.unused.update(dict.fromkeys([*unused, *view.ignored_parts()], 1))
+            notes.unused.update(dict.fromkeys([*unused, *view.tool_definitions(), *dialect.ignored_parts(view)], 1))
     own_id = _label(view, fields)
     return Pair(str(line) if own_id is None else own_id, line, unit=unit, own_id=own_id is not None, **sides)
 

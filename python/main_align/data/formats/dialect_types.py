@@ -56,6 +56,10 @@ class Dialect(ABC):
     def check_complete(self, view: RecordView) -> None:  # noqa: B027 (most formats have no such check)
         """Raise InvalidRecord if a record has this format except that a field is absent or null."""
 
+    def ignored_parts(self, view: RecordView) -> list[str]:
+        """Return names of the parts of a record in this format that are not read, for the report. Default: none."""
+        return []
+
     @property
     @abstractmethod
     def description(self) -> str:
@@ -257,6 +261,10 @@ class Instances(Dialect):
 
     def main_field(self, view: RecordView) -> str:
         return self.instruction
+
+    def ignored_parts(self, view: RecordView) -> list[str]:
+        count = len(parse_literal(view.get(self.instances)))
+        return [f"{view.name(self.instances)} after the first"] if count > 1 else []
 
     @property
     def description(self) -> str:

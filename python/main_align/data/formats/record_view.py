@@ -66,12 +66,9 @@ class RecordView:
             and normalized(str(name)) not in ("", "id")
         ]
 
-    def ignored_parts(self) -> list[str]:
-        """Return the parts of the prompt other than text that are not read: tools, and instances after the first."""
-        tools = [name for name in map(self.name, TOOL_FIELDS) if name is not None and parse_literal(self.record[name])]
-        instances = self.name("instances")
-        value = parse_literal(self.record[instances]) if instances is not None else None
-        return tools + ([f"{instances} after the first"] if isinstance(value, list) and len(value) > 1 else [])
+    def tool_definitions(self) -> list[str]:
+        """Return the fields with definitions of tools, which are not read."""
+        return [name for name in map(self.name, TOOL_FIELDS) if name is not None and parse_literal(self.record[name])]
 
     def text(self, name: str) -> str:
         """Return the text of a known field. Raise InvalidRecord if it is not text."""
