@@ -17,8 +17,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from main_align.data.formats.dialects import DIALECTS
 from main_align.data.formats.messages import ROLES
+from main_align.data.formats.record_formats import RECORD_FORMATS
 from main_align.data.pairs import STATUSES
 from main_align.data.sources.file_formats import FILE_FORMATS
 from main_align.data.sources.streams import COMPRESSIONS
@@ -42,7 +42,7 @@ def code(*names: str) -> str:
 
 def record_formats() -> str:
     """Return a table of the record formats, in the order in which they are tried."""
-    rows = ((d.description, d.used_by, code(json.dumps(d.example, ensure_ascii=False))) for d in DIALECTS)
+    rows = ((d.description, d.used_by, code(json.dumps(d.example, ensure_ascii=False))) for d in RECORD_FORMATS)
     return table(("fields", "used by", "example"), rows)
 
 

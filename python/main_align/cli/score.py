@@ -10,7 +10,7 @@ import typer
 
 from ..data.fields import Fields
 from ..data.formats.conversion import INPUT_FIELDS
-from ..data.formats.dialects import DIALECTS
+from ..data.formats.record_formats import RECORD_FORMATS
 from ..data.sources.file_formats import COMPRESSED_ENDINGS, ENDINGS
 from ..data.write import OUTPUT_ENDINGS
 from ..plots import PLOT_ENDINGS
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # ruff: noqa: UP045
 
 
-class Side(str, Enum):
+class PreferenceResponse(str, Enum):
     """The two responses of a preference pair."""
 
     chosen = "chosen"
@@ -32,7 +32,7 @@ class Side(str, Enum):
 
 
 FORMATS = "**Record formats** (the first match is used)\n\n" + "\n\n".join(
-    f"- {dialect.description}: {dialect.used_by}" for dialect in DIALECTS
+    f"- {record_format.description}: {record_format.used_by}" for record_format in RECORD_FORMATS
 )
 
 
@@ -91,7 +91,9 @@ def score(
     system_field: Annotated[
         Optional[str], typer.Option(help="Field with the system prompt. Default: system, system_prompt and similar.")
     ] = None,
-    side: Annotated[Side, typer.Option(help="Response of a preference pair to score.")] = Side.chosen,
+    preference: Annotated[
+        PreferenceResponse, typer.Option(help="Response of a preference pair to score.")
+    ] = PreferenceResponse.chosen,
     id_field: Annotated[Optional[str], typer.Option(help="Field with the row's id. Default: id.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
@@ -121,7 +123,7 @@ def score(
     from ..scoring.resume import check_partial
     from .progress_bar import ProgressBar
 
-    fields = Fields(instruction_field, response_field, id_field, input_field, system_field, side.value)
+    fields = Fields(instruction_field, response_field, id_field, input_field, system_field, preference.value)
     scorer: dict[str, Any] = {"model": model, "dtype": dtype.value, "device": device, "revision": revision}
     scorer |= {"max_length": max_length, "truncate": truncate, "bank": bank, "seed": seed}
     scorer |= {"batch_tokens": batch_tokens, "heads": heads, "trust_remote_code": trust_remote_code}

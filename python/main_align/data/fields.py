@@ -19,7 +19,7 @@ class Fields:
         id: field of the row's id. Default: `id`.
         input: field whose text is appended to the instruction. Default: `input` and `context`.
         system: field of the system prompt. Default: `system`, `system_prompt` and similar names.
-        side: response of a preference pair to read, "chosen" or "rejected". Default: "chosen".
+        preference: response of a preference pair to read, "chosen" or "rejected". Default: "chosen".
     """
 
     instruction: str | None = None
@@ -27,7 +27,7 @@ class Fields:
     id: str | None = None
     input: str | None = None
     system: str | None = None
-    side: str = "chosen"
+    preference: str = "chosen"
 
     def check(self) -> None:
         """Raise UserError if only one of instruction and response is named."""

@@ -161,7 +161,7 @@ def test_an_unreadable_file_is_refused_with_the_reason(tmp_path: Path, name: str
         (Fields(id="uid"), "--id-field uid; its fields are 'instruction', 'response'"),
         (Fields(system="rules"), "--system-field rules"),
         (Fields(input="hint"), "--input-field hint"),
-        (Fields(side="rejected"), "no rejected response"),
+        (Fields(preference="rejected"), "no rejected response"),
     ],
 )
 def test_a_misspelled_field_is_refused(tmp_path: Path, fields: Fields, message: str) -> None:

@@ -1,7 +1,7 @@
 """pair_from_record: the conversion of a record in any known format to a Pair.
 
-The formats are the Dialects of dialects.py, tried in order. `input` and `context` are appended to the instruction; a
-system field and a history precede the pair.
+The formats of record_formats.py are tried in order. `input` and `context` are appended to the instruction; a system
+field and a history precede the pair.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 
 from ..fields import NO_FIELDS, Fields, Notes
 from ..pairs import Pair, Turn
-from .dialect_types import Conversation, Dialect, TwoFields, append_texts
-from .dialects import DIALECTS
+from .format_types import Conversation, RecordFormat, TwoFields, append_texts
 from .messages import (
     InvalidRecord,
     Message,
@@ -24,6 +23,7 @@ from .messages import (
     parse_literal,
     split_last_pair,
 )
+from .record_formats import RECORD_FORMATS
 from .record_view import RecordView
 
 INPUT_FIELDS = ("input", "context")
@@ -54,8 +54,8 @@ def pair_from_record(
     """
     view = RecordView(record)
     try:
-        view, dialect = _resolve(view, fields)
-        instruction, response, context = _read(view, dialect, fields)
+        view, record_format = _resolve(view, fields)
+        instruction, response, context = _read(view, record_format, fields)
         for name, text in (("instruction", instruction), ("response", response)):
             _check_encoding(name, text)
         for turn in context:
@@ -68,7 +68,9 @@ def pair_from_record(
         if notes is not None:
             texts = (instruction, response, *(turn.text for turn in context))
             unused = (name for name in view.unused_texts() if not any(view.record[name] in text for text in texts))
-            notes.unused.update(dict.fromkeys([*unused, *view.tool_definitions(), *dialect.ignored_parts(view)], 1))
+            notes.unused.update(
+                dict.fromkeys([*unused, *view.tool_definitions(), *record_format.ignored_parts(view)], 1)
+            )
     own_id = _label(view, fields)
     return Pair(str(line) if own_id is None else own_id, line, unit=unit, own_id=own_id is not None, **sides)
 
@@ -76,7 +78,7 @@ def pair_from_record(
 def can_hold_pairs(names: Sequence[str]) -> bool:
     """Return True if a table with these columns matches a record format."""
     view = RecordView(dict.fromkeys(names, " "))
-    return any(dialect.matches_columns(view) for dialect in DIALECTS)
+    return any(record_format.matches_columns(view) for record_format in RECORD_FORMATS)
 
 
 def _label(view: RecordView, fields: Fields) -> str | None:
@@ -93,18 +95,18 @@ def as_label(value: Any) -> str:
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
-def _resolve(view: RecordView, fields: Fields) -> tuple[RecordView, Dialect]:
-    """Return the dialect of a record, and the view of the object that matches it."""
+def _resolve(view: RecordView, fields: Fields) -> tuple[RecordView, RecordFormat]:
+    """Return the format of a record, and the view of the object that matches it."""
     if fields.instruction and fields.response:
         return view, _chosen_fields(view, fields.instruction, fields.response)
-    if dialect := _recognise(view, fields.side):
-        return view, dialect
-    return _unwrapped(view, fields.side)
+    if record_format := _recognise(view, fields.preference):
+        return view, record_format
+    return _unwrapped(view, fields.preference)
 
 
-def _read(view: RecordView, dialect: Dialect, fields: Fields) -> tuple[str, str, tuple[Turn, ...]]:
-    x, y, before = split_last_pair(dialect.messages(view, fields.side), dialect.main_field(view))
-    x = append_texts(x, *_inputs(view, fields, known=not isinstance(dialect, Conversation)))
+def _read(view: RecordView, record_format: RecordFormat, fields: Fields) -> tuple[str, str, tuple[Turn, ...]]:
+    x, y, before = split_last_pair(record_format.messages(view, fields.preference), record_format.main_field(view))
+    x = append_texts(x, *_inputs(view, fields, known=not isinstance(record_format, Conversation)))
     systems = next((place for place, message in enumerate(before) if message.role != "system"), len(before))
     earlier = [*_system(view, fields), *before[:systems], *_history(view), *before[systems:]]
     return x, y, context_of(earlier)
@@ -119,29 +121,29 @@ def _chosen_fields(view: RecordView, instruction: str, response: str) -> TwoFiel
     return TwoFields(instruction, (response,), by_path=True)
 
 
-def _recognise(view: RecordView, side: str) -> Dialect | None:
-    """Return the first dialect whose fields are not empty, else the first whose fields are not null."""
+def _recognise(view: RecordView, preference: str) -> RecordFormat | None:
+    """Return the first format whose fields are not empty, else the first whose fields are not null."""
     for nonempty in (True, False):
-        for dialect in DIALECTS:
-            if dialect.matches(view, side, nonempty):
-                return dialect
+        for record_format in RECORD_FORMATS:
+            if record_format.matches(view, preference, nonempty):
+                return record_format
     return None
 
 
-def _unwrapped(view: RecordView, side: str) -> tuple[RecordView, Dialect]:
-    """Return the only inner object that matches a dialect. Its view also has the outer fields."""
+def _unwrapped(view: RecordView, preference: str) -> tuple[RecordView, RecordFormat]:
+    """Return the only inner object that matches a record format. Its view also has the outer fields."""
     matches = []
     for name, value in view.record.items():
         value = parse_literal(value)
-        if isinstance(value, Mapping) and (dialect := _recognise(RecordView(value), side)):
+        if isinstance(value, Mapping) and (record_format := _recognise(RecordView(value), preference)):
             rest = {key: other for key, other in view.record.items() if key != name}
-            matches.append((RecordView({**rest, **value}), dialect))
+            matches.append((RecordView({**rest, **value}), record_format))
     if len(matches) == 1:
         return matches[0]
-    if side != "chosen":
-        raise InvalidRecord("missing_field", f"no {side} response; the row has {_names(view.record)}")
-    for dialect in DIALECTS:
-        dialect.check_complete(view)
+    if preference != "chosen":
+        raise InvalidRecord("missing_field", f"no {preference} response; the row has {_names(view.record)}")
+    for record_format in RECORD_FORMATS:
+        record_format.check_complete(view)
     names = _names(view.record) or "no fields"
     raise InvalidRecord(
         "missing_field", f"found {names}; name the two sides with --instruction-field and --response-field"

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UserError
-from ..formats.dialect_types import CONVERSATION_FIELDS, TwoFields
-from ..formats.dialects import DIALECTS
+from ..formats.format_types import CONVERSATION_FIELDS, TwoFields
 from ..formats.messages import ROLE_KEYS, normalized, parse_literal
+from ..formats.record_formats import RECORD_FORMATS
 from ..formats.record_view import RecordView
 
 _SIDE_FIELDS = {
-    normalized(name) for d in DIALECTS if isinstance(d, TwoFields) for name in (d.instruction, *d.responses)
+    normalized(name) for d in RECORD_FORMATS if isinstance(d, TwoFields) for name in (d.instruction, *d.responses)
 }
 
 
@@ -52,9 +52,11 @@ def rows_in(value: Any, name: str) -> list[Any]:
 def is_record(value: Mapping[str, Any]) -> bool:
     """Return True if an object is a row in a known record format."""
     view = RecordView(value)
-    return any(dialect.matches(view, side, False) for dialect in DIALECTS for side in ("chosen", "rejected")) and not (
-        _is_columns(value)
-    )
+    return any(
+        record_format.matches(view, preference, False)
+        for record_format in RECORD_FORMATS
+        for preference in ("chosen", "rejected")
+    ) and not (_is_columns(value))
 
 
 def _is_columns(value: Mapping[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from torch.utils.data import get_worker_info
 
 from ...data.fields import Fields
 from ...data.formats.conversion import can_hold_pairs, pair_from_record
-from ...data.formats.dialects import DIALECTS
+from ...data.formats.record_formats import RECORD_FORMATS
 from ...data.pairs import check_text
 from ...errors import UserError
 from ...models.encoding import (
@@ -204,7 +204,7 @@ class PairReader:
 
 def _check_columns(names: Sequence[str], name: str) -> None:
     if not can_hold_pairs(names) and "input_ids" not in names:
-        wanted = "; ".join([*(dialect.description for dialect in DIALECTS), "input_ids"])
+        wanted = "; ".join([*(record_format.description for record_format in RECORD_FORMATS), "input_ids"])
         raise UserError(
             f"the {name} data set has the columns {', '.join(map(repr, names))}, and no pair can be read from them: "
             f"expected one of {wanted}. Rename them (dataset.rename_columns). Plain text has no two sides to align."

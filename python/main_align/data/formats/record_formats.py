@@ -1,4 +1,4 @@
-"""DIALECTS: every record format that is recognised, one object per format.
+"""RECORD_FORMATS: every record format that is recognised, one object per format.
 
 To add a format, add an object here. The help, docs/data.md and the tests are generated from this list. The first
 format that matches a record is used, so a specific format precedes a general one. Field names are compared without
@@ -7,12 +7,12 @@ case, spaces and underscores.
 
 from __future__ import annotations
 
-from .dialect_types import CONVERSATION_FIELDS, Conversation, Dialect, Instances, Preference, TwoFields
+from .format_types import CONVERSATION_FIELDS, Conversation, Instances, Preference, RecordFormat, TwoFields
 
 _X, _Y = "Name a prime.", "Seven."
 _TURNS = [{"role": "user", "content": _X}, {"role": "assistant", "content": _Y}]
 
-DIALECTS: tuple[Dialect, ...] = (
+RECORD_FORMATS: tuple[RecordFormat, ...] = (
     Preference(
         "chosen",
         "rejected",

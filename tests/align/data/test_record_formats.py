@@ -9,8 +9,8 @@ import pytest
 from main_align.cli.score import FORMATS
 from main_align.data.fields import Fields, Notes
 from main_align.data.formats.conversion import can_hold_pairs, pair_from_record
-from main_align.data.formats.dialect_types import Instances, TwoFields
-from main_align.data.formats.dialects import DIALECTS
+from main_align.data.formats.format_types import Instances, TwoFields
+from main_align.data.formats.record_formats import RECORD_FORMATS
 from main_align.data.formats.record_view import RecordView
 from main_align.data.pairs import Turn
 
@@ -22,14 +22,14 @@ CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{
 CALLED = [Turn("assistant", '{"name": "f", "arguments": {"n": 1}}'), Turn("user", "42")]
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.description)
-def test_each_dialect_reads_its_example(dialect: Any) -> None:
+@pytest.mark.parametrize("record_format", RECORD_FORMATS, ids=lambda record_format: record_format.description)
+def test_each_record_format_reads_its_example(record_format: Any) -> None:
     notes = Notes()
-    pair = pair_from_record(dialect.example, 1, Fields(), notes=notes)
+    pair = pair_from_record(record_format.example, 1, Fields(), notes=notes)
     assert (pair.status, pair.instruction.replace("\n", " "), pair.response) == ("ok", X, Y)
     assert not notes.unused
-    assert can_hold_pairs(list(dialect.example))
-    assert dialect.used_by
+    assert can_hold_pairs(list(record_format.example))
+    assert record_format.used_by
 
 
 CASES: dict[str, tuple[dict[str, Any], str, str, tuple[Turn, ...]]] = {
@@ -221,14 +221,14 @@ PREFERENCES = ("ultrafeedback", "explicit prompt", "hh-rlhf", "hh prompt", "orca
 
 
 @pytest.mark.parametrize("name", PREFERENCES)
-def test_side_rejected_reads_the_other_response(name: str) -> None:
+def test_preference_rejected_reads_the_other_response(name: str) -> None:
     record, x, _, context = CASES[name]
-    pair = pair_from_record(record, 1, Fields(side="rejected"))
+    pair = pair_from_record(record, 1, Fields(preference="rejected"))
     assert (pair.instruction, pair.response, pair.context) == (x, "Nine.", context)
 
 
-def test_side_rejected_needs_a_rejected_response() -> None:
-    pair = pair_from_record({"prompt": X, "completion": Y}, 1, Fields(side="rejected"))
+def test_preference_rejected_needs_a_rejected_response() -> None:
+    pair = pair_from_record({"prompt": X, "completion": Y}, 1, Fields(preference="rejected"))
     assert pair.status == "missing_field"
     assert "no rejected response; the row has 'prompt', 'completion'" in pair.reason
 
@@ -318,4 +318,4 @@ def test_a_row_without_an_id_is_labelled_by_its_line(value: object) -> None:
 
 
 def test_the_help_shows_every_format() -> None:
-    assert all(dialect.description in FORMATS for dialect in DIALECTS)
+    assert all(record_format.description in FORMATS for record_format in RECORD_FORMATS)

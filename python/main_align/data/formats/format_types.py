@@ -1,6 +1,6 @@
-"""Dialect and its subclasses TwoFields, Conversation, Preference, Instances: the types of record formats.
+"""RecordFormat and its subclasses TwoFields, Conversation, Preference, Instances: the types of record formats.
 
-dialects.py lists the formats themselves.
+record_formats.py lists the formats themselves.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NO_INPUT = "<noinput>"  # an empty input in self-instruct
 
 
 @dataclass(frozen=True)
-class Dialect(ABC):
+class RecordFormat(ABC):
     """One record format.
 
     Args:
@@ -38,15 +38,15 @@ class Dialect(ABC):
     """
 
     @abstractmethod
-    def matches(self, view: RecordView, side: str, nonempty: bool) -> bool:
+    def matches(self, view: RecordView, preference: str, nonempty: bool) -> bool:
         """Return True if the fields are present and not null, and with `nonempty` also not empty."""
 
     def matches_columns(self, view: RecordView) -> bool:
         """Return True if a table has the columns of this format."""
-        return any(self.matches(view, side, False) for side in ("chosen", "rejected"))
+        return any(self.matches(view, preference, False) for preference in ("chosen", "rejected"))
 
     @abstractmethod
-    def messages(self, view: RecordView, side: str) -> list[Message]:
+    def messages(self, view: RecordView, preference: str) -> list[Message]:
         """Return the whole conversation, which ends in the response. Raise InvalidRecord if there is none."""
 
     @abstractmethod
@@ -94,7 +94,7 @@ def append_texts(instruction: str, *extras: str) -> str:
 
 
 @dataclass(frozen=True)
-class TwoFields(Dialect):
+class TwoFields(RecordFormat):
     """One field per side, with text or turns.
 
     Args:
@@ -113,14 +113,14 @@ class TwoFields(Dialect):
     def _response(self, view: RecordView, nonempty: bool) -> str | None:
         return next((name for name in self.responses if _is_present(view.get(name), nonempty)), None)
 
-    def matches(self, view: RecordView, side: str, nonempty: bool) -> bool:
-        if side != "chosen" or not _is_present(view.get(self.instruction), nonempty):
+    def matches(self, view: RecordView, preference: str, nonempty: bool) -> bool:
+        if preference != "chosen" or not _is_present(view.get(self.instruction), nonempty):
             return False
         if self.only_prompt and any(view.name(name) for name in PROMPT_FIELDS if name != self.instruction):
             return False
         return self._response(view, nonempty) is not None
 
-    def messages(self, view: RecordView, side: str) -> list[Message]:
+    def messages(self, view: RecordView, preference: str) -> list[Message]:
         get = view.at if self.by_path else view.get
         response = self.responses[0] if self.by_path else self._response(view, True) or self._response(view, False)
         assert response is not None
@@ -147,7 +147,7 @@ class TwoFields(Dialect):
 
 
 @dataclass(frozen=True)
-class Conversation(Dialect):
+class Conversation(RecordFormat):
     """One field with a list of turns that ends in user and assistant.
 
     Args:
@@ -167,13 +167,13 @@ class Conversation(Dialect):
                 return name
         return None
 
-    def matches(self, view: RecordView, side: str, nonempty: bool) -> bool:
-        return side == "chosen" and self._name(view, nonempty) is not None
+    def matches(self, view: RecordView, preference: str, nonempty: bool) -> bool:
+        return preference == "chosen" and self._name(view, nonempty) is not None
 
     def matches_columns(self, view: RecordView) -> bool:
         return any(view.name(name) for name in self.names)
 
-    def messages(self, view: RecordView, side: str) -> list[Message]:
+    def messages(self, view: RecordView, preference: str) -> list[Message]:
         name = self.main_field(view)
         view.use(name)
         return messages_of(view.get(name), name)
@@ -187,8 +187,8 @@ class Conversation(Dialect):
 
 
 @dataclass(frozen=True)
-class Preference(Dialect):
-    """Two responses to one prompt, one of them chosen by the option --side.
+class Preference(RecordFormat):
+    """Two responses to one prompt, one of them chosen by the option --preference.
 
     Args:
         chosen: field of the preferred response.
@@ -204,13 +204,13 @@ class Preference(Dialect):
         names = (*self.prompts, *CONVERSATION_FIELDS)
         return next((name for name in names if _is_present(view.get(name), True)), None)
 
-    def matches(self, view: RecordView, side: str, nonempty: bool) -> bool:
-        return _is_present(view.get(getattr(self, side)), nonempty) and view.name(self.rejected) is not None
+    def matches(self, view: RecordView, preference: str, nonempty: bool) -> bool:
+        return _is_present(view.get(getattr(self, preference)), nonempty) and view.name(self.rejected) is not None
 
-    def messages(self, view: RecordView, side: str) -> list[Message]:
+    def messages(self, view: RecordView, preference: str) -> list[Message]:
         for name in (self.chosen, self.rejected):
             view.use(name)
-        name, prompt = getattr(self, side), self._prompt(view)
+        name, prompt = getattr(self, preference), self._prompt(view)
         value = view.get(name)
         transcript = transcript_of(value) if isinstance(value, str) else None
         answer = transcript or side_messages(value, name, "assistant")
@@ -231,7 +231,7 @@ class Preference(Dialect):
 
 
 @dataclass(frozen=True)
-class Instances(Dialect):
+class Instances(RecordFormat):
     """An instruction with a list of instances, the first of which is read.
 
     Args:
@@ -242,16 +242,16 @@ class Instances(Dialect):
     instruction: str = "instruction"
     instances: str = "instances"
 
-    def matches(self, view: RecordView, side: str, nonempty: bool) -> bool:
+    def matches(self, view: RecordView, preference: str, nonempty: bool) -> bool:
         items = parse_literal(view.get(self.instances))
-        if side != "chosen" or not _is_present(view.get(self.instruction), nonempty):
+        if preference != "chosen" or not _is_present(view.get(self.instruction), nonempty):
             return False
         return isinstance(items, list) and bool(items) and isinstance(items[0], Mapping) and "output" in items[0]
 
     def matches_columns(self, view: RecordView) -> bool:
         return bool(view.name(self.instruction) and view.name(self.instances))
 
-    def messages(self, view: RecordView, side: str) -> list[Message]:
+    def messages(self, view: RecordView, preference: str) -> list[Message]:
         for name in (self.instruction, self.instances):
             view.use(name)
         first = RecordView(parse_literal(view.get(self.instances))[0])
