@@ -60,13 +60,11 @@ void bind_structs(py::module_& m) {
       .field("neg_entropy_grad", &ScoreGradTerms::neg_entropy_grad);
   StructBinding<SingleExpSums>(m, "SingleExpSums")
       .field("scale", &SingleExpSums::scale)
-      .field("score_bound", &SingleExpSums::score_bound)
       .field("row_total", &SingleExpSums::row_total)
       .field("target_score", &SingleExpSums::target_score)
       .field("column_total", &SingleExpSums::column_total);
   StructBinding<SingleExpTerms>(m, "SingleExpTerms")
       .field("scale", &SingleExpTerms::scale)
-      .field("score_bound", &SingleExpTerms::score_bound)
       .field("row_factor", &SingleExpTerms::row_factor)
       .field("column_factor", &SingleExpTerms::column_factor)
       .field("target_grad", &SingleExpTerms::target_grad)

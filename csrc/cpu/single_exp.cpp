@@ -14,8 +14,8 @@ namespace {
 constexpr int64_t kTileRows = 64;  // a tile of kTileRows x kBlock scores stays in the second-level cache
 
 template <class T>
-MK_INLINE void reduce_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale, float score_bound,
-                           float* row_part, float* col_part) {
+MK_INLINE void reduce_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale, float* row_part,
+                           float* col_part) {
   float run[kBlock] = {};
   std::fill(col_part, col_part + n, 0.f);
   for (int64_t i = 0; i < rows; ++i) {
@@ -24,7 +24,7 @@ MK_INLINE void reduce_tile(const T* raw, int64_t rows, int64_t n, int64_t stride
     float terms[kBlock];
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const float e = exp_(scale * load(row[j]) - score_bound);
+      const float e = exp_(scale * load(row[j]));
       terms[j] = e;
       run[j] += e;
     }
@@ -35,7 +35,7 @@ MK_INLINE void reduce_tile(const T* raw, int64_t rows, int64_t n, int64_t stride
 
 // targets, mask.rows and mask.columns belong to the tile, which begins at column j0; targets stay unmasked.
 template <class T>
-MK_INLINE void reduce_masked_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale, float score_bound,
+MK_INLINE void reduce_masked_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale,
                                   const int64_t* targets, int64_t j0, Mask mask, float* row_part, float* col_part) {
   float run[kBlock] = {};
   std::fill(col_part, col_part + n, 0.f);
@@ -46,14 +46,14 @@ MK_INLINE void reduce_masked_tile(const T* raw, int64_t rows, int64_t n, int64_t
     float terms[kBlock];
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const float e = select(mask.columns[j] == id, 0.f, exp_(scale * load(row[j]) - score_bound));
+      const float e = select(mask.columns[j] == id, 0.f, exp_(scale * load(row[j])));
       terms[j] = e;
       run[j] += e;
     }
     float part = sum(terms, n);
     const int64_t target = targets[i] - j0;
     if (target >= 0 && target < n && mask.columns[target] == id) {
-      const float e = exp_(scale * load(row[target]) - score_bound);
+      const float e = exp_(scale * load(row[target]));
       part += e;
       run[target] += e;
     }
@@ -63,13 +63,13 @@ MK_INLINE void reduce_masked_tile(const T* raw, int64_t rows, int64_t n, int64_t
 }
 
 template <bool masked, class T>
-MK_INLINE float single_exp_grad_block(T* row, int64_t n, float scale, float score_bound, const int32_t* columns, int32_t id,
+MK_INLINE float single_exp_grad_block(T* row, int64_t n, float scale, const int32_t* columns, int32_t id,
                                     float row_factor, const float* column_factor, bool sums_score_grad) {
   if (sums_score_grad) {
     float terms[kBlock];
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const float x = load(row[j]), weight = (row_factor + column_factor[j]) * exp_(scale * x - score_bound);
+      const float x = load(row[j]), weight = (row_factor + column_factor[j]) * exp_(scale * x);
       const float g = masked ? select(columns[j] == id, 0.f, weight) : weight;
       terms[j] = g * x;
       store(row + j, g * scale);
@@ -78,25 +78,25 @@ MK_INLINE float single_exp_grad_block(T* row, int64_t n, float scale, float scor
   }
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    const float g = (row_factor + column_factor[j]) * exp_(scale * load(row[j]) - score_bound) * scale;
+    const float g = (row_factor + column_factor[j]) * exp_(scale * load(row[j])) * scale;
     store(row + j, masked ? select(columns[j] == id, 0.f, g) : g);
   }
   return 0.f;
 }
 
 template <class T>
-MK_INLINE void single_exp_grad_row(T* row, int64_t M, float scale, float score_bound, int64_t target,
+MK_INLINE void single_exp_grad_row(T* row, int64_t M, float scale, int64_t target,
                                  const int32_t* columns, int32_t id, float row_factor, const float* column_factor, float target_grad,
                                  double* scale_grad) {
   const float at_target = load(row[target]);
-  const float own = (row_factor + column_factor[target]) * exp_(scale * at_target - score_bound);
+  const float own = (row_factor + column_factor[target]) * exp_(scale * at_target);
   double sum_of_row = 0;
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
     const int64_t n = std::min(kBlock, M - j0);
     if (columns)
-      sum_of_row += single_exp_grad_block<true>(row + j0, n, scale, score_bound, columns + j0, id, row_factor, column_factor + j0, scale_grad);
+      sum_of_row += single_exp_grad_block<true>(row + j0, n, scale, columns + j0, id, row_factor, column_factor + j0, scale_grad);
     else
-      sum_of_row += single_exp_grad_block<false>(row + j0, n, scale, score_bound, columns, id, row_factor, column_factor + j0, scale_grad);
+      sum_of_row += single_exp_grad_block<false>(row + j0, n, scale, columns, id, row_factor, column_factor + j0, scale_grad);
   }
   store(row + target, (own + target_grad) * scale);
   const float masked_own = columns && columns[target] == id ? own : 0.f;
@@ -124,10 +124,10 @@ void single_exp_reduce(Chunk<T> chunk, SingleExpSums sums, int threads) {
       float *row_part = row_parts.data() + v * rows + i0, *col_part = col_parts.data() + u * M + j0;
       const T* tile = raw + i0 * M + j0;
       if (mask.rows)
-        dispatch<ReduceMaskedTile>(tile, height, width, M, sums.scale, sums.score_bound, chunk.targets + i0, j0,
+        dispatch<ReduceMaskedTile>(tile, height, width, M, sums.scale, chunk.targets + i0, j0,
                                    Mask{mask.rows + i0, mask.columns + j0, true}, row_part, col_part);
       else
-        dispatch<ReduceTile>(tile, height, width, M, sums.scale, sums.score_bound, row_part, col_part);
+        dispatch<ReduceTile>(tile, height, width, M, sums.scale, row_part, col_part);
     }
   for (int64_t v = 0; v < across; ++v)
     for (int64_t i = 0; i < rows; ++i) sums.row_total[i] += row_parts[v * rows + i];
@@ -141,7 +141,7 @@ void single_exp_score_grad(Chunk<T> chunk, SingleExpTerms terms, int threads) {
   const Mask mask = chunk.mask;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < chunk.rows; ++i)
-    dispatch<SingleExpGradRow>(chunk.row(i), chunk.columns, terms.scale, terms.score_bound, chunk.targets[i],
+    dispatch<SingleExpGradRow>(chunk.row(i), chunk.columns, terms.scale, chunk.targets[i],
                                mask.rows ? mask.columns : nullptr, mask.rows ? mask.rows[i] : 0, terms.row_factor[i],
                                terms.column_factor, terms.target_grad ? terms.target_grad[i] : 0.f,
                                terms.scale_grad ? terms.scale_grad + i : nullptr);

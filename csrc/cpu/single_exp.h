@@ -1,14 +1,14 @@
-// Forward and backward kernels with one exponential per score, for |s| <= score_bound with 2 * score_bound <= 80:
-// e^(s - score_bound) neither overflows nor vanishes, so rows and columns share it. Every row has a target, and the mask
-// keeps the targets.
+// Forward and backward kernels with one exponential per score, for |s| <= 40: e^s, its sums and their reciprocals are
+// normal float32 numbers, so rows and columns share it and no maximum is subtracted. A distant maximum would cost digits:
+// s - 40 is rounded to 4e-6. Every row has a target, and the mask keeps the targets.
 #pragma once
 #include "scores.h"
 
 namespace mk {
 
 struct SingleExpSums {
-  float scale = 1, score_bound = 0;
-  double* row_total = nullptr;     // [rows], added to: sums of e^(s - score_bound)
+  float scale = 1;
+  double* row_total = nullptr;     // [rows], added to: sums of e^s
   float* target_score = nullptr;   // [rows]
   double* column_total = nullptr;  // [columns], added to
 };
@@ -17,9 +17,9 @@ struct SingleExpSums {
 template <class T>
 void single_exp_reduce(Chunk<T> chunk, SingleExpSums sums, int threads);
 
-// dL/ds = (row_factor_i + column_factor_j) e^(s - score_bound), 0 for a masked entry, plus target_grad_i at the target.
+// dL/ds = (row_factor_i + column_factor_j) e^s, 0 for a masked entry, plus target_grad_i at the target.
 struct SingleExpTerms {
-  float scale = 1, score_bound = 0;
+  float scale = 1;
   const float* row_factor = nullptr;
   const float* column_factor = nullptr;
   const float* target_grad = nullptr;  // may be null

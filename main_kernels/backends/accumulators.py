@@ -30,10 +30,15 @@ class Lse:
     low: Tensor
 
     @classmethod
-    def of(cls, maximum: Tensor, log_sum: Tensor) -> Lse:
-        """Split ``maximum + log_sum``; the log-sum-exp of an empty set is (-inf, 0)."""
-        high = maximum + log_sum
-        return cls(high, torch.where(high == -torch.inf, 0, (maximum - high) + log_sum))
+    def of(cls, maximum: Tensor, total: Tensor) -> Lse:
+        """Split ``maximum + log(total)``, with ``total`` in float64; the log-sum-exp of an empty set is (-inf, 0)."""
+        lse = maximum.double() + total.log()
+        high = lse.to(maximum.dtype)
+        return cls(high, torch.where(high == -torch.inf, 0, lse - high).to(maximum.dtype))
+
+    def reciprocal(self) -> Tensor:
+        """Return exp(-lse) in float64."""
+        return (-self.high.double() - self.low.double()).exp()
 
     def __getitem__(self, rows: slice | Tensor) -> Lse:
         return Lse(self.high[rows], self.low[rows])
@@ -80,7 +85,7 @@ class RowAccumulators:
         return RowAccumulators(*(v[rows] if isinstance(v, Tensor) else v for v in vars(self).values()))  # type: ignore[arg-type]
 
     def lse(self) -> Lse | None:
-        return None if self.total is None else Lse.of(self.maximum, self.total.log().to(self.maximum.dtype))
+        return None if self.total is None else Lse.of(self.maximum, self.total)
 
     def entropy(self) -> Tensor | None:
         """Entropy of the softmax over the unmasked entries; 0 for a row without any."""
@@ -122,4 +127,4 @@ class ColumnAccumulators:
         )
 
     def lse(self) -> Lse:
-        return Lse.of(self.maximum, self.total.log().to(self.maximum.dtype))
+        return Lse.of(self.maximum, self.total)

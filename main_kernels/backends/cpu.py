@@ -147,7 +147,6 @@ class CpuSingleExp:
         sums = _struct(
             "SingleExpSums",
             scale=scale,
-            score_bound=float(columns.maximum[0]),
             row_total=_doubles(rows.total),
             target_score=_floats(rows.target),
             column_total=_doubles(columns.total),
@@ -158,7 +157,6 @@ class CpuSingleExp:
         self,
         raw: Tensor,
         scale: float,
-        score_bound: float,
         targets: Tensor,
         mask: Mask | None,
         row_factor: Tensor,
@@ -169,7 +167,6 @@ class CpuSingleExp:
         terms = _struct(
             "SingleExpTerms",
             scale=scale,
-            score_bound=score_bound,
             row_factor=_floats(row_factor),
             column_factor=_floats(column_factor),
             target_grad=_floats(target_grad),

@@ -14,7 +14,7 @@ from torch import Tensor
 from .accumulators import ColumnAccumulators, Lse, RowAccumulators
 
 MAX_SCORE_BOUND = 40.0
-"""Largest bound on |s| for the single-exp kernels: exp(s - MAX_SCORE_BOUND) is then a normal float32."""
+"""Largest bound on |s| for the single-exp kernels: exp(s), its sums and their reciprocals are then normal float32."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class SingleExpKernels(Protocol):
     """Forward and backward kernels with one exponential per score instead of one per reduction.
 
     They need |s| <= MAX_SCORE_BOUND, a target in every row, and no mask or one that keeps the targets: rows and columns
-    can then share one constant maximum."""
+    can then share exp(s), and no maximum is subtracted."""
 
     def reduce(
         self,
@@ -157,14 +157,12 @@ class SingleExpKernels(Protocol):
         rows: RowAccumulators,
         columns: ColumnAccumulators,
     ) -> None:
-        """Add raw[c, M] to the row and the column accumulators in one pass. All of their ``maximum`` entries are the
-        same constant, at least every |s| and at most MAX_SCORE_BOUND."""
+        """Add raw[c, M] to the row and the column accumulators in one pass. All of their ``maximum`` entries are 0."""
 
     def score_grad_(
         self,
         raw: Tensor,
         scale: float,
-        score_bound: float,
         targets: Tensor,
         mask: Mask | None,
         row_factor: Tensor,
@@ -172,7 +170,7 @@ class SingleExpKernels(Protocol):
         target_grad: Tensor | None,
         scale_grad: Tensor | None,
     ) -> None:
-        """Backend.score_grad_ for ``dL/ds_ij = (row_factor_i + column_factor_j) exp(s_ij - score_bound)``, plus
+        """Backend.score_grad_ for ``dL/ds_ij = (row_factor_i + column_factor_j) exp(s_ij)``, plus
         target_grad_i at the row's target."""
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators
-from ..backends.interface import ScoreGradTerms
+from ..backends.interface import ScoreGradTerms, SingleExpKernels
 from ..backends.workspace import WORKSPACE
 from .grad_buffer import GradBuffers
 from .problem import Problem, accumulator_dtype
@@ -43,7 +43,7 @@ class _Accumulators:
 
     rows: RowAccumulators
     columns: ColumnAccumulators | None
-    score_bound: float | None  # their constant maximum, for the single-exp kernels
+    single_exp: SingleExpKernels | None  # adds the chunks if every maximum is 0
 
 
 def tiled_forward(
@@ -60,8 +60,9 @@ def tiled_forward(
     """
     device, accumulator = problem.query.device, accumulator_dtype(problem.query.dtype)
     pointwise = spec.entropy_and_ranks or spec.logit_sums or spec.softplus or spec.clip
-    bound = problem.score_bound() if spec.column_lse and spec.row_lse and not pointwise else None
-    maximum = -torch.inf if bound is None else bound
+    is_infonce = spec.column_lse and spec.row_lse and not pointwise
+    single_exp = problem.backend.single_exp if is_infonce and problem.suits_single_exp() else None
+    maximum = -torch.inf if single_exp is None else 0.0
     rows = RowAccumulators.empty(problem.query.shape[0], accumulator, device, spec, maximum=maximum)
     columns = None
     if spec.column_lse:
@@ -73,7 +74,7 @@ def tiled_forward(
         columns.target = _column_target_scores(problem, rows.target)
     needs_whole_rows = spec.column_lse or spec.entropy_and_ranks or saved_scores.numel() or grads.is_needed
     if needs_whole_rows or problem.fused is not None:
-        _by_row_chunks(problem, _Accumulators(rows, columns, bound), row_loss, saved_scores, grads)
+        _by_row_chunks(problem, _Accumulators(rows, columns, single_exp), row_loss, saved_scores, grads)
     else:
         _by_tiles(problem, rows)
     return _reductions(problem, rows, columns, row_loss)
@@ -114,7 +115,6 @@ def _by_row_chunks(
 ) -> None:
     """Reduce chunks of whole rows, and compute the gradients of the row losses while a chunk is in memory."""
     backend, score_map, fused, columns = problem.backend, problem.score_map, problem.fused, sums.columns
-    single_exp = backend.single_exp
     if not problem.query.shape[0]:
         grads.key.zero_()
     buffer = problem.score_buffer() if not saved_scores.numel() and (fused is None or grads.is_needed) else None
@@ -124,9 +124,9 @@ def _by_row_chunks(
         if fused is not None:
             (query, key), out = problem.fused_operands, scores if scores.numel() else None
             fused.reduce(query[chunk], key, score_map, targets, mask, problem.stored_dtype, rows, columns, out)
-        elif sums.score_bound is not None and single_exp is not None and columns is not None and targets is not None:
+        elif sums.single_exp is not None and columns is not None and targets is not None:
             problem.raw_scores(chunk, scores)
-            single_exp.reduce(scores, float(score_map.scale), targets, mask, rows, columns)
+            sums.single_exp.reduce(scores, float(score_map.scale), targets, mask, rows, columns)
         else:
             problem.raw_scores(chunk, scores)
             backend.reduce_rows(scores, score_map, targets, mask, rows)
@@ -206,7 +206,6 @@ def tiled_backward(
             single_exp.score_grad_(
                 scores,
                 float(score_map.scale),
-                factors.score_bound,
                 targets,
                 mask,
                 factors.rows[chunk],
@@ -227,11 +226,10 @@ def tiled_backward(
 
 @dataclass(frozen=True)
 class _SingleExpFactors:
-    """dL/ds_ij = (rows_i + columns_j) exp(s_ij - score_bound), plus the target's term."""
+    """dL/ds_ij = (rows_i + columns_j) exp(s_ij), plus the target's term."""
 
     rows: Tensor
     columns: Tensor
-    score_bound: float
 
 
 def _single_exp_factors(problem: Problem, terms: ScoreGradTerms) -> _SingleExpFactors | None:
@@ -243,19 +241,11 @@ def _single_exp_factors(problem: Problem, terms: ScoreGradTerms) -> _SingleExpFa
         return None
     if any(term is not None for term in others):
         return None
-    bound = problem.score_bound()
-    if bound is None:
+    if not problem.suits_single_exp():
         return None
     return _SingleExpFactors(
-        rows=_exp_above(bound, row_lse).mul_(row_grad).float(),
-        columns=_exp_above(bound, column_lse).mul_(column_grad).float(),
-        score_bound=bound,
+        rows=row_lse.reciprocal().mul_(row_grad).float(), columns=column_lse.reciprocal().mul_(column_grad).float()
     )
-
-
-def _exp_above(bound: float, lse: Lse) -> Tensor:
-    """Return exp(bound - lse) in float64."""
-    return ((bound - lse.high.double()) - lse.low.double()).exp()
 
 
 def _add_products(problem: Problem, score_grad: Tensor, chunk: slice, grads: GradBuffers) -> None:

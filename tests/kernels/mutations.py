@@ -117,7 +117,7 @@ MUTATIONS = [
     Mutation(ROW_LOSS, "row_sum_grad=w * (-eps / columns) if eps else None", "row_sum_grad=None"),
     Mutation(ROW_LOSS, "(own - logits / columns)", "(own - logits)"),
     Mutation(ROW_LOSS, "self.z_loss * lse.high.square()", "self.z_loss * lse.high"),
-    Mutation(PROBLEM, "return bound if bound <= MAX_SCORE_BOUND else None", "return bound"),
+    Mutation(PROBLEM, "return bound <= MAX_SCORE_BOUND", "return True"),
     Mutation(TILING, "dot[columns] = products.sum(1)", "dot[: len(columns)] = products.sum(1)"),
     Mutation(TILING, "_exp_above(bound, column_lse).mul_(column_grad)", "_exp_above(bound, column_lse)"),
     Mutation(TILING, "else targets - left", "else targets"),
