@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -44,6 +45,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = sorted(
         (item for item in items if not is_left_out(item)), key=lambda item: "longest" not in item.keywords
     )
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules out of the full garbage collections of a trainer: each takes a second."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter free them at its end: Triton's bindings report what it does not."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

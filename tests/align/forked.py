@@ -3,6 +3,7 @@ process costs as much as its work."""
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ def _child(function: Callable[..., object], arguments: tuple[object, ...], log: 
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update(environment)
+    gc.freeze()  # leave the modules out of the full garbage collections of a trainer: each takes a second
     torch.set_num_threads(1)  # many tiny products: a second thread only waits
     function(*arguments)
 
