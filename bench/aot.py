@@ -1,7 +1,14 @@
 """Compile every Triton kernel in every configuration that the backend launches, for three architectures, and read
 registers, spills, shared memory and matrix instructions from the machine code. Needs no GPU.
 
-    python -m bench.aot -o bench/results/aot.json
+    python -m bench.aot -o bench/results/aot.json         # every case, about ten minutes
+    python -m bench.aot -a 90 -k "reduce rows"            # some, for an H100 (compute capability 9.0)
+
+The name of a case is `reduce` (forward) or `score_grad` (backward), what is computed, an optional input, and the dtype.
+"chunk" precedes the name for kernels over scores in memory, which float32 uses after cuBLAS's products. What is
+computed is `rows` for linear_cross_entropy and token_logprobs, `both` for info_nce, `softplus` for sigmoid_loss,
+`ranks` for pair_scores; WANTS and UPSTREAM list the rest. `divergence` is linear_kl. Each line has the tile, BLOCK_M x
+BLOCK_N x BLOCK_K, of the row of main_kernels/backends/triton/configs.py that the launch uses.
 
 The backend's own launchers run on meta tensors with a stand-in for the driver; launching is replaced by compiling. The
 binaries are therefore those of a real launch, with the same specialisation.
@@ -92,15 +99,16 @@ class _Pretended:
 
 
 @contextmanager
-def compiling(architecture: int) -> Iterator[list[tuple[str, Any]]]:
-    """Inside, kernels are compiled for an architecture instead of being launched, and listed with their names."""
-    compiled: list[tuple[str, Any]] = []
+def compiling(architecture: int) -> Iterator[list[tuple[str, str, Any]]]:
+    """Compile kernels for an architecture instead of launching them; yield a list of (name, tile, binary)."""
+    compiled: list[tuple[str, str, Any]] = []
     before, run = driver._active, JITFunction.run
     found, counted = configs.architecture, configs.multiprocessors
 
     def compile_only(self, *args, grid, warmup, **kwargs):  # type: ignore[no-untyped-def]
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        compiled.append((self.__name__, kernel))
+        tile = "x".join(str(value) for name, value in kwargs.items() if name.startswith("BLOCK"))
+        compiled.append((self.__name__, tile, kernel))
         return kernel
 
     try:
@@ -156,6 +164,11 @@ EXTRAS = ("", "ids", "left out", "bias", "softcap", "stored")
 """optional inputs of a call; "left out" is ids whose targets are masked"""
 
 
+def _name(words: str) -> str:
+    """Return the name of a case without the gap of an absent extra."""
+    return " ".join(words.split())
+
+
 def _given(extra: str, n: int, m: int) -> tuple[ScoreMap, Mask | None]:
     """The score map and the mask of a case."""
     everything = extra == "everything"
@@ -181,9 +194,9 @@ def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     ):
         case = _Fused(dtype, n, m)
         for what, extra in reduced if dtype == torch.bfloat16 else plain:
-            yield f"reduce {what} {extra} {case.about}", partial(case.reduce, WANTS[what], extra)
+            yield _name(f"reduce {what} {extra} {case.about}"), partial(case.reduce, WANTS[what], extra)
         for what, extra in weighed if dtype == torch.bfloat16 else plain:
-            yield f"score_grad {what} {extra} {case.about}", partial(case.score_grad, UPSTREAM[what], extra)
+            yield _name(f"score_grad {what} {extra} {case.about}"), partial(case.score_grad, UPSTREAM[what], extra)
 
 
 class _Fused:
@@ -224,9 +237,9 @@ def chunk_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     for dtype in (torch.float32, torch.bfloat16):
         raw, about = empty(4096, 32768, dtype=dtype), str(dtype)[6:]
         for what, extra in [(w, "") for w in WANTS] + extras:
-            yield f"chunk reduce {what} {extra} {about}", partial(_reduce_chunk, raw, WANTS[what], extra)
+            yield _name(f"chunk reduce {what} {extra} {about}"), partial(_reduce_chunk, raw, WANTS[what], extra)
         for what, extra in [(u, "") for u in UPSTREAM] + extras:
-            yield f"chunk score_grad {what} {extra} {about}", partial(_weigh_chunk, raw, UPSTREAM[what], extra)
+            yield _name(f"chunk score_grad {what} {extra} {about}"), partial(_weigh_chunk, raw, UPSTREAM[what], extra)
         for other in (torch.float32, torch.bfloat16):
             for beta in (None, 0.5):
                 for trained in ((True, True), (True, False), (False, True)):
@@ -273,11 +286,11 @@ def measured(cases: Iterator[tuple[str, Callable[[], None]]], architecture: int)
     for name, launch in cases:
         with compiling(architecture) as compiled:
             launch()
-        for kernel, binary in compiled:
+        for kernel, tile, binary in compiled:
             if binary.hash in seen:
                 continue
             seen.add(binary.hash)
-            yield {"architecture": architecture, "kernel": kernel, "case": name, **machine_code(binary)}
+            yield {"architecture": architecture, "kernel": kernel, "tile": tile, "case": name, **machine_code(binary)}
 
 
 def faults(row: dict[str, Any]) -> list[str]:
@@ -309,7 +322,8 @@ def main() -> None:
             row["faults"] = faults(row)
             rows.append(row)
             print(
-                f"sm_{architecture:<4}{row['kernel']:<16}{row['case']:<46}{row['registers']:>4} registers"
+                f"sm_{architecture:<4}{row['kernel']:<17}{row['tile']:<11}{row['case']:<45}"
+                f"{row['registers']:>4} registers"
                 f"{row['shared']:>8} B shared {row[MATRIX[architecture]]:>4} {MATRIX[architecture]:<6}"
                 f"{row['UTMALDG']:>3} UTMALDG {row['instructions']:>6} instructions  {'; '.join(row['faults'])}",
                 flush=True,

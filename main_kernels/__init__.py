@@ -6,7 +6,13 @@ from .consistency import (
     cyclic_consistency,
     relational_scores,
 )
-from .contrastive import PairScores, info_nce, pair_scores, row_logsumexp, sigmoid_loss
+from .contrastive import (
+    PairScores,
+    info_nce,
+    pair_scores,
+    row_logsumexp,
+    sigmoid_loss,
+)
 from .distillation import (
     linear_kl,
 )

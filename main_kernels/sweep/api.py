@@ -152,7 +152,7 @@ def sweep(
 
     Example:
         >>> swept = sweep(query, key, targets=torch.arange(len(query)), column_lse=True)
-        >>> loss = (0.5 * (swept.row_lse + swept.column_lse) - swept.target).mean()  # symmetric InfoNCE
+        >>> loss = 0.5 * (swept.row_nll + swept.column_nll(slice(None))).mean()  # symmetric InfoNCE
     """
     no_tangents("the score sweep", query, key, scale, bias, None if loss is None else loss.weights)
     query, key = autocast(query), autocast(key)

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 SHAPE = "bfloat16 8192x32768"
 PLAIN = (
-    f"reduce rows  {SHAPE}",
-    f"score_grad both  {SHAPE}",
-    "chunk score_grad both  bfloat16",
+    f"reduce rows {SHAPE}",
+    f"score_grad both {SHAPE}",
+    "chunk score_grad both bfloat16",
     "divergence JS both bfloat16 bfloat16",
 )
 HEAVIEST = (f"reduce everything everything {SHAPE}", f"score_grad everything everything {SHAPE}")

@@ -10,7 +10,12 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, filter, score, train
+from . import (
+    doctor,
+    filter,
+    score,
+    train,
+)
 from .common import CommandGroup
 
 app = typer.Typer(

@@ -64,7 +64,8 @@ def test_the_help_has_an_example(command: str) -> None:
     code, text, _ = invoke(command, "--help")
     assert code == 0
     assert f"main-align {command}" in text
-    assert command == "doctor" or ("nats" in text or "unit" in text)
+    if command in ("score", "filter", "train"):
+        assert "nats" in text or "unit" in text
 
 
 def test_the_defaults_are_those_of_the_library() -> None:
