@@ -11,6 +11,6 @@ from .kernels import mutations as of_kernels
 @pytest.mark.parametrize(
     "mutation", [*of_kernels.MUTATIONS, *of_training.MUTATIONS], ids=lambda m: f"{m.file}: {m.old}"
 )
-def test_its_code_is_there(mutation):
+def test_the_code_of_a_mutation_exists(mutation):
     assert mutation.old in (of_kernels.ROOT / mutation.file).read_text()
     assert mutation.old != mutation.new

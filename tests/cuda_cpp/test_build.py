@@ -45,7 +45,7 @@ def test_no_kernel_spills(tmp_path, monkeypatch):
     assert max(int(registers) for *_, registers in kernels) <= 128  # two blocks of 256 threads on a processor
 
 
-def test_architectures_are_read_like_torchs(monkeypatch):
+def test_architectures_are_parsed_like_torchs(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     flags = runpy.run_path("setup.py")["architecture_flags"]
@@ -80,7 +80,7 @@ def test_a_launch_without_a_device_is_an_error():
         )
 
 
-def test_doctor_says_which_pooling_a_device_gets(monkeypatch):
+def test_doctor_reports_the_pooling_of_a_device(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a device")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
@@ -90,7 +90,7 @@ def test_doctor_says_which_pooling_a_device_gets(monkeypatch):
         assert words in backends.backend_report()["cuda:0"]
 
 
-def test_doctor_says_whether_they_are_compiled_in(monkeypatch):
+def test_doctor_reports_whether_they_are_compiled_in(monkeypatch):
     monkeypatch.setattr(cuda, "WHY_NOT", "")
     assert "segment pooling" in backends.backend_report()["cuda"]
     monkeypatch.setattr(cuda, "WHY_NOT", "main_kernels._C was built without CUDA")

@@ -14,7 +14,7 @@ from ..kernels import test_pooling as library
 from ..kernels.contract import error
 
 pytestmark = pytest.mark.slow  # the emulator takes a quarter of a minute to compile
-OF_THE_MACHINE = {"test_backends_agree", "test_gradcheck_in_float64", "test_is_refused"}
+OF_THE_MACHINE = {"test_backends_agree", "test_gradcheck_passes_in_float64", "test_an_invalid_argument_is_refused"}
 for _name in dir(library):
     if _name.startswith("test_") and _name not in OF_THE_MACHINE:
         globals()[_name] = getattr(library, _name)
@@ -58,7 +58,7 @@ def compare(hidden, offsets, *options):
     ],
 )
 @pytest.mark.parametrize(("weighted", "attention"), list(itertools.product([False, True], repeat=2)))
-def test_pieces_add_up(backend, lengths, width, dtype, weighted, attention):
+def test_a_segment_cut_into_pieces_gives_the_same(backend, lengths, width, dtype, weighted, attention):
     offsets = torch.tensor([2, *lengths]).cumsum(0)
     hidden = torch.randn(int(offsets[-1]) + 70, width).to(dtype)  # more than a piece belongs to no segment
     compare(hidden, offsets, weighted, attention, "mean", False)  # normalising would hide a wrong scale
@@ -66,7 +66,7 @@ def test_pieces_add_up(backend, lengths, width, dtype, weighted, attention):
 
 @pytest.mark.parametrize(("width", "dtype"), [(8200, torch.bfloat16), (4100, torch.float32), (1030, torch.float16)])
 @pytest.mark.parametrize("mode", ["mean", "last", "attention"])
-def test_rows_wider_than_a_block(backend, width, dtype, mode):
+def test_rows_wider_than_a_block_match_the_reference(backend, width, dtype, mode):
     hidden, offsets = torch.randn(80, width).to(dtype), torch.tensor([0, 70, 75])
     compare(hidden, offsets, mode != "last", mode == "attention", mode)
 
@@ -85,7 +85,7 @@ def test_an_embedding_does_not_depend_on_its_place_in_the_pack(backend, start):
 
 @pytest.mark.parametrize(("weighted", "attention"), list(itertools.product([False, True], repeat=2)))
 @pytest.mark.parametrize("normalize", [False, True])
-def test_the_order_of_threads_changes_no_bit(backend, emulated, weighted, attention, normalize):
+def test_the_order_of_threads_does_not_change_a_bit(backend, emulated, weighted, attention, normalize):
     """Where it does, a barrier is missing."""
     hidden, offsets = torch.randn(200, 264), torch.tensor([1, 1, 140, 160, 190])
     runs = []
@@ -99,7 +99,7 @@ def test_the_order_of_threads_changes_no_bit(backend, emulated, weighted, attent
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
-def test_unchecked_offsets_stay_inside(backend, monkeypatch):
+def test_unchecked_offsets_stay_in_bounds(backend, monkeypatch):
     """In a captured graph they cannot be read: whatever they are, no row outside the tensors is touched."""
     monkeypatch.setattr("main_kernels.checks.check_offset_values", lambda *_: None)
     hidden = torch.randn(100, 8)

@@ -117,6 +117,6 @@ def test_the_script_is_bash():
 
 
 @pytest.mark.slow
-def test_what_the_sanitizers_watch_runs():
+def test_the_sanitizer_script_runs():
     command = [sys.executable, "-m", "bench.sanitize", "--device", "cpu"]
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True)

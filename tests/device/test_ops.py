@@ -66,7 +66,7 @@ def test_a_graph_replays_with_new_inputs(name):
 
 
 @each
-def test_on_a_side_stream_behind_long_work(name):
+def test_another_stream_is_respected_behind_long_work(name):
     """A launch on another stream would read what is not there yet."""
     call, (hidden, weight, targets) = CALLS[name], problem()
     want = step(call, hidden, weight, targets)
@@ -83,7 +83,7 @@ def test_on_a_side_stream_behind_long_work(name):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
 @each
-def test_on_the_device_of_the_tensors(name):
+def test_kernels_run_on_the_device_of_the_tensors(name):
     first = problem(device="cuda:0")
     with torch.cuda.device(0):
         second = [t.detach().to("cuda:1").requires_grad_(t.requires_grad) for t in first]
@@ -94,7 +94,7 @@ def test_on_the_device_of_the_tensors(name):
 
 
 @each
-def test_compiled_by_inductor_it_is_the_same(name):
+def test_inductor_gives_the_same_values(name):
     torch.compiler.reset()
     given = problem()
     got = step(torch.compile(CALLS[name], fullgraph=True), *given)
@@ -113,14 +113,14 @@ def no_synchronisation():
 
 
 @each
-def test_the_host_does_not_wait(name):
+def test_the_host_does_not_synchronise(name):
     call, given = CALLS[name], problem()
     step(call, *given)  # compiles
     with no_synchronisation():
         step(call, *given)
 
 
-def test_waiting_would_show():
+def test_a_synchronisation_is_detected():
     with no_synchronisation(), pytest.raises(RuntimeError):
         torch.ones(3, device="cuda").nonzero()
 
@@ -139,7 +139,7 @@ def test_the_scores_are_never_stored(name, rows, columns):
 
 
 @each
-def test_same_bits_run_after_run(name):
+def test_repeated_runs_give_the_same_bits(name):
     """Several chunks of many tiles, more than there are programs at a time."""
     given = problem(9001, 9301, 136)
     want = step(CALLS[name], *given)

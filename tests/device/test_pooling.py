@@ -23,7 +23,7 @@ def pooled(hidden, query, offsets):
     return out.detach(), *torch.autograd.grad(out.float().square().sum() + out[0, 0], (hidden, query))
 
 
-def test_runs_in_a_graph():
+def test_pooling_runs_in_a_cuda_graph():
     arguments = problem()
     want = pooled(*arguments)
     side = torch.cuda.Stream()
@@ -39,7 +39,7 @@ def test_runs_in_a_graph():
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_runs_on_the_stream_it_is_called_on():
+def test_pooling_runs_on_the_current_stream():
     """Behind work that takes long: a launch on another stream would read what is not there yet."""
     hidden, query, offsets = problem()
     want = pooled(hidden, query, offsets)
@@ -55,7 +55,7 @@ def test_runs_on_the_stream_it_is_called_on():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
-def test_runs_on_the_device_of_the_tensors():
+def test_pooling_runs_on_the_device_of_the_tensors():
     with torch.cuda.device(0):
         got = pooled(*problem("cuda:1"))
         assert torch.cuda.current_device() == 0

@@ -14,7 +14,7 @@ DTYPES = [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (tor
 
 @pytest.mark.parametrize("name", PUBLIC)
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
-def test_operands_of_different_dtypes(name, dtypes):
+def test_autocast_unifies_operands_of_different_dtypes(name, dtypes):
     query, key = (torch.randn(12, 8).to(dtype).requires_grad_() for dtype in dtypes)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         got = values_and_gradients(PUBLIC[name], query, key)
@@ -35,12 +35,12 @@ def test_operands_of_different_dtypes(name, dtypes):
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith("segment_pool")])
-def test_without_autocast_they_are_refused(name):
+def test_different_dtypes_are_refused_without_autocast(name):
     query, key = torch.randn(12, 8, dtype=torch.bfloat16), torch.randn(12, 8)
     with pytest.raises(ValueError, match="got dtype torch"):
         PUBLIC[name](query, key)
 
 
-def test_float64_is_not_cast_and_so_does_not_match():
+def test_float64_is_not_cast_by_autocast_and_is_refused():
     with torch.autocast(DEVICE, dtype=torch.bfloat16), pytest.raises(ValueError, match="got dtype torch"):
         PUBLIC["row_logsumexp"](torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 2))

@@ -148,7 +148,7 @@ with torch.device(DEVICE):
         (lambda: get_backend("tpu"), "backend: expected .*, got 'tpu'"),
     ],
 )
-def test_is_refused(call, words):
+def test_an_invalid_argument_is_refused(call, words):
     if DEVICE != "cpu" and any(part in words for part in OF_VALUES):
         pytest.skip("on a device it is an assertion there, after which nothing runs")
     with pytest.raises(ValueError, match=words):

@@ -68,7 +68,7 @@ def small_chunks(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CALLS)
-def test_chunks_do_not_matter(name, dtype, monkeypatch):
+def test_the_chunk_size_does_not_change_the_result(name, dtype, monkeypatch):
     results = []
     query, key = operands(200, 24, dtype)
     up = torch.randn(CALLS[name](query, key).shape)
@@ -83,13 +83,13 @@ def test_chunks_do_not_matter(name, dtype, monkeypatch):
 
 @pytest.mark.parametrize("grad", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("name", CALLS)
-def test_gradcheck_in_float64(name, grad, small_chunks):
+def test_gradcheck_passes_in_float64(name, grad, small_chunks):
     assert gradcheck(CALLS[name], operands(dtype=torch.float64, grad=grad))
     assert gradcheck(CALLS[name], operands(70, 2, dtype=torch.float64, grad=grad), fast_mode=True)
 
 
 @pytest.mark.parametrize("cross", [1.0, 0.0])
-def test_opcheck(cross):
+def test_opcheck_passes(cross):
     torch.library.opcheck(torch.ops.main_kernels.cyclic_consistency.default, (*operands(), cross, 1.0))
     torch.library.opcheck(torch.ops.main_kernels.relational_scores.default, operands())
 
@@ -107,7 +107,7 @@ def test_opcheck(cross):
         ("relational", (False, True), 13),
     ],
 )
-def test_number_of_products(name, grad, products):
+def test_only_needed_products_are_computed(name, grad, products):
     """Of N D² multiply-adds each; none for a frozen side, none for C where its trace has no weight."""
     query, key = operands(64, 32, grad=grad)
 
@@ -120,7 +120,7 @@ def test_number_of_products(name, grad, products):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_same_bits_run_after_run_and_gradients_once_more(name, small_chunks):
+def test_repeated_runs_and_backwards_give_the_same_bits(name, small_chunks):
     query, key = operands(200, 24)
     runs = []
     for _ in range(2):
@@ -134,7 +134,7 @@ def test_same_bits_run_after_run_and_gradients_once_more(name, small_chunks):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", CALLS)
-def test_bad_numbers_never_come_out_as_numbers(name, bad):
+def test_non_finite_operands_give_non_finite_results(name, bad):
     query, key = operands()
     with torch.no_grad():
         query[2, 1] = bad
@@ -143,7 +143,7 @@ def test_bad_numbers_never_come_out_as_numbers(name, bad):
     assert not torch.autograd.grad(out.sum(), key)[0].isfinite().any()
 
 
-def test_no_cancellation_where_the_sides_are_close():
+def test_nearly_equal_operands_do_not_cancel():
     """Differences of 1e-4: the Gram form tr(QQᵀQQᵀ) - 2 tr(QQᵀKKᵀ) + tr(KKᵀKKᵀ) loses two digits and more."""
     query = torch.nn.functional.normalize(torch.randn(500, 64))
     key = query + 1e-4 * torch.randn(500, 64)
@@ -155,7 +155,7 @@ def test_no_cancellation_where_the_sides_are_close():
     assert error(relational_scores(query, key), reference.relational_scores(query, key)) < 1e-5 * want
 
 
-def test_perfect_consistency_is_zero():
+def test_equal_operands_give_zero():
     query = torch.randn(20, 8)
     assert cyclic_consistency(query, query).item() == 0
     assert not relational_scores(query, query).any()
@@ -165,7 +165,7 @@ def test_perfect_consistency_is_zero():
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_autocast_changes_nothing_and_compiles(name):
+def test_autocast_changes_nothing_eager_or_compiled(name):
     torch._dynamo.reset()
     query, key = operands(30, 8)
     results = []

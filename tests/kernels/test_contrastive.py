@@ -130,7 +130,7 @@ def test_gradient_of_large_scores_matches_the_reference(backend):
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_several_chunks_in_the_real_compute_dtype(backend, dtype, options, workspace_bytes, monkeypatch, fast_bfloat16):
+def test_several_chunks_match_the_reference(backend, dtype, options, workspace_bytes, monkeypatch, fast_bfloat16):
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     drawn = Matrices(700, 700, 64, dtype, 0.3, False, 5)
     assert plan.make_plan(700, 700, 64, dtype).rows == 512
@@ -186,7 +186,7 @@ def test_one_pair_has_no_loss(backend):
     assert not query.grad.any()
 
 
-def test_two_pairs_by_hand(backend):
+def test_two_pairs_match_a_hand_calculation(backend):
     query = torch.eye(2)
     loss = info_nce(query, query, temperature=1.0)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-6)
@@ -199,7 +199,7 @@ def test_a_batch_of_duplicates_has_no_negatives(backend):
     assert not any(g.any() for g in torch.autograd.grad(loss, (query, key)))
 
 
-def test_distinct_ids_change_no_bit(backend):
+def test_distinct_ids_do_not_change_a_bit(backend):
     query, key = torch.randn(50, 8), torch.randn(50, 8)
     ids = torch.randperm(50)
     plain, with_ids = (info_nce(query, key, pair_ids=i, reduction="none") for i in (None, ids))
@@ -208,7 +208,7 @@ def test_distinct_ids_change_no_bit(backend):
         assert torch.equal(a, b)
 
 
-def test_all_weights_zero_is_a_connected_zero(backend):
+def test_zero_weights_give_zero_in_the_graph(backend):
     query, key = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
     loss = info_nce(query, key, pair_weights=torch.zeros(5))
     loss.backward()
@@ -264,7 +264,7 @@ def test_pair_scores_match_the_reference(backend, drawn, temperature, bank, ids)
         assert rank.dtype == got.pmi.dtype
 
 
-def test_perfect_pairs_rank_first_and_reach_the_cap(backend):
+def test_perfect_pairs_rank_first_and_reach_log_n(backend):
     query = torch.eye(50)
     got = pair_scores(query, query, temperature=0.02)
     assert not got.rank_query.any()
@@ -284,7 +284,7 @@ def test_row_logsumexp_matches_the_reference(backend, drawn, workspace_bytes):
     check_gradients(drawn, ("query", "key"), got, rough, want, [(query, key), true_leaves], bounds)
 
 
-def test_bad_numbers_come_out_as_nan(backend):
+def test_non_finite_operands_give_nan(backend):
     query, key = torch.randn(8, 4), torch.randn(8, 4)
     ids = torch.arange(8) // 2
     scale = {"logit_scale": torch.tensor(1.0), "logit_bias": torch.tensor(0.0)}
@@ -302,7 +302,7 @@ def test_bad_numbers_come_out_as_nan(backend):
     assert sigmoid_loss(query, key, **scale).isnan()
 
 
-def test_columns_do_not_depend_on_chunks(backend, monkeypatch):
+def test_the_chunk_size_does_not_change_the_columns(backend, monkeypatch):
     query, key = torch.randn(600, 16) * 3, torch.randn(600, 16) * 3
     options = {"reduction": "none", "pair_ids": torch.arange(600) // 2, "label_smoothing": 0.1}
     whole = info_nce(query, key, **options)

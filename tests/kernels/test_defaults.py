@@ -22,7 +22,7 @@ FACTORIES |= {"zeros", "scalar_tensor", "empty_strided"}
 SOURCES = [path for package in ("main_kernels", "python/main_align") for path in (ROOT / package).rglob("*.py")]
 
 
-def test_every_public_function_is_called():
+def test_every_public_function_is_in_the_list():
     functions = {name for name in main_kernels.__all__ if name[0].islower() and name != "backend_report"}
     assert {function_of(name) for name in PUBLIC} == functions
 
@@ -36,7 +36,7 @@ def restored():
 
 @pytest.mark.parametrize("name", PUBLIC)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_defaults_change_no_bit(restored, name, dtype):
+def test_default_dtype_and_device_do_not_change_a_bit(restored, name, dtype):
     query, key = (torch.randn(40, 24).to(dtype).requires_grad_() for _ in range(2))
 
     def same(got, want) -> bool:
@@ -72,7 +72,7 @@ def test_every_factory_names_dtype_and_device(path):
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled module")
-def test_compiled_code_is_given_no_buffer_of_another_kind():
+def test_compiled_code_refuses_buffers_of_the_wrong_dtype_or_device():
     with pytest.raises(ValueError, match="expected a contiguous"):
         cpu.address(torch.zeros(3, dtype=torch.float64), torch.float32)
     with pytest.raises(ValueError, match="got a non-contiguous"):

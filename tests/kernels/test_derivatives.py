@@ -32,7 +32,7 @@ def test_a_second_derivative_is_an_error(backend, name):
         torch.autograd.grad(gradient.square().sum(), weight)
 
 
-def test_a_graph_that_nobody_goes_back_through_is_no_error(backend):
+def test_create_graph_without_a_second_backward_is_no_error(backend):
     query, key = (torch.randn(5, 4, requires_grad=True) for _ in range(2))
     loss = info_nce(query, key) + linear_cross_entropy(query, key, torch.arange(5))
     for gradient in torch.autograd.grad(loss, (query, key), create_graph=True):
@@ -41,7 +41,7 @@ def test_a_graph_that_nobody_goes_back_through_is_no_error(backend):
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_a_tangent_is_an_error(backend, name):
+def test_a_forward_mode_derivative_is_an_error(backend, name):
     query, key = torch.randn(9, 4), torch.randn(9, 4)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
         PUBLIC[name](forward_ad.make_dual(query, torch.ones_like(query)), key)

@@ -76,7 +76,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_nothing_is_left(backend, name, dtype):
+def test_a_fully_masked_input_gives_zero_in_the_graph(backend, name, dtype):
     call, shape = CALLS[name]
     query = torch.randn(6, 4).to(dtype).requires_grad_()
     head = torch.randn(5, 4).to(dtype).requires_grad_()
@@ -90,14 +90,14 @@ def test_nothing_is_left(backend, name, dtype):
     assert d_head is None or (d_head.shape == head.shape and not d_head.any())
 
 
-def test_as_torch():
+def test_empty_input_gives_what_torch_gives():
     hidden, weight, targets = torch.randn(0, 4, requires_grad=True), torch.randn(5, 4), torch.zeros(0).long()
     for reduction in ("sum", "none"):
         want = F.cross_entropy(hidden @ weight.T, targets, reduction=reduction)
         assert torch.equal(linear_cross_entropy(hidden, weight, targets, reduction=reduction), want)
 
 
-def test_rows_of_no_segment(backend):
+def test_rows_outside_all_segments_get_no_gradient(backend):
     hidden, weight = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
     for offset in (0, 2, 6):
         none = torch.tensor([offset])
@@ -118,7 +118,7 @@ def test_rows_of_no_segment(backend):
         lambda q: info_nce(q, q, negatives=q),
     ],
 )
-def test_what_is_undefined_is_refused(call):
+def test_an_undefined_result_is_refused(call):
     """A bound on nothing, a softmax over nothing."""
     with pytest.raises(ValueError, match=r"expected at least .*, got (0 rows|shape \(0, 4\))"):
         call(torch.zeros(0, 4))

@@ -38,7 +38,7 @@ def assert_close(got, want):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_linear_cross_entropy(backend, options, reduction):
+def test_linear_cross_entropy_leaves_excluded_columns_out(backend, options, reduction):
     hidden, weight, bias, targets = drawn()
     options = {
         **options,
@@ -60,7 +60,7 @@ def test_linear_cross_entropy(backend, options, reduction):
 @pytest.mark.parametrize(
     ("lowest", "softcap"), [(-torch.inf, None), (-torch.inf, 5.0), (torch.finfo(torch.float32).min, None)]
 )
-def test_statistics(backend, lowest, softcap, temperature):
+def test_token_statistics_leave_excluded_columns_out(backend, lowest, softcap, temperature):
     """The lowest finite bias leaves out as well, where the temperature takes it to -inf."""
     hidden, weight, bias, targets = drawn()
     bias = bias.detach().clamp(min=lowest).requires_grad_()
@@ -79,7 +79,7 @@ def test_statistics(backend, lowest, softcap, temperature):
     assert_close([plain, sequences], [want.logprobs, totals])
 
 
-def test_every_sum_and_the_gradient_of_scale(backend):
+def test_excluded_columns_are_left_out_of_every_sum_and_gradient(backend):
     hidden, weight, bias, _ = drawn()
     scale = torch.tensor(0.7, requires_grad=True)
     leaves = exact(hidden, weight, bias, scale)
@@ -105,7 +105,7 @@ def test_every_sum_and_the_gradient_of_scale(backend):
         assert_close(gradients, torch.autograd.grad(true, leaves, retain_graph=True))
 
 
-def test_an_excluded_target(backend):
+def test_an_excluded_target_gives_an_infinite_loss(backend):
     """Its probability is 0; its gradient is torch's, finite."""
     hidden, weight, bias, targets = drawn()
     targets[2] = 1
@@ -120,7 +120,7 @@ def test_an_excluded_target(backend):
     assert linear_cross_entropy(hidden, weight, targets, bias=bias, label_smoothing=0.1) == torch.inf
 
 
-def test_nothing_is_left(backend):
+def test_excluding_all_columns_matches_the_reference(backend):
     """Log-probability -inf, entropy and rank 0, gradients 0; the sweep's log-sum-exp is that of nothing."""
     hidden, weight, _, targets = drawn()
     bias = torch.full((VOCABULARY,), -torch.inf, requires_grad=True)
@@ -142,7 +142,7 @@ def test_nothing_is_left(backend):
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_bad_numbers_still_come_out_as_nan(backend, softcap, bad):
+def test_non_finite_operands_still_give_nan(backend, softcap, bad):
     """In an operand, with a bias or a cap that could hide them; in the bias all but -inf."""
     hidden, weight, bias, targets = (t.detach() for t in drawn())
     hidden, weight, targets = hidden[:6].clone(), weight.clone(), targets.abs()[:6].clamp(max=9)

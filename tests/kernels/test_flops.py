@@ -31,13 +31,13 @@ def counted(name, query, key) -> int:
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="fused products are no separate events")
 @pytest.mark.parametrize("name", [name for name in CALLS if name not in ("info_nce_own", "segment_pool_attention")])
-def test_as_many_as_the_profiler_sees(name):
+def test_the_counted_flops_match_the_profiler(name):
     query, key = (torch.randn(40, 24, requires_grad=True) for _ in range(2))
     assert counted(name, query, key) == 2 * multiply_adds(lambda: values_and_gradients(CALLS[name], query, key))
 
 
 @pytest.mark.parametrize("name", ["info_nce", "linear_kl_unequal", "linear_cross_entropy", "cyclic_consistency"])
-def test_without_values(name):
+def test_flops_are_counted_on_meta_tensors(name):
     """All rows count where nobody can say which do."""
     query, key = (torch.randn(40, 24, device="meta", requires_grad=True) for _ in range(2))
     on_meta = counted(name, query, key)
@@ -47,7 +47,7 @@ def test_without_values(name):
         assert counted(name, *fake) == on_meta
 
 
-def test_a_counter_that_already_runs_learns_the_formulas():
+def test_a_running_counter_gets_the_formulas():
     """It copies the registered ones when it is made."""
     query, key = (torch.randn(40, 24, requires_grad=True) for _ in range(2))
     counter = FlopCounterMode(display=False)

@@ -8,7 +8,7 @@ from main_kernels.backends import get_backend
 from main_kernels.sweep.grad_buffer import GradBuffer
 
 
-def test_sums_exactly_as_float32_does(backend):
+def test_sums_equal_those_in_float32(backend):
     buffer = GradBuffer.empty(torch.empty(300, 70, dtype=torch.bfloat16))
     buffer.zero_()
     total = torch.zeros(300, 70)
@@ -21,7 +21,7 @@ def test_sums_exactly_as_float32_does(backend):
     assert torch.equal(buffer.high, (total * 0.3).bfloat16())
 
 
-def test_scales_rows_and_keeps_bad_numbers(backend):
+def test_scaling_rows_keeps_non_finite_values(backend):
     buffer = GradBuffer.empty(torch.empty(3, 4, dtype=torch.bfloat16))
     buffer.zero_()
     values = torch.tensor([[1.0, float("nan"), float("inf"), -2.0]] * 3)

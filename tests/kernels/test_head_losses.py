@@ -91,7 +91,7 @@ def test_linear_cross_entropy_matches_the_reference(backend, drawn, **options):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_several_chunks_in_the_real_compute_dtype(backend, dtype, reduction, monkeypatch, fast_bfloat16):
+def test_several_chunks_match_the_reference(backend, dtype, reduction, monkeypatch, fast_bfloat16):
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     drawn = Matrices(700, 1500, 48, dtype, 0.6, False, 5)
     assert plan.make_plan(700, 1500, 48, dtype).rows == 512
@@ -99,7 +99,7 @@ def test_several_chunks_in_the_real_compute_dtype(backend, dtype, reduction, mon
     check(drawn, weights="given", label_smoothing=0.1, z_loss=1e-3, reduction=reduction)
 
 
-def test_agrees_with_torch(backend):
+def test_linear_cross_entropy_matches_torch(backend):
     hidden, weight, targets = torch.randn(30, 8), torch.randn(50, 8), torch.randint(0, 50, (30,))
     targets[::4] = -100
     want = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, label_smoothing=0.2)
@@ -109,7 +109,7 @@ def test_agrees_with_torch(backend):
     )
 
 
-def test_weights_of_zero_hide_even_what_is_not_a_number(backend):
+def test_zero_weights_mask_nan(backend):
     hidden, weight = torch.randn(6, 4), torch.randn(9, 4, requires_grad=True)
     hidden[2] = float("nan")
     weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 1.0])
@@ -121,7 +121,7 @@ def test_weights_of_zero_hide_even_what_is_not_a_number(backend):
 
 
 @pytest.mark.parametrize("weights", [None, torch.zeros(3)])
-def test_nothing_to_score_is_a_connected_zero(backend, weights):
+def test_no_scored_token_gives_zero_in_the_graph(backend, weights):
     hidden, head = (torch.randn(n, 4, requires_grad=True) for n in (3, 9))
     targets = torch.full((3,), -100) if weights is None else torch.arange(3)
     loss = linear_cross_entropy(hidden, head, targets, token_weights=weights, z_loss=0.1, label_smoothing=0.1)
@@ -161,7 +161,7 @@ def test_sequence_logprobs_match_the_reference(backend, drawn, masked, packed, s
     check_gradients(drawn, ("hidden", "weight"), got, rough, want, [(hidden, weight), leaves], bounds)
 
 
-def test_segments_of_either_form_agree(backend):
+def test_segment_ids_and_offsets_give_the_same_sums(backend):
     hidden, weight, targets = torch.randn(20, 4), torch.randn(30, 4), torch.arange(20)
     packed = sequence_logprobs(hidden, weight, targets, torch.tensor([2, 5, 5, 17]))
     ids = torch.tensor([-1, -1, *[0] * 3, *[2] * 12, *[-1] * 3])
@@ -173,7 +173,7 @@ def test_segments_of_either_form_agree(backend):
     assert packed[1] == 0
 
 
-def test_exactness_does_not_depend_on_what_is_differentiated(backend):
+def test_gradients_are_exact_for_every_subset_of_arguments(backend):
     """Gradients with other factors than those that were foreseen are made anew."""
     hidden, weight = (torch.randn(n, 8, requires_grad=True) for n in (20, 40))
     targets = torch.arange(20)
@@ -240,7 +240,7 @@ def test_a_common_offset_costs_no_digits(backend, dtype):
 
 @pytest.mark.parametrize("workspace_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_loss_beside_the_other_outputs(backend, workspace_bytes, ignored):
+def test_a_fused_loss_does_not_change_the_other_outputs(backend, workspace_bytes, ignored):
     """The sweep's own loss and whatever else is differentiated with it; weights that are trained."""
     hidden, weight = (torch.randn(n, 8, requires_grad=True) for n in (20, 40))
     weights = torch.rand(20, requires_grad=True)
@@ -267,7 +267,7 @@ def test_a_loss_beside_the_other_outputs(backend, workspace_bytes, ignored):
         assert all(error(a, b) < 1e-4 for a, b in pairs)
 
 
-def test_nothing_is_looked_for_where_nothing_is_ignored(backend):
+def test_valid_targets_give_the_same_without_an_ignore_index(backend):
     """ignore_index=None: the same numbers, and -100 is no target like another."""
     hidden, weight, targets = torch.randn(20, 8), torch.randn(40, 8), torch.arange(20)
     weights = torch.arange(20.0)
@@ -285,7 +285,7 @@ def test_nothing_is_looked_for_where_nothing_is_ignored(backend):
         linear_cross_entropy(hidden, weight, targets.where(targets != 3, -100), ignore_index=None)
 
 
-def test_z_loss_by_hand(backend):
+def test_z_loss_matches_a_hand_calculation(backend):
     hidden, weight = torch.zeros(1, 2), torch.zeros(8, 2)
     loss = linear_cross_entropy(hidden, weight, torch.tensor([3]), z_loss=0.5)
     assert loss.item() == pytest.approx(math.log(8) + 0.5 * math.log(8) ** 2, rel=1e-6)

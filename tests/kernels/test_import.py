@@ -12,7 +12,7 @@ from main_kernels.backends import registry
 HEAVY = ["torch._dynamo", "torch._inductor", "torch.utils.flop_counter", "torch.distributed.tensor", "triton"]
 
 
-def test_no_compiler_comes_with_the_import():
+def test_the_import_loads_no_compiler():
     script = "import sys, torch; before = set(sys.modules); import main_kernels; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     imported = done.stdout.split()
@@ -21,7 +21,7 @@ def test_no_compiler_comes_with_the_import():
     assert len(imported) < 60
 
 
-def test_the_mark_of_a_constant_is_the_compilers_own():
+def test_constants_are_marked_as_the_compiler_marks_them():
     """The backend's name is marked by hand, as the decorator would import the compiler."""
 
     @torch.compiler.assume_constant_result

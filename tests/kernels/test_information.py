@@ -100,7 +100,7 @@ def test_matches_the_reference(backend, drawn: Matrices, estimator, temperature,
     estimator=st.sampled_from(ESTIMATORS),
     temperature=st.sampled_from([1.0, 0.3, 10.0]),
 )
-def test_bounds_are_the_estimators(backend, drawn: Matrices, estimator, temperature):
+def test_each_bound_equals_its_estimator(backend, drawn: Matrices, estimator, temperature):
     assume(drawn.rows > 1)
     query, key = drawn.draw()
     value, slope = largest_terms(query, key, temperature, estimator)
@@ -119,7 +119,7 @@ def test_bounds_are_the_estimators(backend, drawn: Matrices, estimator, temperat
         assert_contract("gradient", g, r, t, slope * float(other.detach().abs().max()) / temperature)
 
 
-def test_bounds_are_all_the_estimators(backend):
+def test_bounds_cover_every_estimator(backend):
     query, key = operands(40, 8)
     for estimator, value in mutual_information_bounds(query, key, temperature=2.0, clip=1.0).items():
         alone = mutual_information(query, key, temperature=2.0, clip=1.0, estimator=estimator)
@@ -132,7 +132,7 @@ def operands(rows=6, width=3, dtype=torch.float32):
 
 @pytest.mark.parametrize("workspace_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("estimator", sorted(set(ESTIMATORS) - {"smile"}))
-def test_gradcheck_in_float64(estimator, workspace_bytes):
+def test_gradcheck_passes_in_float64(estimator, workspace_bytes):
     def call(q, k):
         return mutual_information(q, k, temperature=0.7, estimator=estimator, workspace_bytes=workspace_bytes)
 
@@ -140,7 +140,7 @@ def test_gradcheck_in_float64(estimator, workspace_bytes):
 
 
 @pytest.mark.parametrize("shape", [(), (6,)])
-def test_gradcheck_of_the_baseline(shape):
+def test_gradcheck_passes_for_the_baseline(shape):
     baseline = torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
     def call(q, k, b):
@@ -149,7 +149,7 @@ def test_gradcheck_of_the_baseline(shape):
     assert gradcheck(call, (*operands(dtype=torch.float64), baseline))
 
 
-def test_gradcheck_of_a_sum_of_bounds():
+def test_gradcheck_passes_for_a_sum_of_bounds():
     def call(q, k):
         bounds = mutual_information_bounds(q, k, temperature=0.7)
         return torch.stack([v for name, v in bounds.items() if name != "smile"])
@@ -202,7 +202,7 @@ def test_bounds_compile_with_fullgraph(backend):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_bits_run_after_run(backend, estimator, dtype):
+def test_repeated_runs_give_the_same_bits(backend, estimator, dtype):
     query, key = (t.detach().to(dtype).requires_grad_() for t in operands(300, 64))
     results = []
     for _ in range(2):
@@ -247,7 +247,7 @@ def test_frozen_sides_get_no_gradient(backend, estimator, frozen):
 @pytest.mark.one_build
 @pytest.mark.parametrize(("grad", "products"), [((False, False), 1), ((True, False), 2), ((True, True), 3)])
 @pytest.mark.parametrize("estimator", [*ESTIMATORS, "bounds"])
-def test_number_of_products(backend, estimator, grad, products):
+def test_all_bounds_need_the_products_of_one(backend, estimator, grad, products):
     """One walk and no product for a side nobody trains, for all the bounds together as for one; CLUB makes none."""
     query, key = (torch.randn(64, 32, requires_grad=wanted) for wanted in grad)
 
@@ -264,7 +264,7 @@ def test_number_of_products(backend, estimator, grad, products):
 
 @pytest.mark.parametrize("size", [1e4, -1e4])
 @pytest.mark.parametrize("estimator", ["infonce", "dv", "js", "smile", "club"])
-def test_huge_scores(backend, estimator, size):
+def test_huge_scores_match_the_reference(backend, estimator, size):
     query = torch.full((5, 4), 50.0, requires_grad=True)
     key = (torch.rand(5, 4) * size / 200).requires_grad_()
     leaves = exact(query, key)
@@ -294,7 +294,7 @@ def test_a_baseline_makes_huge_scores_harmless(backend):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_bad_numbers_come_out_as_nan(backend, estimator, bad):
+def test_non_finite_operands_give_nan(backend, estimator, bad):
     query, key = torch.randn(6, 4), torch.randn(6, 4)
     query[2, 1] = bad
     assert mutual_information(query, key, estimator=estimator).isnan()
@@ -302,7 +302,7 @@ def test_bad_numbers_come_out_as_nan(backend, estimator, bad):
     assert mutual_information_bounds(query, key)[estimator].isnan()
 
 
-def test_one_pair_says_nothing(backend):
+def test_one_pair_gives_no_information(backend):
     query, key = operands(1, 4)
     value = mutual_information(query, key)
     assert value.item() == 0
@@ -350,7 +350,7 @@ PAIRS = torch.randn(5, 3, device=DEVICE), torch.randn(5, 3, device=DEVICE)
         ),
     ],
 )
-def test_is_refused(call, words):
+def test_an_invalid_argument_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 
@@ -405,7 +405,7 @@ def test_the_critic_is_the_density_ratio():
 
 @pytest.mark.parametrize("information", [0.5, 2.0, 4.0, 8.0])
 @pytest.mark.parametrize(("pairs", "batches"), [(32, 300), (128, 60)])
-def test_infonce_saturates_as_it_must(information, pairs, batches):
+def test_infonce_saturates_at_log_n(information, pairs, batches):
     """Within 2% of E[log N + f_11 - log sum_j exp f_1j], here by Monte Carlo in numpy, float64, fresh samples."""
     values, joint = estimates(Gaussians(information), pairs, batches, "infonce")
     got, error_got = controlled(values, joint, information)
@@ -454,7 +454,7 @@ def test_smile_has_its_known_bias(information, clip):
 
 
 @pytest.mark.parametrize("information", [0.5, 2.0, 6.0])
-def test_club_is_above_the_truth(information):
+def test_club_is_an_upper_bound(information):
     """Its expectation is I + KL(product || joint) = d ρ² / (1 - ρ²), less 1/N for the diagonal in its second mean."""
     gaussians = Gaussians(information)
     values, _ = estimates(gaussians, 256, 60, "club")
@@ -465,7 +465,7 @@ def test_club_is_above_the_truth(information):
 
 
 @pytest.mark.parametrize("information", [0.5, 3.0, 9.0])
-def test_ordering_as_published(information):
+def test_the_bounds_have_their_published_order(information):
     """What holds for every batch: InfoNCE <= log N; NWJ and TUBA linearise the log of DV, so they are below it; JS is
     at most 0 and at least its value for a critic that says nothing. In the mean, lower bounds are below I."""
     generator = seeded(9)
@@ -484,7 +484,7 @@ def test_ordering_as_published(information):
         assert mean < information + 3 * standard_error
 
 
-def test_the_best_baseline_of_tuba_makes_it_tight(backend):
+def test_tuba_is_tight_with_its_optimal_baseline(backend):
     """The bound is highest at b_i = log mean_{j≠i} exp f_ij (Poole et al., 2019), with 1 + mean(...) - 1 left."""
     query, key = Gaussians(2.0).pairs(64, seeded(5))
     f = (query @ key.T).fill_diagonal_(-torch.inf)
@@ -496,7 +496,7 @@ def test_the_best_baseline_of_tuba_makes_it_tight(backend):
         assert mutual_information(query, key, estimator="tuba", baseline=other) < value
 
 
-def test_scores_that_rise_along_the_row(backend):
+def test_rows_with_rising_scores_match_the_reference(backend):
     """Every block of a row has a new maximum, so every running sum is rescaled."""
     query, key = torch.ones(2100, 1), torch.linspace(-12, 12, 2100)[:, None]
     got, want = mutual_information_bounds(query, key), reference.mutual_information_bounds(query, key)

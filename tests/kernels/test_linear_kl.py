@@ -126,7 +126,7 @@ def test_matches_the_reference(backend, drawn, teacher_dtype, teacher_width, mas
     [((torch.bfloat16, torch.bfloat16), "random"), ((torch.bfloat16, torch.float32), "equal")],
 )
 @pytest.mark.parametrize("options", OPTIONS)
-def test_several_chunks_in_the_real_compute_dtype(backend, options, dtypes, upstream, monkeypatch, fast_bfloat16):
+def test_several_chunks_match_the_reference(backend, options, dtypes, upstream, monkeypatch, fast_bfloat16):
     """Large enough for bfloat16 products, cut into chunks: the split-plane accumulation is at work."""
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     drawn = Matrices(600, 1300, 48, dtypes[0], 0.4, False, 5)
@@ -147,7 +147,7 @@ def test_chunks_cover_the_rows_evenly(rows):
 @pytest.mark.parametrize("divergence", KINDS)
 @pytest.mark.parametrize("size", [1e4, -1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_huge_logits(backend, dtype, size, divergence):
+def test_huge_logits_match_the_reference(backend, dtype, size, divergence):
     hidden = torch.full((5, 4), 50.0, dtype=dtype)
     weights = [(torch.rand(301, 4) * size / 200).to(dtype) for _ in range(2)]
     check((hidden, weights[0], hidden, weights[1]), None, divergence=divergence, reduction="none", upstream="random")
@@ -155,7 +155,7 @@ def test_huge_logits(backend, dtype, size, divergence):
 
 @pytest.mark.parametrize("divergence", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_model_does_not_differ_from_itself(backend, dtype, divergence):
+def test_equal_models_have_zero_divergence(backend, dtype, divergence):
     hidden, weight = torch.randn(9, 8).to(dtype), (3 * torch.randn(3000, 8)).to(dtype)
     own = [t.clone().requires_grad_() for t in (hidden, weight)]
     rows = linear_kl(*own, hidden, weight, divergence=divergence, beta=0.3, reduction="none")
@@ -179,7 +179,7 @@ def test_small_divergences_are_not_lost(backend, divergence):
 
 
 @pytest.mark.parametrize("beta", [1e-9, 1e-3, 0.5, 0.999, 1 - 1e-9])
-def test_every_share_of_the_teacher(backend, beta):
+def test_every_beta_matches_the_reference(backend, beta):
     """Both distributions where they agree, where one is a little larger, and where either vanishes."""
     teacher = torch.tensor([[0.0, -0.3, -1.0, -20.0, -200.0, 3.0, 0.1]])
     student = torch.tensor([[0.0, -0.31, -3.0, -200.0, -20.0, 2.0, 0.1001]])
@@ -192,7 +192,7 @@ def test_every_share_of_the_teacher(backend, beta):
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5])
-def test_every_ratio_of_two_outcomes(backend, beta):
+def test_two_outcomes_of_every_ratio_match_the_reference(backend, beta):
     """From nearly equal to far apart. The C++ kernel loses no digit to the small ratios, expm1 in float32 a few."""
     apart = torch.linspace(-6, 6, 240)[:, None]
     operands = (torch.zeros(240, 1), torch.eye(2)[:, :1], apart, torch.eye(2)[:, :1])
@@ -201,7 +201,7 @@ def test_every_ratio_of_two_outcomes(backend, beta):
     assert float(((got - want) / want).abs().max()) < (1e-6 if backend == "cpu" else 2e-5)
 
 
-def test_two_outcomes_by_hand(backend):
+def test_two_outcomes_match_a_hand_calculation(backend):
     student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 1.0]]).log()
     operands = (student, torch.eye(2), teacher, torch.eye(2))
     log = torch.tensor([2.0, 3.0, 5.0]).log().tolist()
@@ -231,14 +231,14 @@ MASK = torch.tensor([True, False, True, True, False, True], device=DEVICE)
 
 @pytest.mark.parametrize(("reduction", "mask"), [("none", None), ("mean", MASK)])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_gradcheck_in_float64(options, reduction, mask):
+def test_gradcheck_passes_in_float64(options, reduction, mask):
     operands = leaves(columns=7, dtype=torch.float64)
     assert gradcheck(lambda *o: linear_kl(*o, token_mask=mask, reduction=reduction, **options), operands)
 
 
 @pytest.mark.one_build
 @pytest.mark.parametrize(("dtype", "beta", "mask"), [(torch.float32, 0.3, MASK), (torch.bfloat16, None, None)])
-def test_opcheck(backend, dtype, beta, mask):
+def test_opcheck_passes(backend, dtype, beta, mask):
     arguments = (*leaves(dtype=dtype), 2.0, beta, mask, True, True, True, True)
     # opcheck reads the saved state after the backward, so it must not be overwritten
     torch.library.opcheck(torch.ops.main_kernels.divergence.default, (*arguments, False, backend))
@@ -267,7 +267,7 @@ def test_compiles_with_fullgraph(backend, options, frozen, reduction):
 @pytest.mark.parametrize(
     ("options", "dtype"), [(OPTIONS[0], torch.bfloat16), (OPTIONS[1], torch.float32), (OPTIONS[2], torch.bfloat16)]
 )
-def test_same_bits_run_after_run_and_for_every_thread_count(backend, options, dtype):
+def test_runs_and_thread_counts_give_the_same_bits(backend, options, dtype):
     operands = leaves(300, 700, (64, 48), dtype)
     before = torch.get_num_threads()
     results = []
@@ -313,7 +313,7 @@ def test_autocast_casts_the_operands_and_nothing_else(backend, options):
         ("js", NAMES, "mean", 6),
     ],
 )
-def test_number_of_products(backend, divergence, trains, reduction, products):
+def test_only_needed_products_are_computed(backend, divergence, trains, reduction, products):
     """The floors, counted; masked rows are not multiplied, and nothing is made for a gradient nobody wants."""
     operands = leaves(64, 80, (32, 32), frozen=set(NAMES) - set(trains))
     mask = torch.arange(64) % 4 == 0
@@ -338,7 +338,7 @@ def test_a_second_backward_gives_the_same_bits(backend, options, weights):
         assert torch.equal(a, b)
 
 
-def test_what_a_masked_row_holds_or_is_sent_does_not_matter(backend):
+def test_values_and_gradients_of_masked_rows_are_ignored(backend):
     operands = leaves()
     with torch.no_grad():
         operands[0][1], operands[2][4] = torch.nan, torch.inf
@@ -353,7 +353,7 @@ def test_what_a_masked_row_holds_or_is_sent_does_not_matter(backend):
         assert torch.equal(mine, theirs)
 
 
-def test_the_mean_is_over_the_rows_that_count(backend):
+def test_the_mean_is_over_the_unmasked_rows(backend):
     operands = leaves()
     rows = linear_kl(*operands, token_mask=MASK, reduction="none")
     assert linear_kl(*operands, token_mask=MASK, reduction="sum").item() == rows.sum().item()
@@ -361,7 +361,7 @@ def test_the_mean_is_over_the_rows_that_count(backend):
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_fully_masked_is_a_connected_zero(backend, reduction):
+def test_a_fully_masked_input_gives_zero_in_the_graph(backend, reduction):
     operands = leaves()
     loss = linear_kl(*operands, token_mask=torch.zeros(6, dtype=torch.bool), reduction=reduction).sum()
     assert loss.item() == 0
@@ -372,7 +372,7 @@ def test_fully_masked_is_a_connected_zero(backend, reduction):
 @pytest.mark.parametrize("side", [0, 2])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("divergence", KINDS)
-def test_bad_numbers_come_out_as_nan(backend, divergence, bad, side):
+def test_non_finite_operands_give_nan(backend, divergence, bad, side):
     operands = leaves(columns=50)
     with torch.no_grad():
         operands[side][2, 1] = bad
@@ -386,7 +386,7 @@ def test_bad_numbers_come_out_as_nan(backend, divergence, bad, side):
     assert linear_kl(*operands, divergence=divergence, reduction="none").isnan().all()
 
 
-def test_float64_on_one_side_is_enough():
+def test_one_float64_operand_pair_is_enough():
     operands = [t.detach().double() if i < 2 else t.detach() for i, t in enumerate(leaves())]
     for divergence in KINDS:
         got, want = linear_kl(*operands, divergence=divergence), reference.linear_kl(*operands, divergence=divergence)
@@ -437,7 +437,7 @@ H, W, J, X = torch.randn(4, 3), torch.randn(7, 3), torch.randn(4, 2), torch.rand
         (lambda: linear_kl(H, W, J, X, reduction="batchmean"), "reduction: expected .*, got 'batchmean'"),
     ],
 )
-def test_is_refused(call, words):
+def test_an_invalid_argument_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 
@@ -457,7 +457,7 @@ print(peak_over(lambda: linear_kl(*big).backward(), lambda: sum(t.grad.nbytes fo
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of resident memory is Linux's to tell")
 @pytest.mark.parametrize(("rows", "share"), [(600, 0.75), (1200, 0.5)])
-def test_memory_of_a_large_vocabulary(rows, share):
+def test_a_large_vocabulary_stores_no_logits(rows, share):
     """Two chunks of at most 256 rows, whatever T: 262 MB. One float32 T x V is 308 MB at T = 600 and 616 at 1200, and
     the dense form holds six and more."""
     bench = Path(__file__).parents[2] / "bench"
@@ -467,7 +467,7 @@ def test_memory_of_a_large_vocabulary(rows, share):
 
 
 @pytest.mark.slow
-def test_large_vocabulary():
+def test_a_large_vocabulary_matches_the_reference():
     """All rows at once, some of them looked at."""
     operands, seen = leaves(600, 128256, (32, 32), frozen=NAMES[1:]), torch.tensor([0, 199, 200, 201, 400, 599])
     few = [operands[0].detach()[seen].requires_grad_(), operands[1], operands[2][seen], operands[3]]

@@ -51,7 +51,7 @@ print((kilobytes("VmHWM") - before) / 1e3 * 1.024 - sum(leaf.grad.nbytes for lea
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
 @pytest.mark.parametrize("name", CASES)
-def test_peak_memory(name):
+def test_peak_memory_stays_within_the_budget(name):
     setup, scores, allowed = CASES[name]
     assert allowed < scores / 3
     command = [sys.executable, "-c", MEASURE.format(setup=setup)]

@@ -33,7 +33,7 @@ def test_a_large_operand_is_never_converted_as_a_whole(monkeypatch):
 
 @pytest.mark.parametrize("name", PUBLIC)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_blocks_change_nothing_but_rounding(monkeypatch, name, dtype):
+def test_blocks_change_only_the_rounding(monkeypatch, name, dtype):
     query, key = narrow_pair(dtype)
     whole = values_and_gradients(PUBLIC[name], query, key)
     monkeypatch.setattr(operand, "BLOCK_BYTES", 1)
@@ -47,7 +47,7 @@ def test_blocks_change_nothing_but_rounding(monkeypatch, name, dtype):
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="a question about CPUs")
 @pytest.mark.parametrize("name", PUBLIC)
-def test_which_products_are_made(monkeypatch, fast_bfloat16, name):
+def test_products_use_the_documented_dtypes(monkeypatch, fast_bfloat16, name):
     monkeypatch.setattr(plan, "SMALL_PROBLEM", 0)
     made = []
     scores, add_to = Operand.scores, Operand.add_to

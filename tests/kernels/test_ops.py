@@ -108,11 +108,11 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_gradcheck_in_float64(name):
+def test_gradcheck_passes_in_float64(name):
     assert gradcheck(CALLS[name], operands(6, 8, 3, dtype=torch.float64))
 
 
-def test_gradcheck_of_scale_and_bias():
+def test_gradcheck_passes_for_scale_and_bias():
     query, key = operands(6, 6, dtype=torch.float64)
     scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
     for direction in ("both", "query"):
@@ -152,7 +152,7 @@ ROW_LOSS = {"has_row_loss": True, "label_smoothing": 0.1, "z_loss": 0.01, "logit
     ],
     ids=str,
 )
-def test_opcheck_of_the_sweep(backend, targets, other, workspace_bytes, wants):
+def test_opcheck_passes_for_the_sweep(backend, targets, other, workspace_bytes, wants):
     query, key = operands()
     options = {name: torch.tensor(v) if isinstance(v, list) else v for name, v in wants.items()}
     if "loss_weights" in options:
@@ -183,7 +183,7 @@ def test_opcheck_of_the_sweep(backend, targets, other, workspace_bytes, wants):
 
 
 @pytest.mark.one_build
-def test_opcheck_of_pooling(backend):
+def test_opcheck_passes_for_pooling(backend):
     hidden, offsets = torch.randn(7, 5, requires_grad=True), torch.tensor([0, 3, 7])
     torch.library.opcheck(
         torch.ops.main_kernels.segment_pool.default, (hidden, offsets, None, None, False, True, backend)
@@ -206,7 +206,7 @@ def test_compiles_with_fullgraph(backend, name):
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_bits_run_after_run_and_for_every_thread_count(backend, name, dtype):
+def test_runs_and_thread_counts_give_the_same_bits(backend, name, dtype):
     query, key = operands(300, 700, 64, dtype)
     before = torch.get_num_threads()
     results = []
@@ -288,7 +288,7 @@ def multiply_adds(run) -> int:
         ("ids", (False, True), 3),
     ],
 )
-def test_number_of_products(backend, call, grad, products):
+def test_each_call_computes_the_documented_products(backend, call, grad, products):
     """The floors of the design, counted: no product for a gradient nobody wants."""
     query, key = operands(64, 64, 32, grad=grad)
     weights, one, halves, unequal = torch.rand(64), torch.tensor(1.0), torch.tensor([0, 30, 64]), torch.tensor([1.0, 2])
@@ -324,7 +324,7 @@ def test_number_of_products(backend, call, grad, products):
 
 
 @pytest.mark.one_build
-def test_masked_rows_are_not_multiplied(backend):
+def test_masked_rows_cost_no_product(backend):
     hidden, weight = operands(64, 128, 32)
     targets = torch.full((64,), -100)
     targets[:16] = 3
@@ -357,7 +357,7 @@ def test_graphs_alive_at_the_same_time_do_not_share_workspace(backend):
         assert all(torch.equal(a, b) for a, b in zip(alone[place], together, strict=True))
 
 
-def test_gradients_handed_out_share_no_memory(backend):
+def test_returned_gradients_share_no_memory(backend):
     """The gradients handed out belong to the caller alone."""
     query, key = operands(8, 8, 4)
     loss = info_nce(query, key)
@@ -379,7 +379,7 @@ def test_backends_agree():
         assert error(*results) < 2e-6 * max(10.0, float(results[0].detach().abs().max())), name
 
 
-def test_chunk_sizes_do_not_matter(backend, monkeypatch):
+def test_the_chunk_size_does_not_change_the_result(backend, monkeypatch):
     query, key = operands(600, 50, 16)
     targets = torch.randint(0, 50, (600,))
     whole = token_logprobs(query, key, targets)

@@ -139,7 +139,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_gradcheck_in_float64(name):
+def test_gradcheck_passes_in_float64(name):
     leaves = operands(width=2, dtype=torch.float64)
     assert gradcheck(CALLS[name], leaves)
     signs = torch.tensor([1.0, -1.0, 0.0] * 4, dtype=torch.float64)[:11]  # negative and zero weights have gradients too
@@ -150,7 +150,7 @@ def test_gradcheck_in_float64(name):
 @pytest.mark.one_build
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("attention", [False, True])
-def test_opcheck(backend, attention, weighted):
+def test_opcheck_passes(backend, attention, weighted):
     hidden, query, weights = operands()
     extra = (weights if weighted else None, query if attention else None)
     torch.library.opcheck(torch.ops.main_kernels.segment_pool.default, (hidden, OFFSETS, *extra, False, True, backend))
@@ -173,7 +173,7 @@ def test_compiles_with_fullgraph(backend, name):
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_bits_run_after_run_and_for_every_thread_count(backend, name, dtype):
+def test_runs_and_thread_counts_give_the_same_bits(backend, name, dtype):
     leaves = [t.detach().to(dtype).requires_grad_() for t in operands(11, 700)]
     up = torch.randn(4, 700).to(dtype)
     before = torch.get_num_threads()
@@ -251,7 +251,7 @@ def test_backends_agree():
             assert a is b is None or error(a, b) < 1e-5, name
 
 
-def test_zero_rows_stay_zero_and_pass_no_gradient(backend):
+def test_zero_rows_stay_zero_without_a_gradient(backend):
     hidden = torch.zeros(4, 3, requires_grad=True)
     pooled = segment_pool(hidden, torch.tensor([0, 2, 4]))
     assert not pooled.any()
@@ -262,7 +262,7 @@ def test_zero_rows_stay_zero_and_pass_no_gradient(backend):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("weights", [[0.0, 0.0, 1.0, 2.0], [1.0, -1.0, 1.0, 1.0], [1e30, -1e30, 1e30, 1e30]])
-def test_weights_that_sum_to_zero_are_a_zero_embedding_without_gradient(backend, weights, attention, normalize):
+def test_weights_that_sum_to_zero_give_zero_without_a_gradient(backend, weights, attention, normalize):
     hidden = torch.randn(2, 3).repeat_interleave(2, 0).requires_grad_()  # equal rows have equal exponentials
     weights = torch.tensor(weights, requires_grad=True)
     query = torch.randn(3, requires_grad=True) if attention else None
@@ -278,7 +278,7 @@ def test_weights_that_sum_to_zero_are_a_zero_embedding_without_gradient(backend,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scores_of_ten_thousand(backend, dtype):
+def test_attention_scores_of_ten_thousand_do_not_overflow(backend, dtype):
     """+-1e4: one row takes all, no exponential overflows; the softmax is exact where scores are near each other."""
     hidden = torch.tensor([[100.0, 0, 1], [-100, 0, 2], [100, 0, 3], [99.5, 1, 4], [-100, 1, 5]], dtype=dtype)
     hidden.requires_grad_()
@@ -296,7 +296,7 @@ def test_scores_of_ten_thousand(backend, dtype):
             assert error(g, t) <= 1e-5
 
 
-def test_a_masked_row_does_not_count_whatever_it_scores(backend):
+def test_a_masked_row_is_ignored_whatever_its_score(backend):
     """The maximum of the softmax is over the rows that count: the masked one is e^10000 above them."""
     hidden = torch.tensor([[0.0, 1], [1e4, 2], [0, 3]], requires_grad=True)
     query, weights = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0, 3.0])
@@ -309,7 +309,7 @@ def test_a_masked_row_does_not_count_whatever_it_scores(backend):
     assert hidden.grad[0].any()
 
 
-def test_the_size_of_the_weights_does_not_matter(backend):
+def test_scaling_the_weights_changes_nothing(backend):
     hidden, query, weights = operands(dtype=torch.float32)
     for options in ({}, {"mode": "attention", "query": query}):
         want = segment_pool(hidden, OFFSETS, row_weights=weights, **options)
@@ -318,7 +318,7 @@ def test_the_size_of_the_weights_does_not_matter(backend):
             assert error(got, want) < 1e-6
 
 
-def test_one_row_is_its_own_attention(backend):
+def test_one_row_has_attention_one(backend):
     hidden = torch.randn(3, 4)
     for query in (torch.zeros(4), torch.randn(4) * 1e3):
         pooled = segment_pool(hidden, torch.arange(4), mode="attention", query=query, normalize=False)
@@ -338,7 +338,7 @@ def test_special_cases_are_the_plain_mean(backend):
 
 
 @pytest.mark.parametrize("mode", ["mean", "attention"])
-def test_long_segments_do_not_drift(backend, mode):
+def test_long_segments_lose_no_digits(backend, mode):
     """Equal rows are the worst case of a running float32 sum: 16384 of them lost four digits."""
     hidden = torch.full((16384, 4), 0.1)
     query = torch.ones(4) if mode == "attention" else None
@@ -352,7 +352,7 @@ def test_long_segments_do_not_drift(backend, mode):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["hidden", "weights", "query"])
 @pytest.mark.parametrize("mode", ["mean", "attention"])
-def test_bad_numbers_come_out_as_nan(backend, mode, where, bad):
+def test_non_finite_operands_give_nan(backend, mode, where, bad):
     hidden, query, weights = (t.detach() for t in operands(4, 3))
     offsets = torch.tensor([0, 2, 4])
     {"hidden": hidden[1], "weights": weights[1:2], "query": query}[where][0] = bad
@@ -367,14 +367,14 @@ def test_bad_numbers_come_out_as_nan(backend, mode, where, bad):
         assert raw[0].isnan().all()
 
 
-def test_a_large_embedding_has_a_length(backend):
+def test_a_large_embedding_is_normalised(backend):
     """Squares of 1e30 overflow float32, their norm does not."""
     pooled = segment_pool(torch.full((2, 4), 1e30), torch.tensor([0, 2]))
     assert error(pooled, torch.full((1, 4), 0.5)) < 1e-6
     assert segment_pool(torch.full((2, 4), 3e38), torch.tensor([0, 2])).isnan().all()  # not zeros: this one does
 
 
-def test_a_bad_number_shows_through_a_weight_of_zero(backend):
+def test_a_non_finite_row_of_weight_zero_gives_nan(backend):
     hidden = torch.randn(4, 3)
     hidden[1, 1] = float("nan")
     pooled = segment_pool(hidden, torch.tensor([0, 2, 4]), row_weights=torch.tensor([1.0, 0, 1, 1]))
@@ -405,13 +405,13 @@ def test_bad_offsets_are_refused(backend, offsets):
         ({"row_weights": torch.ones(4, device="meta")}, "row_weights: expected .*, got device meta"),
     ],
 )
-def test_is_refused(options, words):
+def test_an_invalid_argument_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         segment_pool(torch.randn(4, 3), torch.tensor([0, 4]), **options)
 
 
 @pytest.mark.parametrize("mode", ["mean", "last", "attention"])
-def test_no_rows_at_all(backend, mode):
+def test_no_rows_give_zero_embeddings(backend, mode):
     hidden = torch.zeros(0, 4, requires_grad=True)
     query = torch.ones(4, requires_grad=True) if mode == "attention" else None
     pooled = segment_pool(hidden, torch.tensor([0, 0, 0]), mode=mode, query=query)

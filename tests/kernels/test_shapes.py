@@ -23,7 +23,7 @@ def outline(tensors):
 
 @pytest.mark.parametrize("name", PUBLIC)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_shapes_are_enough(name, dtype):
+def test_meta_tensors_give_the_shapes(name, dtype):
     def operands(device):
         return [torch.ones(12, 8, dtype=dtype, device=device, requires_grad=True) for _ in range(2)]
 

@@ -15,7 +15,7 @@ from .contract import error
     ("low", "high"), [(-1000, -900), (-200, 30), (-60, -50), (-45, -39), (-39, 5), (-0.01, 0.01), (-5, 39), (30, 45)]
 )
 @pytest.mark.parametrize("clip", [0.5, 5.0, 60.0, 200.0])
-def test_off_diagonal_sums(backend, low, high, clip):
+def test_off_diagonal_sums_match_the_reference(backend, low, high, clip):
     query, key = torch.ones(3, 1), torch.rand(5000, 1) * (high - low) + low
     got = sweep(query, key, targets=torch.arange(3), keep_target=False, softplus=True, logit_sums=True, clip=clip)
     scores = query.double() @ key.double().T
@@ -35,7 +35,7 @@ def test_off_diagonal_sums(backend, low, high, clip):
 
 
 @pytest.mark.parametrize("level", [-0.37, 0.9, 7.0])
-def test_many_nearly_equal_terms(backend, level):
+def test_many_nearly_equal_summands_lose_no_digits(backend, level):
     """Rounding errors of equal terms have one sign: sums must be as good however few lanes an instruction set has."""
     query, key = torch.ones(1500, 1).requires_grad_(), level + 1e-4 * torch.rand(3000, 1)
     scale = torch.tensor(1.0, requires_grad=True)
@@ -71,7 +71,7 @@ def test_every_instruction_set_can_be_chosen():
         pass
 
 
-def test_a_row_with_nothing_left(backend):
+def test_a_fully_masked_row_has_defined_reductions(backend):
     """Its log-sum-exp is that of nothing; sums are zero; gradients are zero, not NaN."""
     query, key = (torch.randn(n, 4, requires_grad=True) for n in (3, 5))
     ids = torch.zeros(3, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)

@@ -36,20 +36,20 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_tensor_is_differentiated(name):
+def test_a_temperature_tensor_is_differentiated(name):
     query, key = (torch.randn(5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     temperature = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     assert gradcheck(CALLS[name], (query, key, temperature))
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_tensor_is_what_the_number_is(backend, name):
+def test_a_temperature_tensor_equals_a_number(backend, name):
     query, key = torch.randn(5, 3), torch.randn(5, 3)
     assert error(CALLS[name](query, key, torch.tensor(0.5)), CALLS[name](query, key, 0.5)) < 1e-6
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_others_are_refused(name):
+def test_other_temperatures_are_refused(name):
     query, key = torch.randn(5, 3), torch.randn(5, 3)
     for wrong, words in (
         (

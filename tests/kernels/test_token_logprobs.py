@@ -77,7 +77,7 @@ def test_matches_the_reference(backend, drawn, bias_spread, softcap, temperature
 
 @pytest.mark.parametrize("upstream", ["equal", "random"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_several_chunks_in_the_real_compute_dtype(backend, dtype, upstream, monkeypatch, fast_bfloat16):
+def test_several_chunks_match_the_reference(backend, dtype, upstream, monkeypatch, fast_bfloat16):
     """Large enough for bfloat16 products, cut into chunks: the split-plane accumulation is at work."""
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     drawn = Matrices(700, 1500, 48, dtype, 0.6, False, 5)
@@ -88,7 +88,7 @@ def test_several_chunks_in_the_real_compute_dtype(backend, dtype, upstream, monk
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1e4, -1e4])
-def test_huge_logits(backend, dtype, size):
+def test_huge_logits_match_the_reference(backend, dtype, size):
     hidden = torch.full((5, 4), 50.0, dtype=dtype)
     weight = (torch.rand(301, 4) * size / 200).to(dtype)
     targets = torch.arange(5) * 60
@@ -99,12 +99,12 @@ def test_huge_logits(backend, dtype, size):
 
 
 @pytest.mark.slow
-def test_real_vocabulary(backend):
+def test_a_real_vocabulary_matches_the_reference(backend):
     check(Matrices(60, 128256, 32, torch.float32, 0.5, False, 3), upstream="equal")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_bad_numbers_come_out_as_nan(backend, bad):
+def test_non_finite_operands_give_nan(backend, bad):
     hidden, weight = torch.randn(6, 4), torch.randn(50, 4)
     hidden[2, 1] = bad
     targets = torch.arange(6)
@@ -116,7 +116,7 @@ def test_bad_numbers_come_out_as_nan(backend, bad):
 
 
 @given(drawn=matrices(dtypes=(torch.float32, torch.bfloat16)), masked=st.booleans())
-def test_statistics(backend, drawn, masked):
+def test_statistics_match_the_reference(backend, drawn, masked):
     hidden, weight = drawn.draw()
     targets = torch.arange(drawn.rows) % drawn.columns
     if masked:
@@ -135,7 +135,7 @@ def test_statistics(backend, drawn, masked):
     assert torch.equal(got.is_argmax[scored], (got.rank == 0)[scored])
 
 
-def test_fully_masked_is_a_connected_zero(backend):
+def test_a_fully_masked_input_gives_zero_in_the_graph(backend):
     hidden, weight = (torch.randn(n, 4, requires_grad=True) for n in (3, 9))
     loss = token_logprobs(hidden, weight, torch.full((3,), -100)).sum()
     assert loss.item() == 0
@@ -145,7 +145,7 @@ def test_fully_masked_is_a_connected_zero(backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3])
-def test_masked_rows_change_nothing(backend, dtype):
+def test_masked_rows_do_not_change_the_others(backend, dtype):
     hidden, weight = torch.randn(40, 8, dtype=dtype), torch.randn(99, 8, dtype=dtype)
     targets = torch.randint(0, 99, (40,))
     masked = targets.clone()
@@ -156,7 +156,7 @@ def test_masked_rows_change_nothing(backend, dtype):
     assert not some[~keep].any()
 
 
-def test_scores_that_rise_along_the_row(backend, monkeypatch):
+def test_rows_with_rising_scores_match_the_reference(backend, monkeypatch):
     """Every block has a new maximum, so every running sum is rescaled, many times."""
     weight = torch.linspace(-30, 30, 5000)[:, None]
     hidden, targets = torch.tensor([[1.0], [-1.0], [0.3]]), torch.tensor([4000, 10, 77])

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.longest
 @pytest.mark.parametrize("file", ["test_library.py", "test_fused.py"])
-def test_the_kernels_under_the_interpreter(file):
+def test_the_kernels_pass_under_the_interpreter(file):
     """In a process of its own: what TRITON_INTERPRET says when triton is imported is final."""
     pytest.importorskip("triton")
     run = subprocess.run(
@@ -47,7 +47,7 @@ def on_cuda(dtype: torch.dtype = torch.bfloat16):  # type: ignore[no-untyped-def
         ((9, 0), "triton did not load", torch.bfloat16, "plain"),
     ],
 )
-def test_who_is_served(monkeypatch, capability, why_not, dtype, want):
+def test_the_backend_serves_supported_tensors_only(monkeypatch, capability, why_not, dtype, want):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a device")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -59,7 +59,7 @@ def test_who_is_served(monkeypatch, capability, why_not, dtype, want):
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or registry.load_triton() == "", reason="there is one")
-def test_tensors_of_a_gpu_that_is_not_there():
+def test_fake_tensors_of_a_missing_gpu_select_the_plain_backend():
     """As FakeTensorMode makes them."""
     assert backends.select_backend(on_cuda()) == "plain"
 

@@ -52,7 +52,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     ],
     ids=["saved", "recomputed", "row_loss"],
 )
-def test_info_nce(fused, dtype, workspace_bytes, options):
+def test_info_nce_matches_the_reference(fused, dtype, workspace_bytes, options):
     contrastive.check(
         Matrices(700, 700, 64, dtype, 0.3, False, 5), temperature=0.5, workspace_bytes=workspace_bytes, **options
     )
@@ -62,7 +62,7 @@ def test_info_nce(fused, dtype, workspace_bytes, options):
 
 @DTYPES
 @pytest.mark.parametrize("upstream", ["equal", "random"])
-def test_token_logprobs(fused, dtype, upstream):
+def test_token_logprobs_match_the_reference(fused, dtype, upstream):
     """A width that needs padding, masked rows, bias and softcap; the row loss's own gradient, and another."""
     drawn = Matrices(600, 1500, 41, dtype, 0.6, False, 5)
     likelihood.check(drawn, bias_spread=0.5, softcap=3.0, masked="some", upstream=upstream)
@@ -70,25 +70,25 @@ def test_token_logprobs(fused, dtype, upstream):
 
 
 @DTYPES
-def test_linear_cross_entropy(fused, dtype):
+def test_linear_cross_entropy_matches_the_reference(fused, dtype):
     drawn = Matrices(530, 1500, 48, dtype, 0.6, True, 5)
     head_losses.check(drawn, weights="given", label_smoothing=0.1, z_loss=1e-3, biased=True)
 
 
 @pytest.mark.parametrize("drawn", [(1, 1, 1), (1, 300, 3), (129, 257, 13), (257, 129, 40)])
 @DTYPES
-def test_ragged(fused, dtype, drawn):
+def test_ragged_shapes_match_the_reference(fused, dtype, drawn):
     likelihood.check(Matrices(*drawn, dtype, 1.0, True, 7), masked="some")
 
 
 @pytest.mark.parametrize("ids", [False, True])
-def test_sigmoid_loss(fused, ids):
+def test_sigmoid_loss_matches_the_reference(fused, ids):
     check = contrastive.test_sigmoid_loss_matches_the_reference.hypothesis.inner_test
     drawn = Matrices(300, 300, 24, torch.bfloat16, 0.3, False, 11)
     check("triton", drawn, scale=math.log(10), bias=-3.0, ids=ids, reduction="mean", workspace_bytes=0)
 
 
-def test_every_sum_at_once(fused):
+def test_all_sums_at_once_match_the_reference(fused):
     query, key = (torch.randn(300, 16).bfloat16() for _ in range(2))
     options = {"keep_target": False, "softplus": True, "clip": 2.0, "logit_sums": True, "entropy_and_ranks": True}
     got = sweep(query, key, scale=0.7, targets=torch.arange(300), column_lse=True, **options)
@@ -113,7 +113,7 @@ def test_every_sum_at_once(fused):
 
 
 @DTYPES
-def test_ranks_and_ties(fused, dtype):
+def test_ranks_count_ties_like_the_reference(fused, dtype):
     """Equal scores tie: neither beats the other. Small whole numbers, so that products are exact in any order: the
     interpreter's come from the CPU's BLAS, where the bits of a row depend on its place."""
     half = torch.randint(-4, 5, (150, 20), dtype=torch.float32) / 4
@@ -127,7 +127,7 @@ def test_ranks_and_ties(fused, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
-def test_extremes(fused, dtype, workspace_bytes):
+def test_extreme_scores_match_the_reference(fused, dtype, workspace_bytes):
     """Logits of +-1e4: the log-sum-exps are as good as float32 can say, and so are the gradients."""
     query, key = (torch.randn(300, 8).to(dtype).requires_grad_() for _ in range(2))
     drawn = Matrices(300, 300, 8, dtype, 2.5, False, 3)
@@ -139,7 +139,7 @@ def test_extremes(fused, dtype, workspace_bytes):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("softcap", [None, 4.0])
-def test_bad_numbers_come_out_as_nan(fused, bad, softcap):
+def test_non_finite_operands_give_nan(fused, bad, softcap):
     query, key = torch.rand(140, 16).bfloat16(), torch.rand(300, 16).bfloat16()
     query[7, 3] = bad
     got = sweep(query, key, targets=torch.arange(140), column_lse=True, logit_sums=True, softplus=True, clip=1.0)
@@ -155,7 +155,7 @@ def test_bad_numbers_come_out_as_nan(fused, bad, softcap):
 
 
 @pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
-def test_same_bits_run_after_run(fused, workspace_bytes):
+def test_repeated_runs_give_the_same_bits(fused, workspace_bytes):
     query, key = (torch.randn(520, 64).bfloat16().requires_grad_() for _ in range(2))
     runs = []
     for _ in range(2):
@@ -173,14 +173,14 @@ def test_a_second_backward_sees_the_same_scores(fused):
     assert fused["score_grad"] == 2
 
 
-def test_who_is_served(backend):
+def test_the_backend_serves_supported_tensors_only(backend):
     """float32 products are exact only off the tensor cores, where cuBLAS is better than Triton."""
     served = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if TritonBackend.fused.supports(dtype)]
     assert served == [torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("width", [16, 1001])
-def test_operands_are_padded_only_where_they_must_be(width):
+def test_operands_are_padded_only_if_misaligned(width):
     operand = torch.randn(5, width).bfloat16()
     padded = matmul_tile.aligned(operand)
     assert (padded is operand) == (width == 16)
@@ -199,7 +199,7 @@ def test_chunks_on_a_device_are_neither_thin_nor_uneven(rows, columns):
     assert chunks * step - rows < 128 * chunks  # and as large as the others but for rounding
 
 
-def test_sums_that_cublas_adds_to(monkeypatch):
+def test_products_add_to_existing_sums(monkeypatch):
     """The gradients of a CUDA device: float32 sums of 16-bit products, and room for what leaves."""
     monkeypatch.setattr(grad_buffer, "adds_in_place", lambda device: True)
     mm, addmm = torch.mm, torch.addmm

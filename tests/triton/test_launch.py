@@ -71,7 +71,7 @@ def pretended(stand_in):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", CALLS)
-def test_a_driver_accepts_what_is_launched(pretended, name, dtype):
+def test_a_driver_accepts_every_launch(pretended, name, dtype):
     hidden, weight = (torch.randn(n, WIDTH).to(dtype).requires_grad_() for n in (ROWS, COLUMNS))
     pretended()
     with backends.use_backend("triton"):
@@ -88,7 +88,7 @@ def test_a_driver_accepts_what_is_launched(pretended, name, dtype):
         assert all(int(grid) <= 2 * 132 for what, grid in notes if what in ("fused_reduce", "fused_score_grad"))
 
 
-def test_it_refuses_what_cuda_does(pretended):
+def test_the_stand_in_driver_refuses_what_cuda_refuses(pretended):
     encode = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled
     room = (ctypes.c_char * 192)()
     at, sizes, steps = -(-ctypes.addressof(room) // 64) * 64, (ctypes.c_uint64 * 2)(80, 520), (ctypes.c_uint * 2)(1, 1)

@@ -15,19 +15,19 @@ from ..kernels import test_token_logprobs as test_likelihood
 from ..kernels.contract import Matrices
 
 CHOSEN = {
-    test_likelihood: "matches_the_reference huge_logits statistics bad_numbers_come_out_as_nan "
-    "fully_masked_is_a_connected_zero",
+    test_likelihood: "matches_the_reference huge_logits_match_the_reference statistics_match_the_reference "
+    "non_finite_operands_give_nan a_fully_masked_input_gives_zero_in_the_graph",
     test_contrastive: "info_nce_matches_the_reference info_nce_with_options_matches_the_reference "
     "sigmoid_loss_matches_the_reference sigmoid_loss_of_a_confident_model_is_not_rounded_away one_pair_has_no_loss "
-    "a_batch_of_duplicates_has_no_negatives distinct_ids_change_no_bit pair_scores_match_the_reference "
-    "perfect_pairs_rank_first_and_reach_the_cap row_logsumexp_matches_the_reference bad_numbers_come_out_as_nan "
-    "columns_do_not_depend_on_chunks",
-    test_head_losses: "linear_cross_entropy_matches_the_reference exactness_does_not_depend_on_what_is_differentiated "
-    "a_loss_beside_the_other_outputs",
-    test_information: "matches_the_reference huge_scores bad_numbers_come_out_as_nan",
-    test_linear_kl: "matches_the_reference huge_logits a_model_does_not_differ_from_itself every_share_of_the_teacher "
-    "bad_numbers_come_out_as_nan",
-    test_grad_buffer: "sums_exactly_as_float32_does scales_rows_and_keeps_bad_numbers",
+    "a_batch_of_duplicates_has_no_negatives distinct_ids_do_not_change_a_bit pair_scores_match_the_reference "
+    "perfect_pairs_rank_first_and_reach_log_n row_logsumexp_matches_the_reference non_finite_operands_give_nan "
+    "the_chunk_size_does_not_change_the_columns",
+    test_head_losses: "linear_cross_entropy_matches_the_reference gradients_are_exact_for_every_subset_of_arguments "
+    "a_fused_loss_does_not_change_the_other_outputs",
+    test_information: "matches_the_reference huge_scores_match_the_reference non_finite_operands_give_nan",
+    test_linear_kl: "matches_the_reference huge_logits_match_the_reference equal_models_have_zero_divergence "
+    "every_beta_matches_the_reference non_finite_operands_give_nan",
+    test_grad_buffer: "sums_equal_those_in_float32 scaling_rows_keeps_non_finite_values",
 }
 for _module, _names in CHOSEN.items():
     for _name in _names.split():
@@ -36,7 +36,7 @@ for _module, _names in CHOSEN.items():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
-def test_several_chunks_in_the_real_compute_dtype(backend, dtype, workspace_bytes, monkeypatch):
+def test_several_chunks_match_the_reference(backend, dtype, workspace_bytes, monkeypatch):
     """Large enough for bfloat16 products, cut into chunks, with ragged tiles in both directions."""
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     drawn = Matrices(700, 700, 64, dtype, 0.3, False, 5)
@@ -48,7 +48,7 @@ def test_several_chunks_in_the_real_compute_dtype(backend, dtype, workspace_byte
 
 @pytest.mark.parametrize("frozen", [(), test_linear_kl.NAMES[:2], test_linear_kl.NAMES[2:]])
 @pytest.mark.parametrize("options", test_linear_kl.OPTIONS)
-def test_rows_of_several_blocks(backend, options, frozen, monkeypatch):
+def test_rows_of_several_blocks_match_the_reference(backend, options, frozen, monkeypatch):
     """The largest score may lie anywhere in a row; which passes a gradient takes depends on who is trained."""
     monkeypatch.setattr(configs, "DIVERGENCE", replace(configs.DIVERGENCE, BLOCK=64))
     drawn = Matrices(9, 300, 24, torch.float32, 1.0, False, 5)
@@ -56,7 +56,7 @@ def test_rows_of_several_blocks(backend, options, frozen, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_bits_run_after_run(backend, dtype):
+def test_repeated_runs_give_the_same_bits(backend, dtype):
     query, key = test_ops.operands(300, 700, 64, dtype)
     for name in ("token_logprobs_softcap", "info_nce_smooth", "pair_scores"):
         runs = []

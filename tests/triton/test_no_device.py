@@ -55,7 +55,7 @@ CALLS = {
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", CALLS)
-def test_everything_is_made_there_and_nothing_is_read(monkeypatch, name, dtype):
+def test_every_buffer_is_on_the_device_and_nothing_is_read(monkeypatch, name, dtype):
     asked = []
 
     def run(self, *arguments, grid, warmup, **options):  # type: ignore[no-untyped-def]

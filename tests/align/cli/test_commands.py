@@ -68,7 +68,7 @@ def test_the_help_has_an_example(command: str) -> None:
         assert "nats" in text or "unit" in text
 
 
-def test_the_defaults_are_those_of_the_library() -> None:
+def test_the_defaults_of_score_are_those_of_scorer() -> None:
     """Options repeat defaults of the Python interface, since importing it would slow down --help."""
     options = inspect.signature(score).parameters
     for function in (Scorer.__init__, score_file):
@@ -129,7 +129,7 @@ def test_scores_can_be_filtered(tmp_path: Path, pairs: Path, model: Path) -> Non
     assert invoke("score", pairs, "-o", out, "--model", model, "--seed", 1, "--restart")[0] == 0
 
 
-def test_a_run_that_scores_nothing_exits_1_and_says_why(tmp_path: Path, model: Path) -> None:
+def test_a_run_without_scored_rows_exits_1_with_the_reason(tmp_path: Path, model: Path) -> None:
     rows, out = tmp_path / "in.jsonl", tmp_path / "o.jsonl"
     rows.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     code, _, log = invoke("score", rows, "-o", out, "--model", model, "--max-length", 12)
@@ -178,7 +178,7 @@ def test_unused_text_fields_of_standard_input_are_reported(tmp_path: Path, model
         (("filter", "PAIRS", "-o", "k.csv", "--min", 2, "--max", 1), "--min 2 is above --max 1"),
     ],
 )
-def test_mistakes_get_a_message_and_exit_1(
+def test_a_user_error_is_printed_and_exits_1(
     tmp_path: Path,
     pairs: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -195,7 +195,7 @@ def test_mistakes_get_a_message_and_exit_1(
     assert "Traceback" not in log
 
 
-def test_ctrl_c_exits_130_and_says_how_to_resume(tmp_path: Path, model: Path) -> None:
+def test_ctrl_c_exits_130_and_prints_how_to_resume(tmp_path: Path, model: Path) -> None:
     many = tmp_path / "many.jsonl"
     rows = (PAIRS[n % 12] | {"id": f"m{n}", "response": "word " * 60} for n in range(2000))
     many.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -53,7 +53,7 @@ def test_every_file_format_gives_the_same_pairs(tmp_path: Path, ending: str) -> 
     assert open_source(path).inspect().rows == 3
 
 
-def test_a_side_without_text_is_not_ok(tmp_path: Path) -> None:
+def test_an_empty_side_is_not_ok(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", [{"instruction": "i", "response": " "}, {"instruction": "", "response": "r"}])
     assert [(p.status, p.reason) for p in read_pairs(path)] == [
         ("empty_response", "line 1: the response has no text"),

@@ -282,7 +282,7 @@ def test_unused_text_fields_are_counted() -> None:
     assert dict(notes.unused) == {"instances after the first": 1, "tools": 1}
 
 
-def test_each_format_names_the_parts_that_it_does_not_read() -> None:
+def test_each_format_reports_the_parts_it_does_not_read() -> None:
     record = {"task": X, "samples": json.dumps([{"output": Y}, {"output": "Nine."}])}
     view = RecordView(record)
     assert Instances("task", "samples").ignored_parts(view) == ["samples after the first"]

@@ -50,7 +50,7 @@ def test_a_rule_selects_the_expected_rows(rule: Rule, column: str, expected: lis
     assert np.flatnonzero(select(values, column, rule)).tolist() == expected
 
 
-def test_ties_go_to_the_earlier_row_in_both_directions() -> None:
+def test_the_earlier_of_two_equal_rows_is_kept_in_both_directions() -> None:
     for column in ("mutual", "nll_y"):
         kept = select(np.full(5, 2.0), column, Rule(top=2))
         assert np.flatnonzero(kept).tolist() == [0, 1]
@@ -145,7 +145,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
 @pytest.mark.parametrize("scores", ["jsonl", "parquet", "csv"])
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
-def test_kept_rows_have_their_fields_and_their_scores(tmp_path: Path, kind: str, scores: str, ending: str) -> None:
+def test_kept_rows_have_their_own_fields_and_scores(tmp_path: Path, kind: str, scores: str, ending: str) -> None:
     source, scored = make(tmp_path, kind, scores)
     done = filter_scores(scored, tmp_path / f"kept.{ending}", keep=0.5)
     rows = read(tmp_path / f"kept.{ending}")

@@ -202,7 +202,7 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_an_error(ground: 
     assert tree(finished) == before
 
 
-def test_two_full_models_without_warmup(ground: Path, tmp_path: Path) -> None:
+def test_two_full_models_train_without_warmup(ground: Path, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     other = tmp_path / "other"
     tiny_model(vocab=len(tokenizer), initializer_range=0.02, seed=1).save_pretrained(other)
@@ -275,7 +275,7 @@ def test_the_example_config_is_valid() -> None:
     assert config.training["learning_rate"] == 1e-4
 
 
-def test_the_train_command(ground: Path, tmp_path: Path) -> None:
+def test_the_train_command_runs_the_loop_from_a_config_file(ground: Path, tmp_path: Path) -> None:
     config = tmp_path / "loop.yaml"
     config.write_text(
         f"seed_pairs: {ground / 'seeds.jsonl'}\nmodel: {ground / 'model'}\nrounds: 1\nmax_new_tokens: 60\n"
@@ -318,7 +318,7 @@ def test_two_processes_share_the_work(ground: Path, finished: Path, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.longest
-def test_the_whole_loop_on_a_real_model(tmp_path: Path) -> None:
+def test_the_loop_runs_on_a_real_model(tmp_path: Path) -> None:
     pairs = [row for row in lines(ROOT / "examples" / "pairs.jsonl") if row["aligned"]]
     short = sorted(pairs, key=lambda row: len(row["instruction"] + row["response"]))
     fields = ("id", "instruction", "response")

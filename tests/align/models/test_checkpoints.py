@@ -39,7 +39,7 @@ def test_a_reward_model_and_a_bare_backbone_lack_the_head(folder, copy):
             load.load(copy)
 
 
-def test_where_the_head_is_the_embedding_a_backbone_is_whole_and_a_reward_model_is_none(folder, copy):
+def test_a_backbone_with_tied_embeddings_is_accepted_and_a_reward_model_is_not(folder, copy):
     config = LlamaConfig.from_pretrained(folder, tie_word_embeddings=True)
     LlamaModel(config).save_pretrained(copy)
     assert Scorer(copy).score(PAIRS)[0]["status"] == "ok"
@@ -57,7 +57,7 @@ def test_a_missing_layer_is_refused_by_name(copy, weights):
         load.load(copy)
 
 
-def test_a_trainer_refuses_it_as_the_scorer_does(copy):
+def test_a_trainer_refuses_what_the_scorer_refuses(copy):
     pytest.importorskip("trl")
     from main_align.training import AlignmentArguments
     from main_align.training.model.setup import set_up
@@ -85,7 +85,7 @@ def test_a_trainer_refuses_it_as_the_scorer_does(copy):
         ("adapter_config.json", b'{"peft_type": "LORA"}'),
     ],
 )
-def test_a_damaged_or_foreign_file_is_a_message(copy, file, text):
+def test_a_damaged_or_foreign_file_is_refused(copy, file, text):
     path = copy / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if text is None else text)
     with pytest.raises(UserError) as caught:
@@ -93,7 +93,7 @@ def test_a_damaged_or_foreign_file_is_a_message(copy, file, text):
     assert str(copy) in str(caught.value)
 
 
-def test_a_file_is_no_model(folder):
+def test_a_file_instead_of_a_folder_is_refused(folder):
     with pytest.raises(UserError, match="it is a file; give the folder"):
         load.load(folder / "model.safetensors")
 
@@ -142,7 +142,7 @@ def test_an_adapter_that_lacks_weights_is_refused(adapter):
         load.load(adapter)
 
 
-def test_an_adapter_without_its_base_or_without_peft_says_what_to_do(adapter, monkeypatch):
+def test_an_adapter_without_its_base_or_peft_is_refused_with_a_remedy(adapter, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setitem(__import__("sys").modules, "peft", None)
         with pytest.raises(UserError, match=r"is an adapter on .*main-kernels\[train\].*merge_and_unload"):
@@ -186,7 +186,7 @@ def test_a_template_whose_tokens_the_model_lacks_is_refused(tmp_path):
         Scorer(tmp_path)
 
 
-def test_the_trainer_names_the_row_with_a_token_it_lacks():
+def test_the_trainer_names_the_row_with_an_unknown_token():
     pytest.importorskip("trl")
     from datasets import Dataset
     from main_align.models.encoding import PairEncoder
@@ -211,7 +211,7 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
 
 
 @pytest.mark.parametrize(("rope", "limit"), [(LONGROPE, 96), (DYNAMIC, 192)])
-def test_a_rope_that_depends_on_the_batch_is_used_only_where_it_does_not(tmp_path, rope, limit):
+def test_a_batch_dependent_rope_limits_the_length(tmp_path, rope, limit):
     scorer = Scorer(tiny_model_folder(tmp_path, max_position_embeddings=192, rope_parameters=rope))
     assert scorer.max_length == limit
     long = {"instruction": "count", "response": "one two " * 25}

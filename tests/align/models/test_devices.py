@@ -11,20 +11,20 @@ from main_align.models import devices
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "nonsense", "cpu:x", "mps:7", ""])
-def test_a_device_that_is_not_there_is_a_message(name):
+def test_a_missing_device_is_refused(name):
     with pytest.raises(UserError, match=f"device '{name}' cannot be used here .*this machine has cpu"):
         devices.pick_device(name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_cuda_without_one():
+def test_cuda_without_a_gpu_is_refused():
     with pytest.raises(UserError, match="device 'cuda' cannot be used here"):
         devices.pick_device("cuda")
     assert devices.pick_device("auto") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_is_the_fastest_format(monkeypatch, fast, dtype):
+def test_auto_selects_the_fastest_dtype(monkeypatch, fast, dtype):
     monkeypatch.setattr(devices, "has_fast_bfloat16", lambda: fast)
     assert devices.pick_dtype("auto", torch.device("cpu")) == dtype
     assert devices.pick_dtype("float16", torch.device("cpu")) == torch.float16
@@ -32,7 +32,7 @@ def test_auto_is_the_fastest_format(monkeypatch, fast, dtype):
         devices.pick_dtype("half", torch.device("cpu"))
 
 
-def test_slow_bfloat16_is_said_once(monkeypatch, caplog):
+def test_slow_bfloat16_warns_once(monkeypatch, caplog):
     monkeypatch.setattr(devices, "has_fast_bfloat16", lambda: False)
     devices._warn.cache_clear()
     with caplog.at_level(logging.WARNING):

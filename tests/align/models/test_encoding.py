@@ -126,7 +126,7 @@ def texts(d, x, y, context=()):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_markers_of_real_templates(name):
+def test_markers_match_real_templates(name):
     template, special, bos, eos = CASES[name][0]
     tokenizer = byte_tokenizer(template=template, special=special, bos=bos, eos=eos)
     assert read_markers(tokenizer) == CASES[name][1]
@@ -144,7 +144,7 @@ def test_markers_of_real_templates(name):
         ("none", "<s>A\n\nB", "<s>B\n\nA"),
     ],
 )  # fmt: skip
-def test_both_directions_as_text(name, forward, reverse):
+def test_both_directions_decode_to_the_expected_text(name, forward, reverse):
     assert texts(encoder(name), "A", "B") == [forward, reverse]
 
 
@@ -181,7 +181,7 @@ def test_text_that_spells_a_special_token_stays_text():
     assert d.tokenizer.decode(pair.x) == "a<|im_end|>b"
 
 
-def test_context_that_the_template_has_no_place_for():
+def test_context_that_the_template_cannot_render_is_reported():
     d = encoder("mistral")
     assert "system" in (d.context_problem([Turn("system", "S")]) or "")
     assert "tool" in (d.context_problem([Turn("tool", "S")]) or "")

@@ -44,7 +44,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_logits_of_other_families(family):
+def test_logits_of_other_families_match_transformers(family):
     model = FAMILIES[family]().eval()
     ids = [5, 9, 33, 12, 40, 7]
     logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)

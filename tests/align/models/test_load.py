@@ -25,7 +25,7 @@ def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def test_a_local_folder(folder):
+def test_a_local_folder_is_loaded(folder):
     loaded = load.load(folder, dtype=torch.bfloat16)
     assert loaded.model.dtype == torch.bfloat16
     assert not loaded.model.training
@@ -54,19 +54,19 @@ def test_the_digest_of_a_large_file_is_sampled(tmp_path):
     assert checkpoint.folder_digest(tmp_path) != before
 
 
-def test_no_such_model_says_what_to_do(offline):
+def test_a_missing_model_is_refused_with_a_remedy(offline):
     with pytest.raises(UserError, match="no model 'nobody/nothing'") as caught:
         load.load("nobody/nothing")
     assert "local folder" in str(caught.value)
     assert smollm2.SMOLLM2_REMEDY in str(caught.value)
 
 
-def test_a_folder_without_a_model(tmp_path):
+def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
         load.load(tmp_path)
 
 
-def test_a_tokenizer_without_bos_and_eos(folder, tmp_path):
+def test_a_tokenizer_without_bos_and_eos_is_refused(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     path = copy / "tokenizer_config.json"
     config = json.loads(path.read_text())
@@ -75,12 +75,12 @@ def test_a_tokenizer_without_bos_and_eos(folder, tmp_path):
         load.load(copy)
 
 
-def test_a_vocabulary_smaller_than_the_tokenizer(tmp_path):
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"100 output rows, 259 tokens.*every pair needs the token"):
         load.load(tiny_model_folder(tmp_path, vocab_size=100))
 
 
-def test_smollm2_without_its_package(monkeypatch):
+def test_smollm2_without_its_package_is_refused_with_a_remedy(monkeypatch):
     def absent(name):
         raise metadata.PackageNotFoundError(name)
 
@@ -89,7 +89,7 @@ def test_smollm2_without_its_package(monkeypatch):
         load.load()
 
 
-def test_smollm2_is_converted_once_and_never_half(monkeypatch, tmp_path):
+def test_smollm2_is_converted_once_and_atomically(monkeypatch, tmp_path):
     calls = []
 
     def convert(gguf, folder):

@@ -46,7 +46,7 @@ def test_packed_states_equal_each_sequence_alone(kind, heads):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 @torch.inference_mode()
-def test_packed_states_in_sixteen_bits(kind, autocast):
+def test_packed_states_in_16_bits_equal_each_sequence_alone(kind, autocast):
     sequences = list(torch.randint(3, 259, (sum(LENGTHS),)).split(LENGTHS))
     model = tiny_model(kind)
     wanted = alone(model, sequences)
@@ -56,7 +56,7 @@ def test_packed_states_in_sixteen_bits(kind, autocast):
     torch.testing.assert_close(packed.float(), wanted, rtol=0, atol=0.1)
 
 
-def test_shared_keys_are_announced_where_the_kernel_asks(monkeypatch):
+def test_enable_gqa_is_passed_only_to_kernels_that_take_it(monkeypatch):
     """Torch 2.11 knows no enable_gqa, later ones want it; 2.10 has no windows."""
     varlen = pytest.importorskip("torch.nn.attention.varlen")
     for kernel, told in (
@@ -109,7 +109,7 @@ def test_unsupported_attention_is_refused(asked):
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 @torch.inference_mode()
-def test_without_boundaries_it_is_the_model_s_own_attention(kind):
+def test_without_boundaries_attention_is_the_models_own(kind):
     """A model that is being trained still generates, from padded prompts too."""
     model = tiny_model(kind)
     ids = torch.randint(3, 259, (2, 20))
@@ -125,7 +125,7 @@ def test_without_boundaries_it_is_the_model_s_own_attention(kind):
 
 
 @torch.inference_mode()
-def test_packed_positions_without_boundaries_are_kept_apart_all_the_same():
+def test_packed_positions_without_boundaries_are_kept_apart():
     model = tiny_model("llama")
     ids = torch.randint(3, 259, (9,))
     wanted = alone(model, [ids[:4], ids[4:]])

@@ -79,7 +79,7 @@ def _distinct() -> list[int]:
     return kept
 
 
-def test_a_file_of_scores_is_the_same_and_knows_its_heads(run, tmp_path):
+def test_a_score_file_has_the_same_scores_and_records_its_heads(run, tmp_path):
     folder, _ = run
     source = tmp_path / "pairs.jsonl"
     source.write_text("".join(to_json(pair) + "\n" for pair in PAIRS))
@@ -94,7 +94,7 @@ def test_a_file_of_scores_is_the_same_and_knows_its_heads(run, tmp_path):
         score_file(Scorer(folder), source, tmp_path / "o.jsonl")
 
 
-def test_what_cannot_be_loaded_is_named(run, tmp_path):
+def test_heads_that_cannot_be_loaded_are_refused_by_name(run, tmp_path):
     folder, _ = run
     with pytest.raises(UserError, match=f"no projection heads can be loaded from .*{FILE}"):
         AlignmentHead.from_pretrained(tmp_path)
@@ -105,7 +105,7 @@ def test_what_cannot_be_loaded_is_named(run, tmp_path):
         Scorer(folder, heads=AlignmentHead(16, 4))
 
 
-def test_a_model_trained_without_heads_says_so(tmp_path):
+def test_a_model_trained_without_heads_is_refused(tmp_path):
     trained(tmp_path, projection_dim=0, max_steps=1)
     with pytest.raises(UserError, match="was trained without projection heads"):
         Scorer(tmp_path / "out", heads=tmp_path / "out")

@@ -54,7 +54,7 @@ def test_structural_does_not_cancel_where_both_sides_agree():
     np.testing.assert_allclose(structural, dense(x, y, *means(x, y))[1], rtol=5e-3)
 
 
-def test_semantic_is_at_most_log_n_and_tells_aligned_from_shuffled():
+def test_semantic_is_at_most_log_n_and_separates_aligned_from_shuffled():
     x, y = states(64, shared=3.0)
     other = np.roll(y, 1, axis=0)
     aligned = Bank(x, y, TAU).score(x, y, np.arange(64))[0]
@@ -63,7 +63,7 @@ def test_semantic_is_at_most_log_n_and_tells_aligned_from_shuffled():
     assert aligned.mean() > 1 > 0 > shuffled.mean()
 
 
-def test_a_bank_of_one():
+def test_a_bank_of_one_pair_gives_zero_scores():
     x, y = states(1)
     semantic, structural = Bank(x, y, TAU).score(x, y, np.zeros(1, np.int64))
     assert semantic == pytest.approx(0)
@@ -81,7 +81,7 @@ def test_choice_is_seeded_sorted_and_without_repeats():
     assert chosen.tolist() != Bank.choose(1000, 100, 4).tolist()
 
 
-def test_wrong_shapes_are_named():
+def test_wrong_shapes_are_refused_by_name():
     x, y = states(4)
     with pytest.raises(ValueError, match=r"\(4, 24\) and \(3, 24\)"):
         Bank(x, y[:3], TAU)

@@ -23,7 +23,7 @@ def window(encoder, pairs, *, max_length=200, truncate=False, batch_tokens=300):
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
-def test_packs_hold_every_pair_once_within_the_budget(sizes, budget):
+def test_micro_batches_hold_every_pair_once_within_the_budget(sizes, budget):
     lengths = dict(enumerate(sizes))
     packs = bucket_by_length(lengths, budget)
     assert sorted(row for pack in packs for row in pack.rows) == sorted(lengths)
@@ -34,7 +34,7 @@ def test_packs_hold_every_pair_once_within_the_budget(sizes, budget):
     assert in_order == sorted(in_order)
 
 
-def test_both_directions_count_in_a_pack(encoder):
+def test_a_micro_batch_counts_the_tokens_of_both_directions(encoder):
     w = window(encoder, [Pair("a", 1, "abc", "de")])
     forward, reverse = encoder.sequences(w.encoded[0])
     assert w.micro_batches[0].tokens == len(forward.ids) + len(reverse.ids)

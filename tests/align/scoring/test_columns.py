@@ -27,7 +27,7 @@ LOGP = np.array([[-6.0, -12.0, -4.0, -7.0]])
 X, Y = np.array([2]), np.array([3])
 
 
-def test_columns_are_the_contract():
+def test_the_columns_and_their_order_are_fixed():
     assert list(COLUMNS) == [
         "id",
         "nll_y_given_x",
@@ -69,7 +69,7 @@ def test_a_score_without_a_direction_is_refused():
         Column("perplexity", "exp(nll_y)", better="lower")
 
 
-def test_derived_tables():
+def test_derived_tables_follow_the_columns():
     assert {name for name in SCORES if lower_is_better(name)} == {
         "nll_y_given_x",
         "nll_y",
@@ -95,12 +95,12 @@ def test_derived_tables():
 
 
 @pytest.mark.parametrize("name", ["perplexity_y", "status", "tokens_y"])
-def test_the_direction_of_a_column_that_is_no_score_must_be_given(name):
+def test_the_direction_of_another_column_must_be_given(name):
     with pytest.raises(UserError, match="give --lower-is-better or --higher-is-better"):
         lower_is_better(name)
 
 
-def test_likelihood_scores_by_hand():
+def test_likelihood_scores_match_a_hand_calculation():
     scores = {name: value.item() for name, value in likelihood_scores(LOGP, X, Y).items()}
     assert scores == pytest.approx(
         {
@@ -133,6 +133,6 @@ def test_a_consistent_pair_of_models_has_no_duality_gap():
         (range(10), range(5), None),
     ],
 )
-def test_copy_overlap(x, y, fraction):
+def test_copy_overlap_is_the_fraction_of_ngrams_in_x(x, y, fraction):
     value = copy_overlap(list(x), list(y))
     assert math.isnan(value) if fraction is None else value == pytest.approx(fraction)

@@ -52,7 +52,7 @@ def killed_after(packs: int):
     return watch
 
 
-def test_rows_come_out_in_input_order_with_statuses_and_nulls(tmp_path: Path) -> None:
+def test_rows_keep_the_input_order_with_statuses_and_nulls(tmp_path: Path) -> None:
     source, out = write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.parquet"
     manifest = score_file(FakeScorer(), source, out, sort_window=6)
     rows = pq.read_table(out).to_pylist()
@@ -78,7 +78,7 @@ def test_rows_come_out_in_input_order_with_statuses_and_nulls(tmp_path: Path) ->
     assert json.loads(manifest_path(out).read_text()) == manifest
 
 
-def test_windows_and_packs_do_not_change_the_scores(tmp_path: Path) -> None:
+def test_windows_and_micro_batches_do_not_change_the_scores(tmp_path: Path) -> None:
     source = write_pairs(tmp_path / "in.jsonl")
     score_file(FakeScorer(), source, tmp_path / "a.parquet", sort_window=4)
     score_file(FakeScorer(per_pack=5), source, tmp_path / "b.parquet", sort_window=1000)
@@ -105,7 +105,7 @@ def test_a_bank_smaller_than_the_data_is_sampled_across_windows(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("packs", [1, 3, 6])
-def test_an_interrupted_job_runs_only_what_is_missing(tmp_path: Path, packs: int) -> None:
+def test_an_interrupted_job_runs_only_the_missing_batches(tmp_path: Path, packs: int) -> None:
     source, whole, out = (tmp_path / name for name in ("in.jsonl", "a.parquet", "b.parquet"))
     write_pairs(source)
     full, first, second = FakeScorer(), FakeScorer(), FakeScorer()
@@ -175,7 +175,7 @@ def test_rows_that_all_fail_still_make_a_file(tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["1", "3"]
 
 
-def test_nothing_is_run_where_no_row_can_be_read(tmp_path: Path) -> None:
+def test_the_model_does_not_run_if_no_row_can_be_read(tmp_path: Path) -> None:
     source, scorer = tmp_path / "in.jsonl", FakeScorer()
     source.write_text('no json\n[1]\n{"instruction": "x"}\n')
     message = (

@@ -85,7 +85,7 @@ def numbers(rows, names=LIKELIHOODS):
     return np.array([[row[name] for name in names] for row in rows])
 
 
-def test_against_four_naive_passes(folder, scorer):
+def test_scores_match_four_naive_passes(folder, scorer):
     pairs = some_pairs()
     rows = scorer.score(pairs)
     assert len(scorer.prepare(pairs).micro_batches) > 3
@@ -142,7 +142,7 @@ def test_rows_that_cannot_be_scored_have_nulls_and_a_line(scorer):
     assert rows[0] | {"id": ""} == rows[3] | {"id": ""}
 
 
-def test_no_pairs_at_all(scorer):
+def test_no_pairs_give_no_rows(scorer):
     assert scorer.score([]) == []
     assert scorer.score([{"instruction": "", "response": ""}])[0]["semantic"] is None
 
@@ -151,7 +151,7 @@ def test_no_pairs_at_all(scorer):
     "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
               RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")]
 )  # fmt: skip
-def test_out_of_memory_splits_the_pack(scorer, monkeypatch, error):
+def test_out_of_memory_splits_the_micro_batch(scorer, monkeypatch, error):
     pairs = some_pairs(6)
     wanted = scorer.score(pairs)
     window = scorer.prepare(pairs)
@@ -204,7 +204,7 @@ def test_non_finite_states_have_no_score(scorer, monkeypatch):
     assert all(row["mutual"] is None and "NaN" in row["reason"] for row in bad)
 
 
-def test_truncated_pairs_are_scored_and_said_so(folder):
+def test_truncated_pairs_are_scored_with_their_own_status(folder):
     pairs = [Pair("a", 1, "cat " * 100, "dog " * 100), Pair("b", 2, "cat", "dog")]
     refused = Scorer(folder, device=DEVICE, max_length=100).score(pairs)
     assert [row["status"] for row in refused] == ["too_long", "ok"]
@@ -214,12 +214,12 @@ def test_truncated_pairs_are_scored_and_said_so(folder):
     assert "line 1" in cut[0]["reason"]
 
 
-def test_the_default_length_is_the_model_own(scorer):
+def test_the_default_length_is_that_of_the_model(scorer):
     assert scorer.max_length == 512
     assert scorer.score([Pair("a", 1, "x" * 300, "y" * 300)])[0]["status"] == "too_long"
 
 
-def test_a_bank_smaller_than_the_data(folder):
+def test_a_bank_smaller_than_the_data_still_scores_every_pair(folder):
     pairs = some_pairs()
     rows = Scorer(folder, device=DEVICE, bank=8).score(pairs)
     again = Scorer(folder, device=DEVICE, bank=8).score(pairs)
@@ -247,7 +247,7 @@ def test_the_fingerprint_follows_what_changes_a_score(folder, scorer):
         assert Scorer(folder, device=DEVICE, **settings).fingerprint != same, change
 
 
-def test_progress_is_told_of_every_pair(scorer):
+def test_progress_counts_every_pair(scorer):
     pairs, seen = some_pairs(), []
     scorer.score(pairs, progress=lambda n, tokens: seen.append((n, tokens)))
     packs = scorer.prepare(pairs).micro_batches
@@ -256,13 +256,13 @@ def test_progress_is_told_of_every_pair(scorer):
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"bank": 0}, {"batch_tokens": 0}, {"temperature": 0.0}])
-def test_wrong_settings_are_named(folder, wrong):
+def test_wrong_settings_are_refused_by_name(folder, wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Scorer(folder, **wrong)
 
 
 @pytest.mark.slow
-def test_smollm2_against_four_naive_passes_and_alone():
+def test_smollm2_matches_four_naive_passes_and_each_pair_alone():
     scorer = Scorer(device=DEVICE)
     pairs = [
         Pair("a", 1, "What is the capital of France?", "The capital of France is Paris."),

@@ -38,7 +38,7 @@ def warnings_of(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == devices.__name__]
 
 
-def test_the_default_dtype_is_the_fast_one(fast, tmp_path):
+def test_the_default_dtype_is_the_faster_one(fast, tmp_path):
     settings = {"output_dir": str(tmp_path), "use_cpu": True}
     assert MutualAlignmentConfig(**settings).bf16 is fast
     assert MutualAlignmentConfig(**settings, fp16=True).bf16 is False

@@ -83,7 +83,7 @@ def test_a_data_set_tokenised_by_sfttrainer_gives_the_same_pair(tmp_path, templa
     )
 
 
-def test_masks_of_tokenised_rows():
+def test_masks_of_tokenised_rows_select_the_scored_tokens():
     ids = [10, 11, 12, 20, 21, 22, 23]
     forms = [
         {"input_ids": ids, "completion_mask": [0, 0, 0, 1, 1, 1, 1]},
@@ -117,7 +117,7 @@ def test_a_prepared_data_set_is_left_as_it_is():
     assert reader().prepare(prepared, "train") is prepared
 
 
-def test_streams_are_read_as_they_come():
+def test_rows_of_a_stream_are_numbered_and_checked_as_they_are_read():
     records = [FORMS["messages"], {"messages": [USER, {"role": "assistant", "content": "Eleven."}]}]
     stream = IterableDataset.from_generator(lambda: iter(records))
     rows = list(reader().prepare(stream, "train"))
@@ -166,7 +166,7 @@ def test_pairs_over_length_in_a_stream_are_left_out():
 LONG = {"prompt": "x" * 300, "completion": "y" * 100}
 
 
-def test_pairs_over_length(caplog):
+def test_pairs_over_length_are_refused_dropped_or_truncated(caplog):
     records = [FORMS["prompt_completion"], LONG]
     with pytest.raises(UserError, match=r"1 rows of the train.*row 1: \d+ tokens \(300 \+ 100 .*over_length='drop'"):
         read(records)
@@ -195,7 +195,7 @@ def test_pairs_over_length(caplog):
         ({"messages": [USER, {"role": "system", "content": "s"}, USER, ASSISTANT]}, "row 0: a system turn must be"),
     ],
 )
-def test_rows_that_cannot_be_trained_are_named(record, message):
+def test_rows_that_cannot_be_trained_are_refused_by_name(record, message):
     with pytest.raises(UserError, match=message):
         read([record])
 
@@ -237,7 +237,7 @@ def test_columns_that_are_not_part_of_the_pair_are_refused_or_reported(name, str
         list(reader().prepare(dataset, "train"))
 
 
-def test_columns_that_say_nothing_are_none_of_that():
+def test_empty_columns_are_ignored():
     """Arrow gives every row the columns and keys that one of them has."""
     nothing = {"tools": None, "chat_template_kwargs": {"enable_thinking": None}, "images": [], "label": True}
     turns = [{**turn, "tool_calls": None, "reasoning_content": ""} for turn in (USER, ASSISTANT)]
@@ -262,7 +262,7 @@ def test_text_that_is_dropped_is_reported_once(streamed, caplog):
     assert not caplog.records
 
 
-def test_padding_of_tokenised_rows_is_no_part_of_them():
+def test_padding_of_tokenised_rows_is_removed():
     plain = {"input_ids": [10, 11, 12, 20, 21], "labels": [-100, -100, -100, 20, 21], "attention_mask": [1] * 5}
     padded = {"input_ids": [0, 0, *plain["input_ids"]], "labels": [-100] * 2 + plain["labels"]}
     padded |= {"attention_mask": [0, 0, 1, 1, 1, 1, 1]}
@@ -276,7 +276,7 @@ def test_many_bad_rows_are_counted_and_some_named():
         read([{"prompt": "x", "completion": ""}] * 9)
 
 
-def test_what_is_no_data_set_is_refused():
+def test_other_types_than_data_sets_are_refused():
     with pytest.raises(UserError, match=r"is of type list.*Dataset.from_list"):
         reader().prepare([FORMS["messages"]], "train")
     with pytest.raises(UserError, match="has a transform"):
@@ -298,7 +298,7 @@ def test_an_empty_data_set_is_an_error():
         reader().prepare(Dataset.from_dict({"prompt": [], "completion": []}), "train")
 
 
-def test_bins_hold_everything_once_and_no_more_than_they_can():
+def test_bins_hold_every_item_once_within_their_capacity():
     lengths = [7, 3, 5, 5, 2, 9, 1, 12]
     bins = best_fit(lengths, 10)
     assert sorted(place for each in bins for place in each) == list(range(8))

@@ -187,7 +187,7 @@ def test_contrast_of_micro_batches_is_logged_by_pairs(tmp_path, rows):
         assert trainer.state.log_history[0][name] == pytest.approx(wanted, rel=1e-5), name
 
 
-def test_plain_trainer_evaluates_the_same(tmp_path):
+def test_the_plain_trainer_evaluates_the_same(tmp_path):
     mixed = type("Mixed", (AlignmentMixin, Trainer), {})
     args = TrainingArguments(str(tmp_path), use_cpu=DEVICE == "cpu", report_to=[], per_device_eval_batch_size=2)
     trainer = mixed(

@@ -38,7 +38,7 @@ def model(tmp_path):  # type: ignore[no-untyped-def]
     return str(tiny_model_folder(tmp_path, max_position_embeddings=2048))
 
 
-def test_train_sft(monkeypatch, tmp_path, model):
+def test_the_sft_example_runs(monkeypatch, tmp_path, model):
     out = tmp_path / "out"
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(pair | {"aligned": True}) + "\n" for pair in PAIRS))
@@ -47,7 +47,7 @@ def test_train_sft(monkeypatch, tmp_path, model):
     assert {"adapter_model.safetensors", FILE} <= {path.name for path in out.iterdir()}
 
 
-def test_train_trainer(monkeypatch, tmp_path, model):
+def test_the_trainer_example_runs(monkeypatch, tmp_path, model):
     out = tmp_path / "out"
     arguments = ("--model", model, "--out", str(out), "--max-steps", "1", "--batch", "2", "--accumulate", "2")
     run(monkeypatch, "train_trainer.py", *arguments)
@@ -74,7 +74,7 @@ def test_the_loop_example_trains_on_aligned_pairs(monkeypatch):
     assert {pair.status for pair in seed_pairs.pairs} == {"ok", "mismatched"}
 
 
-def test_train_bare_loop(monkeypatch, capsys):
+def test_the_bare_loop_example_runs(monkeypatch, capsys):
     run(monkeypatch, "train_bare_loop.py", "--steps", "100", "--batch", "64")
     last = capsys.readouterr().out.strip().splitlines()[-1]
     accuracy = float(re.search(r"accuracy_x_to_y ([\d.]+)", last).group(1))  # type: ignore[union-attr]
@@ -82,7 +82,7 @@ def test_train_bare_loop(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
-def test_the_lines_of_the_documents(monkeypatch, tmp_path, model, page):
+def test_the_lines_shown_in_the_docs_run(monkeypatch, tmp_path, model, page):
     """Every python block that trains, with the tiny model in place of a large one, and one step."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     training = [block for block in blocks if ".train()" in block]

@@ -30,7 +30,7 @@ def likelihoods(count=6):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_the_weighted_sum_of_its_terms(dtype):
+def test_the_loss_is_the_weighted_sum_of_its_terms(dtype):
     alignment = AlignmentTerms(
         forward_weight=0.5,
         reverse_weight=0.25,
@@ -61,7 +61,7 @@ def test_the_weighted_sum_of_its_terms(dtype):
     assert all(t.grad is not None and t.grad.isfinite().all() for t in (query, key, *given[:4]))
 
 
-def test_metrics_of_perfect_pairs():
+def test_perfect_pairs_rank_first():
     query = torch.eye(8)
     _, metrics = MutualAlignmentLoss(AlignmentTerms(semantic_weight=1.0))(query, query.clone())
     assert metrics["accuracy_x_to_y"] == metrics["accuracy_y_to_x"] == 1
@@ -141,7 +141,7 @@ def test_the_synthetic_weight_follows_the_ratio_of_the_running_losses():
     assert float(alpha.at(0, device)) == pytest.approx(2 / (2 + 0.9 * 6 + 0.1 * 16))
 
 
-def test_constant_and_linear_schedules():
+def test_constant_and_linear_schedules_give_their_weights():
     device = torch.device("cpu")
     assert [float(SyntheticWeight("linear", 0.8).at(p, device)) for p in (0.0, 0.5, 1.0)] == pytest.approx(
         [0, 0.4, 0.8]

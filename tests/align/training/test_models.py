@@ -46,7 +46,7 @@ def trainer_with(folder, model=None, dataset=ROWS, peft_config=None, eval_datase
     )
 
 
-def test_a_model_by_name_and_its_tokenizer(tmp_path):
+def test_a_model_named_by_a_path_brings_its_tokenizer(tmp_path):
     folder = tiny_model_folder(tmp_path)
     trainer = MutualAlignmentTrainer(str(folder), config(tmp_path / "out"), train_dataset=ROWS)
     assert trainer.model.dtype == torch.float32
@@ -56,7 +56,7 @@ def test_a_model_by_name_and_its_tokenizer(tmp_path):
         MutualAlignmentTrainer(str(tmp_path / "empty"), config(tmp_path), train_dataset=ROWS)
 
 
-def test_mistral_with_its_window(tmp_path):
+def test_mistral_trains_with_its_sliding_window(tmp_path):
     trainer = trainer_with(tmp_path, tiny_model("mistral"))
     trainer.train()
     assert len(trainer.state.log_history) == 3
@@ -91,7 +91,7 @@ def test_only_adapters_and_heads_are_trained(tmp_path):
     assert any(p.abs().sum() > 0 for n, p in trainer.model.named_parameters() if "lora_B" in n)
 
 
-def test_a_given_peft_model_keeps_its_adapter(tmp_path):
+def test_a_peft_model_keeps_its_adapter(tmp_path):
     model = get_peft_model(tiny_model(), LoraConfig(**LORA), adapter_name="to_y")
     model.add_adapter("to_x", LoraConfig(**LORA))
     model.set_adapter("to_y")
@@ -187,7 +187,7 @@ def test_the_model_card_names_the_method_and_its_terms(tmp_path, base):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_resumed_run_ends_like_one_that_did_not_stop(tmp_path, lora):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, lora):
     def run(folder, steps, resume=None):  # type: ignore[no-untyped-def]
         torch.manual_seed(0)
         settings = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "max_steps": steps}
@@ -240,7 +240,7 @@ def test_the_adapter_that_is_saved_loads_on_the_plain_model(tmp_path):
     assert (tmp_path / "adapter" / FILE).is_file()
 
 
-def test_the_model_generates_after_and_between(tmp_path):
+def test_the_model_generates_between_steps_and_afterwards(tmp_path):
     trainer = trainer_with(tmp_path)
     trainer.train()
     ids = torch.randint(3, 200, (1, 5), device=DEVICE)
@@ -262,7 +262,7 @@ def test_packing_keeps_pairs_whole(tmp_path):
             trainer_with(tmp_path, packing=True, packing_strategy=strategy)
 
 
-def test_a_stream(tmp_path):
+def test_a_stream_can_be_trained_on(tmp_path):
     stream = IterableDataset.from_generator(lambda: iter(PAIRS))
     trainer = trainer_with(tmp_path, dataset=stream, per_device_train_batch_size=2, max_steps=3)
     trainer.train()
@@ -302,7 +302,7 @@ def test_the_synthetic_weight_is_logged_if_there_are_synthetic_pairs(tmp_path):
     assert "synthetic_weight" not in trainer.state.log_history[0]
 
 
-def test_evaluation_of_another_data_set(tmp_path):
+def test_another_data_set_can_be_evaluated(tmp_path):
     trainer = trainer_with(tmp_path)
     result = trainer.evaluate(Dataset.from_list(PAIRS[:3]))
     assert result["eval_nll_y_given_x"] > 0

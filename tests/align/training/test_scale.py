@@ -70,7 +70,7 @@ def whole(tmp_path_factory):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("steps", [2, 4])
-def test_gradient_accumulation(tmp_path, whole, steps):
+def test_gradient_accumulation_does_not_change_the_gradient(tmp_path, whole, steps):
     settings = {"per_device_train_batch_size": 8 // steps, "gradient_accumulation_steps": steps}
     got = in_this_process(tmp_path, **settings, **ALL)
     assert_same(got, whole)
@@ -143,7 +143,7 @@ def test_contrast_within_micro_batches_is_weighted_by_pairs(tmp_path):
 @pytest.mark.slow
 @cpu_only("processes want a device each")
 @pytest.mark.parametrize(("processes", "steps"), [(2, 1), (2, 2), (4, 1)])
-def test_processes(tmp_path, whole, processes, steps):
+def test_the_number_of_processes_does_not_change_the_gradient(tmp_path, whole, processes, steps):
     settings = {"per_device_train_batch_size": 8 // processes // steps, "gradient_accumulation_steps": steps}
     got = in_processes(tmp_path, processes, **settings, **ALL)
     assert_same(got, whole)
@@ -152,7 +152,7 @@ def test_processes(tmp_path, whole, processes, steps):
 
 @pytest.mark.slow
 @cpu_only("processes want a device each")
-def test_processes_with_different_numbers_of_pairs(tmp_path):
+def test_processes_may_have_different_numbers_of_pairs(tmp_path):
     """And an evaluation in which a process sees a pair a second time, to have as many batches as the other."""
     wanted = in_this_process(tmp_path, rows=7, per_device_train_batch_size=7, evaluate=True, **ALL)
     uneven = {"per_device_train_batch_size": 4, "accelerator_config": {"even_batches": False}}
@@ -169,7 +169,7 @@ def test_processes_with_different_numbers_of_pairs(tmp_path):
 @pytest.mark.slow
 @cpu_only("processes want a device each")
 @pytest.mark.parametrize("steps", [1, 2])
-def test_sharded_by_fsdp2(tmp_path, whole, steps):
+def test_sharding_by_fsdp2_does_not_change_the_gradient(tmp_path, whole, steps):
     settings = {"per_device_train_batch_size": 4 // steps, "gradient_accumulation_steps": steps}
     gradients, logged = in_processes(tmp_path, 2, sharded=True, gradient_checkpointing=steps == 1, **settings, **ALL)
     assert logged["sharded"]

@@ -140,7 +140,7 @@ def test_every_setting_of_sfttrainer_is_used_or_refused():
     assert set(SFTConfig.__annotations__) - {refusal.name for refusal in REFUSED_SETTINGS} - used == set()
 
 
-def test_sampling_by_length(tmp_path):
+def test_sampling_by_length_groups_similar_lengths(tmp_path):
     """Pairs of about one length come together; the lengths are those of the sequences, no column of the input."""
 
     def spread(strategy):  # type: ignore[no-untyped-def]
@@ -178,7 +178,7 @@ def test_an_optimizer_without_the_added_parameters_is_refused(tmp_path, added):
         trainer(added["projection_dim"], optimizers=(torch.optim.AdamW(model.parameters()), None), **peft)
 
 
-def test_optimizers_of_the_user(tmp_path):
+def test_the_users_optimizer_is_used(tmp_path):
     """One that has all parameters, and one given by class, which trains the heads too."""
     model = tiny_model()
     own = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -201,7 +201,7 @@ def test_optimizers_of_the_user(tmp_path):
     assert not torch.equal(trainer._head.x.weight, before)
 
 
-def test_tokenizers_that_do_not_fit(tmp_path):
+def test_unsuitable_tokenizers_are_refused(tmp_path):
     def with_tokenizer(tokenizer, model=None):  # type: ignore[no-untyped-def]
         MutualAlignmentTrainer(model or tiny_model(), config(tmp_path), train_dataset=ROWS, processing_class=tokenizer)
 
@@ -215,7 +215,7 @@ def test_tokenizers_that_do_not_fit(tmp_path):
         with_tokenizer(byte_tokenizer(), torch.nn.Linear(2, 2))
 
 
-def test_settings_beside_plain_training_arguments(tmp_path):
+def test_plain_training_arguments_take_alignment_settings(tmp_path):
     """TrainingArguments with SFTTrainer's machinery: the settings come by themselves."""
     args = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=DEVICE == "cpu", report_to=[], save_strategy="no")
     alignment = AlignmentArguments(

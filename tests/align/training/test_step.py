@@ -131,7 +131,7 @@ def test_no_logits_are_computed(tmp_path, duality):
     assert [shape[1] for shape in seen] == [1]
 
 
-def test_one_forward_a_step_and_a_second_one_only_for_accumulated_contrast(tmp_path):
+def test_a_second_forward_runs_only_for_accumulated_contrast(tmp_path):
     def forwards(**settings):  # type: ignore[no-untyped-def]
         trainer, _ = trainer_of(str(tmp_path), **settings)
         calls = []
@@ -242,7 +242,7 @@ class Backbone(torch.nn.Module):
         return BaseModelOutput(self.layer(hidden).tanh())
 
 
-def test_a_compiled_model_gives_the_same_and_its_backward_runs_once(tmp_path):
+def test_a_compiled_model_gives_the_same_gradients_in_one_backward(tmp_path):
     """A compiled backward frees its buffers, so measuring gradients before the step's backward must not run it."""
     trainer, _ = trainer_of(str(tmp_path), double=False, per_device_train_batch_size=8)
     (batch,) = trainer.get_train_dataloader()
@@ -262,7 +262,7 @@ def test_a_compiled_model_gives_the_same_and_its_backward_runs_once(tmp_path):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_plain_trainer_with_the_mixin_learns(tmp_path, bf16, checkpointing):
+def test_the_plain_trainer_with_the_mixin_lowers_its_loss(tmp_path, bf16, checkpointing):
     class MyTrainer(AlignmentMixin, Trainer):
         pass
 
