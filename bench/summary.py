@@ -73,13 +73,13 @@ def table() -> str:
     measured = {(row["case"], row["dtype"]): row for row in report["rows"] if row["size"] == "large"}
     rows = [HEADER, ["---"] * len(HEADER), *(cells(measured[key]) for key in ROWS)]
     machine = report["machine"]
-    commits = ", ".join(dict.fromkeys(measured[key]["commit"] for key in ROWS))
+    commits = list(dict.fromkeys(measured[key]["commit"] for key in ROWS))
     return "\n".join(
         [
             *(f"| {' | '.join(row)} |" for row in rows),
             "",
             f"Measured on {machine['threads']} threads of {machine['cpu']} ({machine['torch_cpu_capability']}), torch"
-            f" {machine['versions']['torch']}, commit {commits}.",
+            f" {machine['versions']['torch']}, {'commits' if len(commits) > 1 else 'commit'} {' and '.join(commits)}.",
         ]
     )
 

@@ -43,7 +43,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Score instruction-response pairs by mutual alignment, filter them, and train on both directions."""
+    """Score instruction-response pairs by mutual alignment, filter them, and train in both directions."""
 
 
 app.command("score", no_args_is_help=True, epilog=score.FORMATS)(score.score)

@@ -54,9 +54,9 @@ def filter(
 
     Use --keep or --top to keep the best rows, --min and --max to keep a range of values, or both to keep the best
     rows of the range. Every score has a better direction, which is printed with the result. To rank rows by a column
-    that is not a score, give --lower-is-better or --higher-is-better. Rows without a score are dropped. The earlier of
-    two equal rows is better. Rows stay in input order. A score column is renamed to main_NAME if the input already has
-    a field NAME.
+    that is not a score, give --lower-is-better or --higher-is-better. Rows without a score are dropped. Of two equal
+    rows, the earlier ranks higher. Rows stay in input order. A score column is renamed to main_NAME if the input
+    already has a field NAME.
 
     **Examples**
 

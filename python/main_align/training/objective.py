@@ -18,8 +18,9 @@ class TermValue:
     """One unweighted term of a micro-batch.
 
     Attributes:
-        value: scalar, a mean over `pairs` pairs.
-        pairs: number of pairs, over all processes, behind `value`.
+        value: scalar, a mean over pairs.
+        pairs: weight of `value`: the micro-batch's pairs on all processes, or those of this process times the world
+            size. The sum over micro-batches of its mean over processes is `Step.pairs`.
         cached_gradient: scalar whose gradient replaces that of `value`: gradient caching knows the gradient of the
             whole step's term (gradient_cache.py). None: `value` is differentiated.
     """

@@ -183,7 +183,8 @@ class Conversation(RecordFormat):
 
     @property
     def description(self) -> str:
-        return " or ".join(self.names)
+        *others, last = self.names
+        return f"{', '.join(others)} or {last}" if others else last
 
 
 @dataclass(frozen=True)
