@@ -160,7 +160,7 @@ UPSTREAM: dict[str, Callable[[int, int], ScoreGradTerms]] = {
 }
 """sets of gradients, by name"""
 
-EXTRAS = ("", "ids", "left out", "bias", "softcap", "stored")
+EXTRAS = ("", "ids", "left out", "bias", "softcap")
 """optional inputs of a call; "left out" is ids whose targets are masked"""
 
 
@@ -216,24 +216,21 @@ class _Fused:
         columns = ColumnAccumulators.empty(m, torch.float32, self.query.device, wants) if wants.column_lse else None
         if columns is not None and wants.entropy_and_ranks:
             columns.target = empty(m)
-        stored = self.compute if extra in ("stored", "everything") else None
-        raw = None if stored is None else empty(n, m, dtype=stored)
-        fused.target_scores(self.query, self.key, score_map, self.targets, stored, rows.target)
-        fused.reduce(self.query, self.key, score_map, self.targets, mask, stored, rows, columns, raw)
+        fused.target_scores(self.query, self.key, score_map, self.targets, rows.target)
+        fused.reduce(self.query, self.key, score_map, self.targets, mask, rows, columns)
 
     def score_grad(self, terms: Callable[[int, int], ScoreGradTerms], extra: str) -> None:
         n, m, fused = self.n, self.m, _BACKEND.fused
         score_map, mask = _given(extra, n, m)
-        stored = self.compute if extra in ("stored", "everything") else None
         d_scale = empty(n, dtype=torch.float64) if extra == "everything" else None
         out = empty(n, -(-m // 16) * 16, dtype=self.compute)[:, :m]
-        given = self.query, self.key, score_map, self.targets, mask, stored
+        given = self.query, self.key, score_map, self.targets, mask
         fused.score_grad(*given, terms(n, m), out, d_scale)
 
 
 def chunk_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     """(name, launch) of the kernels over chunks of raw scores, and of what else the backend launches."""
-    extras = [("both", extra) for extra in EXTRAS[1:5]] + [("everything", "everything")]
+    extras = [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
     for dtype in (torch.float32, torch.bfloat16):
         raw, about = empty(4096, 32768, dtype=dtype), str(dtype)[6:]
         for what, extra in [(w, "") for w in WANTS] + extras:

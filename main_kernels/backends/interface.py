@@ -177,9 +177,8 @@ class SingleExpKernels(Protocol):
 class FusedKernels(Protocol):
     """Forward and backward kernels that contain the matrix product: scores are computed and consumed in registers.
 
-    ``query`` [c, D] and ``key`` [M, D] have one dtype and come from ``aligned``. ``stored`` is the dtype in which raw
-    scores are stored between the passes, or None: the kernels round to it, so that every pass sees the same scores.
-    """
+    They serve sweeps that keep no scores. ``query`` [c, D] and ``key`` [M, D] have one dtype and come from
+    ``aligned``."""
 
     def supports(self, dtype: torch.dtype) -> bool:
         """Return True if these kernels are preferred for operands of this dtype."""
@@ -193,7 +192,6 @@ class FusedKernels(Protocol):
         key: Tensor,
         score_map: ScoreMap,
         targets: Tensor,
-        stored: torch.dtype | None,
         out: Tensor,
     ) -> None:
         """Write to out[c] the scores of the rows with targets[c], all of them valid."""
@@ -205,13 +203,10 @@ class FusedKernels(Protocol):
         score_map: ScoreMap,
         targets: Tensor | None,
         mask: Mask | None,
-        stored: torch.dtype | None,
         rows: RowAccumulators,
         columns: ColumnAccumulators | None,
-        raw: Tensor | None,
     ) -> None:
-        """Add all scores to the accumulators, which already hold the target scores. raw[c, M], whose rows may lie
-        apart, receives the raw scores."""
+        """Add all scores to the accumulators, which already hold the target scores."""
 
     def score_grad(
         self,
@@ -220,7 +215,6 @@ class FusedKernels(Protocol):
         score_map: ScoreMap,
         targets: Tensor | None,
         mask: Mask | None,
-        stored: torch.dtype | None,
         terms: ScoreGradTerms,
         out: Tensor,
         scale_grad: Tensor | None,

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..backends import get_backend
 from ..backends.accumulators import Lse, ReductionSpec
-from ..backends.workspace import WORKSPACE
 from ..registration import Op
 from .grad_buffer import GradBuffer, GradBuffers
-from .problem import accumulator_dtype, count_true, make_problem, plan_of, valid_mask, valid_rows
+from .problem import accumulator_dtype, count_true, make_problem, plan_of, score_matrix, valid_mask, valid_rows
 from .row_loss import RowLoss
 from .signatures import FLOAT64, VECTORS, SweepArgs, SweepGradArgs, SweepOutputs
 from .tiling import Reductions, tiled_forward
@@ -128,8 +128,8 @@ def _allocate_saved(args: SweepArgs) -> tuple[Tensor, GradBuffers]:
         GradBuffer.empty(query, None if mode == "forward" and args.grad_query else 0),
         GradBuffer.empty(key, None if mode == "forward" and args.grad_key else 0),
     )
-    shape = query.shape[0] if mode == "saved" else 0, key.shape[0]
-    return WORKSPACE.acquire(shape, plan_of(args).compute, query.device), grads
+    rows, backend = query.shape[0] if mode == "saved" else 0, get_backend(args.backend)
+    return score_matrix(rows, key.shape[0], plan_of(args).compute, query.device, backend), grads
 
 
 def _outputs(args: SweepArgs, reductions: Reductions, saved: Tensor, grads: GradBuffers) -> SweepOutputs:

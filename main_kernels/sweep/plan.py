@@ -28,7 +28,7 @@ DEFAULT_WORKSPACE_BYTES = 256 << 20
 CHUNK_BYTES = 32 << 20
 MIN_CHUNK_ROWS = 512  # thinner products spend more time on packing their operands than on multiplying
 
-CUDA_CHUNK_BYTES = 1 << 30
+CUDA_CHUNK_BYTES = 2 << 30  # every chunk after the first reads and writes the whole gradient of the key once more
 CUDA_CHUNK_ROWS = 4096, 8192  # fewer rows do not fill the device, more do not fill it better
 _CUDA_TILE = 128
 
@@ -51,18 +51,22 @@ class Plan:
     """rows of scores in memory at a time"""
 
 
-def make_plan(rows: int, columns: int, width: int, dtype: torch.dtype, device: str = "cpu") -> Plan:
+def make_plan(
+    rows: int, columns: int, width: int, dtype: torch.dtype, device: str = "cpu", *, saved: bool = False
+) -> Plan:
     """Plan S[rows, columns] = Q[rows, width] K[columns, width]ᵀ for inputs of ``dtype``.
 
     float16 is computed in float32: its products are slow on a CPU and overflow at 65504. So is bfloat16 on a CPU
     without bfloat16 instructions, and in small problems, where a single rounding at the end is worth more than speed.
+    With ``saved``, all scores are in memory anyway: a CUDA device then needs no second chunk.
     """
     is_small = rows * columns * width < SMALL_PROBLEM
     is_slow = device == "cpu" and not has_fast_bfloat16()
     is_widened = dtype == torch.float16 or (dtype == torch.bfloat16 and (is_small or is_slow))
     compute = torch.float32 if is_widened else dtype
     if device == "cuda":
-        return Plan(compute, cuda_chunk_rows(rows, columns, compute.itemsize))
+        chunk = max(rows, 1) if saved else cuda_chunk_rows(rows, columns, compute.itemsize)
+        return Plan(compute, chunk)
     fitting = CHUNK_BYTES // (max(columns, 1) * compute.itemsize)
     return Plan(compute, max(fitting // 64 * 64, MIN_CHUNK_ROWS))
 

@@ -33,8 +33,7 @@ class Problem:
     mask: Mask | None
     plan: Plan
     backend: Backend
-    fused: FusedKernels | None  # those of the backend, if they support this problem
-    stored_dtype: torch.dtype | None  # dtype of raw scores that are stored between the passes; None if they are not
+    fused: FusedKernels | None  # those of the backend, if they support this problem and no score is kept
 
     @cached_property
     def matmul_operands(self) -> tuple[Operand, Operand]:
@@ -54,11 +53,8 @@ class Problem:
 
     def score_buffer(self) -> Tensor:
         """Allocate the raw scores of one chunk."""
-        rows, columns = min(self.plan.rows, self.query.shape[0]), self.key.shape[0]
-        pitch = columns if self.fused is None else -(-columns // _ROW_ALIGNMENT) * _ROW_ALIGNMENT
-        buffer = WORKSPACE.acquire((rows, pitch), self.plan.compute, self.query.device)
-        buffer[:, columns:] = 0  # some products read the padding between the rows and multiply it by zero
-        return buffer[:, :columns]
+        rows = min(self.plan.rows, self.query.shape[0])
+        return score_matrix(rows, self.key.shape[0], self.plan.compute, self.query.device, self.backend)
 
     def chunks(self) -> Iterator[slice]:
         """Yield the row ranges of the chunks."""
@@ -95,8 +91,16 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def plan_of(args: SweepArgs | SweepGradArgs) -> Plan:
     """Return the plan of a sweep, the same in the forward and in the backward."""
-    query, key = args.query, args.key
-    return make_plan(query.shape[0], key.shape[0], query.shape[1], query.dtype, query.device.type)
+    query, saved = args.query, args.gradient == "saved"
+    return make_plan(query.shape[0], args.key.shape[0], query.shape[1], query.dtype, query.device.type, saved=saved)
+
+
+def score_matrix(rows: int, columns: int, dtype: torch.dtype, device: torch.device, backend: Backend) -> Tensor:
+    """Allocate raw scores [rows, columns]. On a backend with fused kernels, rows start at aligned addresses."""
+    pitch = columns if backend.fused is None else -(-columns // _ROW_ALIGNMENT) * _ROW_ALIGNMENT
+    buffer = WORKSPACE.acquire((rows, pitch), dtype, device)
+    buffer[:, columns:] = 0  # some products read the padding between the rows and multiply it by zero
+    return buffer[:, :columns]
 
 
 def make_problem(args: SweepArgs | SweepGradArgs, rows: Tensor | None) -> Problem:
@@ -110,6 +114,8 @@ def make_problem(args: SweepArgs | SweepGradArgs, rows: Tensor | None) -> Proble
     if bias is not None:
         bias = bias.to(accumulator_dtype(query.dtype)).contiguous()
     backend = get_backend(args.backend)
+    keeps_no_scores = args.gradient in ("none", "recomputed")
+    fused = backend.fused if keeps_no_scores and backend.fused and backend.fused.supports(query.dtype) else None
     return Problem(
         query=query,
         key=args.key,
@@ -118,8 +124,7 @@ def make_problem(args: SweepArgs | SweepGradArgs, rows: Tensor | None) -> Proble
         mask=mask,
         plan=plan,
         backend=backend,
-        fused=backend.fused if backend.fused is not None and backend.fused.supports(query.dtype) else None,
-        stored_dtype=plan.compute if args.gradient in ("saved", "forward") else None,
+        fused=fused,
     )
 
 

@@ -68,12 +68,14 @@ def tiled_forward(
     if spec.column_lse:
         columns = ColumnAccumulators.empty(problem.key.shape[0], accumulator, device, spec, maximum=maximum)
     if problem.fused is not None and problem.targets is not None:
-        scored = *problem.fused_operands, problem.score_map, problem.targets
-        problem.fused.target_scores(*scored, problem.stored_dtype, rows.target)
-    if columns is not None and spec.entropy_and_ranks:
-        columns.target = _column_target_scores(problem, rows.target)
-    needs_whole_rows = spec.column_lse or spec.entropy_and_ranks or saved_scores.numel() or grads.is_needed
-    if needs_whole_rows or problem.fused is not None:
+        problem.fused.target_scores(*problem.fused_operands, problem.score_map, problem.targets, rows.target)
+    if problem.fused is not None:
+        if columns is not None and spec.entropy_and_ranks:
+            columns.target = _of_columns(problem, rows.target)
+        scored = *problem.fused_operands, problem.score_map, problem.targets, problem.mask
+        problem.fused.reduce(*scored, rows, columns)
+        return _reductions(problem, rows, columns, row_loss)
+    if spec.column_lse or spec.entropy_and_ranks or saved_scores.numel() or grads.is_needed:
         _by_row_chunks(problem, _Accumulators(rows, columns, single_exp), row_loss, saved_scores, grads)
     else:
         _by_tiles(problem, rows)
@@ -114,23 +116,22 @@ def _by_row_chunks(
     problem: Problem, sums: _Accumulators, row_loss: RowLoss | None, saved_scores: Tensor, grads: GradBuffers
 ) -> None:
     """Reduce chunks of whole rows, and compute the gradients of the row losses while a chunk is in memory."""
-    backend, score_map, fused, columns = problem.backend, problem.score_map, problem.fused, sums.columns
+    backend, score_map, columns = problem.backend, problem.score_map, sums.columns
     if not problem.query.shape[0]:
         grads.key.zero_()
-    buffer = problem.score_buffer() if not saved_scores.numel() and (fused is None or grads.is_needed) else None
+    buffer = None if saved_scores.numel() else problem.score_buffer()
     for chunk in problem.chunks():
         targets, mask, rows = problem.targets_of(chunk), problem.mask_of(chunk), sums.rows[chunk]
         scores = saved_scores[chunk] if buffer is None else buffer[: chunk.stop - chunk.start]
-        if fused is not None:
-            (query, key), out = problem.fused_operands, scores if scores.numel() else None
-            fused.reduce(query[chunk], key, score_map, targets, mask, problem.stored_dtype, rows, columns, out)
-        elif sums.single_exp is not None and columns is not None and targets is not None:
-            problem.raw_scores(chunk, scores)
+        problem.raw_scores(chunk, scores)
+        if sums.single_exp is not None and columns is not None and targets is not None:
             sums.single_exp.reduce(scores, float(score_map.scale), targets, mask, rows, columns)
         else:
-            problem.raw_scores(chunk, scores)
             backend.reduce_rows(scores, score_map, targets, mask, rows)
             if columns is not None:
+                if columns.rank is not None and columns.target is None:
+                    is_whole = chunk.stop - chunk.start == problem.query.shape[0]
+                    columns.target = _of_columns(problem, rows.target) if is_whole else _column_targets(problem)
                 backend.reduce_columns(scores, score_map, targets, mask, columns)
         if not grads.is_needed or row_loss is None:
             continue
@@ -200,8 +201,7 @@ def tiled_backward(
             problem.raw_scores(chunk, scores)
         if fused is not None:
             query, key = problem.fused_operands
-            stored_dtype = problem.stored_dtype
-            fused.score_grad(query[chunk], key, score_map, targets, mask, stored_dtype, part, scores, scale_parts)
+            fused.score_grad(query[chunk], key, score_map, targets, mask, part, scores, scale_parts)
         elif factors is not None and single_exp is not None and targets is not None:
             single_exp.score_grad_(
                 scores,
@@ -257,21 +257,25 @@ def _add_products(problem: Problem, score_grad: Tensor, chunk: slice, grads: Gra
         grads.key.add_product(problem.backend, score_grad.T, query.rows(chunk), first=chunk.start == 0)
 
 
-def _column_target_scores(problem: Problem, row_target_scores: Tensor) -> Tensor:
-    """Return [M], each column's score with the row whose target it is, or -inf if there is none.
+def _of_columns(problem: Problem, row_target_scores: Tensor) -> Tensor:
+    """Return [M], the score of the row whose target is the column, or -inf if there is none, from those of the rows."""
+    empty = row_target_scores.new_full((problem.key.shape[0],), -torch.inf)
+    return empty if problem.targets is None else empty.index_copy_(0, problem.targets, row_target_scores)
 
-    Computing them before the pass makes the columns' ranks available from the same pass. They are rounded to the
-    compute dtype as the pass rounds its scores. row_target_scores [N] are known if the kernels are fused."""
+
+def _column_targets(problem: Problem) -> Tensor:
+    """Return the same before the pass has computed the rows' scores.
+
+    The columns' ranks are then available from the same pass. The scores are rounded to the compute dtype as the pass
+    rounds its own, but they are other products: a score may not tie with its equal."""
     query, key, targets = problem.query, problem.key, problem.targets
-    if problem.fused is not None and targets is not None:
-        empty = row_target_scores.new_full((key.shape[0],), -torch.inf)
-        return empty.index_copy_(0, targets, row_target_scores)
+    accumulator = accumulator_dtype(query.dtype)
     dot = query.new_zeros(key.shape[0], dtype=problem.plan.compute)
     is_target = torch.zeros_like(dot, dtype=torch.bool)
     if targets is not None:
         for chunk in problem.chunks():
             columns = targets[chunk]
-            products = query[chunk].to(row_target_scores.dtype) * key[columns].to(row_target_scores.dtype)
+            products = query[chunk].to(accumulator) * key[columns].to(accumulator)
             dot[columns] = products.sum(1).to(dot.dtype)
         is_target[targets] = True
-    return problem.score_map.apply(dot, row_target_scores.dtype).where(is_target, -torch.inf)
+    return problem.score_map.apply(dot, accumulator).where(is_target, -torch.inf)

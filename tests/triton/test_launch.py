@@ -34,6 +34,9 @@ CALLS = {
 }
 
 
+FUSED = ("info_nce", "sigmoid_loss", "pair_scores")  # they keep no scores
+
+
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory):
     """Load a libcuda.so.1 that notes calls, once in a process: Triton's launchers stay with the first they find."""
@@ -80,7 +83,7 @@ def test_a_driver_accepts_every_launch(pretended, name, dtype):
     asked = Counter(what for what, _ in notes)
     if name == "linear_kl":
         assert asked["divergence"] == 1
-    elif dtype == torch.float32:
+    elif dtype == torch.float32 or name not in FUSED:
         assert asked["reduce_rows"] == asked["score_grad"] == 1
     else:
         assert asked["target_scores"] == asked["fused_reduce"] == 1

@@ -52,6 +52,8 @@ CALLS = {
     "mutual_information_bounds": lambda q, k: sum(mutual_information_bounds(q, k).values()),
 }
 
+RECOMPUTED = ("info_nce", "pair_scores")  # by the backward; the others keep scores, which cuBLAS computes
+
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", CALLS)
@@ -78,11 +80,10 @@ def test_every_buffer_is_on_the_device_and_nothing_is_read(monkeypatch, name, dt
     with backends.use_backend("triton"):
         gradients = torch.autograd.grad(CALLS[name](query, key), (query, key))
     assert all(g.dtype == dtype and g.device.type == "meta" for g in gradients)
-    fused = {"fused_reduce", "reduce_partials"} if dtype == torch.bfloat16 else {"reduce_rows", "score_grad"}
-    assert set(asked) >= ({"divergence"} if name == "linear_kl" else fused)
-    if dtype == torch.bfloat16 and name == "info_nce":  # the backward computes the scores again
-        assert set(asked) >= {"target_scores", "fused_score_grad"}
-        assert "score_grad" not in asked
-    if dtype == torch.bfloat16 and name in ("token_logprobs", "linear_cross_entropy", "mutual_information"):
-        assert set(asked) >= {"target_scores", "score_grad"}  # by the forward, while it has the scores
-        assert "fused_score_grad" not in asked
+    asked = set(asked) - {"reduce_partials"}
+    if name == "linear_kl":
+        assert asked == {"divergence"}
+    elif dtype == torch.bfloat16 and name in RECOMPUTED:
+        assert {"fused_reduce", "fused_score_grad"} <= asked <= {"target_scores", "fused_reduce", "fused_score_grad"}
+    else:
+        assert {"reduce_rows", "score_grad"} <= asked <= {"reduce_rows", "reduce_columns", "score_grad"}

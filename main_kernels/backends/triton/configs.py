@@ -21,6 +21,9 @@ import torch
 PROGRAMS_PER_MULTIPROCESSOR = 2
 """Programs of a fused kernel that share a multiprocessor: while one reduces its tile, the other multiplies."""
 
+PARTIAL_SUMS_BYTES = 256 << 20
+"""Bytes of partial sums that one pass of fused_reduce may leave; it takes more passes over fewer rows instead."""
+
 TMA_ARCHITECTURE = 90
 """First architecture whose copy engine (TMA) fetches operands through tensor descriptors."""
 
@@ -257,9 +260,9 @@ SCORE_GRAD = ChunkTile(
 )
 
 REDUCE_PARTIALS = ReduceTile(
-    "all reductions at once need up to 237 registers",
-    BLOCK_P=32,
-    BLOCK_N=64,
+    "many partial sums at once for few columns: few dependent steps, many programs; at most 224 registers",
+    BLOCK_P=128,
+    BLOCK_N=16,
     num_warps=4,
 )
 

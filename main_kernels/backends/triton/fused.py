@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..interface import Mask, ScoreGradTerms, ScoreMap
 from . import configs
+from .configs import FusedTile
 from .epilogue import NO_FMA
 from .fused_backward import fused_score_grad
 from .fused_forward import fused_reduce, target_scores
@@ -16,22 +18,16 @@ from .kernel_args import Sums, Terms
 from .launch import masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
 from .matmul_tile import aligned, kernel_operands, persistent_grid
 
-_STORE_DTYPES = {None: None, torch.float32: None, torch.bfloat16: tl.bfloat16}
-
-
 # Weights of the parts of an epilogue that take more registers than one sum or term.
-_POINTWISE, _SOFTCAP, _STORED = 5, 3, 3
+_POINTWISE, _SOFTCAP = 5, 3
 
 
-def _reduce_pressure(
-    rows: RowAccumulators, columns: ColumnAccumulators | None, score_map: ScoreMap, raw: Tensor | None
-) -> int:
-    """Estimate the register pressure of a forward epilogue: one per reduction, more for a pointwise function and for
-    storing the scores."""
+def _reduce_pressure(rows: RowAccumulators, columns: ColumnAccumulators | None, score_map: ScoreMap) -> int:
+    """Estimate the register pressure of a forward epilogue: one per reduction, more for a pointwise function."""
     sums = sum(getattr(each, name, None) is not None for each in (rows, columns) for name in Sums._fields)
     pointwise = sum(sums is not None for sums in (rows.softplus, rows.clipped))
     others = sum(x is not None for x in (rows.rank, score_map.bias))
-    return min(sums + others + _POINTWISE * pointwise + _STORED * (raw is not None), configs.MAX_PRESSURE)
+    return min(sums + others + _POINTWISE * pointwise, configs.MAX_PRESSURE)
 
 
 def _score_grad_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> int:
@@ -41,6 +37,19 @@ def _score_grad_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, s
     gradients = (term for name, term in terms._asdict().items() if name not in lse_values)
     count = sum(x is not None for x in (*gradients, score_map.bias, mask, scale_grad))
     return min(count + _SOFTCAP * bool(score_map.softcap), configs.MAX_PRESSURE)
+
+
+def _passes(
+    count: int, width: int, tile: FusedTile, rows: RowAccumulators, columns: ColumnAccumulators | None
+) -> Iterator[slice]:
+    """Yield the row ranges of the fewest passes whose partial sums fit into PARTIAL_SUMS_BYTES."""
+    row_sums, column_sums = (sum(getattr(x, name, None) is not None for name in Sums._fields) for x in (rows, columns))
+    tile_row_bytes = 4 * width * (row_sums * tile.BLOCK_M // tile.BLOCK_N + column_sums)
+    down = -(-count // tile.BLOCK_M)
+    passes = -(-down // max(configs.PARTIAL_SUMS_BYTES // tile_row_bytes, 1))
+    step = -(-down // max(passes, 1)) * tile.BLOCK_M
+    for begin in range(0, count, step):
+        yield slice(begin, min(begin + step, count))
 
 
 class TritonFused:
@@ -61,7 +70,6 @@ class TritonFused:
         key: Tensor,
         score_map: ScoreMap,
         targets: Tensor,
-        stored: torch.dtype | None,
         out: Tensor,
     ) -> None:
         rows, width = query.shape
@@ -77,7 +85,6 @@ class TritonFused:
                 scoring_of(score_map),
                 targets,
                 out,
-                STORE_DTYPE=_STORE_DTYPES[stored],
                 **tile.options,
                 **NO_FMA,
             )
@@ -89,17 +96,28 @@ class TritonFused:
         score_map: ScoreMap,
         targets: Tensor | None,
         mask: Mask | None,
-        stored: torch.dtype | None,
         rows: RowAccumulators,
         columns: ColumnAccumulators | None,
-        raw: Tensor | None,
+    ) -> None:
+        pressure = _reduce_pressure(rows, columns, score_map)
+        tile = configs.tile_for(configs.FUSED_REDUCE, query.device, pressure)
+        for part in _passes(query.shape[0], key.shape[0], tile, rows, columns):
+            part_targets, part_mask = None if targets is None else targets[part], None if mask is None else mask[part]
+            self._reduce(query[part], key, score_map, part_targets, part_mask, tile, rows[part], columns)
+
+    def _reduce(
+        self,
+        query: Tensor,
+        key: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        tile: FusedTile,
+        rows: RowAccumulators,
+        columns: ColumnAccumulators | None,
     ) -> None:
         count, width = query.shape
-        if not count:
-            return
         with torch.cuda.device_of(query):
-            pressure = _reduce_pressure(rows, columns, score_map, raw)
-            tile = configs.tile_for(configs.FUSED_REDUCE, query.device, pressure)
             down, across = -(-count // tile.BLOCK_M), -(-key.shape[0] // tile.BLOCK_N)
             row_parts = partial_sums(rows, across, targets=targets is not None)
             column_parts = partial_sums(columns, down, targets=targets is not None)
@@ -114,12 +132,9 @@ class TritonFused:
                 masking_of(targets, mask),
                 rows.target,
                 None if columns is None else columns.target,
-                raw,
-                None if raw is None else raw.stride(0),
                 rows.clip,
                 row_parts,
                 column_parts,
-                STORE_DTYPE=_STORE_DTYPES[stored],
                 USE_TMA=use_tma,
                 **tile.options,
                 **NO_FMA,
@@ -135,7 +150,6 @@ class TritonFused:
         score_map: ScoreMap,
         targets: Tensor | None,
         mask: Mask | None,
-        stored: torch.dtype | None,
         terms: ScoreGradTerms,
         out: Tensor,
         scale_grad: Tensor | None,
@@ -162,7 +176,6 @@ class TritonFused:
                 out,
                 out.stride(0),
                 row_partials,
-                STORE_DTYPE=_STORE_DTYPES[stored],
                 USE_TMA=use_tma,
                 **tile.options,
                 **NO_FMA,

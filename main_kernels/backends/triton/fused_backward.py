@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .epilogue import score_grad_tile, store_tile, tile_entries
 from .kernel_args import Scoring
-from .matmul_tile import matmul_tile, round_to, subtile, swizzle_tile
+from .matmul_tile import matmul_tile, subtile, swizzle_tile
 
 
 @triton.jit
@@ -21,7 +21,6 @@ def fused_score_grad(
     out,
     pitch,
     row_partials,
-    STORE_DTYPE: tl.constexpr,
     USE_TMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -38,7 +37,6 @@ def fused_score_grad(
         acc = matmul_tile(
             query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
         )
-        acc = round_to(acc, STORE_DTYPE)
         row_sums = tl.zeros((BLOCK_M,), tl.float32)
         for index in tl.static_range(1 << EPILOGUE_SUBTILES_LOG2):
             raw = subtile(acc, index, EPILOGUE_SUBTILES_LOG2, BLOCK_M, BLOCK_N)

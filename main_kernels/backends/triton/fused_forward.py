@@ -1,5 +1,5 @@
 """fused_reduce and target_scores, the fused forward kernels: tiles of scores reduced along rows and columns in
-registers, and written only if they are saved. Each tile leaves partial sums for reduce_partials.py."""
+registers and never written. Each tile leaves partial sums for reduce_partials.py."""
 
 import triton
 import triton.language as tl
@@ -12,12 +12,11 @@ from .epilogue import (
     merge_sums,
     reduce_tile,
     store_sums,
-    store_tile,
     target_mask,
     tile_entries,
 )
 from .kernel_args import Scoring
-from .matmul_tile import matmul_tile, round_to, subtile, swizzle_tile
+from .matmul_tile import matmul_tile, subtile, swizzle_tile
 
 
 @triton.jit
@@ -29,7 +28,6 @@ def target_scores(
     scoring,
     targets,
     at_target,
-    STORE_DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -48,18 +46,14 @@ def target_scores(
         q_at += BLOCK_K
         k_at += BLOCK_K
     index = tl.arange(0, BLOCK_M)
-    raw = tl.sum(tl.where(index[:, None] == index[None, :], round_to(acc, STORE_DTYPE), 0.0), 1)
+    raw = tl.sum(tl.where(index[:, None] == index[None, :], acc, 0.0), 1)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
     tl.store(at_target + i, map_score(raw, load_bias(t, i < rows, scoring), scoring), i < rows)
 
 
 @triton.jit
-def _reduce(
-    acc, down, entries, scoring, masking, at_target, column_target_scores, raw, pitch, clip, row_parts, column_parts
-):
+def _reduce(acc, down, entries, scoring, masking, at_target, column_target_scores, clip, row_parts, column_parts):
     """Store the partial column sums of raw scores acc[BLOCK_M, BLOCK_N] in tile row ``down``; return their row sums."""
-    if raw is not None:
-        store_tile(acc, raw, pitch, entries)
     s = map_tile(acc, entries, scoring)
     is_target = target_mask(entries, masking)
     s = mask_scores(s, is_target, entries, masking)
@@ -86,12 +80,9 @@ def fused_reduce(
     masking,
     at_target,
     column_target_scores,
-    raw,
-    pitch,
     clip,
     row_parts,
     column_parts,
-    STORE_DTYPE: tl.constexpr,
     USE_TMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -100,8 +91,8 @@ def fused_reduce(
     EPILOGUE_SUBTILES_LOG2: tl.constexpr,
 ):
     """Reduce the scores of query[rows, width] and key[columns, width] to partial sums: row_parts [tiles across, rows]
-    and column_parts [tiles down, columns]. raw[rows, pitch] receives the raw scores. Ranks count the scores above
-    at_target[rows] and column_target_scores[columns]."""
+    and column_parts [tiles down, columns]. Ranks count the scores above at_target[rows] and
+    column_target_scores[columns]."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
@@ -109,7 +100,6 @@ def fused_reduce(
         acc = matmul_tile(
             query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
         )
-        acc = round_to(acc, STORE_DTYPE)
         for index in tl.static_range(1 << EPILOGUE_SUBTILES_LOG2):
             part = subtile(acc, index, EPILOGUE_SUBTILES_LOG2, BLOCK_M, BLOCK_N)
             right = (x << EPILOGUE_SUBTILES_LOG2) + index
@@ -122,8 +112,6 @@ def fused_reduce(
                 masking,
                 at_target,
                 column_target_scores,
-                raw,
-                pitch,
                 clip,
                 row_parts,
                 column_parts,

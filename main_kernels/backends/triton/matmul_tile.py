@@ -82,14 +82,6 @@ def matmul_tile(
 
 
 @triton.jit
-def round_to(acc, STORE_DTYPE: tl.constexpr):
-    """Raw scores rounded to the dtype in which they are stored; unchanged if it is None."""
-    if STORE_DTYPE is not None:
-        acc = acc.to(STORE_DTYPE).to(tl.float32)
-    return acc
-
-
-@triton.jit
 def subtile(acc, index: tl.constexpr, SUBTILES_LOG2: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Column slice ``index`` of a tile, [BLOCK_M, BLOCK_N >> SUBTILES_LOG2]. An epilogue that processes the slices one
     after the other needs proportionally fewer registers."""
