@@ -32,12 +32,13 @@ class Progress:
     """The state of a long job.
 
     Args:
-        stage: "scoring", "bank", or a stage of MAIN's loop.
+        stage: "scoring", "bank", a stage of MAIN's loop, or a turn of a benchmark.
         pairs: rows finished so far, with or without a score.
         total: rows of the job.
         earlier: finished rows that an earlier, interrupted run left. Default: 0.
         tokens: tokens processed by the model in this run, in both directions. Default: 0.
         seconds: duration of this run so far. Default: 0.
+        unit: what the rows are, in the plural. Default: "pairs".
     """
 
     stage: str
@@ -46,3 +47,4 @@ class Progress:
     earlier: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    unit: str = "pairs"

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from . import (
+    answer,
     doctor,
     filter,
     score,
@@ -49,4 +50,5 @@ def _options(
 app.command("score", no_args_is_help=True, epilog=score.FORMATS)(score.score)
 app.command("filter", no_args_is_help=True)(filter.filter)
 app.command("train", no_args_is_help=True)(train.train)
+app.command("answer", no_args_is_help=True)(answer.answer)
 app.command("doctor")(doctor.doctor)

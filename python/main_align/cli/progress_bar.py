@@ -53,15 +53,16 @@ class ProgressBar:
 
         if self._bar is None:
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
-            tail = TextColumn("pairs  {task.fields[speed]}  {task.fields[left]}")
+            tail = TextColumn("{task.fields[unit]}  {task.fields[speed]}  {task.fields[left]}")
             self._bar = RichProgress(*columns, tail, console=self.console)
-            self._task = self._bar.add_task("", total=progress.total, speed="", left="")
+            self._task = self._bar.add_task("", total=progress.total, unit=progress.unit, speed="", left="")
             self._bar.start()
         self._bar.update(
             self._task,
             description=progress.stage,
             total=progress.total,
             completed=progress.pairs,
+            unit=progress.unit,
             speed=_speed(progress),
             left=_time_left(progress),
         )
@@ -72,7 +73,7 @@ class ProgressBar:
         if not is_last and now - self._last_line < SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
-        parts = (f"{progress.pairs}/{progress.total} pairs", _speed(progress), _time_left(progress))
+        parts = (f"{progress.pairs}/{progress.total} {progress.unit}", _speed(progress), _time_left(progress))
         self.log(f"{progress.stage}: {', '.join(part for part in parts if part)}")
 
 

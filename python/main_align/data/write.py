@@ -1,4 +1,4 @@
-"""write_rows, check_output, to_json: .parquet, .jsonl and .csv files of rows.
+"""write_rows, check_output, check_place, to_json: .parquet, .jsonl and .csv files of rows.
 
 A file is written to a temporary path, flushed to the disk and renamed. The same rows give the same bytes. Floats are
 written with full precision (repr). A missing value is null, or an empty cell in .csv.
@@ -28,6 +28,11 @@ def check_output(path: Path) -> None:
     """Raise UserError unless a file of rows can be written to `path`."""
     if path.suffix.lower() not in WRITERS:
         raise UserError(f"{path}: the ending selects the format; use one of {OUTPUT_ENDINGS}")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Raise UserError unless `path` can be a file of an existing folder."""
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():

@@ -18,7 +18,8 @@ import torch
 from main_align.data.pairs import Pair, Turn
 from main_align.errors import UserError
 from main_align.loop import LoopConfig, read_config
-from main_align.loop.generate_stage import collect_generations, generate_batches
+from main_align.loop.batch_journal import generate_batches
+from main_align.loop.generate_stage import collect_generations
 from main_align.loop.generation import (
     InverseTransform,
     Prompt,
