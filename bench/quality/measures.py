@@ -70,8 +70,11 @@ def run_model(
         rows = list(micro_batch.rows)
         with _autocast(forward.device, bf16):
             sequences = [sequence for row in rows for sequence in encoder.sequences(window.encoded[row])]
-            first, second, pooled = forward(sequences)
-        logp[rows] = np.stack([second[0::2], first[1::2], second[1::2], first[0::2]], axis=1)
+            logps, pooled = forward(sequences)
+        logp[rows] = [
+            [f.second.sum(), r.first.sum(), r.second.sum(), f.first.sum()]
+            for f, r in zip(logps[0::2], logps[1::2], strict=True)
+        ]
         embed_x[rows], embed_y[rows] = pooled[0::2], pooled[1::2]
     return ModelOutputs(logp, window.tokens_x, window.tokens_y, embed_x, embed_y)
 

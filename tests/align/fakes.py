@@ -56,7 +56,9 @@ class FakeScorer:
         noise = [_noise(window.pairs[row]) for row in batch.rows]
         logp = -10 - np.array([n.random(4) for n in noise])
         embed = np.array([n.standard_normal((2, WIDTH)) for n in noise]).astype(np.float32)
-        result = MicroBatchResult(np.array(batch.rows), logp, embed[:, 0].copy(), embed[:, 1].copy())
+        novel, y_end = logp[:, [0, 2]] - logp[:, [1, 3]], logp[:, 0]
+        embeddings = (embed[:, 0].copy(), embed[:, 1].copy())
+        result = MicroBatchResult(np.array(batch.rows), logp, novel, y_end, *embeddings)
         for place, row in enumerate(batch.rows):
             if window.pairs[row].instruction == "explode":
                 result.fail(place, "non_finite", f"line {window.pairs[row].line}: NaN")

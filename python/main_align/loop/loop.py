@@ -27,7 +27,7 @@ from .report import make_report, plot_report, write_report
 from .run_dir import RunDir
 from .train_stage import check_training, run_train_stage
 
-FORMAT = 3  # of the run folder; raise it when stages change what they write
+FORMAT = 4  # of the run folder; raise it when stages change what they write
 
 RUN_STAGE: Mapping[Work, Callable[[LoopContext, Stage, Path], dict[str, Any]]] = {
     "train": run_train_stage,

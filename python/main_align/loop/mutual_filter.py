@@ -86,6 +86,7 @@ class MutualScorer(Scorer):
         self.forward = self.passes["forward"]
         result, reverse = results["forward"], results["reverse"]
         result.logp[:, X_SIDE] = reverse.logp[:, X_SIDE]
+        result.novel[:, 1] = reverse.novel[:, 1]
         for row in reverse.status:
             if row not in result.status:
                 result.fail(rows.index(row), reverse.status[row], reverse.reason[row])

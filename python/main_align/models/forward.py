@@ -1,9 +1,9 @@
-"""Forward: one packed forward pass that sums log-probabilities and pools states of many sequences at once."""
+"""Forward: one packed forward pass that gives log-probabilities and pooled states of many sequences at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,18 @@ from .packed_attention import packed_forward, packing_arguments, use_packed_atte
 from .projection_heads import AlignmentHead
 
 KNOWN = ("llama", "mistral")  # covered by tests; any other model type is checked when it is loaded
+
+
+class SegmentLogps(NamedTuple):
+    """Log-probabilities of the scored tokens of one sequence, end-of-turn tokens included, in nats.
+
+    Attributes:
+        first: float64[tokens] of the first segment.
+        second: float64[tokens] of the second segment, given the first.
+    """
+
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
 
 
 class Forward:
@@ -58,18 +70,15 @@ class Forward:
             self.attention = self._switch_and_check()
 
     @torch.inference_mode()
-    def __call__(
-        self, sequences: Sequence[EncodedSequence]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
+    def __call__(self, sequences: Sequence[EncodedSequence]) -> tuple[list[SegmentLogps], NDArray[np.float32]]:
         """Run n sequences in one pass.
 
         Args:
             sequences: the sequences. With projection heads, even ones start with x and odd ones with y.
 
         Returns:
-            (first, second, pooled): float64[n], summed log-probabilities of the first and of the second segments in
-            nats, and float32[n, D], mean states over the first segments' contents, projected if there are heads, and
-            scaled to unit length.
+            (logps, pooled): the log-probabilities of each sequence, and float32[n, D], mean states over the first
+            segments' contents, projected if there are heads, and scaled to unit length.
         """
         hidden = self.states([sequence.ids for sequence in sequences])
         starts = np.cumsum([0] + [len(sequence.ids) for sequence in sequences])
@@ -80,9 +89,8 @@ class Forward:
         tokens = np.concatenate([np.arange(a, b) for a, b in spans])
         ids = np.concatenate([sequence.ids for sequence in sequences])
         logp = self.logprobs(hidden[self._to_device(tokens - 1)], self._to_device(ids[tokens]))
-        sizes = np.array([b - a for a, b in spans])
-        sums = np.add.reduceat(logp.double().cpu().numpy(), np.cumsum(sizes) - sizes)
-        return sums[0::2], sums[1::2], self._pool(hidden, pooled)
+        segments = np.split(logp.double().cpu().numpy(), np.cumsum([b - a for a, b in spans])[:-1])
+        return list(map(SegmentLogps, segments[0::2], segments[1::2])), self._pool(hidden, pooled)
 
     def states(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Return the final normed hidden states [T, D] of the concatenated sequences."""

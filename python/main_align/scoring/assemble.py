@@ -50,7 +50,7 @@ def score_rows(window: StoredWindow, scores: Mapping[str, NDArray[np.float64]]) 
         One dict per row. All numbers of a row without finite likelihoods are None, as is any number that is not finite.
     """
     counts = {name: window.arrays[name] for name in ("tokens_x", "tokens_y")}
-    numbers = likelihood_scores(window.logp, counts["tokens_x"], counts["tokens_y"]) | dict(scores)
+    numbers = likelihood_scores(window.logp, **counts, novel=window.novel, y_end=window.y_end) | dict(scores)
     scored = [bool(row.all()) for row in np.isfinite(window.logp)]
     columns: dict[str, list[Any]] = {
         name: [float(value) if ok and np.isfinite(value) else None for value, ok in zip(values, scored, strict=True)]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from .ngrams import NGRAM, copy_overlap
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -25,7 +26,19 @@ GROUPS = ("mutual", "intentional", "semantic", "structural", "diagnostic", "like
 
 @dataclass(frozen=True, slots=True)
 class PairLikelihoods:
-    """Summed log-probabilities of n pairs, float64[n] in nats, and the tokens they are summed over, int64[n]."""
+    """Summed log-probabilities of n pairs, in nats.
+
+    Args:
+        y_given_x: float64[n], log p(y|x).
+        y: float64[n], log p(y).
+        x_given_y: float64[n], log p(x|y).
+        x: float64[n], log p(x).
+        tokens_x: int64[n], |x|.
+        tokens_y: int64[n], |y|.
+        novel_y: float64[n], log p(y|x) - log p(y) over the tokens of y that are not copied from x (see ngrams.py).
+        novel_x: float64[n], log p(x|y) - log p(x) over the tokens of x that are not copied from y.
+        y_end: float64[n], log-probability of y's end-of-turn token given x and y; NaN where the template has none.
+    """
 
     y_given_x: Floats
     y: Floats
@@ -33,6 +46,9 @@ class PairLikelihoods:
     x: Floats
     tokens_x: Integers
     tokens_y: Integers
+    novel_y: Floats
+    novel_x: Floats
+    y_end: Floats
 
     @property
     def tokens(self) -> Floats:
@@ -73,28 +89,6 @@ class Column:
     def __post_init__(self) -> None:
         if self.kind == "score" and (self.better not in ("lower", "higher") or self.group not in GROUPS):
             raise ValueError(f"{self.name}: a score needs better='lower' or 'higher' and a group of {GROUPS}")
-
-
-NGRAM = 6
-
-
-def copy_overlap(x: Sequence[int], y: Sequence[int], n: int = NGRAM) -> float:
-    """Return the fraction of y's token n-grams that occur in x, or NaN if y has fewer than n tokens.
-
-    Args:
-        x: token ids of the instruction.
-        y: token ids of the response.
-        n: tokens of an n-gram. Default 6.
-    """
-    if len(y) < n:
-        return float("nan")
-    seen = set(_ngrams(x, n))
-    grams = _ngrams(y, n)
-    return sum(gram in seen for gram in grams) / len(grams)
-
-
-def _ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    return list(zip(*(ids[i:] for i in range(n)), strict=False))
 
 
 _COLUMNS = (
@@ -156,6 +150,14 @@ _COLUMNS = (
         from_likelihoods=lambda p: ((p.y_given_x - p.y) + (p.x_given_y - p.x)) / (2 * np.sqrt(p.tokens)),
     ),
     Column(
+        "mutual_novel",
+        f"as mutual, but a token in a {NGRAM}-gram that occurs on the other side adds 0, nats per sqrt(token)",
+        better="higher",
+        group="mutual",
+        panel="nats per √token, copied tokens add 0",
+        from_likelihoods=lambda p: (p.novel_y + p.novel_x) / (2 * np.sqrt(p.tokens)),
+    ),
+    Column(
         "ifd",
         "nll_y_given_x / nll_y, a ratio of mean losses (not of perplexities)",
         better="lower",
@@ -176,6 +178,14 @@ _COLUMNS = (
         better="lower",
         group="diagnostic",
         from_likelihoods=lambda p: np.abs((p.x + p.y_given_x) - (p.y + p.x_given_y)) / p.tokens,
+    ),
+    Column(
+        "nll_end",
+        "-log p(end of turn|x, y), nats; high if the response is cut off, null if the chat template has no end of turn",
+        better="lower",
+        group="diagnostic",
+        panel="nats",
+        from_likelihoods=lambda p: -p.y_end,
     ),
     Column(
         "copy_overlap",
@@ -238,7 +248,13 @@ def lower_is_better(name: str) -> bool:
     return column.better == "lower"
 
 
-def likelihood_scores(logp: Floats, tokens_x: Integers, tokens_y: Integers) -> dict[str, Floats]:
+def likelihood_scores(
+    logp: Floats,
+    tokens_x: Integers,
+    tokens_y: Integers,
+    novel: Floats | None = None,
+    y_end: Floats | None = None,
+) -> dict[str, Floats]:
     """Compute the scores that follow from the likelihoods of n pairs.
 
     Args:
@@ -246,12 +262,16 @@ def likelihood_scores(logp: Floats, tokens_x: Integers, tokens_y: Integers) -> d
             A row of NaN gives NaN in every score.
         tokens_x: int64[n], |x|.
         tokens_y: int64[n], |y|.
+        novel: float64[n, 2], log-ratios over the tokens of y and of x that are not copied. Default: NaN.
+        y_end: float64[n], log-probability of y's end-of-turn token. Default: NaN.
 
     Returns:
         float64[n] for each column with `from_likelihoods`.
     """
     y_given_x, y, x_given_y, x = np.asarray(logp, np.float64).reshape(-1, 4).T
-    pairs = PairLikelihoods(y_given_x, y, x_given_y, x, tokens_x, tokens_y)
+    novel_y, novel_x = np.full((2, len(y)), np.nan) if novel is None else novel.T
+    end = np.full(len(y), np.nan) if y_end is None else y_end
+    pairs = PairLikelihoods(y_given_x, y, x_given_y, x, tokens_x, tokens_y, novel_y, novel_x, end)
     with np.errstate(divide="ignore", invalid="ignore"):
         return {c.name: c.from_likelihoods(pairs) for c in _COLUMNS if c.from_likelihoods}
 

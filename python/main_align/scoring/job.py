@@ -35,7 +35,7 @@ from .windows import Finished, score_windows
 if TYPE_CHECKING:
     from .scorer import Scorer
 
-FORMAT = 3
+FORMAT = 4
 """version of the journal and of the reading of rows; raise it on a change, so that older jobs do not resume"""
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .batching import SortWindow
 
 
+ARRAYS = ("rows", "logp", "novel", "y_end", "embed_x", "embed_y")
+"""the arrays of a MicroBatchResult"""
+
+
 @dataclass
 class MicroBatchResult:
     """Results of n pairs. A failed pair has NaN and zeros in the arrays, a status and a reason.
@@ -26,6 +30,8 @@ class MicroBatchResult:
     Args:
         rows: int64[n], positions in the sort window.
         logp: float64[n, 4], summed log-probabilities in nats; the columns are those of `encoding.LogpColumn`.
+        novel: float64[n, 2], log-ratios over the tokens of y and of x that are not copied, as in PairLikelihoods.
+        y_end: float64[n], log-probability of y's end-of-turn token given x and y; NaN where the template has none.
         embed_x: float32[n, D], states of the instructions, of unit length and not centred.
         embed_y: float32[n, D], states of the responses.
         status: statuses of failed pairs by their position in the sort window.
@@ -34,6 +40,8 @@ class MicroBatchResult:
 
     rows: NDArray[np.int64]
     logp: NDArray[np.float64]
+    novel: NDArray[np.float64]
+    y_end: NDArray[np.float64]
     embed_x: NDArray[np.float32]
     embed_y: NDArray[np.float32]
     status: dict[int, str] = field(default_factory=dict)
@@ -48,7 +56,7 @@ class MicroBatchResult:
             reason: one sentence that names the row.
         """
         row = int(self.rows[index])
-        self.logp[index] = np.nan
+        self.logp[index] = self.novel[index] = self.y_end[index] = np.nan
         self.embed_x[index] = self.embed_y[index] = 0
         self.status[row], self.reason[row] = status, reason
 
@@ -62,16 +70,14 @@ def empty_result(rows: Sequence[int], width: int) -> MicroBatchResult:
     """
     n = len(rows)
     x, y = (np.zeros((n, width), np.float32) for _ in range(2))
-    return MicroBatchResult(np.array(rows, np.int64), np.full((n, 4), np.nan), x, y)
+    logp, novel, y_end = (np.full(shape, np.nan) for shape in ((n, 4), (n, 2), n))
+    return MicroBatchResult(np.array(rows, np.int64), logp, novel, y_end, x, y)
 
 
 def join_results(parts: Sequence[MicroBatchResult]) -> MicroBatchResult:
     """Return the results of a micro-batch that was run in parts."""
     return MicroBatchResult(
-        rows=np.concatenate([part.rows for part in parts]),
-        logp=np.concatenate([part.logp for part in parts]),
-        embed_x=np.concatenate([part.embed_x for part in parts]),
-        embed_y=np.concatenate([part.embed_y for part in parts]),
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS},
         status={row: status for part in parts for row, status in part.status.items()},
         reason={row: reason for part in parts for row, reason in part.reason.items()},
     )
@@ -128,7 +134,7 @@ def result_record(index: int, result: MicroBatchResult) -> Record:
         "status": list(result.status.items()),
         "reason": list(result.reason.items()),
     }
-    arrays = {name: getattr(result, name) for name in ("rows", "logp", "embed_x", "embed_y")}
+    arrays = {name: getattr(result, name) for name in ARRAYS}
     return header, {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
@@ -142,6 +148,8 @@ class StoredWindow:
         reason: their reasons, "" if there is none.
         arrays: arrays of n entries by name: tokens_x, tokens_y and the scores that follow from token ids.
         logp: float64[n, 4], NaN for rows without scores.
+        novel: float64[n, 2], as in MicroBatchResult.
+        y_end: float64[n], as in MicroBatchResult.
         scored: int64[s], positions of the scored rows, ascending.
         embed_x: float32[s, D], embeddings of the scored rows' instructions.
         embed_y: float32[s, D], embeddings of their responses.
@@ -152,6 +160,8 @@ class StoredWindow:
     reason: list[str]
     arrays: dict[str, NDArray[Any]]
     logp: NDArray[np.float64]
+    novel: NDArray[np.float64]
+    y_end: NDArray[np.float64]
     scored: NDArray[np.int64]
     embed_x: NDArray[np.float32]
     embed_y: NDArray[np.float32]
@@ -177,18 +187,20 @@ def _join_records(group: list[Record]) -> StoredWindow:
             status[row] = value
         for row, value in result["reason"]:
             reason[row] = value
-    logp = np.full((len(status), 4), np.nan)
+    n = len(status)
+    logp, novel, y_end = (np.full(shape, np.nan) for shape in ((n, 4), (n, 2), n))
     scored = np.flatnonzero([value in SCORED for value in status])
-    index = np.full(len(logp), -1)  # of a row among the scored ones
+    index = np.full(n, -1)  # of a row among the scored ones
     index[scored] = np.arange(len(scored))
     width = results[0][1]["embed_x"].shape[1] if results else 0
     embed_x, embed_y = (np.zeros((len(scored), width), np.float32) for _ in range(2))
     for _, result in results:
         good = index[result["rows"]] >= 0
         at = index[result["rows"][good]]
-        logp[result["rows"][good]] = result["logp"][good]
+        for name, array in (("logp", logp), ("novel", novel), ("y_end", y_end)):
+            array[result["rows"][good]] = result[name][good]
         embed_x[at], embed_y[at] = result["embed_x"][good], result["embed_y"][good]
-    return StoredWindow(header["ids"], status, reason, arrays, logp, scored, embed_x, embed_y)
+    return StoredWindow(header["ids"], status, reason, arrays, logp, novel, y_end, scored, embed_x, embed_y)
 
 
 def count_scored(journal: RecordLog) -> int:

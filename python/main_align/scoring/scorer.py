@@ -23,7 +23,7 @@ from ..data.pairs import Pair
 from ..errors import UserError
 from ..models.context_length import changes_rope, context_length
 from ..models.devices import pick_device, pick_dtype
-from ..models.encoding import EncodedSequence, LogpColumn, PairEncoder
+from ..models.encoding import EncodedPair, LogpColumn, PairEncoder
 from ..models.forward import Forward, is_out_of_memory
 from ..models.load import LoadedModel, load, vocabulary
 from ..models.projection_heads import AlignmentHead
@@ -33,6 +33,7 @@ from .assemble import assemble_rows
 from .bank import Bank, Floats32
 from .batching import BATCH_TOKENS, SORT_WINDOW, MicroBatch, SortWindow, prepare_window
 from .columns import COLUMNS
+from .ngrams import novel_sum
 from .results import MemoryJournal, MicroBatchResult, empty_result, join_results
 from .windows import score_windows
 
@@ -200,27 +201,34 @@ class Scorer:
         return {name: [row[name] for row in rows] for name in COLUMNS} if as_columns else rows
 
     def _run(self, window: SortWindow, rows: tuple[int, ...]) -> MicroBatchResult:
-        pairs = [self._sequences(window, row) for row in rows]
-        first, second, pooled = self.forward([sequence for pair in pairs for sequence in pair])
-        forward, reverse = slice(0, None, 2), slice(1, None, 2)  # <x><y> and <y><x> of each pair
-        logp = np.empty((len(rows), 4))
-        logp[:, LogpColumn.Y_GIVEN_X], logp[:, LogpColumn.X] = second[forward], first[forward]
-        logp[:, LogpColumn.X_GIVEN_Y], logp[:, LogpColumn.Y] = second[reverse], first[reverse]
-        result = MicroBatchResult(np.array(rows, np.int64), logp, pooled[forward], pooled[reverse])
-        finite = np.isfinite(logp).all(1) & np.isfinite(pooled).all(1).reshape(-1, 2).all(1)
+        pairs = [self._encoded(window, row) for row in rows]
+        logps, pooled = self.forward([sequence for pair in pairs for sequence in self.encoder.sequences(pair)])
+        result = empty_result(rows, self.forward.width)
+        result.embed_x, result.embed_y = pooled[0::2], pooled[1::2]  # <x><y> and <y><x> of each pair
+        for index, (pair, forward, reverse) in enumerate(zip(pairs, logps[0::2], logps[1::2], strict=True)):
+            logp = result.logp[index]
+            logp[LogpColumn.Y_GIVEN_X], logp[LogpColumn.X] = forward.second.sum(), forward.first.sum()
+            logp[LogpColumn.X_GIVEN_Y], logp[LogpColumn.Y] = reverse.second.sum(), reverse.first.sum()
+            result.novel[index, 0] = novel_sum(forward.second - reverse.first, pair.y, pair.x)
+            result.novel[index, 1] = novel_sum(reverse.second - forward.first, pair.x, pair.y)
+            if len(end := forward.second[len(pair.y) :]):
+                result.y_end[index] = end.sum()
+        finite = np.isfinite(result.logp).all(1) & np.isfinite(pooled).all(1).reshape(-1, 2).all(1)
         for index in np.flatnonzero(~finite).tolist():
             where = window.pairs[rows[index]].where
             result.fail(index, "non_finite", f"{where}: the model returned NaN or infinity")
         return result
 
-    def _sequences(self, window: SortWindow, row: int) -> tuple[EncodedSequence, EncodedSequence]:
+    @staticmethod
+    def _encoded(window: SortWindow, row: int) -> EncodedPair:
         encoded = window.encoded[row]
         if encoded is None:
             raise ValueError(f"row {row} of the window has the status {window.status[row]!r}")
-        return self.encoder.sequences(encoded)
+        return encoded
 
     def _micro_batch(self, window: SortWindow, rows: tuple[int, ...]) -> MicroBatch:
-        tokens = sum(len(sequence.ids) for row in rows for sequence in self._sequences(window, row))
+        encoded = [self._encoded(window, row) for row in rows]
+        tokens = sum(len(sequence.ids) for pair in encoded for sequence in self.encoder.sequences(pair))
         return MicroBatch(rows, tokens)
 
 

@@ -481,9 +481,10 @@ def test_the_filter_scores_each_direction_with_its_own_model() -> None:
     assert used[:2] == ["forward", "reverse"]
     alone = [Scorer(model, bank=4).score(rows) for model in (forward, reverse)]
     for row, f, r in zip(both, *alone, strict=True):
-        for name in ("nll_y_given_x", "nll_y", "pmi_forward", "semantic", "structural"):
+        for name in ("nll_y_given_x", "nll_y", "nll_end", "pmi_forward", "semantic", "structural"):
             assert row[name] == f[name]
         for name in ("nll_x_given_y", "nll_x", "pmi_reverse"):
             assert row[name] == r[name] != f[name]
         total = row["tokens_y"] * f["pmi_forward"] + row["tokens_x"] * r["pmi_reverse"]
         assert row["mutual"] == pytest.approx(total / (2 * np.sqrt(row["tokens_x"] + row["tokens_y"])))
+        assert row["mutual_novel"] == pytest.approx(row["mutual"])  # nothing is copied

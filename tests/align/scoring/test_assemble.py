@@ -21,6 +21,8 @@ def test_rows_have_the_columns_and_nulls_where_nothing_was_scored():
         reason=["", "line 2: long"],
         arrays={"tokens_x": np.array([2, 0]), "tokens_y": np.array([3, 0])},
         logp=np.array([[-6.0, -12.0, -4.0, -7.0], [np.nan] * 4]),
+        novel=np.array([[6.0, 3.0], [np.nan] * 2]),
+        y_end=np.full(2, np.nan),
         scored=np.array([0]),
         embed_x=np.zeros((1, 2), np.float32),
         embed_y=np.zeros((1, 2), np.float32),
@@ -30,6 +32,8 @@ def test_rows_have_the_columns_and_nulls_where_nothing_was_scored():
     assert all(list(row) == list(COLUMNS) for row in rows)
     assert rows[0]["tokens_y"] == 3
     assert rows[0]["copy_overlap"] is None
+    assert rows[0]["nll_end"] is None
+    assert rows[0]["mutual_novel"] == rows[0]["mutual"]
     assert rows[0]["semantic"] == 0.5
     named = ("id", "status", "reason")
     assert [rows[1][name] for name in named] == ["b", "too_long", "line 2: long"]

@@ -16,7 +16,6 @@ from main_align.scoring.columns import (
     SCORES,
     TOKEN_SCORES,
     Column,
-    copy_overlap,
     likelihood_scores,
     lower_is_better,
 )
@@ -39,9 +38,11 @@ def test_the_columns_and_their_order_are_fixed():
         "pmi_forward",
         "pmi_reverse",
         "mutual",
+        "mutual_novel",
         "ifd",
         "r_ifd",
         "duality_gap",
+        "nll_end",
         "copy_overlap",
         "semantic",
         "structural",
@@ -78,14 +79,15 @@ def test_derived_tables_follow_the_columns():
         "ifd",
         "r_ifd",
         "duality_gap",
+        "nll_end",
         "copy_overlap",
     }
     assert (
-        *("mutual", "pmi_forward", "pmi_reverse", "semantic", "structural"),
-        *("ifd", "r_ifd", "duality_gap", "copy_overlap"),
+        *("mutual", "mutual_novel", "pmi_forward", "pmi_reverse", "semantic", "structural"),
+        *("ifd", "r_ifd", "duality_gap", "nll_end", "copy_overlap"),
         *("nll_y_given_x", "nll_y", "nll_x_given_y", "nll_x"),
     ) == SCORES
-    assert tuple(PANELS) == SCORES[:6]
+    assert tuple(PANELS) == (*SCORES[:7], "nll_end")
     assert set(NUMERIC) == {*SCORES, "tokens_x", "tokens_y"}
     assert TOKEN_SCORES == ("copy_overlap",)
     assert ALIASES == {"forward_nll": "nll_y_given_x", "reverse_nll": "nll_x_given_y"}
@@ -101,7 +103,8 @@ def test_the_direction_of_another_column_must_be_given(name):
 
 
 def test_likelihood_scores_match_a_hand_calculation():
-    scores = {name: value.item() for name, value in likelihood_scores(LOGP, X, Y).items()}
+    novel, end = np.array([[2.5, 1.0]]), np.array([-0.25])
+    scores = {name: value.item() for name, value in likelihood_scores(LOGP, X, Y, novel, end).items()}
     assert scores == pytest.approx(
         {
             "nll_y_given_x": 2.0,
@@ -111,9 +114,11 @@ def test_likelihood_scores_match_a_hand_calculation():
             "pmi_forward": 2.0,
             "pmi_reverse": 1.5,
             "mutual": (3 * 2.0 + 2 * 1.5) / (2 * math.sqrt(5)),
+            "mutual_novel": (2.5 + 1.0) / (2 * math.sqrt(5)),
             "ifd": 0.5,
             "r_ifd": 4 / 7,
             "duality_gap": abs((-7 - 6) - (-12 - 4)) / 5,
+            "nll_end": 0.25,
         }
     )
 
@@ -121,18 +126,3 @@ def test_likelihood_scores_match_a_hand_calculation():
 def test_a_consistent_pair_of_models_has_no_duality_gap():
     logp = np.array([[-5.0, -8.0, -6.0, -9.0]])  # log p(x) + log p(y|x) = log p(y) + log p(x|y)
     assert likelihood_scores(logp, X, Y)["duality_gap"] == 0
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "fraction"),
-    [
-        (range(10), range(10), 1.0),
-        (range(10), range(50, 60), 0.0),
-        (range(10), [*range(7), 99, 98, 97, 96, 95], 2 / 7),
-        (range(3), range(10), 0.0),
-        (range(10), range(5), None),
-    ],
-)
-def test_copy_overlap_is_the_fraction_of_ngrams_in_x(x, y, fraction):
-    value = copy_overlap(list(x), list(y))
-    assert math.isnan(value) if fraction is None else value == pytest.approx(fraction)

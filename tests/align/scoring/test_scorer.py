@@ -59,13 +59,13 @@ def scorer(folder):
     return Scorer(folder, device=DEVICE, batch_tokens=700)
 
 
-def naive(folder, scorer, pairs):
-    """-log p per token, by four passes of the plain model, one sequence at a time."""
+def naive_tokens(folder, scorer, pairs):
+    """Yield (encoded pair, log p of each token of y given x, x, x given y, y), by four passes of the plain model."""
     model = load(folder, device=DEVICE).model
-    d, out = scorer.encoder, []
+    d = scorer.encoder
     for pair in pairs:
         (encoded,) = d.encode([(pair.instruction, pair.response)], [pair.context])
-        sums = []
+        logps = []
         for sequence in d.sequences(encoded):
             for ids, (a, b) in (
                 (sequence.ids, sequence.second_span),
@@ -74,11 +74,18 @@ def naive(folder, scorer, pairs):
                 with torch.inference_mode():
                     logp = model(torch.tensor([ids], device=DEVICE)).logits[0].double().log_softmax(-1).cpu()
                 at = torch.arange(a, b)
-                sums.append(float(logp[at - 1, torch.tensor(ids)[at]].sum()))
-        y_given_x, x, x_given_y, y = sums
-        tx, ty = d.tokens(encoded)
-        out.append([-y_given_x / ty, -y / ty, -x_given_y / tx, -x / tx])
-    return np.array(out)
+                logps.append(logp[at - 1, torch.tensor(ids)[at]].numpy())
+        yield encoded, *logps
+
+
+def naive(folder, scorer, pairs):
+    """-log p per token, by four passes of the plain model, one sequence at a time."""
+    return np.array(
+        [
+            [-side.mean() for side in (y_given_x, y, x_given_y, x)]
+            for _, y_given_x, x, x_given_y, y in naive_tokens(folder, scorer, pairs)
+        ]
+    )
 
 
 def numbers(rows, names=LIKELIHOODS):
@@ -92,6 +99,28 @@ def test_scores_match_four_naive_passes(folder, scorer):
     assert [row["id"] for row in rows] == [pair.id for pair in pairs]
     assert all(row["status"] == "ok" and list(row) == list(COLUMNS) for row in rows)
     np.testing.assert_allclose(numbers(rows), naive(folder, scorer, pairs), rtol=0, atol=1e-5)
+
+
+def test_copied_tokens_and_the_end_of_turn_against_naive_passes(folder, scorer):
+    x = "the cat sat on a mat while seven dogs were asking why"
+    pairs = [*some_pairs(3), Pair("echo", 9, x, f"rivers run {x}")]
+    rows = scorer.score(pairs)
+    for row, (encoded, y_given_x, x, x_given_y, y) in zip(rows, naive_tokens(folder, scorer, pairs), strict=True):
+        ratios = [(y_given_x - y, encoded.y, encoded.x), (x_given_y - x, encoded.x, encoded.y)]
+        novel = sum(
+            ratio[place]
+            for ratio, ids, other in ratios
+            for place in range(len(ratio))
+            if not any(
+                ids[start : start + 6] == other[at : at + 6]
+                for start in range(max(0, place - 5), min(place + 1, len(ids) - 5))
+                for at in range(len(other) - 5)
+            )
+        )
+        assert row["mutual_novel"] == pytest.approx(novel / (2 * math.sqrt(len(x) + len(y))), abs=1e-5)
+        end = y_given_x[len(encoded.y) :]
+        assert row["nll_end"] == (pytest.approx(-end.sum(), abs=1e-5) if len(end) else None)
+    assert abs(rows[-1]["mutual_novel"] - rows[-1]["mutual"]) > 1e-3
 
 
 def test_a_score_does_not_depend_on_its_batch(folder, scorer):
