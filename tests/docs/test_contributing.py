@@ -7,6 +7,7 @@ one copy of the packages, and all checks run in one process.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,13 @@ def test_a_recipe_only_adds_lines():
     for title, diffs, _ in recipes(PAGE.read_text(encoding="utf-8")):
         for line in "".join(diffs).splitlines():
             assert not line.startswith("-") or line.startswith("--- "), f"{title}: {line}"
+
+
+def test_the_tests_that_are_named_exist():
+    named = set(re.findall(r"`(test_\w+)`", PAGE.read_text(encoding="utf-8")))
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named
+    assert not [name for name in named if f"def {name}(" not in code]
 
 
 def test_a_recipe_is_a_section_with_a_diff():
