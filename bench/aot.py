@@ -206,7 +206,6 @@ class _Fused:
         self.n, self.m = n, m
         self.query, self.key = (empty(rows, 1024, dtype=dtype) for rows in (n, m))
         self.targets = empty(n, dtype=torch.int64)
-        self.compute = torch.float32 if dtype == torch.float16 else dtype
         self.about = f"{str(dtype)[6:]} {n}x{m}"
 
     def reduce(self, wants: ReductionSpec, extra: str) -> None:
@@ -223,7 +222,7 @@ class _Fused:
         n, m, fused = self.n, self.m, _BACKEND.fused
         score_map, mask = _given(extra, n, m)
         d_scale = empty(n, dtype=torch.float64) if extra == "everything" else None
-        out = empty(n, -(-m // 16) * 16, dtype=self.compute)[:, :m]
+        out = empty(n, -(-m // 16) * 16, dtype=self.query.dtype)[:, :m]
         given = self.query, self.key, score_map, self.targets, mask
         fused.score_grad(*given, terms(n, m), out, d_scale)
 

@@ -5,8 +5,8 @@ A chunk ``raw[c, M]`` holds the products q·k of c consecutive rows, in the comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -109,6 +109,18 @@ class ScoreGradTerms:
     column_sum_grad: Tensor | None = None  # [M] of the column sums of scores
     neg_entropy_grad: Tensor | None = None  # [c] of sum_j p_j log p_j; row_lse_grad includes it times the entropy
 
+    def coefficients(self) -> tuple[Tensor | None, ...]:
+        """Return a, b, d, e, u, v and h."""
+        return tuple(getattr(self, name) for name in _COEFFICIENTS)
+
+    def scaled(self, factor: Tensor | None) -> ScoreGradTerms:
+        """Return the coefficients multiplied by ``factor``; None is 1."""
+        if factor is None:
+            return self
+        named = zip(_COEFFICIENTS, self.coefficients(), strict=True)
+        scaled: dict[str, Any] = {name: None if vector is None else vector * factor for name, vector in named}
+        return replace(self, **scaled)
+
     def of_rows(self, rows: slice | Tensor) -> ScoreGradTerms:
         """Return the terms of some of the rows."""
 
@@ -124,6 +136,9 @@ class ScoreGradTerms:
             row_sum_grad=select(self.row_sum_grad),
             neg_entropy_grad=select(self.neg_entropy_grad),
         )
+
+
+_COEFFICIENTS = tuple(field.name for field in fields(ScoreGradTerms) if field.name.endswith("_grad"))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..backends.workspace import WORKSPACE
 from ..registration import Op
 from .forward import product_flops, row_loss_of, sweep_op
 from .grad_buffer import GradBuffer, GradBuffers
+from .half import loss_power
 from .problem import Problem, accumulator_dtype, make_problem, valid_mask, valid_rows
 from .row_loss import has_equal_entries, is_expanded_scalar
 from .signatures import DIFFERENTIABLE, SweepArgs, SweepGradArgs, SweepOutputs
@@ -35,11 +36,10 @@ def _run(args: SweepGradArgs) -> None:
         terms = terms.of_rows(rows)
         if query_grad.is_needed:
             grads.query = query_grad.gather_rows(rows)
-    factors = _Factors(None, None)
     if args.gradient == "forward":
         factors = _by_row_loss(args, problem, rows, terms, grads)
     else:
-        tiled_backward(
+        power = tiled_backward(
             problem,
             terms,
             saved_scores=args.saved_scores,
@@ -47,6 +47,7 @@ def _run(args: SweepGradArgs) -> None:
             bias_grad=args.bias_grad,
             scale_grad=args.scale_grad,
         )
+        factors = _Factors(_over(None, power), _over(None, power))
     if grads.query.is_needed:
         grads.query.finalize_(problem.backend, factors.query)
     if grads.key.is_needed:
@@ -127,7 +128,7 @@ def _as_accumulator(vector: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 class _Factors:
     """Factors by which the gradients have to be multiplied; None: 1."""
 
-    query: Tensor | None  # [N]
+    query: Tensor | None  # [N] or [1]
     key: Tensor | None  # [1]
 
 
@@ -150,26 +151,36 @@ def _by_row_loss(
     if loss_grad is not None and rows is not None:
         loss_grad = loss_grad[rows]
     if loss_grad is None or not loss_grad.numel() or not _is_row_loss_alone(args):
-        _recompute(problem, terms, grads)
-        return _Factors(None, None)
+        power = _recompute(problem, terms, grads)
+        return _Factors(_over(None, power), _over(None, power))
     # synchronises with the device if the gradient's layout does not show that it is a scalar
     is_scalar = not grads.key.is_needed or args.loss_grad_is_scalar or bool((loss_grad == loss_grad[:1]).all())
+    row_loss = row_loss_of(args)
+    row_loss = row_loss if rows is None else row_loss.of_rows(rows)
+    query_power = key_power = loss_power(problem, row_loss)
     if not args.saved_available:
-        row_loss = row_loss_of(args)
-        row_loss = row_loss if rows is None else row_loss.of_rows(rows)
         assert terms.row_lse is not None
         has_targets = problem.targets is not None
         unit = row_loss.score_grad_terms(terms.row_lse, problem.valid_columns, has_targets=has_targets)
-        _recompute(problem, unit, grads if is_scalar else grads.only_query())
+        query_power = key_power = _recompute(problem, unit, grads if is_scalar else grads.only_query())
     if not is_scalar:
-        _recompute(problem, terms, grads.only_key())
-    return _Factors(loss_grad, loss_grad[:1] if is_scalar else None)
+        key_power = _recompute(problem, terms, grads.only_key())
+    return _Factors(_over(loss_grad, query_power), _over(loss_grad[:1] if is_scalar else None, key_power))
 
 
-def _recompute(problem: Problem, terms: ScoreGradTerms, grads: GradBuffers) -> None:
-    if grads.is_needed:
-        empty = problem.query.new_empty(0)
-        tiled_backward(problem, terms, saved_scores=empty, grads=grads, bias_grad=empty, scale_grad=empty)
+def _over(factor: Tensor | None, power: Tensor | None) -> Tensor | None:
+    """Return factor / power; None is 1."""
+    if power is None:
+        return factor
+    return power.reciprocal() if factor is None else factor / power
+
+
+def _recompute(problem: Problem, terms: ScoreGradTerms, grads: GradBuffers) -> Tensor | None:
+    """Compute the gradients again; return the power by which they are too large."""
+    if not grads.is_needed:
+        return None
+    empty = problem.query.new_empty(0)
+    return tiled_backward(problem, terms, saved_scores=empty, grads=grads, bias_grad=empty, scale_grad=empty)
 
 
 class _SavedTensors(NamedTuple):

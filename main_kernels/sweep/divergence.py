@@ -194,6 +194,8 @@ def _sides(args: AnyArgs, rows: Tensor | None, grads: _Grads) -> tuple[_Side, _S
     def side(hidden: Tensor, weight: Tensor, hidden_grad: GradBuffer, weight_grad: GradBuffer) -> _Side:
         count, (columns, width) = hidden.shape[0], weight.shape
         compute = plan.make_plan(count, columns, width, weight.dtype, weight.device.type).compute
+        if compute == torch.float16:  # the gradient of p has no bound that is known beforehand, see half.py
+            compute = torch.float32
         hidden = hidden if rows is None else hidden[rows]
         return _Side(Operand.of(hidden, compute), Operand.of(weight, compute), hidden_grad, weight_grad)
 

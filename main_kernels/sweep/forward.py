@@ -129,7 +129,7 @@ def _allocate_saved(args: SweepArgs) -> tuple[Tensor, GradBuffers]:
         GradBuffer.empty(key, None if mode == "forward" and args.grad_key else 0),
     )
     rows, backend = query.shape[0] if mode == "saved" else 0, get_backend(args.backend)
-    return score_matrix(rows, key.shape[0], plan_of(args).compute, query.device, backend), grads
+    return score_matrix(rows, key.shape[0], plan_of(args).scores, query.device, backend), grads
 
 
 def _outputs(args: SweepArgs, reductions: Reductions, saved: Tensor, grads: GradBuffers) -> SweepOutputs:

@@ -14,13 +14,9 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend
+from . import products
 
 _SLICE_BYTES = 4 << 20  # a bfloat16 partial product of this size is added while it is still in the cache
-
-
-def adds_in_place(device: torch.device) -> bool:
-    """Return True if the device can add products of 16-bit operands to a float32 buffer."""
-    return device.type == "cuda" and torch.__version__ >= "2.10"
 
 
 @dataclass
@@ -34,7 +30,7 @@ class GradBuffer:
     def empty(cls, like: Tensor, rows: int | None = None) -> GradBuffer:
         """Allocate the buffer for the gradient of ``like`` [n, D]. ``rows``: n by default, 0 for a frozen operand."""
         shape = (like.shape[0] if rows is None else rows, like.shape[1])
-        is_split = like.dtype == torch.bfloat16 and not adds_in_place(like.device)
+        is_split = like.dtype == torch.bfloat16 and not products.leaves_float32(like.device)
         dtype = like.dtype if is_split or like.dtype.itemsize > 2 else torch.float32
         return cls(
             torch.empty(shape, dtype=dtype, device=like.device),
@@ -61,7 +57,7 @@ class GradBuffer:
     def with_output(self, dtype: torch.dtype) -> GradBuffer:
         """Return this buffer with room for a result of ``dtype``, if a CUDA device keeps a wider sum: it is then
         scaled and rounded in one pass."""
-        if not adds_in_place(self.high.device) or self.high.dtype == dtype:
+        if not products.leaves_float32(self.high.device) or self.high.dtype == dtype:
             return self
         return GradBuffer(self.high, torch.empty_like(self.high, dtype=dtype))
 
@@ -84,15 +80,7 @@ class GradBuffer:
         """self += left @ right for left [n, c] and right [c, D] in the compute dtype; self = left @ right if
         ``first``."""
         if not self.is_split:
-            same = left.dtype == self.high.dtype
-            if first and same:
-                torch.mm(left, right, out=self.high)
-            elif first:
-                torch.mm(left, right, out_dtype=self.high.dtype, out=self.high)
-            elif same:
-                self.high.addmm_(left, right)
-            else:
-                torch.addmm(self.high, left, right, out_dtype=self.high.dtype, out=self.high)
+            (products.multiply if first else products.add_product)(left, right, self.high)
             return
         step = max(_SLICE_BYTES // (right.shape[1] * right.element_size()), 256)
         for begin in range(0, left.shape[0], step):

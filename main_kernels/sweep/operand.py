@@ -1,6 +1,6 @@
 """Operand: one factor of the matrix products, converted to their dtype a block of rows at a time.
 
-Products of narrower operands are computed in float32 if they are float16, or bfloat16 on a CPU without bfloat16
+On a CPU, products of narrower operands are computed in float32 if they are float16, or bfloat16 without bfloat16
 instructions. Converting blocks instead of the whole operand saves a wider copy of a large vocabulary head. It costs a
 few percent of the products; narrow products would take up to sixty times as long.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..backends import Backend
 from ..backends.workspace import WORKSPACE
+from . import products
 from .grad_buffer import GradBuffer
 
 BLOCK_BYTES = 8 << 20  # converted at a time: still in the cache when the product reads it
@@ -53,9 +54,9 @@ class Operand:
         WORKSPACE.release(buffer)
 
     def scores(self, left: Tensor, out: Tensor) -> Tensor:
-        """out[c, n] = left[c, D] selfᵀ."""
+        """out[c, n] = left[c, D] selfᵀ, in the dtype of ``out``."""
         for rows, block in self.blocks():
-            torch.mm(left, block.T, out=out[:, rows])
+            products.multiply(left, block.T, out[:, rows])
         return out
 
     def add_to(self, grad: GradBuffer, score_grad: Tensor, backend: Backend) -> None:

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 
 from ..processor import has_fast_bfloat16
+from .products import leaves_float32
 
 DEFAULT_WORKSPACE_BYTES = 256 << 20
 """Bytes of scores that a contrastive op may save between forward and backward (256 MiB: N = 8192 in float32)."""
@@ -46,7 +47,9 @@ class Plan:
     """Compute dtype and chunk size of a sweep."""
 
     compute: torch.dtype
-    """dtype of the products and of the stored chunk of raw scores"""
+    """dtype of the operands of all products, the gradient of the scores among them"""
+    scores: torch.dtype
+    """dtype of the stored chunk of raw scores"""
     rows: int
     """rows of scores in memory at a time"""
 
@@ -56,19 +59,21 @@ def make_plan(
 ) -> Plan:
     """Plan S[rows, columns] = Q[rows, width] K[columns, width]ᵀ for inputs of ``dtype``.
 
-    float16 is computed in float32: its products are slow on a CPU and overflow at 65504. So is bfloat16 on a CPU
-    without bfloat16 instructions, and in small problems, where a single rounding at the end is worth more than speed.
+    On a CPU, float16 is computed in float32, and so is bfloat16 without bfloat16 instructions: their products are slow.
+    So are both in small problems, where a single rounding at the end is worth more than speed. A CUDA device multiplies
+    float16 on tensor cores. Its scores are stored in float32 there, because a product may exceed 65504; half.py keeps
+    their gradient in range.
     With ``saved``, all scores are in memory anyway: a CUDA device then needs no second chunk.
     """
     is_small = rows * columns * width < SMALL_PROBLEM
-    is_slow = device == "cpu" and not has_fast_bfloat16()
-    is_widened = dtype == torch.float16 or (dtype == torch.bfloat16 and (is_small or is_slow))
-    compute = torch.float32 if is_widened else dtype
+    is_slow = {torch.bfloat16: device == "cpu" and not has_fast_bfloat16(), torch.float16: not leaves_float32(device)}
+    compute = torch.float32 if dtype in is_slow and (is_small or is_slow[dtype]) else dtype
+    scores = torch.float32 if compute == torch.float16 else compute
     if device == "cuda":
-        chunk = max(rows, 1) if saved else cuda_chunk_rows(rows, columns, compute.itemsize)
-        return Plan(compute, chunk)
-    fitting = CHUNK_BYTES // (max(columns, 1) * compute.itemsize)
-    return Plan(compute, max(fitting // 64 * 64, MIN_CHUNK_ROWS))
+        chunk = max(rows, 1) if saved else cuda_chunk_rows(rows, columns, scores.itemsize)
+        return Plan(compute, scores, chunk)
+    fitting = CHUNK_BYTES // (max(columns, 1) * scores.itemsize)
+    return Plan(compute, scores, max(fitting // 64 * 64, MIN_CHUNK_ROWS))
 
 
 def cuda_chunk_rows(rows: int, columns: int, itemsize: int) -> int:
@@ -103,6 +108,6 @@ def gradient_mode(
     """
     if not needs_grad:
         return "none"
-    if rows * columns * plan.compute.itemsize <= workspace_bytes:
+    if rows * columns * plan.scores.itemsize <= workspace_bytes:
         return "saved"
     return "forward" if only_row_loss else "recomputed"

@@ -53,8 +53,15 @@ class Problem:
 
     def score_buffer(self) -> Tensor:
         """Allocate the raw scores of one chunk."""
+        return self._chunk(self.plan.scores)
+
+    def gradient_buffer(self, *, separate: bool) -> Tensor | None:
+        """Allocate the gradient of one chunk of scores; None if it is not ``separate`` and replaces the scores."""
+        return self._chunk(self.plan.compute) if separate or self.plan.compute != self.plan.scores else None
+
+    def _chunk(self, dtype: torch.dtype) -> Tensor:
         rows = min(self.plan.rows, self.query.shape[0])
-        return score_matrix(rows, self.key.shape[0], self.plan.compute, self.query.device, self.backend)
+        return score_matrix(rows, self.key.shape[0], dtype, self.query.device, self.backend)
 
     def chunks(self) -> Iterator[slice]:
         """Yield the row ranges of the chunks."""

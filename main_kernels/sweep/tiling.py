@@ -10,7 +10,9 @@ from torch import Tensor
 from ..backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators
 from ..backends.interface import ScoreGradTerms, SingleExpKernels
 from ..backends.workspace import WORKSPACE
+from . import products
 from .grad_buffer import GradBuffers
+from .half import gradient_power, loss_power
 from .problem import Problem, accumulator_dtype
 from .row_loss import RowLoss
 
@@ -120,6 +122,8 @@ def _by_row_chunks(
     if not problem.query.shape[0]:
         grads.key.zero_()
     buffer = None if saved_scores.numel() else problem.score_buffer()
+    narrow = problem.gradient_buffer(separate=False) if grads.is_needed else None
+    power = None if row_loss is None else loss_power(problem, row_loss)
     for chunk in problem.chunks():
         targets, mask, rows = problem.targets_of(chunk), problem.mask_of(chunk), sums.rows[chunk]
         scores = saved_scores[chunk] if buffer is None else buffer[: chunk.stop - chunk.start]
@@ -139,8 +143,8 @@ def _by_row_chunks(
         if lse is not None:
             loss = row_loss.of_rows(chunk)
             terms = loss.score_grad_terms(lse, problem.valid_columns, has_targets=targets is not None)
-            backend.score_grad_(scores, score_map, targets, mask, terms, None)
-            _add_products(problem, scores, chunk, grads)
+            backend.score_grad_(scores, score_map, targets, mask, terms.scaled(power), None)
+            _add_products(problem, _narrowed(scores, narrow), chunk, grads)
     if buffer is not None:
         WORKSPACE.release(buffer)
 
@@ -150,7 +154,7 @@ def _by_tiles(problem: Problem, rows: RowAccumulators) -> None:
     count, columns = problem.query.shape[0], problem.key.shape[0]
     height = max(min(_TILE_ROWS, count), 1)
     width = min(_TILE_COLUMNS, columns)
-    buffer = WORKSPACE.acquire((height * width,), problem.plan.compute, problem.query.device)
+    buffer = WORKSPACE.acquire((height * width,), problem.plan.scores, problem.query.device)
     query, key = problem.matmul_operands
     for top in range(0, count, height):
         chunk = slice(top, min(top + height, count))
@@ -160,7 +164,7 @@ def _by_tiles(problem: Problem, rows: RowAccumulators) -> None:
             tile = slice(left, min(left + width, columns))
             shape = (chunk.stop - chunk.start, tile.stop - tile.start)
             raw = buffer[: shape[0] * shape[1]].view(shape)
-            torch.mm(operand, key.rows(tile).T, out=raw)
+            products.multiply(operand, key.rows(tile).T, raw)
             tile_targets = None if targets is None else targets - left
             tile_mask = None if mask is None else mask.of_columns(tile)
             problem.backend.reduce_rows(raw, problem.score_map.of_columns(tile), tile_targets, tile_mask, sums)
@@ -175,7 +179,7 @@ def tiled_backward(
     grads: GradBuffers,
     bias_grad: Tensor,
     scale_grad: Tensor,
-) -> None:
+) -> Tensor | None:
     """Compute the gradients of query, key, bias and scale from those of the scores.
 
     Args:
@@ -185,43 +189,65 @@ def tiled_backward(
         grads: receive the gradients of query and key, if they are needed.
         bias_grad: accumulator dtype [M], zero; receives the gradient. Empty: not needed.
         scale_grad: accumulator dtype [1], likewise.
+
+    Returns:
+        The power [1] by which ``grads`` are too large, see half.py; None is 1.
     """
     if not problem.query.shape[0]:
         grads.key.zero_()
-    buffer = None if saved_scores.numel() else problem.score_buffer()
-    backend, score_map, single_exp = problem.backend, problem.score_map, problem.backend.single_exp
+    fused = None if saved_scores.numel() else problem.fused
+    buffer = None if saved_scores.numel() or fused is not None else problem.score_buffer()
+    narrow = problem.gradient_buffer(separate=fused is not None)
+    power = gradient_power(problem, terms)
+    terms = terms.scaled(power)
     factors = _single_exp_factors(problem, terms)
     row_parts = problem.query.new_empty(problem.plan.rows, dtype=torch.float64) if scale_grad.numel() else None
-    fused = problem.fused if buffer is not None else None
     for chunk in problem.chunks():
-        scores = saved_scores[chunk] if buffer is None else buffer[: chunk.stop - chunk.start]
-        targets, mask, part = problem.targets_of(chunk), problem.mask_of(chunk), terms.of_rows(chunk)
-        scale_parts = None if row_parts is None else row_parts[: scores.shape[0]]
-        if buffer is not None and fused is None:
-            problem.raw_scores(chunk, scores)
-        if fused is not None:
-            query, key = problem.fused_operands
-            fused.score_grad(query[chunk], key, score_map, targets, mask, part, scores, scale_parts)
-        elif factors is not None and single_exp is not None and targets is not None:
-            single_exp.score_grad_(
-                scores,
-                float(score_map.scale),
-                targets,
-                mask,
-                factors.rows[chunk],
-                factors.columns,
-                part.target_grad,
-                scale_parts,
-            )
+        size = chunk.stop - chunk.start
+        scale_parts = None if row_parts is None else row_parts[:size]
+        if fused is not None and narrow is not None:
+            score_grad = narrow[:size]
+            (query, key), masking = problem.fused_operands, (problem.targets_of(chunk), problem.mask_of(chunk))
+            coefficients = terms.of_rows(chunk)
+            fused.score_grad(query[chunk], key, problem.score_map, *masking, coefficients, score_grad, scale_parts)
         else:
-            backend.score_grad_(scores, score_map, targets, mask, part, scale_parts)
+            scores = saved_scores[chunk] if buffer is None else problem.raw_scores(chunk, buffer[:size])
+            _score_grad_(problem, scores, chunk, terms, factors, scale_parts)
+            score_grad = _narrowed(scores, narrow)
         if scale_parts is not None:
             scale_grad += scale_parts.sum()
         if bias_grad.numel():
-            backend.add_columns_(scores, bias_grad)
-        _add_products(problem, scores, chunk, grads)
+            problem.backend.add_columns_(score_grad, bias_grad)
+        _add_products(problem, score_grad, chunk, grads)
     if buffer is not None:
         WORKSPACE.release(buffer)
+    if power is not None:
+        bias_grad /= power
+        scale_grad /= power
+    return power
+
+
+def _score_grad_(
+    problem: Problem,
+    scores: Tensor,
+    chunk: slice,
+    terms: ScoreGradTerms,
+    factors: _SingleExpFactors | None,
+    scale_grad: Tensor | None,
+) -> None:
+    """Replace the raw scores of a chunk by their gradient."""
+    backend, score_map, part = problem.backend, problem.score_map, terms.of_rows(chunk)
+    targets, mask = problem.targets_of(chunk), problem.mask_of(chunk)
+    if factors is None or backend.single_exp is None or targets is None:
+        backend.score_grad_(scores, score_map, targets, mask, part, scale_grad)
+        return
+    scale, rows = float(score_map.scale), factors.rows[chunk]
+    backend.single_exp.score_grad_(scores, scale, targets, mask, rows, factors.columns, part.target_grad, scale_grad)
+
+
+def _narrowed(score_grad: Tensor, narrow: Tensor | None) -> Tensor:
+    """Return the gradient in the dtype of the products, for which ``narrow`` has room unless it is its own."""
+    return score_grad if narrow is None else narrow[: score_grad.shape[0]].copy_(score_grad)
 
 
 @dataclass(frozen=True)
@@ -266,16 +292,16 @@ def _of_columns(problem: Problem, row_target_scores: Tensor) -> Tensor:
 def _column_targets(problem: Problem) -> Tensor:
     """Return the same before the pass has computed the rows' scores.
 
-    The columns' ranks are then available from the same pass. The scores are rounded to the compute dtype as the pass
-    rounds its own, but they are other products: a score may not tie with its equal."""
+    The columns' ranks are then available from the same pass. The scores are rounded as the pass rounds
+    its own, but they are other products: a score may not tie with its equal."""
     query, key, targets = problem.query, problem.key, problem.targets
     accumulator = accumulator_dtype(query.dtype)
-    dot = query.new_zeros(key.shape[0], dtype=problem.plan.compute)
+    dot = query.new_zeros(key.shape[0], dtype=problem.plan.scores)
     is_target = torch.zeros_like(dot, dtype=torch.bool)
     if targets is not None:
         for chunk in problem.chunks():
             columns = targets[chunk]
-            products = query[chunk].to(accumulator) * key[columns].to(accumulator)
-            dot[columns] = products.sum(1).to(dot.dtype)
+            pairs = query[chunk].to(accumulator) * key[columns].to(accumulator)
+            dot[columns] = pairs.sum(1).to(dot.dtype)
         is_target[targets] = True
     return problem.score_map.apply(dot, accumulator).where(is_target, -torch.inf)

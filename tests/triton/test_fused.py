@@ -13,7 +13,7 @@ import torch
 from main_kernels import info_nce, pair_scores, reference
 from main_kernels.backends.triton import TritonBackend, configs, matmul_tile
 from main_kernels.backends.triton.fused import TritonFused
-from main_kernels.sweep import grad_buffer, plan, sweep
+from main_kernels.sweep import grad_buffer, plan, products, sweep
 
 from ..kernels import test_contrastive as contrastive
 from ..kernels import test_head_losses as head_losses
@@ -236,7 +236,7 @@ def test_chunks_on_a_device_are_neither_thin_nor_uneven(rows, columns):
 
 def test_products_add_to_existing_sums(monkeypatch):
     """The gradients of a CUDA device: float32 sums of 16-bit products, and room for what leaves."""
-    monkeypatch.setattr(grad_buffer, "adds_in_place", lambda device: True)
+    monkeypatch.setattr(products, "leaves_float32", lambda device: True)
     mm, addmm = torch.mm, torch.addmm
     wide = {"dtype": torch.float32}
     monkeypatch.setattr(torch, "mm", lambda a, b, *, out_dtype, out: mm(a.to(**wide), b.to(**wide), out=out))

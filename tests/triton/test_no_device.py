@@ -26,7 +26,7 @@ from main_kernels import (
 )
 from main_kernels.backends import registry
 from main_kernels.backends.triton import TritonBackend, configs
-from main_kernels.sweep import backward, divergence, forward, grad_buffer
+from main_kernels.sweep import backward, divergence, forward, products
 
 
 def number():
@@ -55,7 +55,7 @@ CALLS = {
 RECOMPUTED = ("info_nce", "pair_scores")  # by the backward; the others keep scores, which cuBLAS computes
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", CALLS)
 def test_every_buffer_is_on_the_device_and_nothing_is_read(monkeypatch, name, dtype):
     asked = []
@@ -70,7 +70,7 @@ def test_every_buffer_is_on_the_device_and_nothing_is_read(monkeypatch, name, dt
     monkeypatch.setattr(JITFunction, "run", run)
     monkeypatch.setattr(configs, "architecture", lambda _: 90)
     monkeypatch.setattr(configs, "multiprocessors", lambda _: 132)
-    monkeypatch.setattr(grad_buffer, "adds_in_place", lambda _: True)
+    monkeypatch.setattr(products, "leaves_float32", lambda _: True)
     monkeypatch.setattr(checks, "assert_on_device", lambda ok, message: True)
     monkeypatch.setitem(registry.BACKENDS, "triton", TritonBackend())
     ops = forward.sweep_op, backward.sweep_gradient_op, divergence.divergence_op, divergence.divergence_gradient_op
@@ -83,7 +83,7 @@ def test_every_buffer_is_on_the_device_and_nothing_is_read(monkeypatch, name, dt
     asked = set(asked) - {"reduce_partials"}
     if name == "linear_kl":
         assert asked == {"divergence"}
-    elif dtype == torch.bfloat16 and name in RECOMPUTED:
+    elif dtype != torch.float32 and name in RECOMPUTED:
         assert {"fused_reduce", "fused_score_grad"} <= asked <= {"target_scores", "fused_reduce", "fused_score_grad"}
     else:
         assert {"reduce_rows", "score_grad"} <= asked <= {"reduce_rows", "reduce_columns", "score_grad"}
