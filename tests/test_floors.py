@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 # Each folder, or group of single files, and the folders it may import. Nothing else is allowed.
 MAIN_ALIGN = {
-    "cli": {"answering", "loop", "filtering", "training", "scoring", "models", "data", "ground"},
-    "answering": {"loop", "scoring", "models", "data", "ground"},
+    "cli": {"evaluation", "loop", "filtering", "training", "scoring", "models", "data", "ground"},
+    "evaluation": {"loop", "scoring", "models", "data", "ground"},
     "loop": {"filtering", "training", "scoring", "models", "data", "ground"},
     "filtering": {"scoring", "models", "data", "ground"},
     "training": {"models", "data", "ground"},

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .data.pairs import Pair, Turn
     from .data.read import read_pairs
     from .errors import UserError
+    from .evaluation.answer import AnswerSettings, answer_file
+    from .evaluation.evaluator import AlignmentCallback, AlignmentEvaluator
     from .filtering.filter import FilterResult, filter_scores
     from .loop import LoopConfig, MutualAlignmentLoop
     from .models.projection_heads import AlignmentHead
@@ -36,9 +38,12 @@ if TYPE_CHECKING:
 __all__ = [
     "COLUMNS",
     "AlignmentArguments",
+    "AlignmentCallback",
+    "AlignmentEvaluator",
     "AlignmentHead",
     "AlignmentMixin",
     "AlignmentTerms",
+    "AnswerSettings",
     "Fields",
     "FilterResult",
     "Likelihoods",
@@ -52,6 +57,7 @@ __all__ = [
     "Scorer",
     "Turn",
     "UserError",
+    "answer_file",
     "filter_scores",
     "read_pairs",
     "score_file",
@@ -60,9 +66,12 @@ __all__ = [
 _MODULES = {
     "COLUMNS": "scoring.columns",
     "AlignmentArguments": "training",
+    "AlignmentCallback": "evaluation.evaluator",
+    "AlignmentEvaluator": "evaluation.evaluator",
     "AlignmentHead": "models.projection_heads",
     "AlignmentMixin": "training",
     "AlignmentTerms": "training",
+    "AnswerSettings": "evaluation.answer",
     "Fields": "data.fields",
     "FilterResult": "filtering.filter",
     "Likelihoods": "training",
@@ -76,6 +85,7 @@ _MODULES = {
     "Scorer": "scoring.scorer",
     "Turn": "data.pairs",
     "UserError": "errors",
+    "answer_file": "evaluation.answer",
     "filter_scores": "filtering.filter",
     "read_pairs": "data.read",
     "score_file": "scoring.job",

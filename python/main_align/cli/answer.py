@@ -15,7 +15,7 @@ from .common import Dtype, hide_library_progress
 
 
 class Benchmark(str, Enum):
-    """A key of answering.FORMATS; a test keeps the two equal."""
+    """A key of benchmarks.FORMATS; a test keeps the two equal."""
 
     alpaca_eval = "alpaca_eval"
     mt_bench = "mt_bench"
@@ -71,7 +71,7 @@ def answer(
     with ProgressBar() as progress_bar:
         hide_library_progress()
         progress_bar.log(f"loading {model} ...")
-        from ..answering import AnswerSettings, answer_file
+        from ..evaluation.answer import AnswerSettings, answer_file
 
         settings = AnswerSettings(
             temperature, max_new_tokens, batch_tokens, seed, dtype.value, trust_remote_code=trust_remote_code

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from main_align.answering import FORMATS, AnswerSettings, answer_file
-from main_align.answering.formats import MtBench, read_questions
 from main_align.cli.answer import Benchmark
 from main_align.data.read import open_source
 from main_align.errors import UserError
+from main_align.evaluation.answer import AnswerSettings, answer_file
+from main_align.evaluation.benchmarks import FORMATS, MtBench, read_questions
 from main_align.loop.generation import TransformersGenerator
 from main_align.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -27,7 +27,7 @@ from ..models.load import load, trained_encoder
 from ..progress import Progress
 from ..scoring.manifest import manifest_path, read_object, write_manifest
 from ..scoring.resume import delete, is_complete, open_or_resume, partial_folder
-from .formats import FORMATS, Answers, Question, read_questions
+from .benchmarks import FORMATS, Answers, Question, read_questions
 
 
 @dataclass(frozen=True, slots=True)
