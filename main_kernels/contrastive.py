@@ -48,7 +48,7 @@ def info_nce(
         direction: "both"; "query" for ``r_i - S_ii``, each query picks its key; or "key" for ``c_i - S_ii``.
         pair_weights: floating [N], not negative. Multiplies the losses; the mean is then the weighted mean, or 0 if all
             weights are 0.
-        label_smoothing: in [0, 1). This share of each target is spread evenly over its row (and column), the target
+        label_smoothing: in [0, 1). This fraction of each target is spread evenly over its row (and column), the target
             included, as in torch's cross_entropy.
         negatives: [M, D] extra keys for all queries, or [N, K, D] K keys for each query. They occur in rows but in no
             column.
@@ -102,7 +102,7 @@ def info_nce(
     )
     if by_rows:
         return _reduce(swept.loss, pair_weights, reduction)
-    by_row, row_sum = swept.row_nll, swept.row_logits
+    by_row, row_sum = swept.row_nll(), swept.row_logits
     if own is not None:
         extra = _own_scores(query, own) * scale
         by_row = torch.logaddexp(by_row, (extra - swept.target[:, None]).logsumexp(1))
@@ -263,7 +263,7 @@ def pair_scores(
         column_lse=True,
         entropy_and_ranks=True,
     )
-    query_to_key, key_to_query = -swept.row_nll, -swept.column_nll(targets)
+    query_to_key, key_to_query = -swept.row_nll(), -swept.column_nll(targets)
     entries = swept.target.new_ones(()) * in_row * in_column
     return PairScores(
         query_to_key=query_to_key,

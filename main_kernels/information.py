@@ -141,7 +141,7 @@ def mutual_information_bounds(
     joint, others = swept.target, swept.row_lse
     js = _js(joint, swept.softplus)
     return {
-        "infonce": _infonce(torch.logaddexp(swept.row_nll, torch.zeros_like(joint))),
+        "infonce": _infonce(torch.logaddexp(swept.row_nll(), torch.zeros_like(joint))),
         "nwj": _nwj(joint, others),
         "tuba": _tuba(joint, others, None),
         "dv": _dv(joint, others, swept.row_lse_low),

@@ -115,7 +115,7 @@ def token_logprobs(
         return swept.loss
     rank = swept.row_rank.nan_to_num(nan=weight.shape[0]).to(torch.int64)  # a row of NaN has rank V
     best = rank == 0 if ignore_index is None else (rank == 0) & (targets != ignore_index)
-    return TokenStats(-swept.row_nll, swept.entropy, rank, best)
+    return TokenStats(-swept.row_nll(), swept.entropy, rank, best)
 
 
 def linear_cross_entropy(
@@ -269,7 +269,7 @@ def sequence_logprobs(
         ignore_index=ignore_index,
         workspace_bytes=workspace_bytes,
     )
-    return _segment_sums(-swept.row_nll, segment_ids, segments)
+    return _segment_sums(-swept.row_nll(), segment_ids, segments)
 
 
 def _segment_sums(values: Tensor, segment_ids: Tensor, segments: int) -> Tensor:

@@ -57,14 +57,14 @@ def swap_responses(pairs: Sequence[Pair], partner: Sequence[int]) -> list[Pair]:
     return [replace(pair, response=pairs[other].response) for pair, other in zip(pairs, partner, strict=True)]
 
 
-def draw_partners(pairs: Sequence[Pair], share: float, seed: int, nearest: Sequence[int] | None = None) -> list[int]:
-    """Draw partners for `swap_responses`; a fraction `share` of the pairs gets another pair as partner.
+def draw_partners(pairs: Sequence[Pair], fraction: float, seed: int, nearest: Sequence[int] | None = None) -> list[int]:
+    """Draw partners for `swap_responses`; `fraction` of the pairs get another pair as partner.
 
     Without `nearest`, the drawn pairs exchange their responses. With it, each gets the response of its nearest
     neighbour. No drawn pair gets a response equal to its own.
     """
     draw = random.Random(seed)
-    rows = draw.sample(range(len(pairs)), round(share * len(pairs)))
+    rows = draw.sample(range(len(pairs)), round(fraction * len(pairs)))
     partner = list(range(len(pairs)))
     while True:
         others = [nearest[row] for row in rows] if nearest else rows[1:] + rows[:1]

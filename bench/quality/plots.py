@@ -96,8 +96,8 @@ def cleaning(runs: Sequence[Run], labels: Mapping[str, str], path: Path) -> None
     for name, color in shown.items():
         recall, precision = _curve(own[kinds[0]], name)
         axes[1].plot(recall, precision, color=color, linewidth=2, label=name)
-    share = len(runs[0]["corrupted"]) / len(runs[0]["goodness"]["mutual"])
-    axes[1].axhline(share, color="black", linestyle=":", linewidth=1)
+    fraction = len(runs[0]["corrupted"]) / len(runs[0]["goodness"]["mutual"])
+    axes[1].axhline(fraction, color="black", linestyle=":", linewidth=1)
     axes[1].set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
     axes[1].legend(frameon=False, loc="lower left")
     axes[1].set_title(f"Corrupted pairs found ({kinds[0]}, mean of seeds)", loc="left", fontsize=10)

@@ -55,8 +55,8 @@ struct Softmax {
     maximum = highest;
     total *= shrink;
     for (int r = 0; r < count; ++r) {
-      const double share = weight[r] != 0 ? std::copysign(std::exp(exponent[r] - maximum), weight[r]) : 0.0;
-      factor[r] = static_cast<float>(share + 0 * score[r]);  // an infinite score must not pass for a number
+      const double exponential = weight[r] != 0 ? std::copysign(std::exp(exponent[r] - maximum), weight[r]) : 0.0;
+      factor[r] = static_cast<float>(exponential + 0 * score[r]);  // an infinite score must not pass for a number
       total += factor[r];
     }
     return shrink;

@@ -189,8 +189,8 @@ class PlainBackend:
                 pooled = _segment_sums(states, offsets) / lengths.clamp(min=1)[:, None]
             else:
                 units = hidden.new_zeros(hidden.shape[0], dtype=torch.float64)
-                share, units[inside] = _softmax(states, inside, segment, pooling)
-                pooled = _segment_sums(share.to(dtype)[:, None] * states, offsets)
+                coefficients, units[inside] = _softmax(states, inside, segment, pooling)
+                pooled = _segment_sums(coefficients.to(dtype)[:, None] * states, offsets)
             pooled = pooled.to(dtype)
         pooled = torch.where((lengths > 0)[:, None], pooled, 0)
         pooled = pooled + 0 * pooled  # infinity becomes NaN: normalising by it would turn its neighbours into zeros
@@ -252,11 +252,11 @@ def _softmax(states: Tensor, inside: slice, segment: Tensor, pooling: Pooling) -
     exponent = torch.where(counts, score + weight.abs().log(), -torch.inf)
     segments = pooling.offsets.numel() - 1
     maximum = exponent.new_full((segments,), -torch.inf).scatter_reduce_(0, segment, exponent, "amax")
-    share = torch.where(counts, weight.sign() * (exponent - maximum[segment]).exp(), 0)
-    share = share + 0 * score  # an infinite score must not give a finite result
-    total = share.new_zeros(segments).index_add_(0, segment, share)[segment]
+    exponential = torch.where(counts, weight.sign() * (exponent - maximum[segment]).exp(), 0)
+    exponential = exponential + 0 * score  # an infinite score must not give a finite result
+    total = exponential.new_zeros(segments).index_add_(0, segment, exponential)[segment]
     unit = (score - maximum[segment]).exp() / total
-    return torch.where(total != 0, share / total, 0 * share), torch.where(total != 0, unit, 0)
+    return torch.where(total != 0, exponential / total, 0 * exponential), torch.where(total != 0, unit, 0)
 
 
 def _coefficients(inside: slice, segment: Tensor, units: Tensor, pooling: Pooling) -> Tensor:
@@ -294,8 +294,8 @@ def _to_mixture(ratio: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Return log(p / m) and log(q / m) from log(p / q), m = beta p + (1 - beta) q. log m is log p or log q, whichever
     has the larger part in m, plus log(1 + w), -1 < w <= 1."""
     mostly_p = ratio > math.log((1 - beta) / beta)
-    x, share = torch.where(mostly_p, -ratio, ratio), torch.full_like(ratio, beta)
-    minor, major = torch.where(mostly_p, 1 - beta, share), torch.where(mostly_p, share, 1 - beta)
+    x, fraction = torch.where(mostly_p, -ratio, ratio), torch.full_like(ratio, beta)
+    minor, major = torch.where(mostly_p, 1 - beta, fraction), torch.where(mostly_p, fraction, 1 - beta)
     w = minor * x.expm1()
     h = torch.where(w < -0.5, (major + minor * x.exp()).log(), w.log1p())
     return torch.where(mostly_p, 0, x) - h, torch.where(mostly_p, x, 0) - h

@@ -56,9 +56,8 @@ class Sweep(NamedTuple):
     column_lse_low: Tensor
     """[M] the same of column_lse"""
 
-    @property
     def row_nll(self) -> Tensor:
-        """[N] row_lse - target to full precision, however large both are; +inf if all entries are masked."""
+        """Return row_lse - target to full precision: [N], nats; +inf if all entries are masked."""
         return negative_log_softmax(Lse(self.row_lse, self.row_lse_low), self.target)
 
     def column_nll(self, columns: Tensor | slice) -> Tensor:
@@ -88,7 +87,7 @@ class CrossEntropy(NamedTuple):
     weights: Tensor | None = None
     """[N] factors w of the rows' losses, may require a gradient; None for ones"""
     label_smoothing: float = 0.0
-    """share of the target's weight that is spread over all columns"""
+    """fraction of the target's weight that is spread over all columns"""
     z_loss: float = 0.0
     """coefficient of r_i²"""
 
@@ -152,7 +151,7 @@ def sweep(
 
     Example:
         >>> swept = sweep(query, key, targets=torch.arange(len(query)), column_lse=True)
-        >>> loss = 0.5 * (swept.row_nll + swept.column_nll(slice(None))).mean()  # symmetric InfoNCE
+        >>> loss = 0.5 * (swept.row_nll() + swept.column_nll(slice(None))).mean()  # symmetric InfoNCE
     """
     no_tangents("the score sweep", query, key, scale, bias, None if loss is None else loss.weights)
     query, key = autocast(query), autocast(key)

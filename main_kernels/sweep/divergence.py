@@ -2,9 +2,9 @@
 
 P = softmax(scale * H_p W_pᵀ) and Q = softmax(scale * H_q W_qᵀ) are [T, V]. Both are computed one chunk of rows at a
 time. While both chunks are in memory the forward also computes the gradients of the sum of all rows: two products for
-the scores and two for each trained side. The gradient of a row's hidden state is then exact up to a factor. The
+the scores and two for each trained model. The gradient of a row's hidden state is then exact up to a factor. The
 gradients of the weights are exact if all rows have the same upstream gradient; otherwise they are recomputed (three
-products per side).
+products per model).
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class _Grads:
 
 
 @dataclass
-class _Side:
-    """One of the two score matrices."""
+class _Model:
+    """Operands and gradients of one of the two models."""
 
     hidden: Operand  # [T, D]
     weight: Operand  # [V, D]
@@ -175,37 +175,37 @@ def _over_valid_rows(args: AnyArgs, row_grads: Tensor, grads: _Grads) -> Tensor:
     rows = valid_rows(args.mask)
     whole, backend = grads, get_backend(args.backend)
     if rows is None:
-        _by_row_chunks(*_sides(args, None, grads), args, row_grads.contiguous(), values, backend)
+        _by_row_chunks(*_models(args, None, grads), args, row_grads.contiguous(), values, backend)
         return values
     hidden = {"p_hidden": args.p_hidden, "q_hidden": args.q_hidden}
     needed = {name: t for name, t in hidden.items() if getattr(whole, name).is_needed}
     grads = replace(whole, **{name: GradBuffer.empty(t, rows.shape[0]) for name, t in needed.items()})
     valid_values = values[rows]
-    _by_row_chunks(*_sides(args, rows, grads), args, row_grads[rows].contiguous(), valid_values, backend)
+    _by_row_chunks(*_models(args, rows, grads), args, row_grads[rows].contiguous(), valid_values, backend)
     values[rows] = valid_values
     for name in needed:
         getattr(whole, name).scatter_rows_(rows, getattr(grads, name))
     return values
 
 
-def _sides(args: AnyArgs, rows: Tensor | None, grads: _Grads) -> tuple[_Side, _Side]:
+def _models(args: AnyArgs, rows: Tensor | None, grads: _Grads) -> tuple[_Model, _Model]:
     """Return p and q, of the rows with the indices ``rows``. None: of all rows."""
 
-    def side(hidden: Tensor, weight: Tensor, hidden_grad: GradBuffer, weight_grad: GradBuffer) -> _Side:
+    def model(hidden: Tensor, weight: Tensor, hidden_grad: GradBuffer, weight_grad: GradBuffer) -> _Model:
         count, (columns, width) = hidden.shape[0], weight.shape
         compute = plan.make_plan(count, columns, width, weight.dtype, weight.device.type).compute
         if compute == torch.float16:  # the gradient of p has no bound that is known beforehand, see half.py
             compute = torch.float32
         hidden = hidden if rows is None else hidden[rows]
-        return _Side(Operand.of(hidden, compute), Operand.of(weight, compute), hidden_grad, weight_grad)
+        return _Model(Operand.of(hidden, compute), Operand.of(weight, compute), hidden_grad, weight_grad)
 
     return (
-        side(args.p_hidden, args.p_weight, grads.p_hidden, grads.p_weight),
-        side(args.q_hidden, args.q_weight, grads.q_hidden, grads.q_weight),
+        model(args.p_hidden, args.p_weight, grads.p_hidden, grads.p_weight),
+        model(args.q_hidden, args.q_weight, grads.q_hidden, grads.q_weight),
     )
 
 
-def _by_row_chunks(p: _Side, q: _Side, args: AnyArgs, row_grads: Tensor, values: Tensor, backend: Backend) -> None:
+def _by_row_chunks(p: _Model, q: _Model, args: AnyArgs, row_grads: Tensor, values: Tensor, backend: Backend) -> None:
     """Fill values[T] with the divergences, and the gradients of sum_i row_grads[i] values[i] that are needed."""
     rows, columns = p.hidden.tensor.shape[0], p.weight.tensor.shape[0]
     if not rows:
@@ -214,20 +214,20 @@ def _by_row_chunks(p: _Side, q: _Side, args: AnyArgs, row_grads: Tensor, values:
         return
     device = p.hidden.tensor.device
     step = plan.pair_chunk_rows(rows, columns, p.hidden.compute.itemsize + q.hidden.compute.itemsize, device.type)
-    buffers = [WORKSPACE.acquire((step, columns), side.hidden.compute, device) for side in (p, q)]
+    buffers = [WORKSPACE.acquire((step, columns), model.hidden.compute, device) for model in (p, q)]
     for begin in range(0, rows, step):
         chunk = slice(begin, min(begin + step, rows))
         p_raw, q_raw = scores = [
-            side.weight.scores(side.hidden.rows(chunk), buffer[: chunk.stop - begin])
-            for side, buffer in zip((p, q), buffers, strict=True)
+            model.weight.scores(model.hidden.rows(chunk), buffer[: chunk.stop - begin])
+            for model, buffer in zip((p, q), buffers, strict=True)
         ]
         chunk_grads, chunk_values = row_grads[chunk], values[chunk]
         backend.divergence_(p_raw, q_raw, args.scale, args.beta, chunk_grads, chunk_values, p.needs_grad, q.needs_grad)
-        for side, score_grad in zip((p, q), scores, strict=True):
-            if side.hidden_grad.is_needed:
-                side.weight.add_to(side.hidden_grad.rows(chunk), score_grad, backend)
-            if side.weight_grad.is_needed:
-                side.weight_grad.add_product(backend, score_grad.T, side.hidden.rows(chunk), first=begin == 0)
+        for model, score_grad in zip((p, q), scores, strict=True):
+            if model.hidden_grad.is_needed:
+                model.weight.add_to(model.hidden_grad.rows(chunk), score_grad, backend)
+            if model.weight_grad.is_needed:
+                model.weight_grad.add_product(backend, score_grad.T, model.hidden.rows(chunk), first=begin == 0)
     for buffer in buffers:
         WORKSPACE.release(buffer)
 

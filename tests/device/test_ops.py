@@ -12,7 +12,7 @@ from main_kernels import info_nce, linear_cross_entropy, linear_kl, pair_scores,
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
-CALLS = {
+DEVICE_CALLS = {
     "info_nce_kept": lambda h, w, t: info_nce(h, w[: len(h)], temperature=0.5),
     "info_nce_recomputed": lambda h, w, t: info_nce(h, w[: len(h)], temperature=0.5, workspace_bytes=0),
     "token_logprobs": lambda h, w, t: token_logprobs(h, w, t, ignore_index=None).sum(),
@@ -20,7 +20,7 @@ CALLS = {
     "linear_kl": lambda h, w, t: linear_kl(h, w, h.detach().roll(1, 0), w.detach(), reduction="sum"),
     "pair_scores": lambda h, w, t: pair_scores(h, w[: len(h)], temperature=0.5).pmi.sum(),
 }
-each = pytest.mark.parametrize("name", CALLS)
+each = pytest.mark.parametrize("name", DEVICE_CALLS)
 LONG = 10**8  # cycles
 
 
@@ -47,12 +47,12 @@ def assert_same_bits(got, want):
 
 @each
 def test_a_graph_replays_with_new_inputs(name):
-    call, given = CALLS[name], problem()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    call, given = DEVICE_CALLS[name], problem()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         step(call, *given)
-    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = step(call, *given)
@@ -68,16 +68,16 @@ def test_a_graph_replays_with_new_inputs(name):
 @each
 def test_another_stream_is_respected_behind_long_work(name):
     """A launch on another stream would read what is not there yet."""
-    call, (hidden, weight, targets) = CALLS[name], problem()
+    call, (hidden, weight, targets) = DEVICE_CALLS[name], problem()
     want = step(call, hidden, weight, targets)
     late = torch.zeros_like(hidden)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         torch.cuda._sleep(LONG)
         late.copy_(hidden.detach())
         got = step(call, late.requires_grad_(), weight, targets)
-    side.synchronize()
+    stream.synchronize()
     assert_same_bits(got, want)
 
 
@@ -87,18 +87,18 @@ def test_kernels_run_on_the_device_of_the_tensors(name):
     first = problem(device="cuda:0")
     with torch.cuda.device(0):
         second = [t.detach().to("cuda:1").requires_grad_(t.requires_grad) for t in first]
-        got = step(CALLS[name], *second)
+        got = step(DEVICE_CALLS[name], *second)
         assert torch.cuda.current_device() == 0
     assert all(t.get_device() == 1 for t in got)
-    assert_same_bits(got, step(CALLS[name], *first))
+    assert_same_bits(got, step(DEVICE_CALLS[name], *first))
 
 
 @each
 def test_inductor_gives_the_same_values(name):
     torch.compiler.reset()
     given = problem()
-    got = step(torch.compile(CALLS[name], fullgraph=True), *given)
-    for a, b in zip(got, step(CALLS[name], *given), strict=True):
+    got = step(torch.compile(DEVICE_CALLS[name], fullgraph=True), *given)
+    for a, b in zip(got, step(DEVICE_CALLS[name], *given), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -114,7 +114,7 @@ def no_synchronisation():
 
 @each
 def test_the_host_does_not_synchronise(name):
-    call, given = CALLS[name], problem()
+    call, given = DEVICE_CALLS[name], problem()
     step(call, *given)  # compiles
     with no_synchronisation():
         step(call, *given)
@@ -133,7 +133,7 @@ def test_the_scores_are_never_stored(name, rows, columns):
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    step(CALLS[name], *given)
+    step(DEVICE_CALLS[name], *given)
     peak = torch.cuda.max_memory_allocated() - before
     assert peak < rows * columns * 2 / 4, f"{peak >> 20} MiB"  # the scores alone, in bfloat16, over 4
 
@@ -142,6 +142,6 @@ def test_the_scores_are_never_stored(name, rows, columns):
 def test_repeated_runs_give_the_same_bits(name):
     """Several chunks of many tiles, more than there are programs at a time."""
     given = problem(9001, 9301, 136)
-    want = step(CALLS[name], *given)
+    want = step(DEVICE_CALLS[name], *given)
     for _ in range(3):
-        assert_same_bits(step(CALLS[name], *given), want)
+        assert_same_bits(step(DEVICE_CALLS[name], *given), want)

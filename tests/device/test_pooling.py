@@ -26,11 +26,11 @@ def pooled(hidden, query, offsets):
 def test_pooling_runs_in_a_cuda_graph():
     arguments = problem()
     want = pooled(*arguments)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         pooled(*arguments)
-    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = pooled(*arguments)
@@ -44,13 +44,13 @@ def test_pooling_runs_on_the_current_stream():
     hidden, query, offsets = problem()
     want = pooled(hidden, query, offsets)
     late = torch.zeros_like(hidden)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         torch.cuda._sleep(10**8)
         late.copy_(hidden.detach())
         got = pooled(late.requires_grad_(), query, offsets)
-    side.synchronize()
+    stream.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 

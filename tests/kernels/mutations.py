@@ -119,7 +119,7 @@ MUTATIONS = [
     Mutation(ROW_LOSS, "self.z_loss * lse.high.square()", "self.z_loss * lse.high"),
     Mutation(PROBLEM, "return bound <= MAX_SCORE_BOUND", "return True"),
     Mutation(TILING, "dot[columns] = products.sum(1)", "dot[: len(columns)] = products.sum(1)"),
-    Mutation(TILING, "_exp_above(bound, column_lse).mul_(column_grad)", "_exp_above(bound, column_lse)"),
+    Mutation(TILING, "column_lse.reciprocal().mul_(column_grad)", "column_lse.reciprocal()"),
     Mutation(TILING, "else targets - left", "else targets"),
     Mutation(BACKWARD, "_Factors(loss_grad, loss_grad[:1] if", "_Factors(None, loss_grad[:1] if"),
     Mutation(BACKWARD, "loss_grad[:1] if is_scalar else None)", "None)"),
@@ -166,7 +166,7 @@ MUTATIONS = [
     Mutation(INFORMATION, "others_softplus.mean() / (joint.shape[0] - 1)", "others_softplus.mean() / joint.shape[0]"),
     Mutation(INFORMATION, "+ (js - js.detach())", ""),
     Mutation(INFORMATION, "math.log(loss.shape[0]) -", "-"),
-    Mutation(INFORMATION, "torch.logaddexp(swept.row_nll, torch.zeros_like(joint))", "swept.row_nll"),
+    Mutation(INFORMATION, "torch.logaddexp(swept.row_nll(), torch.zeros_like(joint))", "swept.row_nll()"),
     Mutation(CONTRASTIVE, "label_smoothing * (swept.target - sums / entries)", "label_smoothing * (sums / entries)"),
     Mutation(CONTRASTIVE, "for x in (shared, own) if x is not None", "for x in (shared,) if x is not None"),
     Mutation(CONTRASTIVE, "for x in (shared, own) if x is not None", "for x in (own,) if x is not None"),
@@ -184,7 +184,7 @@ MUTATIONS = [
     Mutation(LIKELIHOOD, "right=True) - 1", "right=False) - 1"),
     Mutation(LIKELIHOOD, "segment_ids.masked_fill(segment_ids >= segments, -1)", "segment_ids"),
     Mutation(LIKELIHOOD, "return sums[1:-1]", "return sums[:-2]"),
-    Mutation(LIKELIHOOD, "-swept.row_nll, swept.entropy", "-swept.row_nll, -swept.entropy"),
+    Mutation(LIKELIHOOD, "-swept.row_nll(), swept.entropy", "-swept.row_nll(), -swept.entropy"),
 ]
 
 

@@ -13,7 +13,7 @@ from main_kernels import consistency, cyclic_consistency, reference, relational_
 from .contract import DEVICE, Matrices, assert_contract, error, exact, matrices, seeded
 from .test_ops import multiply_adds
 
-CALLS = {
+CONSISTENCY_CALLS = {
     "cyclic": lambda q, k: cyclic_consistency(q, k),
     "cyclic_cross": lambda q, k: cyclic_consistency(q, k, within=0.25),
     "cyclic_within": lambda q, k: cyclic_consistency(q, k, cross=0.0),
@@ -67,14 +67,14 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CONSISTENCY_CALLS)
 def test_the_chunk_size_does_not_change_the_result(name, dtype, monkeypatch):
     results = []
     query, key = operands(200, 24, dtype)
-    up = torch.randn(CALLS[name](query, key).shape)
+    up = torch.randn(CONSISTENCY_CALLS[name](query, key).shape)
     for entries in (1 << 30, 1):
         monkeypatch.setattr(consistency, "_CHUNK_ENTRIES", entries)
-        out = CALLS[name](query, key)
+        out = CONSISTENCY_CALLS[name](query, key)
         results.append((out, *torch.autograd.grad(out, (query, key), up)))
     for whole, chunked in zip(*results, strict=True):
         rounding = 1e-5 if whole.dtype == torch.float32 else 8e-3
@@ -82,10 +82,10 @@ def test_the_chunk_size_does_not_change_the_result(name, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("grad", [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CONSISTENCY_CALLS)
 def test_gradcheck_passes_in_float64(name, grad, small_chunks):
-    assert gradcheck(CALLS[name], operands(dtype=torch.float64, grad=grad))
-    assert gradcheck(CALLS[name], operands(70, 2, dtype=torch.float64, grad=grad), fast_mode=True)
+    assert gradcheck(CONSISTENCY_CALLS[name], operands(dtype=torch.float64, grad=grad))
+    assert gradcheck(CONSISTENCY_CALLS[name], operands(70, 2, dtype=torch.float64, grad=grad), fast_mode=True)
 
 
 @pytest.mark.parametrize("cross", [1.0, 0.0])
@@ -112,19 +112,19 @@ def test_only_needed_products_are_computed(name, grad, products):
     query, key = operands(64, 32, grad=grad)
 
     def run() -> None:
-        out = CALLS[name](query, key).sum()
+        out = CONSISTENCY_CALLS[name](query, key).sum()
         if out.requires_grad:
             out.backward()
 
     assert multiply_adds(run) == products * 64 * 32 * 32
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CONSISTENCY_CALLS)
 def test_repeated_runs_and_backwards_give_the_same_bits(name, small_chunks):
     query, key = operands(200, 24)
     runs = []
     for _ in range(2):
-        out = CALLS[name](query, key).sum()
+        out = CONSISTENCY_CALLS[name](query, key).sum()
         runs.append((out, *torch.autograd.grad(out, (query, key), retain_graph=True)))
     for first, again in zip(*runs, strict=True):
         assert torch.equal(first, again)
@@ -133,12 +133,12 @@ def test_repeated_runs_and_backwards_give_the_same_bits(name, small_chunks):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CONSISTENCY_CALLS)
 def test_non_finite_operands_give_non_finite_results(name, bad):
     query, key = operands()
     with torch.no_grad():
         query[2, 1] = bad
-    out = CALLS[name](query, key)
+    out = CONSISTENCY_CALLS[name](query, key)
     assert out.isnan().all()
     assert not torch.autograd.grad(out.sum(), key)[0].isfinite().any()
 
@@ -164,13 +164,13 @@ def test_equal_operands_give_zero():
     assert cyclic_consistency(query.double(), turned, cross=0.0).item() < 1e-12 * 20 * 8
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CONSISTENCY_CALLS)
 def test_autocast_changes_nothing_eager_or_compiled(name):
     torch._dynamo.reset()
     query, key = operands(30, 8)
     results = []
-    compiled = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")
-    for call, autocast in ((CALLS[name], False), (CALLS[name], True), (compiled, False)):
+    compiled = torch.compile(CONSISTENCY_CALLS[name], fullgraph=True, backend="aot_eager")
+    for call, autocast in ((CONSISTENCY_CALLS[name], False), (CONSISTENCY_CALLS[name], True), (compiled, False)):
         with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=autocast):
             out = call(query, key)
             results.append((out, *torch.autograd.grad(out.sum(), (query, key))))

@@ -69,13 +69,13 @@ def check(drawn: Matrices, *, temperature=0.07, learnable=False, weighted=False,
     rows_summed = drawn.rows if options.get("reduction") == "sum" else 1
     assert_contract("loss", got, rough, want, largest * rows_summed)
 
-    share = 1 / drawn.rows if options.get("reduction", "mean") == "mean" and not weighted else 1
+    mean_factor = 1 / drawn.rows if options.get("reduction", "mean") == "mean" and not weighted else 1
     top = {name: float(leaf.detach().abs().max()) for name, leaf in leaves.items()}
     across = max(top["key"], top.get("negatives", 0.0))
     bounds = {
-        "query": share * scale * across,
-        "key": share * scale * top["query"],
-        "negatives": share * scale * top["query"],
+        "query": mean_factor * scale * across,
+        "key": mean_factor * scale * top["query"],
+        "negatives": mean_factor * scale * top["query"],
         "logit_scale": largest * drawn.rows,
         "pair_weights": largest * 2,
     }
@@ -160,10 +160,15 @@ def test_sigmoid_loss_matches_the_reference(backend, drawn, scale, bias, ids, re
     scores = reference.exact(query, key) * factor + bias
     largest = max(largest_logit(scores), 1.0) * (drawn.rows if reduction == "sum" else 1)
     assert_contract("loss", got, rough, want, largest * drawn.rows)
-    share = 1 / drawn.rows if reduction == "mean" else 1
+    mean_factor = 1 / drawn.rows if reduction == "mean" else 1
     top = [float(leaf.detach().abs().max()) for leaf in (query, key)]
-    everything = drawn.rows**2 * share
-    bounds = [share * factor * top[1], share * factor * top[0], everything * largest_logit(scores), everything]
+    everything = drawn.rows**2 * mean_factor
+    bounds = [
+        mean_factor * factor * top[1],
+        mean_factor * factor * top[0],
+        everything * largest_logit(scores),
+        everything,
+    ]
     pairs = [list(leaves.values()), list(true_leaves.values())]
     check_gradients(drawn, leaves, got, rough, want, pairs, bounds)
 

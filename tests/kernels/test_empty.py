@@ -28,7 +28,7 @@ from .contract import DEVICE
 OFFSETS, NO_SEGMENT = torch.tensor([0, 0, 0], device=DEVICE), torch.tensor([0], device=DEVICE)
 
 # name -> (call on query[0, D], key[0, D] and head[V, D], shape of the first output)
-CALLS = {
+EMPTY_CALLS = {
     **{
         f"{name}_{reduction}": (call, (0,) if reduction == "none" else ())
         for reduction in ("mean", "sum", "none")
@@ -74,10 +74,10 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", EMPTY_CALLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_fully_masked_input_gives_zero_in_the_graph(backend, name, dtype):
-    call, shape = CALLS[name]
+    call, shape = EMPTY_CALLS[name]
     query = torch.randn(6, 4).to(dtype).requires_grad_()
     head = torch.randn(5, 4).to(dtype).requires_grad_()
     none = torch.zeros(6, dtype=torch.bool)

@@ -20,20 +20,22 @@ UNEQUAL = {
     "linear_cross_entropy_mean": lambda q, k: linear_cross_entropy(q, k, ids(q)),
     "linear_cross_entropy_frozen": lambda q, k: linear_cross_entropy(q, k.detach(), ids(q)),
 }
-CALLS = {**PUBLIC, **UNEQUAL}
+COUNTED_CALLS = {**PUBLIC, **UNEQUAL}
 
 
 def counted(name, query, key) -> int:
     with FlopCounterMode(display=False) as counter:
-        values_and_gradients(CALLS[name], query, key)
+        values_and_gradients(COUNTED_CALLS[name], query, key)
     return counter.get_total_flops()
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="fused products are no separate events")
-@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("info_nce_own", "segment_pool_attention")])
+@pytest.mark.parametrize(
+    "name", [name for name in COUNTED_CALLS if name not in ("info_nce_own", "segment_pool_attention")]
+)
 def test_the_counted_flops_match_the_profiler(name):
     query, key = (torch.randn(40, 24, requires_grad=True) for _ in range(2))
-    assert counted(name, query, key) == 2 * multiply_adds(lambda: values_and_gradients(CALLS[name], query, key))
+    assert counted(name, query, key) == 2 * multiply_adds(lambda: values_and_gradients(COUNTED_CALLS[name], query, key))
 
 
 @pytest.mark.parametrize("name", ["info_nce", "linear_kl_unequal", "linear_cross_entropy", "cyclic_consistency"])
@@ -54,5 +56,5 @@ def test_a_running_counter_gets_the_formulas():
     for op in registration.FLOP_FORMULAS:
         counter.flop_registry.pop(getattr(torch.ops.main_kernels, op), None)
     with counter:
-        values_and_gradients(CALLS["info_nce"], query, key)
+        values_and_gradients(COUNTED_CALLS["info_nce"], query, key)
     assert counter.get_total_flops() == counted("info_nce", query, key)

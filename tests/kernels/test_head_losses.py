@@ -64,12 +64,12 @@ def check(drawn: Matrices, *, weights=None, masked="some", biased=False, **optio
         "token_weights", leaves.get("token_weights", torch.ones(drawn.rows))
     )
     total = float(counted.detach().sum()) or 1.0
-    share = 1 / total if options.get("reduction", "mean") == "mean" else 1
+    mean_factor = 1 / total if options.get("reduction", "mean") == "mean" else 1
     bounds = {
-        "hidden": share * factor * float(weight.detach().abs().max()),
-        "weight": share * factor * float(hidden.detach().abs().max()),
-        "bias": share * factor,
-        "token_weights": share * 2 * largest,
+        "hidden": mean_factor * factor * float(weight.detach().abs().max()),
+        "weight": mean_factor * factor * float(hidden.detach().abs().max()),
+        "bias": mean_factor * factor,
+        "token_weights": mean_factor * 2 * largest,
     }
     pairs = [list(leaves.values()), list(true_leaves.values())]
     check_gradients(drawn, leaves, got, rough, want, pairs, [bounds[name] for name in leaves])

@@ -369,20 +369,20 @@ def test_a_fully_masked_input_gives_zero_in_the_graph(backend, reduction):
     assert not any(t.grad.any() for t in operands)
 
 
-@pytest.mark.parametrize("side", [0, 2])
+@pytest.mark.parametrize("operand", [0, 2])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("divergence", KINDS)
-def test_non_finite_operands_give_nan(backend, divergence, bad, side):
+def test_non_finite_operands_give_nan(backend, divergence, bad, operand):
     operands = leaves(columns=50)
     with torch.no_grad():
-        operands[side][2, 1] = bad
+        operands[operand][2, 1] = bad
     rows = linear_kl(*operands, divergence=divergence, reduction="none")
     assert rows.isnan().tolist() == [False, False, True, False, False, False]
     for name, gradient in zip(NAMES, torch.autograd.grad(rows.sum(), operands), strict=True):
         touched = gradient[2] if "hidden" in name else gradient
         assert touched.isnan().all()
     with torch.no_grad():
-        operands[side + 1][7, 0] = bad
+        operands[operand + 1][7, 0] = bad
     assert linear_kl(*operands, divergence=divergence, reduction="none").isnan().all()
 
 
@@ -456,14 +456,14 @@ print(peak_over(lambda: linear_kl(*big).backward(), lambda: sum(t.grad.nbytes fo
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of resident memory is Linux's to tell")
-@pytest.mark.parametrize(("rows", "share"), [(600, 0.75), (1200, 0.5)])
-def test_a_large_vocabulary_stores_no_logits(rows, share):
+@pytest.mark.parametrize(("rows", "fraction"), [(600, 0.75), (1200, 0.5)])
+def test_a_large_vocabulary_stores_no_logits(rows, fraction):
     """Two chunks of at most 256 rows, whatever T: 262 MB. One float32 T x V is 308 MB at T = 600 and 616 at 1200, and
     the dense form holds six and more."""
     bench = Path(__file__).parents[2] / "bench"
     arguments = [sys.executable, "-c", LARGE, str(rows), "128256", "32"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=bench)
-    assert float(done.stdout) * 1e6 < share * rows * 128256 * 4
+    assert float(done.stdout) * 1e6 < fraction * rows * 128256 * 4
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def operands(rows=6, columns=11, width=5, dtype=torch.float32, grad=(True, True)
     )
 
 
-CALLS = {
+SWEEP_CALLS = {
     "token_logprobs": lambda q, k: token_logprobs(q, k, torch.arange(len(q))),
     "token_logprobs_masked": lambda q, k: token_logprobs(q, k, torch.arange(len(q)).where(q[:, 0] > 0, -100)),
     "token_logprobs_softcap": lambda q, k: token_logprobs(q, k, torch.arange(len(q)), softcap=2.0, temperature=0.7),
@@ -107,9 +107,9 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", SWEEP_CALLS)
 def test_gradcheck_passes_in_float64(name):
-    assert gradcheck(CALLS[name], operands(6, 8, 3, dtype=torch.float64))
+    assert gradcheck(SWEEP_CALLS[name], operands(6, 8, 3, dtype=torch.float64))
 
 
 def test_gradcheck_passes_for_scale_and_bias():
@@ -191,20 +191,20 @@ def test_opcheck_passes_for_pooling(backend):
 
 
 @pytest.mark.one_build
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", SWEEP_CALLS)
 def test_compiles_with_fullgraph(backend, name):
     torch._dynamo.reset()
     query, key = operands(32, 40, 8)
-    compiled = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(SWEEP_CALLS[name], fullgraph=True, backend="aot_eager")
     results = []
-    for call in (CALLS[name], compiled):
+    for call in (SWEEP_CALLS[name], compiled):
         out = call(query, key).sum()
         results.append((out, *torch.autograd.grad(out, (query, key), allow_unused=True)))
     for eager, graph in zip(*results, strict=True):
         assert error(eager, graph) < 1e-5
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", SWEEP_CALLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_runs_and_thread_counts_give_the_same_bits(backend, name, dtype):
     query, key = operands(300, 700, 64, dtype)
@@ -213,7 +213,7 @@ def test_runs_and_thread_counts_give_the_same_bits(backend, name, dtype):
     try:
         for threads in (1, 2, 2, 3):
             torch.set_num_threads(threads)
-            out = CALLS[name](query, key).sum()
+            out = SWEEP_CALLS[name](query, key).sum()
             results.append((threads, out.detach(), *torch.autograd.grad(out, (query, key), allow_unused=True)))
     finally:
         torch.set_num_threads(before)
@@ -227,13 +227,13 @@ def test_runs_and_thread_counts_give_the_same_bits(backend, name, dtype):
 
 
 @pytest.mark.one_build
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", SWEEP_CALLS)
 def test_autocast_casts_the_operands_and_nothing_else(backend, name):
     query, key = operands(16, 24, 8)
     narrow = [t.detach().bfloat16().requires_grad_() for t in (query, key)]
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        out = CALLS[name](query, key)
-    want = CALLS[name](*narrow)
+        out = SWEEP_CALLS[name](query, key)
+    want = SWEEP_CALLS[name](*narrow)
     if "pool" in name:
         return  # pooling is elementwise: autocast leaves it alone
     assert out.dtype == torch.float32
@@ -335,7 +335,7 @@ def test_masked_rows_cost_no_product(backend):
 @pytest.mark.parametrize("name", ["token_logprobs", "info_nce", "info_nce_recomputed"])
 def test_a_second_backward_gives_the_same_gradients(backend, name):
     query, key = operands(32, 40, 8)
-    loss = CALLS[name](query, key).sum()
+    loss = SWEEP_CALLS[name](query, key).sum()
     first = torch.autograd.grad(loss, (query, key), retain_graph=True)
     kept = [g.clone() for g in first]
     second = torch.autograd.grad(loss, (query, key))
@@ -371,7 +371,7 @@ def test_backends_agree():
     if len(BACKENDS) < 2:
         pytest.skip("one backend only")
     query, key = operands(200, 300, 16)
-    for name, call in CALLS.items():
+    for name, call in SWEEP_CALLS.items():
         results = []
         for backend in BACKENDS:
             with backends.use_backend(backend):

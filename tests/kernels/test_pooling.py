@@ -127,7 +127,7 @@ def operands(rows=11, width=5, dtype=torch.float32):
 
 
 OFFSETS = torch.tensor([1, 4, 4, 5, 10], device=DEVICE)
-CALLS = {
+POOLING_CALLS = {
     "mean": lambda h, q, w: segment_pool(h, OFFSETS),
     "mean_weighted": lambda h, q, w: segment_pool(h, OFFSETS, row_weights=w),
     "mean_weighted_raw": lambda h, q, w: segment_pool(h, OFFSETS, row_weights=w, normalize=False),
@@ -138,13 +138,13 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", POOLING_CALLS)
 def test_gradcheck_passes_in_float64(name):
     leaves = operands(width=2, dtype=torch.float64)
-    assert gradcheck(CALLS[name], leaves)
+    assert gradcheck(POOLING_CALLS[name], leaves)
     signs = torch.tensor([1.0, -1.0, 0.0] * 4, dtype=torch.float64)[:11]  # negative and zero weights have gradients too
     leaves[2].data.mul_(signs).add_(signs.eq(1))
-    assert gradcheck(CALLS[name], leaves)
+    assert gradcheck(POOLING_CALLS[name], leaves)
 
 
 @pytest.mark.one_build
@@ -157,13 +157,13 @@ def test_opcheck_passes(backend, attention, weighted):
 
 
 @pytest.mark.one_build
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", POOLING_CALLS)
 def test_compiles_with_fullgraph(backend, name):
     torch._dynamo.reset()
     leaves = operands()
     up = torch.randn(4, 5)
     results = []
-    for call in (CALLS[name], torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")):
+    for call in (POOLING_CALLS[name], torch.compile(POOLING_CALLS[name], fullgraph=True, backend="aot_eager")):
         out = call(*leaves)
         results.append((out, *torch.autograd.grad(out, leaves, up, allow_unused=True)))
     for eager, graph in zip(*results, strict=True):
@@ -171,7 +171,7 @@ def test_compiles_with_fullgraph(backend, name):
         assert eager is None or torch.equal(eager, graph)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", POOLING_CALLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_runs_and_thread_counts_give_the_same_bits(backend, name, dtype):
     leaves = [t.detach().to(dtype).requires_grad_() for t in operands(11, 700)]
@@ -181,7 +181,7 @@ def test_runs_and_thread_counts_give_the_same_bits(backend, name, dtype):
     try:
         for threads in (2, 2, 1, 3):
             torch.set_num_threads(threads)
-            out = CALLS[name](*leaves)
+            out = POOLING_CALLS[name](*leaves)
             results.append((out, *torch.autograd.grad(out, leaves, up, allow_unused=True)))
     finally:
         torch.set_num_threads(before)
@@ -191,14 +191,14 @@ def test_runs_and_thread_counts_give_the_same_bits(backend, name, dtype):
 
 
 @pytest.mark.one_build
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", POOLING_CALLS)
 def test_autocast_changes_nothing(backend, name):
     leaves = operands()
     up = torch.randn(4, 5)
     results = []
     for enabled in (False, True):
         with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=enabled):
-            out = CALLS[name](*leaves)
+            out = POOLING_CALLS[name](*leaves)
             results.append((out, *torch.autograd.grad(out, leaves, up, allow_unused=True)))
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -241,7 +241,7 @@ def test_backends_agree():
     if len(BACKENDS) < 2:
         pytest.skip("one backend only")
     leaves = operands()
-    for name, call in CALLS.items():
+    for name, call in POOLING_CALLS.items():
         results = []
         for backend in BACKENDS:
             with backends.use_backend(backend):

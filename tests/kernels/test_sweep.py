@@ -42,7 +42,7 @@ def test_many_nearly_equal_summands_lose_no_digits(backend, level):
     options = {"targets": torch.arange(1500), "softplus": True, "logit_sums": True, "column_lse": True, "clip": 5.0}
     got = sweep(query, key, scale=scale, workspace_bytes=0, **options)
     scores = query.detach().double() @ key.double().T
-    share = 2.5e-7  # two to four ulp
+    relative = 2.5e-7  # two to four ulp
     for name, want in {
         "row_lse": scores.logsumexp(1),
         "column_lse": scores.logsumexp(0),
@@ -50,9 +50,9 @@ def test_many_nearly_equal_summands_lose_no_digits(backend, level):
         "row_logits": scores.sum(1),
         "clipped": scores.clamp(-5, 5).logsumexp(1),
     }.items():
-        assert error(getattr(got, name), want) <= share * float(want.abs().max()), name
+        assert error(getattr(got, name), want) <= relative * float(want.abs().max()), name
     (slope,) = torch.autograd.grad(got.softplus.sum(), scale)
-    assert error(slope, (scores.sigmoid() * scores).sum()) <= share * abs(float((scores.sigmoid() * scores).sum()))
+    assert error(slope, (scores.sigmoid() * scores).sum()) <= relative * abs(float((scores.sigmoid() * scores).sum()))
 
 
 def test_every_instruction_set_can_be_chosen():

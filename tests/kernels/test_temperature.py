@@ -19,7 +19,7 @@ from main_kernels import (
 
 from .contract import error
 
-CALLS = {
+TEMPERATURE_CALLS = {
     "token_logprobs": lambda q, k, t: token_logprobs(q, k, torch.arange(5), softcap=4.0, temperature=t),
     "token_stats": lambda q, k, t: token_logprobs(q, k, torch.arange(5), temperature=t, return_stats=True).entropy,
     "sequence_logprobs": lambda q, k, t: sequence_logprobs(
@@ -35,20 +35,22 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", TEMPERATURE_CALLS)
 def test_a_temperature_tensor_is_differentiated(name):
     query, key = (torch.randn(5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     temperature = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(CALLS[name], (query, key, temperature))
+    assert gradcheck(TEMPERATURE_CALLS[name], (query, key, temperature))
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", TEMPERATURE_CALLS)
 def test_a_temperature_tensor_equals_a_number(backend, name):
     query, key = torch.randn(5, 3), torch.randn(5, 3)
-    assert error(CALLS[name](query, key, torch.tensor(0.5)), CALLS[name](query, key, 0.5)) < 1e-6
+    assert (
+        error(TEMPERATURE_CALLS[name](query, key, torch.tensor(0.5)), TEMPERATURE_CALLS[name](query, key, 0.5)) < 1e-6
+    )
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", TEMPERATURE_CALLS)
 def test_other_temperatures_are_refused(name):
     query, key = torch.randn(5, 3), torch.randn(5, 3)
     for wrong, words in (
@@ -62,4 +64,4 @@ def test_other_temperatures_are_refused(name):
         (torch.tensor(float("nan")), "temperature: expected .*, got nan"),
     ):
         with pytest.raises(ValueError, match=words):
-            CALLS[name](query, key, wrong)
+            TEMPERATURE_CALLS[name](query, key, wrong)

@@ -24,7 +24,7 @@ NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia"
 ROWS, COLUMNS, WIDTH = 520, 1100, 72  # tiles are ragged, and rows need padding
 
 TARGETS, IDS, SCALE = torch.arange(ROWS), torch.arange(ROWS) // 2, torch.tensor(1.0, requires_grad=True)
-CALLS = {
+LAUNCHED_CALLS = {
     "info_nce": lambda h, w: info_nce(h, w[:ROWS], workspace_bytes=0),
     "info_nce_kept_ids": lambda h, w: info_nce(h, w[:ROWS], pair_ids=IDS, label_smoothing=0.1, logit_scale=SCALE),
     "sigmoid_loss": lambda h, w: sigmoid_loss(h, w[:ROWS], logit_scale=SCALE, logit_bias=-SCALE, workspace_bytes=0),
@@ -73,12 +73,12 @@ def pretended(stand_in):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", LAUNCHED_CALLS)
 def test_a_driver_accepts_every_launch(pretended, name, dtype):
     hidden, weight = (torch.randn(n, WIDTH).to(dtype).requires_grad_() for n in (ROWS, COLUMNS))
     pretended()
     with backends.use_backend("triton"):
-        torch.autograd.grad(CALLS[name](hidden, weight), (hidden, weight))
+        torch.autograd.grad(LAUNCHED_CALLS[name](hidden, weight), (hidden, weight))
     notes = pretended()
     asked = Counter(what for what, _ in notes)
     if name == "linear_kl":

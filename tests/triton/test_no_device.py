@@ -37,7 +37,7 @@ def targets_of(hidden):
     return torch.empty(len(hidden), dtype=torch.int64, device="meta")
 
 
-CALLS = {
+FAKE_CALLS = {
     "token_logprobs": lambda q, k: token_logprobs(q, k, targets_of(q), ignore_index=None).sum(),
     "linear_cross_entropy": lambda q, k: linear_cross_entropy(q, k, targets_of(q), ignore_index=None),
     "linear_kl": lambda q, k: linear_kl(q, k, q.detach(), k.detach()),
@@ -56,7 +56,7 @@ RECOMPUTED = ("info_nce", "pair_scores")  # by the backward; the others keep sco
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", FAKE_CALLS)
 def test_every_buffer_is_on_the_device_and_nothing_is_read(monkeypatch, name, dtype):
     asked = []
 
@@ -78,7 +78,7 @@ def test_every_buffer_is_on_the_device_and_nothing_is_read(monkeypatch, name, dt
         monkeypatch.setattr(each, "_abstract_fn", each._init_fn)
     query, key = (torch.empty(520, 72, dtype=dtype, device="meta").requires_grad_() for _ in range(2))
     with backends.use_backend("triton"):
-        gradients = torch.autograd.grad(CALLS[name](query, key), (query, key))
+        gradients = torch.autograd.grad(FAKE_CALLS[name](query, key), (query, key))
     assert all(g.dtype == dtype and g.device.type == "meta" for g in gradients)
     asked = set(asked) - {"reduce_partials"}
     if name == "linear_kl":

@@ -24,7 +24,7 @@ def generate_batches(
     on_progress: Callable[[Progress], None],
     stage_name: str,
 ) -> tuple[int, float]:
-    """Generate this process's share of the batches that no journal contains.
+    """Generate the batches of this process that no journal contains.
 
     Args:
         batches: the prompts of all processes.
@@ -38,9 +38,9 @@ def generate_batches(
         The tokens generated now, and the seconds they took.
     """
     finished = processes.broadcast(sorted(_read_journals(work_dir, batches)) if processes.is_main else None)
-    share = list(range(processes.rank, len(batches), processes.world_size))
-    missing = [number for number in share if number not in finished]
-    rows = sum(len(batches[number]) for number in share)
+    rank_batches = list(range(processes.rank, len(batches), processes.world_size))
+    missing = [number for number in rank_batches if number not in finished]
+    rows = sum(len(batches[number]) for number in rank_batches)
     earlier = pairs = rows - sum(len(batches[number]) for number in missing)
     tokens, start = 0, time.monotonic()
     if missing:

@@ -280,8 +280,8 @@ def test_inverse_transform_draws_from_the_softmax() -> None:
     n = 20_000
     uniforms = (torch.arange(n, dtype=torch.float32) / n)[:, None]  # every quantile once
     drawn = InverseTransform(uniforms, 3)(torch.zeros(n, 3, dtype=torch.long), scores.expand(n, 4)).argmax(-1)
-    share = torch.bincount(drawn, minlength=4) / n
-    torch.testing.assert_close(share, scores[0].softmax(-1), atol=2e-4, rtol=0)
+    frequency = torch.bincount(drawn, minlength=4) / n
+    torch.testing.assert_close(frequency, scores[0].softmax(-1), atol=2e-4, rtol=0)
     ends = torch.tensor([[0.0], [1 - 2**-24]])  # the lowest and the highest that is drawn
     low, high = InverseTransform(ends, 3)(torch.zeros(2, 3, dtype=torch.long), scores.expand(2, 4)).argmax(-1)
     assert (int(low), int(high)) == (0, 3)
