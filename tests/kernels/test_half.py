@@ -52,7 +52,7 @@ def test_info_nce_keeps_its_digits_at_any_upstream_gradient(workspace_bytes, siz
     leaves = [scaled.requires_grad_(), key]
     options = {"temperature": 50.0}
     swept = sweep(*leaves, scale=1 / 50, targets=torch.arange(160), column_lse=True, workspace_bytes=workspace_bytes)
-    got = 0.5 * (swept.row_nll + swept.column_nll(slice(0, 160))).mean()
+    got = 0.5 * (swept.row_nll() + swept.column_nll(slice(0, 160))).mean()
     assert float(got.detach()) == pytest.approx(float(info_nce(*leaves, **options).detach()), rel=1e-6)
     true_leaves = exact(*leaves)
     true = torch.autograd.grad(reference.info_nce(*true_leaves, **options), true_leaves)
