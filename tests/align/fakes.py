@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from main_align.data.pairs import SCORED, Pair
-from main_align.scoring.bank import Bank
+from main_align.scoring.bank import Bank, PairStates
 from main_align.scoring.batching import MicroBatch, SortWindow
 from main_align.scoring.columns import TOKEN_SCORES
 from main_align.scoring.results import MicroBatchResult
@@ -42,14 +43,15 @@ class FakeScorer:
             for side in ([p.instruction for p in pairs], [p.response for p in pairs])
         ]
         token_scores = {name: np.full(len(pairs), np.nan) for name in TOKEN_SCORES}
-        window = SortWindow(pairs, status, reason, [None] * len(pairs), *tokens, token_scores)
+        texts = np.array([[zlib.crc32(text.encode()) for text in (p.instruction, p.response)] for p in pairs]).T
+        window = SortWindow(pairs, status, reason, [None] * len(pairs), *tokens, *texts, token_scores)
         window.micro_batches = [
             MicroBatch(tuple(rows[start : start + self.per_pack]), 10) for start in range(0, len(rows), self.per_pack)
         ]
         return window
 
-    def make_bank(self, embed_x: np.ndarray, embed_y: np.ndarray) -> Bank:
-        return Bank(embed_x, embed_y, self.temperature)
+    def make_bank(self, pairs: PairStates) -> Bank:
+        return Bank(pairs, self.temperature)
 
     def run(self, window: SortWindow, batch: MicroBatch) -> MicroBatchResult:
         self.ran += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from main_align.data.pairs import Pair
-from main_align.scoring.bank import Bank
+from main_align.scoring.bank import Bank, PairStates
 
 from tests.align import forked
 from tests.align.tiny_models import cpu_only, tiny_model_folder
@@ -80,10 +80,12 @@ def test_detection_ranks_the_lowest_values() -> None:
     assert cleaning.keep_best(good.tolist(), 0.4) == [1, 2, 4]
 
 
-def test_the_semantic_score_equals_that_of_the_scorer() -> None:
+def test_the_semantic_score_equals_that_of_the_bank_on_centred_states() -> None:
     x, y = np.random.default_rng(0).normal(size=(2, 9, 5)).astype(np.float32)
     ours = measures.semantic_matrix(measures.cosine_matrix(x, y)).diagonal()
-    theirs, _ = Bank(x, y, measures.TEMPERATURE).score(x, y, np.arange(9))
+    unit = [a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x - x.mean(0), y - y.mean(0))]
+    pairs = PairStates(*unit, np.arange(9), np.arange(9))
+    theirs, _ = Bank(pairs, measures.TEMPERATURE, standardised=False).score(pairs)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 

@@ -57,7 +57,9 @@ class Journal:
     def append(self, header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None = None) -> None:
         """Append a record and flush it to the disk."""
         text = json.dumps(header).encode()
-        body = HEADER.pack(len(text)) + text + (save(dict(tensors)) if tensors else b"")
+        # safetensors writes an array's memory as it lies, so a transposed array would come back scrambled
+        arrays = {name: np.ascontiguousarray(array) for name, array in (tensors or {}).items()}
+        body = HEADER.pack(len(text)) + text + (save(arrays) if arrays else b"")
         self._file.write(FRAME.pack(len(body), zlib.crc32(body)) + body)
         self._file.flush()
         os.fsync(self._file.fileno())

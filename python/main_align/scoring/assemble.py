@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bank import Bank, BankScores
+from .bank import Bank, BankScores, PairStates
 from .columns import COLUMNS, TOKEN_SCORES, likelihood_scores
 from .results import RecordLog, StoredWindow, count_scored, stored_windows
 from .runner import Runner
@@ -32,8 +32,7 @@ def assemble_rows(journal: RecordLog, runner: Runner) -> Iterator[dict[str, Any]
         scores = {name: window.arrays[name] for name in TOKEN_SCORES}
         scores |= {name: np.full(len(window.ids), np.nan) for name in BankScores._fields}
         if bank is not None and len(window.scored):
-            member = _bank_positions(chosen, before, len(window.scored))
-            for name, values in bank.score(window.embed_x, window.embed_y, member)._asdict().items():
+            for name, values in bank.score(window.states())._asdict().items():
                 scores[name][window.scored] = values
         before += len(window.scored)
         yield from score_rows(window, scores)
@@ -63,21 +62,13 @@ def score_rows(window: StoredWindow, scores: Mapping[str, NDArray[np.float64]]) 
     return [dict(zip(COLUMNS, row, strict=True)) for row in in_order]
 
 
-def _bank_positions(chosen: NDArray[np.int64], before: int, count: int) -> NDArray[np.int64]:
-    """Return the position in the bank of scored pairs before .. before + count, -1 for those outside it."""
-    start, stop = np.searchsorted(chosen, (before, before + count))
-    member = np.full(count, -1, np.int64)
-    member[chosen[start:stop] - before] = np.arange(start, stop)
-    return member
-
-
 def _collect(journal: RecordLog, runner: Runner, chosen: NDArray[np.int64]) -> Bank:
+    """Return the bank of the scored pairs at the positions `chosen`, int64, ascending."""
     before, parts = 0, []
     for window in stored_windows(journal):
         count = len(window.scored)
-        is_member = _bank_positions(chosen, before, count) >= 0
-        if is_member.any():
-            parts.append((window.embed_x[is_member], window.embed_y[is_member]))
+        start, stop = np.searchsorted(chosen, (before, before + count))
+        if start < stop:
+            parts.append([array[chosen[start:stop] - before] for array in window.states()])
         before += count
-    embed_x, embed_y = (np.concatenate(side) for side in zip(*parts, strict=True))
-    return runner.make_bank(embed_x, embed_y)
+    return runner.make_bank(PairStates(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))))

@@ -6,6 +6,7 @@ window's pairs and the settings, so every run makes the same micro-batches.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -46,6 +47,8 @@ class SortWindow:
         encoded: their token ids, None for a row that cannot be scored.
         tokens_x: int64[n], |x|, 0 for a row that cannot be scored.
         tokens_y: int64[n], |y|.
+        text_x: int64[n], a digest of x's token ids, 0 for a row that cannot be scored.
+        text_y: int64[n], a digest of y's token ids.
         token_scores: float64[n] for each score that follows from token ids, NaN if the row has no value.
         micro_batches: the forward passes.
     """
@@ -56,6 +59,8 @@ class SortWindow:
     encoded: list[EncodedPair | None]
     tokens_x: NDArray[np.int64]
     tokens_y: NDArray[np.int64]
+    text_x: NDArray[np.int64]
+    text_y: NDArray[np.int64]
     token_scores: dict[str, NDArray[np.float64]]
     micro_batches: list[MicroBatch] = field(default_factory=list)
 
@@ -85,6 +90,8 @@ def prepare_window(
         encoded=[None] * n,
         tokens_x=np.zeros(n, np.int64),
         tokens_y=np.zeros(n, np.int64),
+        text_x=np.zeros(n, np.int64),
+        text_y=np.zeros(n, np.int64),
         token_scores={name: np.full(n, np.nan) for name in TOKEN_SCORES},
     )
     for row, pair in enumerate(pairs):
@@ -109,6 +116,7 @@ def prepare_window(
             continue
         window.encoded[row] = fitted
         window.tokens_x[row], window.tokens_y[row] = encoder.tokens(fitted)
+        window.text_x[row], window.text_y[row] = _digest(fitted.x), _digest(fitted.y)
         for name, value in token_scores(fitted.x, fitted.y).items():
             window.token_scores[name][row] = value
         lengths[row] = sum(len(sequence.ids) for sequence in encoder.sequences(fitted))
@@ -135,6 +143,12 @@ def bucket_by_length(lengths: dict[int, int], budget: int) -> list[MicroBatch]:
     if rows:
         batches.append(MicroBatch(tuple(rows), tokens))
     return batches
+
+
+def _digest(ids: Sequence[int]) -> int:
+    """Return a 64-bit digest of token ids."""
+    digest = hashlib.blake2b(np.array(ids, np.int64).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def _check_text(window: SortWindow, row: int, pair: Pair, encoder: PairEncoder) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..data.journal import Record
 from ..data.pairs import SCORED
+from .bank import PairStates
 
 if TYPE_CHECKING:
     from .batching import SortWindow
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 ARRAYS = ("rows", "logp", "novel", "y_end", "embed_x", "embed_y")
 """the arrays of a MicroBatchResult"""
+WINDOW_ARRAYS = ("tokens_x", "tokens_y", "text_x", "text_y")
+"""the arrays of a SortWindow"""
 
 
 @dataclass
@@ -122,7 +125,7 @@ def window_record(index: int, window: SortWindow) -> Record:
         "status": list(window.status),
         "reason": list(window.reason),
     }
-    return header, {"tokens_x": window.tokens_x, "tokens_y": window.tokens_y} | window.token_scores
+    return header, {name: getattr(window, name) for name in WINDOW_ARRAYS} | window.token_scores
 
 
 def result_record(index: int, result: MicroBatchResult) -> Record:
@@ -134,8 +137,7 @@ def result_record(index: int, result: MicroBatchResult) -> Record:
         "status": list(result.status.items()),
         "reason": list(result.reason.items()),
     }
-    arrays = {name: getattr(result, name) for name in ARRAYS}
-    return header, {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return header, {name: getattr(result, name) for name in ARRAYS}
 
 
 @dataclass(slots=True)
@@ -146,7 +148,7 @@ class StoredWindow:
         ids: ids of the rows.
         status: their statuses.
         reason: their reasons, "" if there is none.
-        arrays: arrays of n entries by name: tokens_x, tokens_y and the scores that follow from token ids.
+        arrays: arrays of n entries by name: those of WINDOW_ARRAYS and the scores that follow from token ids.
         logp: float64[n, 4], NaN for rows without scores.
         novel: float64[n, 2], as in MicroBatchResult.
         y_end: float64[n], as in MicroBatchResult.
@@ -165,6 +167,11 @@ class StoredWindow:
     scored: NDArray[np.int64]
     embed_x: NDArray[np.float32]
     embed_y: NDArray[np.float32]
+
+    def states(self) -> PairStates:
+        """Return the embeddings and texts of the scored rows."""
+        text_x, text_y = (self.arrays[name][self.scored] for name in ("text_x", "text_y"))
+        return PairStates(self.embed_x, self.embed_y, text_x, text_y)
 
 
 def stored_windows(journal: RecordLog) -> Iterator[StoredWindow]:

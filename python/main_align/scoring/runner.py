@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..data.pairs import Pair
-from .bank import Bank, Floats32
+from .bank import Bank, PairStates
 from .batching import MicroBatch, SortWindow
 from .results import MicroBatchResult
 
@@ -26,4 +26,4 @@ class Runner(Protocol):
 
     def run(self, window: SortWindow, batch: MicroBatch) -> MicroBatchResult: ...
 
-    def make_bank(self, embed_x: Floats32, embed_y: Floats32) -> Bank: ...
+    def make_bank(self, pairs: PairStates) -> Bank: ...

@@ -30,7 +30,7 @@ from ..models.projection_heads import AlignmentHead
 from ..models.smollm2 import SMOLLM2
 from ..progress import OnProgress, tqdm_bar
 from .assemble import assemble_rows
-from .bank import Bank, Floats32
+from .bank import Bank, PairStates
 from .batching import BATCH_TOKENS, SORT_WINDOW, MicroBatch, SortWindow, prepare_window
 from .columns import COLUMNS
 from .ngrams import novel_sum
@@ -56,8 +56,8 @@ class Scorer:
         seed: random seed for sampling the bank. Default 0.
         temperature: temperature tau of the semantic score. Default 0.07.
         heads: trained projection heads that embed the pairs for `semantic` and `structural`: the folder or hub id of a
-            model trained with mutual alignment, or an AlignmentHead. Projected embeddings are not centred, as in
-            training. Default: the mean states themselves, centred.
+            model trained with mutual alignment, or an AlignmentHead. Projected embeddings are not standardised, as in
+            training. Default: the mean states themselves, standardised.
         trust_remote_code: run code that comes with the model. Default False.
 
     Raises:
@@ -146,15 +146,14 @@ class Scorer:
         result.fail(0, "out_of_memory", f"{where}: its {batch.tokens} tokens did not fit into memory even alone")
         return result
 
-    def make_bank(self, embed_x: Floats32, embed_y: Floats32) -> Bank:
-        """Return the reference bank of these pairs. Projected embeddings are not centred.
+    def make_bank(self, pairs: PairStates) -> Bank:
+        """Return the reference bank of these pairs. Projected embeddings are not standardised.
 
         Args:
-            embed_x: float32[M, D], embeddings of the instructions.
-            embed_y: float32[M, D], embeddings of the responses.
+            pairs: the M reference pairs.
         """
-        centred = self.forward.projection is None
-        return Bank(embed_x, embed_y, self.temperature, self.forward.device, centred=centred)
+        standardised = self.forward.projection is None
+        return Bank(pairs, self.temperature, self.forward.device, standardised=standardised)
 
     @overload
     def score(

@@ -28,6 +28,15 @@ def test_appended_records_can_be_read(tmp_path: Path) -> None:
     assert records[2][1]["b"].dtype == np.float32
 
 
+def test_a_transposed_array_keeps_its_values(tmp_path: Path) -> None:
+    array = np.arange(6).reshape(3, 2).T
+    with Journal(tmp_path / "j") as journal:
+        journal.append({}, {"a": array, "row": array[:, 1]})
+        ((_, tensors),) = journal.records()
+    np.testing.assert_array_equal(tensors["a"], array)
+    np.testing.assert_array_equal(tensors["row"], array[:, 1])
+
+
 def test_every_torn_tail_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "j"
     fill(path, 2)

@@ -1,73 +1,114 @@
-"""The bank against the dense N x N definitions of its two scores, in float64."""
+"""The bank against the dense definitions of its two scores, in float64."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from main_align.scoring.bank import Bank
+from main_align.scoring import bank
+from main_align.scoring.bank import Bank, PairStates
 
 TAU = 0.07
 
 
 def states(n, d=24, seed=0, shared=0.7):
+    """Pairs with different texts and uneven dimensions, as unit vectors."""
     rng = np.random.default_rng(seed)
-    common = rng.normal(size=(n, d))
-    x, y = (shared * common + rng.normal(size=(n, d)) + 3.0 for _ in range(2))
-    return tuple((a / np.linalg.norm(a, axis=1, keepdims=True)).astype(np.float32) for a in (x, y))
+    common, scale = rng.normal(size=(n, d)), rng.uniform(0.2, 5.0, d)
+    x, y = (scale * (shared * common + rng.normal(size=(n, d)) + 3.0) for _ in range(2))
+    x, y = ((a / np.linalg.norm(a, axis=1, keepdims=True)).astype(np.float32) for a in (x, y))
+    return PairStates(x, y, np.arange(n), np.arange(n))
 
 
-def dense(x, y, mean_x, mean_y, tau=TAU):
-    """(semantic, structural) of the pairs of a set that is its own bank, by the definitions."""
-    q, k = (a.astype(np.float64) - m for a, m in ((x, mean_x), (y, mean_y)))
-    q, k = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (q, k))
-    s = q @ k.T / tau
-    n = len(s)
-    row, column = np.log(np.exp(s).sum(1)), np.log(np.exp(s).sum(0))
-    semantic = np.log(n) + np.diag(s) - (row + column) / 2
-    return semantic, -(((q @ q.T) - (k @ k.T)) ** 2).sum(1) / n
+def rows(pairs, index):
+    return PairStates(*(array[index] for array in pairs))
 
 
-def means(x, y):
-    return x.mean(0, dtype=np.float64), y.mean(0, dtype=np.float64)
+def dense(pairs, reference, tau=TAU):
+    """(semantic, structural) of each pair, by the definitions."""
+
+    def unit(side, of):
+        side, of = side.astype(np.float64), of.astype(np.float64)
+        side = (side - of.mean(0)) / of.std(0)
+        return side / np.linalg.norm(side, axis=1, keepdims=True)
+
+    q, k = unit(pairs.embed_x, reference.embed_x), unit(pairs.embed_y, reference.embed_y)
+    bank_q, bank_k = unit(reference.embed_x, reference.embed_x), unit(reference.embed_y, reference.embed_y)
+    semantic, structural = [], []
+    for i in range(len(q)):
+        others = (reference.text_x != pairs.text_x[i]) & (reference.text_y != pairs.text_y[i])
+        own = q[i] @ k[i] / tau
+        row, column = (
+            np.log(np.exp(own) + np.exp(a @ b[others].T / tau).sum()) for a, b in ((q[i], bank_k), (k[i], bank_q))
+        )
+        semantic.append(np.log(others.sum() + 1) + own - (row + column) / 2)
+        structural.append(np.corrcoef(bank_q[others] @ q[i], bank_k[others] @ k[i])[0, 1])
+    return np.array(semantic), np.array(structural)
 
 
-def test_members_match_the_dense_definition():
-    x, y = states(200)
-    semantic, structural = Bank(x, y, TAU).score(x, y, np.arange(200))
-    wanted = dense(x, y, *means(x, y))
-    np.testing.assert_allclose(semantic, wanted[0], atol=2e-5)
-    np.testing.assert_allclose(structural, wanted[1], rtol=1e-5)
+def check(pairs, reference):
+    semantic, structural = Bank(reference, TAU).score(pairs)
+    wanted = dense(pairs, reference)
+    np.testing.assert_allclose(semantic, wanted[0], atol=3e-5)
+    np.testing.assert_allclose(structural, wanted[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 1000, 1 << 22])
+def test_members_match_the_dense_definition(monkeypatch, block):
+    monkeypatch.setattr(bank, "BLOCK_SCORES", block)
+    pairs = states(200)
+    check(pairs, pairs)
 
 
 def test_a_pair_outside_the_bank_joins_its_own_partition():
-    x, y = states(101)
-    semantic, structural = Bank(x[:100], y[:100], TAU).score(x[100:], y[100:], np.array([-1]))
-    wanted = dense(x, y, *means(x[:100], y[:100]))
-    np.testing.assert_allclose(semantic, wanted[0][100:], atol=2e-5)
-    np.testing.assert_allclose(structural, wanted[1][100:], rtol=1e-5)
+    pairs = states(101)
+    check(rows(pairs, slice(100, None)), rows(pairs, slice(100)))
 
 
-def test_structural_does_not_cancel_where_both_sides_agree():
-    x, _ = states(300, d=64)
-    y = x + np.float32(1e-4) * states(300, d=64, seed=1)[0]
-    _, structural = Bank(x, y, TAU).score(x, y, np.arange(300))
-    np.testing.assert_allclose(structural, dense(x, y, *means(x, y))[1], rtol=5e-3)
+def test_pairs_that_share_a_text_are_no_negatives_of_each_other():
+    pairs = states(40)
+    repeated = rows(pairs, np.r_[np.arange(40), [3, 3, 3]])  # pair 3 and three copies of it
+    check(repeated, repeated)
+    alone, again = (Bank(p, TAU).score(rows(p, slice(40))).semantic for p in (pairs, repeated))
+    assert abs(again[3] - alone[3]) < 0.3  # as a negative, each copy would cost about log 2
+    one_side = pairs._replace(text_x=np.where(np.arange(40) < 5, 0, np.arange(40)))
+    check(one_side, one_side)
 
 
-def test_semantic_is_at_most_log_n_and_separates_aligned_from_shuffled():
-    x, y = states(64, shared=3.0)
-    other = np.roll(y, 1, axis=0)
-    aligned = Bank(x, y, TAU).score(x, y, np.arange(64))[0]
-    shuffled = Bank(x, other, TAU).score(x, other, np.arange(64))[0]
-    assert aligned.max() <= np.log(64) + 1e-9
-    assert aligned.mean() > 1 > 0 > shuffled.mean()
+def test_standardising_removes_a_dominant_dimension():
+    pairs = states(64, shared=3.0)
+    loud = np.random.default_rng(1).normal(size=(2, 64)).astype(np.float32)
+    x, y = pairs.embed_x.copy(), pairs.embed_y.copy()
+    x[:, 0], y[:, 0] = 50 * loud
+    quiet, noisy = (Bank(p, TAU).score(p).semantic.mean() for p in (pairs, pairs._replace(embed_x=x, embed_y=y)))
+    assert noisy > 0.8 * quiet > 1
 
 
-def test_a_bank_of_one_pair_gives_zero_scores():
-    x, y = states(1)
-    semantic, structural = Bank(x, y, TAU).score(x, y, np.zeros(1, np.int64))
+def test_embeddings_of_heads_are_compared_as_they_are():
+    pairs = states(20)
+    semantic, _ = Bank(pairs, TAU, standardised=False).score(pairs)
+    s = pairs.embed_x.astype(np.float64) @ pairs.embed_y.T.astype(np.float64) / TAU
+    row, column = (np.logaddexp.reduce(s, axis=axis) for axis in (1, 0))
+    np.testing.assert_allclose(semantic, np.log(20) + np.diag(s) - (row + column) / 2, atol=3e-5)
+
+
+def test_semantic_is_at_most_log_n_and_tells_aligned_from_shuffled():
+    pairs = states(64, shared=3.0)
+    swapped = pairs._replace(embed_y=np.roll(pairs.embed_y, 1, axis=0), text_y=np.roll(pairs.text_y, 1))
+    aligned, shuffled = (Bank(pairs, TAU).score(p) for p in (pairs, swapped))
+    assert aligned.semantic.max() <= np.log(64) + 1e-9
+    assert aligned.semantic.mean() > 1 > 0 > shuffled.semantic.mean()
+    assert aligned.structural.mean() > 0.5 > 0.1 > shuffled.structural.mean()
+
+
+def test_a_bank_of_one_has_nothing_to_compare_with():
+    pairs = states(1)
+    semantic, structural = Bank(pairs, TAU).score(pairs)
     assert semantic == pytest.approx(0)
-    assert structural == pytest.approx(0)
+    assert np.isnan(structural).all()
+
+
+def test_no_pairs_have_no_scores():
+    assert [len(score) for score in Bank(states(4), TAU).score(states(0))] == [0, 0]
 
 
 def test_choice_is_seeded_sorted_and_without_repeats():
@@ -82,8 +123,8 @@ def test_choice_is_seeded_sorted_and_without_repeats():
 
 
 def test_wrong_shapes_are_refused_by_name():
-    x, y = states(4)
+    pairs = states(4)
     with pytest.raises(ValueError, match=r"\(4, 24\) and \(3, 24\)"):
-        Bank(x, y[:3], TAU)
+        Bank(pairs._replace(embed_y=pairs.embed_y[:3]), TAU)
     with pytest.raises(ValueError, match="size"):
         Bank.choose(4, 0, 0)
