@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 MAIN_ALIGN = {
     "cli": {"evaluation", "loop", "filtering", "training", "scoring", "models", "data", "ground"},
     "evaluation": {"loop", "scoring", "models", "data", "ground"},
+    "integrations": {"training", "scoring", "models", "data", "ground"},
     "loop": {"filtering", "training", "scoring", "models", "data", "ground"},
     "filtering": {"scoring", "models", "data", "ground"},
     "training": {"models", "data", "ground"},

@@ -11,10 +11,11 @@ pytest.importorskip("datasets")
 pytest.importorskip("trl")
 
 from datasets import Dataset, IterableDataset
+from main_align.data.components import connected
 from main_align.errors import UserError
 from main_align.models.encoding import PairEncoder
 from main_align.training.dataset.packing import best_fit
-from main_align.training.dataset.reader import COLUMNS, PairReader, connected
+from main_align.training.dataset.reader import COLUMNS, PairReader
 from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 

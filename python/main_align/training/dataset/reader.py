@@ -22,6 +22,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Sequence as ListOf
 from torch.utils.data import get_worker_info
 
+from ...data.components import connected
 from ...data.fields import Fields
 from ...data.formats.conversion import can_hold_pairs, pair_from_record
 from ...data.formats.record_formats import RECORD_FORMATS
@@ -225,23 +226,6 @@ def _report_unused(dataset: Dataset | IterableDataset, name: str) -> None:
             name,
             ", ".join(map(repr, unused)),
         )
-
-
-def connected(*keys: Sequence[int]) -> list[int]:
-    """Return the connected components of rows: rows with an equal key in any column of `keys` share a number."""
-    parent = list(range(len(keys[0])))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for column in keys:
-        first: dict[int, int] = {}
-        for row, key in enumerate(column):
-            parent[root(row)] = root(first.setdefault(key, row))
-    return [root(row) for row in range(len(parent))]
 
 
 def _hash(ids: Sequence[int]) -> int:
