@@ -23,6 +23,7 @@ from main_align.data.pairs import STATUSES
 from main_align.data.sources.file_formats import FILE_FORMATS
 from main_align.data.sources.streams import COMPRESSIONS
 from main_align.scoring.columns import COLUMNS
+from main_align.scoring.flags import FLAGS
 from typer.models import OptionInfo
 
 DOCS = Path(__file__).parent
@@ -64,6 +65,11 @@ def columns() -> str:
     return table(("column", "definition", "direction"), rows)
 
 
+def flags() -> str:
+    """Return a table of the flags of a row."""
+    return table(("flag", "rule"), ((code(flag.name), flag.rule) for flag in FLAGS))
+
+
 def statuses() -> str:
     """Return a table of the statuses of a row."""
     return table(("status", "meaning"), ((code(name), meaning) for name, meaning in STATUSES.items()))
@@ -74,6 +80,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "file-formats": file_formats,
     "roles": roles,
     "columns": columns,
+    "flags": flags,
     "statuses": statuses,
 }
 

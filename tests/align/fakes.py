@@ -44,7 +44,9 @@ class FakeScorer:
         ]
         token_scores = {name: np.full(len(pairs), np.nan) for name in TOKEN_SCORES}
         texts = np.array([[zlib.crc32(text.encode()) for text in (p.instruction, p.response)] for p in pairs]).T
-        window = SortWindow(pairs, status, reason, [None] * len(pairs), *tokens, *texts, token_scores)
+        window = SortWindow(
+            pairs, status, reason, [None] * len(pairs), *tokens, *texts, np.zeros(len(pairs), np.int64), token_scores
+        )
         window.micro_batches = [
             MicroBatch(tuple(rows[start : start + self.per_pack]), 10) for start in range(0, len(rows), self.per_pack)
         ]

@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from ..data.write import OUTPUT_ENDINGS
+from ..errors import UserError
+from ..filtering.rules import RECOMMENDED, Limit
 from ..plots import PLOT_ENDINGS
 from .common import log_reasons
 
@@ -25,13 +27,25 @@ def filter(
     keep: Annotated[Optional[float], typer.Option(help="Fraction of the scored rows to keep, 0 to 1.")] = None,
     top: Annotated[Optional[int], typer.Option(help="Number of rows to keep.")] = None,
     minimum: Annotated[
-        Optional[float],
-        typer.Option("--min", help="Lowest value to keep, in the column's unit."),
+        Optional[list[str]],
+        typer.Option(
+            "--min",
+            metavar="[COLUMN=]VALUE",
+            help="Lowest value of --by, or of COLUMN, to keep, in the column's unit. Can be repeated.",
+        ),
     ] = None,
     maximum: Annotated[
-        Optional[float],
-        typer.Option("--max", help="Highest value to keep, in the column's unit."),
+        Optional[list[str]],
+        typer.Option(
+            "--max",
+            metavar="[COLUMN=]VALUE",
+            help="Highest value of --by, or of COLUMN, to keep, in the column's unit. Can be repeated.",
+        ),
     ] = None,
+    recommended: Annotated[
+        bool,
+        typer.Option("--recommended", help=f"Keep rows with {' and '.join(map(str, RECOMMENDED))}; set for smollm2."),
+    ] = False,
     lower_is_better: Annotated[
         Optional[bool],
         typer.Option(
@@ -53,9 +67,10 @@ def filter(
     """Keep the best rows of a scored data set, with their own fields and their scores.
 
     Use --keep or --top to keep the best rows, --min and --max to keep a range of values, or both to keep the best
-    rows of the range. Every score has a better direction, which is printed with the result. To rank rows by a column
-    that is not a score, give --lower-is-better or --higher-is-better. Rows without a score are dropped. Of two equal
-    rows, the earlier ranks higher. Rows stay in input order. A score column is renamed to main_NAME if the input
+    rows of the range. --min and --max can name other columns; a kept row meets all conditions, and the summary says
+    how many rows fail each. Every score has a better direction, which is printed with the result. To rank rows by a
+    column that is not a score, give --lower-is-better or --higher-is-better. Rows without a score are dropped. Of two
+    equal rows, the earlier ranks higher. Rows stay in input order. A score column is renamed to main_NAME if the input
     already has a field NAME.
 
     **Examples**
@@ -63,6 +78,8 @@ def filter(
     `main-align filter scores.parquet -o best.jsonl --keep 0.5`
 
     `main-align filter scores.parquet -o best.jsonl --by forward_nll --max 2.5`
+
+    `main-align filter scores.parquet -o clean.jsonl --recommended --max copy_overlap=0.3`
 
     `main-align filter scores.parquet -o hard.jsonl --by ifd --min 0.8 --max 1`
 
@@ -78,15 +95,19 @@ def filter(
 
     if plot:
         check_plot(plot)
+    lowest, low = _limits("min", minimum or [])
+    highest, high = _limits("max", maximum or [])
     result = filter_scores(
         scores,
         out,
         by=by,
         keep=keep,
         top=top,
-        min=minimum,
-        max=maximum,
+        min=lowest,
+        max=highest,
         lower_is_better=lower_is_better,
+        limits=[*low, *high],
+        recommended=recommended,
         input=source,
         scores_only=scores_only,
     )
@@ -95,7 +116,27 @@ def filter(
     console.print(filter_summary(result), "")
     console.print(f"kept rows: {out}", highlight=False, markup=False)
     if plot:
-        threshold = (result.by, result.threshold) if result.threshold is not None else None
-        title = f"{scores.name}, {int(result.kept.sum()):,} rows kept by {result.by}"
+        threshold = (result.by, result.threshold) if result.by and result.threshold is not None else None
+        by_column = f" by {result.by}" if result.by else ""
+        title = f"{scores.name}, {int(result.kept.sum()):,} rows kept{by_column}"
         plot_scores(plot, result.table.columns, panels=PANELS, title=title, threshold=threshold, aligned=result.aligned)
         console.print(f"histograms: {plot}", highlight=False, markup=False)
+
+
+def _limits(bound: str, values: list[str]) -> tuple[float | None, list[Limit]]:
+    """Return the limit of --by, and the limits that name a column, of the option --min or --max."""
+    own: list[float] = []
+    limits = []
+    for value in values:
+        column, _, number = value.rpartition("=")
+        try:
+            limit = float(number)
+        except ValueError:
+            raise UserError(f"--{bound} {value}: {number!r} is not a number; give VALUE or COLUMN=VALUE") from None
+        if column:
+            limits.append(Limit(column.strip(), **{bound: limit}))
+        else:
+            own.append(limit)
+    if len(own) > 1:
+        raise UserError(f"--{bound} is given twice for --by; name the column: --{bound} COLUMN=VALUE")
+    return (own[0] if own else None), limits

@@ -91,11 +91,12 @@ def filter_summary(result: FilterResult) -> RenderableType:
         if result.threshold is not None:
             order += f", kept if {'<=' if result.lower_is_better else '>='} {result.threshold:.4g}"
         order = f" ({order})"
-    lines = [Text(f"by {result.by}{order}")]
+    lines = [Text(f"by {result.by}{order}")] if result.by else []
     lines.append(Text(f"kept {kept:,} of {result.table.rows:,} rows"))
     if unscored:
         each = ", ".join(f"{name} {count:,}" for name, count in result.unscored.items())
         lines.append(Text(f"dropped because they have no score: {unscored:,} ({each})"))
+    lines += [Text(f"dropped because not {limit}: {count:,}") for limit, count in result.failed.items()]
     if result.aligned is not None:
         lines.append(Text(_aligned_line(result.aligned, result.kept)))
     return Group(*lines, Text(), _kept_and_dropped(result))
@@ -115,7 +116,7 @@ def _kept_and_dropped(result: FilterResult) -> RenderableType:
     for group in ("kept", "dropped"):
         for quantile in ("p10", "median", "p90"):
             table.add_column(f"{group}\n{quantile}", justify="right")
-    names = dict.fromkeys((result.by, *SCORES))
+    names = dict.fromkeys((*([result.by] if result.by else []), *SCORES))
     for name in (name for name in names if name in result.table.columns):
         values = result.table.columns[name]
         cells = [_quantiles(_finite(values[group])) for group in (result.kept, ~result.kept)]

@@ -5,7 +5,8 @@ Rows are streamed. Only the score columns are kept in memory, 8 bytes per value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..scoring.columns import ALIASES
 from ..scoring.manifest import manifest_path, read_manifest
 from ..scoring.score_file import ScoreTable, read_columns
 from .join import Join, write_kept, write_kept_scores
-from .rules import Rule, resolve_lower_is_better, select
+from .rules import RECOMMENDED, Limit, Rule, resolve_lower_is_better, select
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +31,23 @@ class FilterResult:
     """The result of a filter.
 
     Args:
-        by: the column that the rows were selected by.
+        by: the column that the rows were selected by; None if only limits were given.
         lower_is_better: the better direction of the column, or None if it was not needed.
         table: the numeric columns of all rows, and the counts of their statuses.
         kept: bool[N], True for the rows that were kept.
         threshold: the worst value that was kept. None if no row was kept or the direction is unknown.
         unscored: the number of rows without a score, by status.
+        failed: the number of scored rows that do not meet each limit. A row can fail several.
         aligned: float64[N], the input's boolean field `aligned`, NaN for a row without it. None if no row has it.
     """
 
-    by: str
+    by: str | None
     lower_is_better: bool | None
     table: ScoreTable
     kept: NDArray[np.bool_]
     threshold: float | None
     unscored: dict[str, int]
+    failed: dict[str, int]
     aligned: NDArray[np.float64] | None
 
 
@@ -58,6 +61,8 @@ def filter_scores(
     min: float | None = None,
     max: float | None = None,
     lower_is_better: bool | None = None,
+    limits: Sequence[Limit] = (),
+    recommended: bool = False,
     input: str | Path | None = None,
     scores_only: bool = False,
 ) -> FilterResult:
@@ -73,6 +78,10 @@ def filter_scores(
         max: highest value to keep. Default: no limit. IFD filtering as published is `min` and `max=1`.
         lower_is_better: the better direction. Default: the direction of the score; a column that is not a score has
             none, so `keep` and `top` need this argument.
+        limits: conditions that every kept row meets; `keep` and `top` choose among the rows that meet them. Without
+            `keep`, `top`, `min` and `max`, all of these are kept. Default: none.
+        recommended: add the conditions RECOMMENDED, except those on a column without any value (`nll_end` of a model
+            whose chat template has no end of turn). Default: False.
         input: the scored data set. Default: the path in the manifest of `scores`.
         scores_only: write rows of `scores` instead of rows of the input. Default: False.
 
@@ -84,16 +93,29 @@ def filter_scores(
             input and of the scores differ.
     """
     scores, out, by = Path(scores), Path(out), ALIASES.get(by, by)
-    rule = Rule(keep, top, min, max)
-    rule.check()
+    rule, limits = (
+        Rule(keep, top, min, max),
+        [replace(limit, column=ALIASES.get(limit.column, limit.column)) for limit in limits],
+    )
+    has_rule = rule != Rule()
+    if has_rule or not (limits or recommended):
+        rule.check()
+    for limit in limits:
+        limit.check()
     check_output(out)
     _refuse_overwriting(out, scores, input)
-    table = read_columns(scores, by)
-    values = table.columns[by]
-    if np.isnan(values).all():
-        raise UserError(f"{scores}: no row has a value of {by}. {format_reasons(table.reasons)}")
-    lower_is_better = resolve_lower_is_better(by, rule, lower_is_better)
-    kept = select(values, by, rule, lower_is_better)
+    preset = RECOMMENDED if recommended else ()
+    names = [by] if has_rule else []
+    table = read_columns(scores, *names, *(limit.column for limit in (*limits, *preset)))
+    for name in (*names, *(limit.column for limit in limits)):
+        if np.isnan(table.columns[name]).all():
+            raise UserError(f"{scores}: no row has a value of {name}. {format_reasons(table.reasons)}")
+    limits += [limit for limit in preset if not np.isnan(table.columns[limit.column]).all()]
+    met = {str(limit): limit.met(table.columns[limit.column]) for limit in limits}
+    kept = np.logical_and.reduce([np.ones(table.rows, bool), *met.values()])
+    if has_rule:
+        lower_is_better = resolve_lower_is_better(by, rule, lower_is_better)
+        kept = select(np.where(kept, table.columns[by], np.nan), by, rule, lower_is_better)
     aligned = None
     if scores_only:
         write_kept_scores(scores, out, kept)
@@ -101,7 +123,11 @@ def filter_scores(
         source, fields = _find_input(scores, out, input)
         aligned = write_kept(Join(source, fields, scores), out, kept)
     unscored = {name: count for name, count in sorted(table.counts.items()) if name not in SCORED}
-    return FilterResult(by, lower_is_better, table, kept, _worst(values[kept], lower_is_better), unscored, aligned)
+    threshold = _worst(table.columns[by][kept], lower_is_better) if has_rule else None
+    scored = table.rows - sum(unscored.values())
+    failed = {name: scored - int(is_met.sum()) for name, is_met in met.items()}
+    column, order = (by, lower_is_better) if has_rule else (None, None)
+    return FilterResult(column, order, table, kept, threshold, unscored, failed, aligned)
 
 
 def _worst(values: NDArray[np.float64], lower_is_better: bool | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Rule, select: the rows that a filter keeps, by the values of one column."""
+"""Rule, Limit, RECOMMENDED, select: the rows that a filter keeps, by the values of their columns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,46 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..scoring import columns
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A condition on one column. A row without a value does not meet it.
+
+    Args:
+        column: a numeric column.
+        min: lowest value to keep. Default: no limit.
+        max: highest value to keep. Default: no limit.
+    """
+
+    column: str
+    min: float | None = None
+    max: float | None = None
+
+    def check(self) -> None:
+        """Raise UserError unless one of the values is set and both are numbers in order."""
+        Rule(min=self.min, max=self.max).check()
+
+    def met(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return bool[N], True for each row that meets the condition.
+
+        Args:
+            values: float64[N] of the column, NaN for a row without a value.
+        """
+        is_met = ~np.isnan(values)
+        if self.min is not None:
+            is_met &= values >= self.min
+        if self.max is not None:
+            is_met &= values <= self.max
+        return is_met
+
+    def __str__(self) -> str:
+        bounds = ((">=", self.min), ("<=", self.max))
+        return " and ".join(f"{self.column} {sign} {value:g}" for sign, value in bounds if value is not None)
+
+
+RECOMMENDED = (Limit("mutual_novel", min=1.0), Limit("nll_end", max=12.0), Limit("echo", max=0.5))
+"""conditions for `smollm2`, chosen and measured by bench.quality (docs/quality.md)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +132,7 @@ def select(
     """
     rule.check()
     lower_is_better = resolve_lower_is_better(column, rule, lower_is_better)
-    in_range = ~np.isnan(values)
-    if rule.min is not None:
-        in_range &= values >= rule.min
-    if rule.max is not None:
-        in_range &= values <= rule.max
+    in_range = Limit(column, rule.min, rule.max).met(values)
     if not rule.is_ranking:
         return in_range
     rows = np.flatnonzero(in_range)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .bank import Bank, BankScores, PairStates
 from .columns import COLUMNS, TOKEN_SCORES, likelihood_scores
+from .flags import flags_of
 from .results import RecordLog, StoredWindow, count_scored, stored_windows
 from .runner import Runner
 
@@ -57,9 +58,13 @@ def score_rows(window: StoredWindow, scores: Mapping[str, NDArray[np.float64]]) 
     }
     for name, values in counts.items():
         columns[name] = [int(value) if ok else None for value, ok in zip(values, scored, strict=True)]
-    columns |= {"id": window.ids, "status": window.status, "reason": window.reason}
+    columns |= {"id": window.ids, "flags": [None] * len(scored), "status": window.status, "reason": window.reason}
     in_order = zip(*(columns[name] for name in COLUMNS), strict=True)
-    return [dict(zip(COLUMNS, row, strict=True)) for row in in_order]
+    rows: list[dict[str, Any]] = [dict(zip(COLUMNS, row, strict=True)) for row in in_order]
+    for row, ok, refusal in zip(rows, scored, window.arrays["refusal"].tolist(), strict=True):
+        if ok:
+            row["flags"] = flags_of(row | {"refusal": bool(refusal)})
+    return rows
 
 
 def _collect(journal: RecordLog, runner: Runner, chosen: NDArray[np.int64]) -> Bank:

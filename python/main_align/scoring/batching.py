@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..data.pairs import SCORED, Pair, check_text
 from ..models.encoding import EncodedPair, PairEncoder, shortened
 from .columns import TOKEN_SCORES, token_scores
+from .flags import is_refusal
 
 SORT_WINDOW = 4096
 """pairs that are sorted by length together"""
@@ -49,6 +50,7 @@ class SortWindow:
         tokens_y: int64[n], |y|.
         text_x: int64[n], a digest of x's token ids, 0 for a row that cannot be scored.
         text_y: int64[n], a digest of y's token ids.
+        refusal: int64[n], 1 for a response that opens with the wording of a refusal, else 0.
         token_scores: float64[n] for each score that follows from token ids, NaN if the row has no value.
         micro_batches: the forward passes.
     """
@@ -61,6 +63,7 @@ class SortWindow:
     tokens_y: NDArray[np.int64]
     text_x: NDArray[np.int64]
     text_y: NDArray[np.int64]
+    refusal: NDArray[np.int64]
     token_scores: dict[str, NDArray[np.float64]]
     micro_batches: list[MicroBatch] = field(default_factory=list)
 
@@ -92,6 +95,7 @@ def prepare_window(
         tokens_y=np.zeros(n, np.int64),
         text_x=np.zeros(n, np.int64),
         text_y=np.zeros(n, np.int64),
+        refusal=np.zeros(n, np.int64),
         token_scores={name: np.full(n, np.nan) for name in TOKEN_SCORES},
     )
     for row, pair in enumerate(pairs):
@@ -117,6 +121,7 @@ def prepare_window(
         window.encoded[row] = fitted
         window.tokens_x[row], window.tokens_y[row] = encoder.tokens(fitted)
         window.text_x[row], window.text_y[row] = _digest(fitted.x), _digest(fitted.y)
+        window.refusal[row] = is_refusal(pairs[row].response)
         for name, value in token_scores(fitted.x, fitted.y).items():
             window.token_scores[name][row] = value
         lengths[row] = sum(len(sequence.ids) for sequence in encoder.sequences(fitted))

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .ngrams import NGRAM, copy_overlap
+from .flags import FLAGS
+from .ngrams import NGRAM, copy_overlap, echo
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -91,6 +92,17 @@ class Column:
             raise ValueError(f"{self.name}: a score needs better='lower' or 'higher' and a group of {GROUPS}")
 
 
+def mutual(log_ratio_y: Floats, log_ratio_x: Floats, pairs: PairLikelihoods) -> Floats:
+    """Return the mean of both log-ratios, each divided by the root of its tokens, the scale on which its noise grows.
+
+    Args:
+        log_ratio_y: float64[n], log p(y|x) - log p(y) in nats.
+        log_ratio_x: float64[n], log p(x|y) - log p(x).
+        pairs: the n pairs.
+    """
+    return (log_ratio_y / np.sqrt(pairs.tokens_y) + log_ratio_x / np.sqrt(pairs.tokens_x)) / 2
+
+
 _COLUMNS = (
     Column("id", "the row's own id, or its line number if it has none", kind="text"),
     Column(
@@ -143,19 +155,19 @@ _COLUMNS = (
     ),
     Column(
         "mutual",
-        "(|y| pmi_forward + |x| pmi_reverse) / (2 sqrt(|x|+|y|)), nats per sqrt(token)",
+        "(sqrt|y| pmi_forward + sqrt|x| pmi_reverse) / 2, nats per sqrt(token)",
         better="higher",
         group="mutual",
         panel="nats per √token, both directions",
-        from_likelihoods=lambda p: ((p.y_given_x - p.y) + (p.x_given_y - p.x)) / (2 * np.sqrt(p.tokens)),
+        from_likelihoods=lambda p: mutual(p.y_given_x - p.y, p.x_given_y - p.x, p),
     ),
     Column(
         "mutual_novel",
-        f"as mutual, but a token in a {NGRAM}-gram that occurs on the other side adds 0, nats per sqrt(token)",
+        f"as mutual, but a token in an n-gram that occurs on the other side adds 0; n is |x| within 3 to {NGRAM}",
         better="higher",
         group="mutual",
         panel="nats per √token, copied tokens add 0",
-        from_likelihoods=lambda p: (p.novel_y + p.novel_x) / (2 * np.sqrt(p.tokens)),
+        from_likelihoods=lambda p: mutual(p.novel_y, p.novel_x, p),
     ),
     Column(
         "ifd",
@@ -195,6 +207,13 @@ _COLUMNS = (
         from_tokens=copy_overlap,
     ),
     Column(
+        "echo",
+        f"fraction of x's tokens in an n-gram that occurs in y; n is |x| within 3 to {NGRAM}",
+        better="lower",
+        group="diagnostic",
+        from_tokens=echo,
+    ),
+    Column(
         "semantic",
         "log N + S_ii - (row LSE + column LSE) / 2 over i and the N - 1 bank pairs that share no text with it, nats",
         better="higher",
@@ -207,6 +226,9 @@ _COLUMNS = (
         better="higher",
         group="structural",
         panel="correlation",
+    ),
+    Column(
+        "flags", f"those of {', '.join(flag.name for flag in FLAGS)} that are set, separated by commas", kind="text"
     ),
     Column("status", "ok or truncated if the row was scored, else why it was not", kind="text"),
     Column("reason", "one sentence on the status that names the line; empty for ok", kind="text"),

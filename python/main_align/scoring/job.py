@@ -27,6 +27,7 @@ from ..progress import Progress
 from .assemble import assemble_rows
 from .batching import SORT_WINDOW
 from .columns import definitions
+from .flags import FLAGS
 from .manifest import read_manifest, write_manifest
 from .resume import delete, is_complete, journal_path, open_or_resume
 from .score_file import write_scores
@@ -111,6 +112,7 @@ def _settings(scorer: Scorer, info: SourceInfo, reading: Mapping[str, Any], sort
         "reading": dict(reading),
         "sort_window": sort_window,
         "columns": definitions(),
+        "flags": {flag.name: flag.rule for flag in FLAGS},
         "scorer": scorer.fingerprint,
     }
     # Through JSON, so that the types are those of the stored copy it is compared with.

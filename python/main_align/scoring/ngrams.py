@@ -1,4 +1,4 @@
-"""copy_overlap, copied, novel_sum: tokens that one side of a pair copies from the other."""
+"""copy_overlap, echo, copied, novel_sum: tokens that one side of a pair copies from the other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 NGRAM = 6
 """tokens of an n-gram"""
+SHORTEST = 3
+"""tokens of an n-gram of a short instruction"""
 
 
 def copy_overlap(x: Sequence[int], y: Sequence[int], n: int = NGRAM) -> float:
@@ -26,13 +28,32 @@ def copy_overlap(x: Sequence[int], y: Sequence[int], n: int = NGRAM) -> float:
     return sum(gram in seen for gram in grams) / len(grams)
 
 
-def copied(ids: Sequence[int], other: Sequence[int], n: int = NGRAM) -> NDArray[np.bool_]:
+def ngram_size(x: Sequence[int]) -> int:
+    """Return the tokens of the n-grams that count as copied, so that a short instruction can be copied as well.
+
+    Args:
+        x: token ids of the instruction.
+    """
+    return max(SHORTEST, min(NGRAM, len(x)))
+
+
+def echo(x: Sequence[int], y: Sequence[int]) -> float:
+    """Return the fraction of x's tokens that lie in an n-gram of y, with n of `ngram_size`.
+
+    Args:
+        x: token ids of the instruction.
+        y: token ids of the response.
+    """
+    return float(copied(x, y, ngram_size(x)).mean())
+
+
+def copied(ids: Sequence[int], other: Sequence[int], n: int) -> NDArray[np.bool_]:
     """Return bool[len(ids)], True for each token that lies in an n-gram which also occurs in `other`.
 
     Args:
         ids: token ids of one side.
         other: token ids of the other side.
-        n: tokens of an n-gram. Default 6.
+        n: tokens of an n-gram.
     """
     grams = _ngrams(ids, n)
     shared = set(_ngrams(other, n)).intersection(grams)
@@ -43,15 +64,16 @@ def copied(ids: Sequence[int], other: Sequence[int], n: int = NGRAM) -> NDArray[
     return mask
 
 
-def novel_sum(values: NDArray[np.float64], ids: Sequence[int], other: Sequence[int]) -> float:
+def novel_sum(values: NDArray[np.float64], ids: Sequence[int], other: Sequence[int], n: int) -> float:
     """Return the sum of the values of all tokens that are not copied.
 
     Args:
         values: float64[m], the values of the tokens of `ids`, followed by those of end-of-turn tokens.
         ids: token ids of one side.
         other: token ids of the other side.
+        n: tokens of an n-gram.
     """
-    mask = copied(ids, other)
+    mask = copied(ids, other, n)
     return float(values[: len(ids)][~mask].sum() + values[len(ids) :].sum())
 
 

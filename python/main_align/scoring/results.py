@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ARRAYS = ("rows", "logp", "novel", "y_end", "embed_x", "embed_y")
 """the arrays of a MicroBatchResult"""
-WINDOW_ARRAYS = ("tokens_x", "tokens_y", "text_x", "text_y")
+WINDOW_ARRAYS = ("tokens_x", "tokens_y", "text_x", "text_y", "refusal")
 """the arrays of a SortWindow"""
 
 

@@ -70,12 +70,12 @@ def _parse(text: str, name: str, path: Path) -> float:
         raise UserError(f"{path}: column {name!r} holds {text!r}, not a number") from None
 
 
-def read_columns(path: Path, by: str) -> ScoreTable:
+def read_columns(path: Path, *required: str) -> ScoreTable:
     """Read the numeric columns as arrays, 8 bytes per value; texts are not kept.
 
     Args:
         path: score file.
-        by: a column that must exist; it is read even if it is not one of COLUMNS.
+        required: columns that must exist; they are read even if they are not in COLUMNS.
 
     Raises:
         UserError: no such column, no rows, or a value that is no number.
@@ -88,9 +88,9 @@ def read_columns(path: Path, by: str) -> ScoreTable:
         if row.get("reason"):
             reasons.setdefault(row["status"], row["reason"])
         if number == 1:
-            values = {name: [] for name in dict.fromkeys((*NUMERIC, by)) if name in row}
-            if by not in values:
-                raise UserError(f"{path} has no column {by!r}; it has {', '.join(row)}")
+            values = {name: [] for name in dict.fromkeys((*NUMERIC, *required)) if name in row}
+            if missing := [name for name in required if name not in values]:
+                raise UserError(f"{path} has no column {missing[0]!r}; it has {', '.join(row)}")
         for name, column in values.items():
             column.append(_number(row.get(name), name, number, path))
     if not values:

@@ -33,7 +33,7 @@ from .assemble import assemble_rows
 from .bank import Bank, PairStates
 from .batching import BATCH_TOKENS, SORT_WINDOW, MicroBatch, SortWindow, prepare_window
 from .columns import COLUMNS
-from .ngrams import novel_sum
+from .ngrams import ngram_size, novel_sum
 from .results import MemoryJournal, MicroBatchResult, empty_result, join_results
 from .windows import score_windows
 
@@ -208,8 +208,9 @@ class Scorer:
             logp = result.logp[index]
             logp[LogpColumn.Y_GIVEN_X], logp[LogpColumn.X] = forward.second.sum(), forward.first.sum()
             logp[LogpColumn.X_GIVEN_Y], logp[LogpColumn.Y] = reverse.second.sum(), reverse.first.sum()
-            result.novel[index, 0] = novel_sum(forward.second - reverse.first, pair.y, pair.x)
-            result.novel[index, 1] = novel_sum(reverse.second - forward.first, pair.x, pair.y)
+            n = ngram_size(pair.x)
+            result.novel[index, 0] = novel_sum(forward.second - reverse.first, pair.y, pair.x, n)
+            result.novel[index, 1] = novel_sum(reverse.second - forward.first, pair.x, pair.y, n)
             if len(end := forward.second[len(pair.y) :]):
                 result.y_end[index] = end.sum()
         finite = np.isfinite(result.logp).all(1) & np.isfinite(pooled).all(1).reshape(-1, 2).all(1)

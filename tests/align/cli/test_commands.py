@@ -176,6 +176,9 @@ def test_unused_text_fields_of_standard_input_are_reported(tmp_path: Path, model
         (("filter", "PAIRS", "-o", "k.csv"), "give one of --keep"),
         (("filter", "SCORES", "-o", "k.csv", "--by", "perplexity_y", "--top", 1), "--higher-is-better"),
         (("filter", "PAIRS", "-o", "k.csv", "--min", 2, "--max", 1), "--min 2 is above --max 1"),
+        (("filter", "PAIRS", "-o", "k.csv", "--min", "mutual=high"), "'high' is not a number"),
+        (("filter", "PAIRS", "-o", "k.csv", "--min", 1, "--min", 2), "--min COLUMN=VALUE"),
+        (("filter", "SCORES", "-o", "k.csv", "--min", "mutual=0.1", "--max", "nll_end=1"), "no column 'nll_end'"),
     ],
 )
 def test_a_user_error_is_printed_and_exits_1(

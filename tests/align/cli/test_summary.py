@@ -34,7 +34,7 @@ def filtered(aligned: bool = False) -> FilterResult:
     table = ScoreTable({"mutual": VALUES, "ifd": VALUES}, Counter(ok=4, bad_json=1), {"bad_json": "line 3: no JSON"}, 5)
     kept = np.array([False, False, True, True, False])
     marks = np.array([0, 1, 1, 1, np.nan]) if aligned else None
-    return FilterResult("mutual", False, table, kept, 2.0, {"bad_json": 1}, marks)
+    return FilterResult("mutual", False, table, kept, 2.0, {"bad_json": 1}, {"ifd <= 2": 1}, marks)
 
 
 def test_summaries_show_counts_and_quantiles() -> None:
@@ -57,6 +57,7 @@ def test_the_filter_summary_counts_kept_and_dropped_rows() -> None:
     assert "higher is better, kept if >= 2" in text
     assert "kept 2 of 5 rows" in text
     assert "bad_json 1" in text
+    assert "dropped because not ifd <= 2: 1" in text
     assert "kept 2 of 3 rows marked aligned and 0 of 1 rows marked not aligned" in text
     row = next(line for line in text.splitlines() if line.startswith("mutual")).split()
     assert row[2] == "2.5", "median of kept"

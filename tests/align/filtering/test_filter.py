@@ -13,7 +13,7 @@ import pytest
 from main_align.data.fields import Fields
 from main_align.errors import UserError
 from main_align.filtering.filter import filter_scores
-from main_align.filtering.rules import Rule, select
+from main_align.filtering.rules import RECOMMENDED, Limit, Rule, select
 from main_align.scoring.columns import COLUMNS, SCORES
 from main_align.scoring.job import score_file
 from main_align.scoring.manifest import manifest_path
@@ -185,6 +185,48 @@ def test_an_alias_is_filtered_like_its_column(tmp_path: Path) -> None:
     assert done.threshold == sorted(values)[2]
     again = filter_scores(scored, tmp_path / "l.jsonl", by="forward_nll", max=done.threshold)
     assert again.kept.tolist() == done.kept.tolist()
+
+
+def limit_rows(path: Path) -> Path:
+    columns = {
+        "mutual": [3, 2, 1, 0, 4, 5],
+        "mutual_novel": [3, 2, 0.5, 0, 4, None],
+        "nll_end": [1, 13, 14, 1, 2, None],
+        "echo": [0, 0, 0, 0.9, 0.2, None],
+    }
+    with path.open("w") as file:
+        for n, values in enumerate(zip(*columns.values(), strict=True)):
+            row = {"id": n, "status": "bad_json" if values[1] is None else "ok"}
+            file.write(json.dumps(row | dict(zip(columns, values, strict=True))) + "\n")
+    return path
+
+
+def test_a_kept_row_meets_all_limits_and_failures_are_counted(tmp_path: Path) -> None:
+    scores, out = limit_rows(tmp_path / "s.jsonl"), tmp_path / "k.jsonl"
+    limits = [Limit("mutual_novel", min=1.0), Limit("nll_end", max=12.0)]
+    result = filter_scores(scores, out, limits=limits, scores_only=True)
+    assert [row["id"] for row in read(out)] == [0, 4]
+    assert result.failed == {"mutual_novel >= 1": 2, "nll_end <= 12": 2}
+    assert (result.by, result.threshold) == (None, None)
+    result = filter_scores(scores, out, top=1, limits=limits, scores_only=True)
+    assert [row["id"] for row in read(out)] == [4]  # the best of the rows that meet the limits
+    assert (result.by, result.threshold) == ("mutual", 4.0)
+    with pytest.raises(UserError, match="is above"):
+        filter_scores(scores, out, limits=[Limit("echo", min=2.0, max=1.0)], scores_only=True)
+    with pytest.raises(UserError, match="has no column 'perplexity'"):
+        filter_scores(scores, out, limits=[Limit("perplexity", max=1.0)], scores_only=True)
+
+
+def test_the_recommended_limits_skip_a_column_without_values(tmp_path: Path) -> None:
+    scores, out = limit_rows(tmp_path / "s.jsonl"), tmp_path / "k.jsonl"
+    result = filter_scores(scores, out, recommended=True, scores_only=True)
+    assert list(result.failed) == [str(limit) for limit in RECOMMENDED]
+    assert [row["id"] for row in read(out)] == [0, 4]
+    scores.write_text("".join(json.dumps(row | {"nll_end": None}) + "\n" for row in read(scores)))
+    result = filter_scores(scores, out, recommended=True, scores_only=True)
+    assert [row["id"] for row in read(out)] == [0, 1, 4]
+    with pytest.raises(UserError, match="no row has a value of nll_end"):
+        filter_scores(scores, out, limits=[Limit("nll_end", max=12.0)], scores_only=True)
 
 
 def test_a_custom_column_is_filtered_in_the_given_direction(tmp_path: Path) -> None:

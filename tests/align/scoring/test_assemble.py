@@ -19,7 +19,7 @@ def test_rows_have_the_columns_and_nulls_where_nothing_was_scored():
         ids=["a", "b"],
         status=["ok", "too_long"],
         reason=["", "line 2: long"],
-        arrays={"tokens_x": np.array([2, 0]), "tokens_y": np.array([3, 0])},
+        arrays={"tokens_x": np.array([2, 0]), "tokens_y": np.array([3, 0]), "refusal": np.array([1, 0])},
         logp=np.array([[-6.0, -12.0, -4.0, -7.0], [np.nan] * 4]),
         novel=np.array([[6.0, 3.0], [np.nan] * 2]),
         y_end=np.full(2, np.nan),

@@ -44,8 +44,10 @@ def test_the_columns_and_their_order_are_fixed():
         "duality_gap",
         "nll_end",
         "copy_overlap",
+        "echo",
         "semantic",
         "structural",
+        "flags",
         "status",
         "reason",
     ]
@@ -81,19 +83,20 @@ def test_derived_tables_follow_the_columns():
         "duality_gap",
         "nll_end",
         "copy_overlap",
+        "echo",
     }
     assert (
         *("mutual", "mutual_novel", "pmi_forward", "pmi_reverse", "semantic", "structural"),
-        *("ifd", "r_ifd", "duality_gap", "nll_end", "copy_overlap"),
+        *("ifd", "r_ifd", "duality_gap", "nll_end", "copy_overlap", "echo"),
         *("nll_y_given_x", "nll_y", "nll_x_given_y", "nll_x"),
     ) == SCORES
     assert tuple(PANELS) == (*SCORES[:7], "nll_end")
     assert set(NUMERIC) == {*SCORES, "tokens_x", "tokens_y"}
-    assert TOKEN_SCORES == ("copy_overlap",)
+    assert TOKEN_SCORES == ("copy_overlap", "echo")
     assert ALIASES == {"forward_nll": "nll_y_given_x", "reverse_nll": "nll_x_given_y"}
     types = {name: str(kind) for name, kind in score_types(COLUMNS).items()}
     assert {name for name, kind in types.items() if kind == "int64"} == {"tokens_x", "tokens_y"}
-    assert {name for name, kind in types.items() if kind == "string"} == {"id", "status", "reason"}
+    assert {name for name, kind in types.items() if kind == "string"} == {"id", "flags", "status", "reason"}
 
 
 @pytest.mark.parametrize("name", ["perplexity_y", "status", "tokens_y"])
@@ -113,8 +116,8 @@ def test_likelihood_scores_match_a_hand_calculation():
             "nll_x": 3.5,
             "pmi_forward": 2.0,
             "pmi_reverse": 1.5,
-            "mutual": (3 * 2.0 + 2 * 1.5) / (2 * math.sqrt(5)),
-            "mutual_novel": (2.5 + 1.0) / (2 * math.sqrt(5)),
+            "mutual": (3 * 2.0 / math.sqrt(3) + 2 * 1.5 / math.sqrt(2)) / 2,
+            "mutual_novel": (2.5 / math.sqrt(3) + 1.0 / math.sqrt(2)) / 2,
             "ifd": 0.5,
             "r_ifd": 4 / 7,
             "duality_gap": abs((-7 - 6) - (-12 - 4)) / 5,

@@ -108,7 +108,7 @@ def test_copied_tokens_and_the_end_of_turn_against_naive_passes(folder, scorer):
     for row, (encoded, y_given_x, x, x_given_y, y) in zip(rows, naive_tokens(folder, scorer, pairs), strict=True):
         ratios = [(y_given_x - y, encoded.y, encoded.x), (x_given_y - x, encoded.x, encoded.y)]
         novel = sum(
-            ratio[place]
+            ratio[place] / (2 * math.sqrt(len(ratio)))
             for ratio, ids, other in ratios
             for place in range(len(ratio))
             if not any(
@@ -117,7 +117,7 @@ def test_copied_tokens_and_the_end_of_turn_against_naive_passes(folder, scorer):
                 for at in range(len(other) - 5)
             )
         )
-        assert row["mutual_novel"] == pytest.approx(novel / (2 * math.sqrt(len(x) + len(y))), abs=1e-5)
+        assert row["mutual_novel"] == pytest.approx(novel, abs=1e-5)
         end = y_given_x[len(encoded.y) :]
         assert row["nll_end"] == (pytest.approx(-end.sum(), abs=1e-5) if len(end) else None)
     assert abs(rows[-1]["mutual_novel"] - rows[-1]["mutual"]) > 1e-3

@@ -1,0 +1,42 @@
+"""The flags of a row, by their rules."""
+
+from __future__ import annotations
+
+import pytest
+from main_align.scoring.flags import FLAGS, flags_of, is_refusal
+
+PLAIN = {"echo": 0.1, "nll_end": 2.0, "refusal": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "flags"),
+    [
+        ({}, ""),
+        ({"echo": 0.5}, "echo"),
+        ({"nll_end": 12.1}, "cut_off"),
+        ({"nll_end": None}, ""),
+        ({"refusal": True, "echo": 1.0}, "echo,refusal"),
+    ],
+)
+def test_a_row_has_the_flags_whose_rules_hold(change, flags):
+    assert flags_of(PLAIN | change) == flags
+
+
+def test_every_flag_can_be_set():
+    bad = flags_of({"echo": 1.0, "nll_end": 20.0, "refusal": True})
+    assert bad == ",".join(flag.name for flag in FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("response", "refused"),
+    [
+        ("I\u2019m sorry, but I cannot help with that request.", True),
+        ("As an AI language model, I do not eat.", True),
+        ("Sorry, I am unable to complete this task.", True),
+        ("The Beatles wrote I'm Down. I am not a crook was said by Nixon.", False),
+        ("The capital of France is Paris.", False),
+        ("word " * 40 + "I'm sorry, but I cannot help with that.", False),
+    ],
+)
+def test_a_refusal_is_found_in_the_opening(response, refused):
+    assert is_refusal(response) == refused
