@@ -21,6 +21,7 @@ LOSS, OBJECTIVE, MICRO_BATCH, STEP, WEIGHT = (
 )
 COLLATOR, PREPARATION, READER = (f"{HOME}dataset/{name}.py" for name in ("collator", "preparation", "reader"))
 EVALUATION, MONITOR = (f"{HOME}metrics/{name}.py" for name in ("evaluation", "monitor"))
+COMPONENTS = "python/main_align/data/components.py"
 HOOKS = f"{HOME}model/hooks.py"
 CHECKPOINTS, MIXIN = (f"{HOME}trainer/{name}.py" for name in ("checkpoint_mixin", "mixin"))
 
@@ -74,7 +75,7 @@ MUTATIONS = [
     Mutation(LOSS, 'terms["intentional"] = -mutual', 'terms["intentional"] = mutual'),
     Mutation(LOSS, "-logp.sum() / tokens.sum().clamp(min=1)", "-(logp / tokens).mean()"),
     Mutation(LOSS, "(tokens_x + tokens_y).clamp(min=1)", "tokens_y.clamp(min=1)"),
-    Mutation(READER, "first.setdefault(key, row)", "row"),
+    Mutation(COMPONENTS, "first.setdefault(key, row)", "row"),
     Mutation(READER, 'problem = "" if fitted is not None else OVER_LENGTH', 'problem = ""'),
     Mutation(READER, "(mask or [1] * len(pair.y))[: len(pair.y)]", "[1] * len(pair.y)"),
     Mutation(WEIGHT, "ratio = seed / (seed + synthetic)", "ratio = synthetic / (seed + synthetic)"),

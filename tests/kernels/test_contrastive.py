@@ -259,14 +259,28 @@ def test_pair_scores_match_the_reference(backend, drawn, temperature, bank, ids)
     left_out = torch.zeros_like(s, dtype=torch.bool)
     if ids:
         left_out = options["pair_ids"][:, None] == options["key_ids"]
-    left_out[torch.arange(drawn.rows), targets] = True
-    s.masked_fill_(left_out, -math.inf)
-    own = (reference.exact(query, key) / temperature).detach().gather(1, targets[:, None])
+    own = s.gather(1, targets[:, None])
+    slack = near if drawn.dtype != torch.bfloat16 else near + float(own.abs().max()) / 64
+    assert_ranks(got, s.masked_fill(left_out, -math.inf), own, targets, slack)
+
+
+def assert_ranks(got, s, own, targets, slack):
+    """Check the ranks of the pairs' scores own[N, 1] among the scores s[N, M], which may be off by slack."""
+    s = s.index_put((torch.arange(len(own)), targets), torch.tensor(-math.inf, dtype=s.dtype))
     for rank, matrix in ((got.rank_query, s), (got.rank_key, s[:, targets].T)):
-        slack = near if drawn.dtype != torch.bfloat16 else near + float(own.abs().max()) / 64
         assert (rank >= (matrix > own + slack).sum(1)).all()
         assert (rank <= (matrix > own - slack).sum(1)).all()
         assert rank.dtype == got.pmi.dtype
+
+
+def test_ranks_over_several_chunks_match_the_reference(backend, monkeypatch):
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
+    query, key = (x.detach() for x in Matrices(600, 700, 16, torch.float32, 1.0, False, 5).draw())
+    assert plan.make_plan(600, 700, 16, query.dtype).rows < 600
+    targets = torch.randperm(700, generator=seeded(5))[:600]
+    got = pair_scores(query, key, temperature=1.0, targets=targets)
+    s = reference.exact(query, key)
+    assert_ranks(got, s, s.gather(1, targets[:, None]), targets, 1e-4)
 
 
 def test_perfect_pairs_rank_first_and_reach_log_n(backend):
