@@ -9,7 +9,7 @@ import typer
 
 from ..data.write import OUTPUT_ENDINGS
 from ..errors import UserError
-from ..filtering.rules import RECOMMENDED, Limit
+from ..filtering.limits import RECOMMENDED, Limit
 from ..plots import PLOT_ENDINGS
 from .common import log_reasons
 

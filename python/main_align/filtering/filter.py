@@ -23,7 +23,8 @@ from ..scoring.columns import ALIASES
 from ..scoring.manifest import manifest_path, read_manifest
 from ..scoring.score_file import ScoreTable, read_columns
 from .join import Join, write_kept, write_kept_scores
-from .rules import RECOMMENDED, Limit, Rule, resolve_lower_is_better, select
+from .limits import RECOMMENDED, Limit
+from .rules import Rule, resolve_lower_is_better, select
 
 
 @dataclass(frozen=True, slots=True)

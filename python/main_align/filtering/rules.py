@@ -1,4 +1,4 @@
-"""Rule, Limit, RECOMMENDED, select: the rows that a filter keeps, by the values of their columns."""
+"""Rule, select: the rows that a filter keeps, by the values of one column."""
 
 from __future__ import annotations
 
@@ -10,46 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..scoring import columns
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """A condition on one column. A row without a value does not meet it.
-
-    Args:
-        column: a numeric column.
-        min: lowest value to keep. Default: no limit.
-        max: highest value to keep. Default: no limit.
-    """
-
-    column: str
-    min: float | None = None
-    max: float | None = None
-
-    def check(self) -> None:
-        """Raise UserError unless one of the values is set and both are numbers in order."""
-        Rule(min=self.min, max=self.max).check()
-
-    def met(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return bool[N], True for each row that meets the condition.
-
-        Args:
-            values: float64[N] of the column, NaN for a row without a value.
-        """
-        is_met = ~np.isnan(values)
-        if self.min is not None:
-            is_met &= values >= self.min
-        if self.max is not None:
-            is_met &= values <= self.max
-        return is_met
-
-    def __str__(self) -> str:
-        bounds = ((">=", self.min), ("<=", self.max))
-        return " and ".join(f"{self.column} {sign} {value:g}" for sign, value in bounds if value is not None)
-
-
-RECOMMENDED = (Limit("mutual_novel", min=1.0), Limit("nll_end", max=12.0), Limit("echo", max=0.5))
-"""conditions for `smollm2`, chosen and measured by bench.quality (docs/quality.md)"""
+from .limits import Limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +41,11 @@ class Rule:
             raise UserError("give one of --keep, --top, --min, --max; found none")
         if self.keep is not None and self.top is not None:
             raise UserError("give one of --keep and --top; found --keep and --top")
-        if any(value is not None and math.isnan(value) for value in values):
-            raise UserError("the limit is not a number")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise UserError(f"--keep {self.keep} is not a fraction; give more than 0 and at most 1")
         if self.top is not None and self.top < 1:
             raise UserError(f"--top {self.top}: keep at least one row")
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise UserError(f"--min {self.min:g} is above --max {self.max:g}, so no row can be kept")
+        Limit("", self.min, self.max).check()
 
 
 def resolve_lower_is_better(column: str, rule: Rule, lower_is_better: bool | None = None) -> bool | None:

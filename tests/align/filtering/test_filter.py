@@ -13,7 +13,8 @@ import pytest
 from main_align.data.fields import Fields
 from main_align.errors import UserError
 from main_align.filtering.filter import filter_scores
-from main_align.filtering.rules import RECOMMENDED, Limit, Rule, select
+from main_align.filtering.limits import RECOMMENDED, Limit
+from main_align.filtering.rules import Rule, select
 from main_align.scoring.columns import COLUMNS, SCORES
 from main_align.scoring.job import score_file
 from main_align.scoring.manifest import manifest_path

@@ -1,0 +1,56 @@
+"""Limit, RECOMMENDED: conditions on columns. Imports no numpy, because the help of `main-align filter` shows them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A condition on one column. A row without a value does not meet it.
+
+    Args:
+        column: a numeric column.
+        min: lowest value to keep. Default: no limit.
+        max: highest value to keep. Default: no limit.
+    """
+
+    column: str
+    min: float | None = None
+    max: float | None = None
+
+    def check(self) -> None:
+        """Raise UserError unless the values that are set are numbers in order."""
+        if any(value is not None and math.isnan(value) for value in (self.min, self.max)):
+            raise UserError("the limit is not a number")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise UserError(f"--min {self.min:g} is above --max {self.max:g}, so no row can be kept")
+
+    def met(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return bool[N], True for each row that meets the condition.
+
+        Args:
+            values: float64[N] of the column, NaN for a row without a value.
+        """
+        is_met: NDArray[np.bool_] = values == values  # False for NaN
+        if self.min is not None:
+            is_met &= values >= self.min
+        if self.max is not None:
+            is_met &= values <= self.max
+        return is_met
+
+    def __str__(self) -> str:
+        bounds = ((">=", self.min), ("<=", self.max))
+        return " and ".join(f"{self.column} {sign} {value:g}" for sign, value in bounds if value is not None)
+
+
+RECOMMENDED = (Limit("mutual_novel", min=1.0), Limit("nll_end", max=12.0), Limit("echo", max=0.5))
+"""conditions for `smollm2`, chosen and measured by bench.quality (docs/quality.md)"""
