@@ -24,6 +24,7 @@ from main_align.data.sources.file_formats import FILE_FORMATS
 from main_align.data.sources.streams import COMPRESSIONS
 from main_align.scoring.columns import COLUMNS
 from main_align.scoring.flags import FLAGS
+from typer import Context
 from typer.models import OptionInfo
 
 DOCS = Path(__file__).parent
@@ -104,6 +105,8 @@ def _command(command: Any) -> str:
     params = inspect.signature(command.callback).parameters
     arguments, options = [], []
     for name, param in params.items():
+        if hints[name] is Context:  # what typer passes, not an argument of the command
+            continue
         annotation, declaration = get_args(hints[name])
         if isinstance(declaration, OptionInfo):
             # In Annotated[...] the first flag is passed in place of the default.

@@ -15,6 +15,7 @@ from . import (
     doctor,
     filter,
     score,
+    sft,
     train,
 )
 from .common import CommandGroup
@@ -49,6 +50,9 @@ def _options(
 
 app.command("score", no_args_is_help=True, epilog=score.FORMATS)(score.score)
 app.command("filter", no_args_is_help=True)(filter.filter)
+app.command("sft", no_args_is_help=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
+    sft.sft
+)
 app.command("train", no_args_is_help=True)(train.train)
 app.command("answer", no_args_is_help=True)(answer.answer)
 app.command("doctor")(doctor.doctor)

@@ -1,0 +1,69 @@
+"""main-align sft: TRL's parser over MutualAlignmentConfig, from a file and from options."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from main_align.cli.app import app
+from main_align.errors import UserError
+from main_align.training.sft import run_sft
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from ..tiny_models import tiny_model_folder
+
+PAIRS = [{"prompt": f"What is {n} plus {n}?", "completion": f"It is {2 * n}."} for n in range(8)]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    return str(path)
+
+
+def test_a_settings_file_and_options_train_and_save_a_model(tmp_path, data):
+    model, out = tiny_model_folder(tmp_path), tmp_path / "out"
+    config = tmp_path / "sft.yaml"
+    config.write_text(
+        f"model_name_or_path: {model}\ndataset_name: {data}\nsemantic_weight: 0.5\nmax_steps: 50\nlogging_steps: 1\n"
+        "report_to: none\nper_device_train_batch_size: 4\nbf16: false\nsave_strategy: 'no'\n"
+    )
+    result = CliRunner().invoke(
+        app, ["sft", str(config), "--max_steps", "2", "--reverse_weight", "0", "--output_dir", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    assert f"model: {out}" in result.output
+    AutoModelForCausalLM.from_pretrained(out)
+    trainer = run_sft(["--config", str(config), "--max_steps", "1", "--output_dir", str(out)])
+    assert trainer.args.semantic_weight == 0.5
+    logged = trainer.state.log_history[0]
+    assert "loss_semantic" in logged
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output_dir", "x"], "dataset_name is not set"),
+        (["--dataset_name", "DATA"], "model_name_or_path is not set"),
+        (["--dataset_name", "DATA", "--model_name_or_path", "m", "--no_such_option", "1"], "no_such_option"),
+        (["--dataset_name", "DATA", "--model_name_or_path", "m", "--eval_strategy", "epoch"], "has no split 'test'"),
+    ],
+)
+def test_what_is_missing_is_named(data, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        run_sft([data if each == "DATA" else each for each in arguments])
+
+
+def test_a_missing_settings_file_is_an_error():
+    result = CliRunner().invoke(app, ["sft", "absent.yaml"])
+    assert result.exit_code == 1
+    assert "absent.yaml: no such settings file" in result.output
+
+
+def test_the_options_are_listed():
+    result = CliRunner().invoke(app, ["sft", "--options"])
+    assert result.exit_code == 0
+    assert "--semantic_weight" in result.output
+    assert "--use_peft" in result.output
