@@ -45,6 +45,9 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCMMA"}
 """The instruction that matrix products must be made of."""
 
+WALKS = ("fused_reduce", "fused_score_grad", "two_sided_reduce", "exact_columns", "two_sided_grad")
+"""The kernels that walk over tiles of scores and contain the product."""
+
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _COUNTED = {
     "HMMA": r"\bHMMA",
@@ -298,9 +301,9 @@ def faults(row: dict[str, Any]) -> list[str]:
         wrong.append(f"{row['local']} accesses of local memory, {row['stack']} bytes of stack")
     if row["shared"] > SHARED_LIMIT[arch]:
         wrong.append(f"{row['shared']} bytes of shared memory")
-    if name in ("fused_reduce", "fused_score_grad", "target_scores") and not row[MATRIX[arch]]:
+    if name in (*WALKS, "target_scores") and not row[MATRIX[arch]]:
         wrong.append(f"no {MATRIX[arch]}")
-    if name in ("fused_reduce", "fused_score_grad") and arch >= 90 and not row["UTMALDG"]:
+    if name in WALKS and arch >= 90 and not row["UTMALDG"]:
         wrong.append("no UTMALDG")
     return wrong
 

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 SHAPE = "bfloat16 8192x32768"
 PLAIN = (
     f"reduce rows {SHAPE}",
+    f"reduce both {SHAPE}",
+    f"score_grad softplus {SHAPE}",
     f"score_grad both {SHAPE}",
     "chunk score_grad both bfloat16",
     "divergence JS both bfloat16 bfloat16",
@@ -33,6 +35,9 @@ def test_nothing_spills_and_products_run_on_tensor_cores(architecture):
     assert {row["kernel"] for row in rows} >= {
         "fused_reduce",
         "fused_score_grad",
+        "two_sided_reduce",
+        "exact_columns",
+        "two_sided_grad",
         "target_scores",
         "reduce_partials",
         "score_grad",

@@ -18,7 +18,7 @@ from main_kernels.sweep import grad_buffer, plan, products, sweep
 from ..kernels import test_contrastive as contrastive
 from ..kernels import test_head_losses as head_losses
 from ..kernels import test_token_logprobs as likelihood
-from ..kernels.contract import Matrices, error
+from ..kernels.contract import Matrices, error, ulps
 
 
 @pytest.fixture(params=["loads", "descriptors"])
@@ -124,6 +124,33 @@ def test_ranks_count_ties_like_the_reference(fused, dtype):
     assert torch.equal(got.rank_query, want.rank_query)
     assert torch.equal(got.rank_key, want.rank_key)
     assert error(got.pmi, want.pmi) < 1e-5
+
+
+@DTYPES
+@pytest.mark.parametrize("ids", [False, True])
+def test_a_column_far_below_its_tile_is_exact(fused, dtype, ids):
+    """By 150 nats, where the shared exponential is 0; and by 50, where it is not."""
+    query, key = torch.rand(700, 16) + 1, torch.rand(600, 16) + 1
+    key[[5, 555]] *= -1
+    key[[17, 590]] *= 0.1
+    query, key = query.to(dtype), key.to(dtype)
+    scores = query.double() @ key.double().T * 2
+    masked = torch.arange(700)[:, None] // 2 == torch.arange(600) // 2 if ids else torch.zeros(700, 600, dtype=bool)
+    options = {"row_ids": torch.arange(700) // 2, "column_ids": torch.arange(600) // 2} if ids else {}
+    got = sweep(query, key, scale=2.0, column_lse=True, **options)
+    want = scores.masked_fill(masked, -torch.inf)
+    assert fused["reduce"] == 1
+    allowed = ulps(float(scores.abs().max()))
+    assert error(got.column_lse, want.logsumexp(0)) < allowed
+    assert error(got.row_lse, want.logsumexp(1)) < allowed
+
+
+def test_an_infinite_key_spoils_its_own_column_only(fused):
+    query, key = torch.rand(140, 16).bfloat16(), torch.rand(300, 16).bfloat16()
+    key[7, 3] = float("inf")
+    got = sweep(query, key, column_lse=True)
+    assert got.row_lse.isnan().all()
+    assert got.column_lse.isnan().nonzero().tolist() == [[7]]
 
 
 def test_kept_scores_tie_with_their_equals(fused, monkeypatch):

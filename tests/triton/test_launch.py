@@ -15,6 +15,7 @@ import torch
 pytest.importorskip("triton")
 import triton
 
+from bench import aot
 from main_kernels import backends, info_nce, linear_cross_entropy, linear_kl, pair_scores, sigmoid_loss
 from main_kernels.backends import registry
 from main_kernels.backends.triton import TritonBackend, configs
@@ -86,9 +87,10 @@ def test_a_driver_accepts_every_launch(pretended, name, dtype):
     elif dtype == torch.float32 or name not in FUSED:
         assert asked["reduce_rows"] == asked["score_grad"] == 1
     else:
-        assert asked["target_scores"] == asked["fused_reduce"] == 1
-        assert asked["map"] == 2 * (asked["fused_reduce"] + asked["fused_score_grad"])
-        assert all(int(grid) <= 2 * 132 for what, grid in notes if what in ("fused_reduce", "fused_score_grad"))
+        assert asked["target_scores"] == asked["fused_reduce"] + asked["two_sided_reduce"] == 1
+        assert asked["exact_columns"] == asked["two_sided_reduce"]
+        assert asked["map"] == 2 * sum(asked[walk] for walk in aot.WALKS)
+        assert all(int(grid) <= 2 * 132 for what, grid in notes if what in aot.WALKS)
 
 
 def test_the_stand_in_driver_refuses_what_cuda_refuses(pretended):

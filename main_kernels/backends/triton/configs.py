@@ -13,8 +13,8 @@ replaces a tile by setting one.
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
@@ -44,23 +44,39 @@ class _Config:
 
 
 @dataclass(frozen=True)
-class FusedTile(_Config):
+class WholeTile(_Config):
     """A tile of scores that a fused kernel computes and consumes in registers.
 
     It applies from compute capability ``architecture`` / 10 on, to launches whose estimated register pressure is at
-    most ``max_pressure``. GROUP_M rows of tiles run together, so that their operands meet in the L2 cache. The epilogue
-    works on 2 ** EPILOGUE_SUBTILES_LOG2 column slices of the tile one after the other, which divides its registers.
-    Without maxnreg=255, ptxas spills a little to make room for more programs than shared memory allows."""
+    most ``max_pressure``. GROUP_M rows of tiles run together, so that their operands meet in the L2 cache. Without
+    maxnreg=255, ptxas spills a little to make room for more programs than shared memory allows."""
 
     architecture: int
     max_pressure: int
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
-    EPILOGUE_SUBTILES_LOG2: int
     num_stages: int
-    GROUP_M: int = 16
-    maxnreg: int = 255
+    GROUP_M: int = field(default=16, kw_only=True)
+    maxnreg: int = field(default=255, kw_only=True)
+
+
+@dataclass(frozen=True)
+class FusedTile(WholeTile):
+    """A WholeTile whose epilogue works on 2 ** EPILOGUE_SUBTILES_LOG2 column slices one after the other, which divides
+    its registers."""
+
+    EPILOGUE_SUBTILES_LOG2: int
+
+
+@dataclass(frozen=True)
+class ExactTile(FusedTile):
+    """A FusedTile of exact_columns, whose programs read SPAN marks at once."""
+
+    SPAN: int = field(default=256, kw_only=True)
+
+
+_Tile = TypeVar("_Tile", bound=WholeTile)
 
 
 @dataclass(frozen=True)
@@ -232,6 +248,87 @@ FUSED_SCORE_GRAD = (
     ),
 )
 
+TWO_SIDED_REDUCE = (
+    WholeTile(
+        "two warps share a row of the accumulator; at most 203 registers",
+        architecture=80,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=32,
+        num_warps=8,
+        num_stages=4,
+    ),
+    WholeTile(
+        "the whole tile in the epilogue at once; two programs share a multiprocessor; at most 218 registers",
+        architecture=90,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        num_warps=4,
+        num_stages=3,
+    ),
+)
+
+EXACT_COLUMNS = (
+    ExactTile(
+        "the tile of TWO_SIDED_REDUCE, an eighth at a time; at most 206 registers",
+        architecture=80,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=32,
+        EPILOGUE_SUBTILES_LOG2=3,
+        num_warps=8,
+        num_stages=4,
+    ),
+    ExactTile(
+        "the tile of TWO_SIDED_REDUCE, an eighth at a time; at most 212 registers",
+        architecture=90,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=3,
+        num_warps=4,
+        num_stages=3,
+    ),
+)
+
+TWO_SIDED_GRAD = (
+    WholeTile(
+        "as in the forward pass; at most 239 registers",
+        architecture=80,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=32,
+        num_warps=8,
+        num_stages=4,
+    ),
+    WholeTile(
+        "as in the forward pass; 255 registers",
+        architecture=90,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        num_warps=4,
+        num_stages=3,
+    ),
+    WholeTile(
+        "the accumulator is in tensor memory: two warp groups share the epilogue's registers; 248 registers",
+        architecture=100,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        num_warps=8,
+        num_stages=3,
+    ),
+)
+
 TARGET_SCORES = TargetTile(
     "little work next to the full product; at most 48 KB of shared memory and 124 registers",
     BLOCK_M=64,
@@ -290,7 +387,7 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def tile_for(tiles: tuple[FusedTile, ...], device: torch.device, register_pressure: int) -> FusedTile:
+def tile_for(tiles: tuple[_Tile, ...], device: torch.device, register_pressure: int = 0) -> _Tile:
     """Return the first tile with room for ``register_pressure``, of the newest architecture the device supports."""
     supported = architecture(device)
     newest = max(tile.architecture for tile in tiles if tile.architecture <= supported)

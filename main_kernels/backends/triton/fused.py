@@ -10,13 +10,14 @@ from torch import Tensor
 from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..interface import Mask, ScoreGradTerms, ScoreMap
 from . import configs
-from .configs import FusedTile
+from .configs import WholeTile
 from .epilogue import NO_FMA
 from .fused_backward import fused_score_grad
 from .fused_forward import fused_reduce, target_scores
 from .kernel_args import Sums, Terms
 from .launch import masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
 from .matmul_tile import aligned, kernel_operands, persistent_grid
+from .two_sided import exact_columns, two_sided_grad, two_sided_reduce
 
 # Weights of the parts of an epilogue that take more registers than one sum or term.
 _POINTWISE, _SOFTCAP = 5, 3
@@ -30,6 +31,20 @@ def _reduce_pressure(rows: RowAccumulators, columns: ColumnAccumulators | None, 
     return min(sums + others + _POINTWISE * pointwise, configs.MAX_PRESSURE)
 
 
+def _is_two_sided(rows: RowAccumulators, columns: ColumnAccumulators | None, score_map: ScoreMap) -> bool:
+    """Return True if only the log-sum-exps of rows and columns are reduced, of scores without softcap and bias."""
+    others = (rows.weighted, rows.rank, rows.logits, rows.softplus, rows.clipped, score_map.bias)
+    is_plain = not score_map.softcap and all(x is None for x in others)
+    return columns is not None and rows.total is not None and is_plain
+
+
+def _is_two_sided_grad(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> bool:
+    """Return True if the gradient has terms of both log-sum-exps and no others but the targets'."""
+    others = (terms.softplus_grad, terms.row_sum_grad, terms.column_sum_grad, terms.neg_entropy_grad)
+    is_plain = not score_map.softcap and all(x is None for x in (*others, score_map.bias, mask, scale_grad))
+    return is_plain and terms.row_lse_grad is not None and terms.column_lse_grad is not None
+
+
 def _score_grad_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> int:
     """Estimate the register pressure of a backward epilogue: one per gradient term, bias, mask and row sum, more for a
     softcap."""
@@ -40,7 +55,7 @@ def _score_grad_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, s
 
 
 def _passes(
-    count: int, width: int, tile: FusedTile, rows: RowAccumulators, columns: ColumnAccumulators | None
+    count: int, width: int, tile: WholeTile, rows: RowAccumulators, columns: ColumnAccumulators | None
 ) -> Iterator[slice]:
     """Yield the row ranges of the fewest passes whose partial sums fit into PARTIAL_SUMS_BYTES."""
     row_sums, column_sums = (sum(getattr(x, name, None) is not None for name in Sums._fields) for x in (rows, columns))
@@ -99,11 +114,15 @@ class TritonFused:
         rows: RowAccumulators,
         columns: ColumnAccumulators | None,
     ) -> None:
-        pressure = _reduce_pressure(rows, columns, score_map)
-        tile = configs.tile_for(configs.FUSED_REDUCE, query.device, pressure)
+        tile: WholeTile
+        if _is_two_sided(rows, columns, score_map):
+            tile, reduce = configs.tile_for(configs.TWO_SIDED_REDUCE, query.device), self._reduce_two_sided
+        else:
+            pressure = _reduce_pressure(rows, columns, score_map)
+            tile, reduce = configs.tile_for(configs.FUSED_REDUCE, query.device, pressure), self._reduce
         for part in _passes(query.shape[0], key.shape[0], tile, rows, columns):
             part_targets, part_mask = None if targets is None else targets[part], None if mask is None else mask[part]
-            self._reduce(query[part], key, score_map, part_targets, part_mask, tile, rows[part], columns)
+            reduce(query[part], key, score_map, part_targets, part_mask, tile, rows[part], columns)
 
     def _reduce(
         self,
@@ -112,7 +131,7 @@ class TritonFused:
         score_map: ScoreMap,
         targets: Tensor | None,
         mask: Mask | None,
-        tile: FusedTile,
+        tile: WholeTile,
         rows: RowAccumulators,
         columns: ColumnAccumulators | None,
     ) -> None:
@@ -143,6 +162,35 @@ class TritonFused:
             if columns is not None:
                 reduce_partials_(column_parts, columns)
 
+    def _reduce_two_sided(
+        self,
+        query: Tensor,
+        key: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        tile: WholeTile,
+        rows: RowAccumulators,
+        columns: ColumnAccumulators | None,
+    ) -> None:
+        assert columns is not None
+        (count, width), device = query.shape, query.device
+        exact = configs.tile_for(configs.EXACT_COLUMNS, device)
+        with torch.cuda.device_of(query):
+            down, across = -(-count // tile.BLOCK_M), -(-key.shape[0] // tile.BLOCK_N)
+            row_parts, column_parts = (
+                partial_sums(rows, across, targets=False),
+                partial_sums(columns, down, targets=False),
+            )
+            marked = query.new_empty(down * across, dtype=torch.int32)
+            q, k, use_tma = kernel_operands(query, key, tile)
+            shared = q, k, count, key.shape[0], width, scoring_of(score_map), masking_of(targets, mask)
+            grid = persistent_grid(count, key.shape[0], tile, device)
+            two_sided_reduce[grid](*shared, row_parts, column_parts, marked, USE_TMA=use_tma, **tile.options, **NO_FMA)
+            exact_columns[grid](*shared, column_parts, marked, USE_TMA=use_tma, **exact.options, **NO_FMA)
+            reduce_partials_(row_parts, rows)
+            reduce_partials_(column_parts, columns)
+
     def score_grad(
         self,
         query: Tensor,
@@ -159,6 +207,25 @@ class TritonFused:
             return
         with torch.cuda.device_of(query):
             kernel_terms = terms_of(terms, targets=targets is not None)
+            if _is_two_sided_grad(kernel_terms, score_map, mask, scale_grad):
+                tile = configs.tile_for(configs.TWO_SIDED_GRAD, query.device)
+                q, k, use_tma = kernel_operands(query, key, tile)
+                two_sided_grad[persistent_grid(count, key.shape[0], tile, query.device)](
+                    q,
+                    k,
+                    count,
+                    key.shape[0],
+                    width,
+                    scoring_of(score_map),
+                    targets,
+                    kernel_terms,
+                    out,
+                    out.stride(0),
+                    USE_TMA=use_tma,
+                    **tile.options,
+                    **NO_FMA,
+                )
+                return
             pressure = _score_grad_pressure(kernel_terms, score_map, mask, scale_grad)
             tile = configs.tile_for(configs.FUSED_SCORE_GRAD, query.device, pressure)
             across = -(-key.shape[0] // tile.BLOCK_N)

@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import configs
-from .configs import FusedTile
+from .configs import WholeTile
 
 
 def aligned(operand: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def aligned(operand: Tensor) -> Tensor:
     return operand
 
 
-def kernel_operands(query: Tensor, key: Tensor, tile: FusedTile) -> tuple[Any, Any, bool]:
+def kernel_operands(query: Tensor, key: Tensor, tile: WholeTile) -> tuple[Any, Any, bool]:
     """Return aligned query[c, D] and key[M, D] as kernel arguments, and True if they are tensor descriptors."""
     if configs.architecture(query.device) < configs.TMA_ARCHITECTURE:
         return query, key, False
@@ -31,7 +31,7 @@ def kernel_operands(query: Tensor, key: Tensor, tile: FusedTile) -> tuple[Any, A
     return *descriptors, True
 
 
-def persistent_grid(rows: int, columns: int, tile: FusedTile, device: torch.device) -> tuple[int]:
+def persistent_grid(rows: int, columns: int, tile: WholeTile, device: torch.device) -> tuple[int]:
     """Return the grid of a persistent kernel, whose programs loop over tiles."""
     tiles = -(-rows // tile.BLOCK_M) * -(-columns // tile.BLOCK_N)
     return (min(tiles, configs.PROGRAMS_PER_MULTIPROCESSOR * configs.multiprocessors(device)),)
