@@ -11,10 +11,8 @@ import sys
 
 from tests.kernels.mutations import Mutation, run
 
-TESTS = [
-    f"tests/align/training/test_{name}.py"
-    for name in ("step", "scale", "loss", "dataset", "models", "settings", "evaluation")
-]
+LIKELY = ("test_step.py", "test_scale.py", "test_loss.py", "dataset", "model", "metrics", "trainer")
+TESTS = [*(f"tests/align/training/{name}" for name in LIKELY), "tests/align/data/test_components.py"]
 HOME = "python/main_align/training/"
 LOSS, OBJECTIVE, MICRO_BATCH, STEP, WEIGHT = (
     f"{HOME}{name}.py" for name in ("loss", "objective", "micro_batch", "step", "synthetic_weight")

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model
 from tests.align.training.step_gradients import PAIRS, trainer_of
+from tests.align.training.trainers import gradients_of, one_step
 
 TEXTS = [(pair["prompt"], pair["completion"], pair.get("synthetic") or False) for pair in PAIRS]
 GROUPS = torch.tensor([0, 1, 2, 2, 4, 5, 6, 7], device=DEVICE)
@@ -29,21 +30,6 @@ GROUPS = torch.tensor([0, 1, 2, 2, 4, 5, 6, 7], device=DEVICE)
 def only(**weights: float) -> dict[str, float]:
     """Return the settings with these weights, and 0 for all other terms."""
     return {f"{term}_weight": 0.0 for term in EMBEDDING_TERMS + LIKELIHOOD_TERMS} | weights
-
-
-def one_step(trainer):  # type: ignore[no-untyped-def]
-    """Return the loss of the whole data set as one batch, and the gradients of the model's parameters."""
-    model = trainer.model.train()
-    (batch,) = trainer.get_train_dataloader()
-    loss = trainer.compute_loss(model, batch)
-    loss.backward()
-    return loss.detach(), gradients_of(model)
-
-
-def gradients_of(model):  # type: ignore[no-untyped-def]
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    model.zero_grad()
-    return found
 
 
 CASES = {

@@ -21,7 +21,7 @@ from trl import SFTConfig
 
 from tests.align.tiny_models import CHATML, DEVICE, byte_tokenizer, cpu_only, tiny_model
 from tests.align.training.step_gradients import PAIRS
-from tests.align.training.test_models import LORA, ROWS, config, trainer_with
+from tests.align.training.trainers import LORA, ROWS, config, trainer_with
 
 
 def test_the_settings_chat_template_and_stop_token_are_trained(tmp_path):

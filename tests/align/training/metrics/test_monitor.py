@@ -1,0 +1,58 @@
+"""The training log: likelihoods, contrasts and the synthetic weight of every log line."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+
+from datasets import Dataset
+
+from tests.align.training.step_gradients import PAIRS
+from tests.align.training.trainers import trainer_with, untimed
+
+CONTRASTS = {"semantic", "intentional", "structural", "mi", "accuracy_x_to_y", "accuracy_y_to_x"}
+
+
+def test_training_likelihoods_leave_out_tokens_of_weight_0(tmp_path):
+    """Synthetic pairs of weight 0 are not measured; they must not count as pairs of likelihood 1."""
+    settings = {
+        "synthetic_weight": 0.0,
+        "synthetic_weight_schedule": "constant",
+        "per_device_train_batch_size": 8,
+        "max_steps": 1,
+    }
+    trainer = trainer_with(tmp_path, **settings)
+    seeds = untimed(trainer.evaluate(Dataset.from_list([pair for pair in PAIRS if not pair.get("synthetic")])))
+    trainer.train()
+    assert trainer.state.log_history[0]["nll_y_given_x"] == pytest.approx(seeds["nll_y_given_x"], rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [5, 7])
+def test_contrast_of_micro_batches_is_logged_by_pairs(tmp_path, rows):
+    """Four pairs and three count as seven; a single pair has no contrast, so it is not part of the mean."""
+    settings = {
+        "contrast_across_accumulation": False,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    }
+    settings |= {"max_steps": 1, "train_sampling_strategy": "sequential"}
+    trainer = trainer_with(tmp_path, dataset=Dataset.from_list(PAIRS[:rows]), **settings)
+    four, rest = (untimed(trainer.evaluate(Dataset.from_list(part))) for part in (PAIRS[:4], PAIRS[4:rows]))
+    trainer.train()
+    for name in CONTRASTS:
+        wanted = four[name] if rows == 5 else (4 * four[name] + 3 * rest[name]) / 7
+        assert trainer.state.log_history[0][name] == pytest.approx(wanted, rel=1e-5), name
+
+
+def test_the_synthetic_weight_is_logged_if_there_are_synthetic_pairs(tmp_path):
+    trainer = trainer_with(tmp_path)
+    trainer.train()
+    seed_loss, written = trainer._synthetic_weight.means.tolist()
+    assert trainer.synthetic_weight == pytest.approx(seed_loss / (seed_loss + written))
+    assert "synthetic_weight" in trainer.state.log_history[0]
+    only_seeds = Dataset.from_list([{k: pair[k] for k in ("prompt", "completion")} for pair in PAIRS])
+    trainer = trainer_with(tmp_path, dataset=only_seeds)
+    trainer.train()
+    assert "synthetic_weight" not in trainer.state.log_history[0]

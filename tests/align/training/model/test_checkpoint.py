@@ -1,0 +1,88 @@
+"""Saved models are ordinary, and resumed runs equal uninterrupted ones, heads included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+
+import torch
+from main_align.errors import UserError
+from main_align.training.model.checkpoint import FILE
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from tests.align.tiny_models import DEVICE, tiny_model
+from tests.align.training.trainers import LORA, ROWS, trainer_with
+
+
+def test_the_saved_model_is_ordinary_and_has_the_heads_in_another_file(tmp_path):
+    trainer = trainer_with(tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
+    trainer.train()
+    folder = tmp_path / "checkpoint-1"
+    names = load_file(folder / "model.safetensors").keys()
+    assert not any("alignment_head" in name for name in names)
+    model, info = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys"))
+    head = load_file(folder / FILE)
+    assert torch.equal(head["head.x.weight"], trainer._head.x.weight.cpu())
+    assert torch.equal(model.lm_head.weight, trainer.model.lm_head.weight.cpu())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, lora):
+    def run(folder, steps, resume=None):  # type: ignore[no-untyped-def]
+        torch.manual_seed(0)
+        settings = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "max_steps": steps}
+        trainer = trainer_with(folder, peft_config=LoraConfig(**LORA) if lora else None, **settings)
+        trainer.train(resume_from_checkpoint=resume)
+        return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+    wanted = run(tmp_path / "whole", 4)
+    run(tmp_path / "halves", 2)
+    resumed = run(tmp_path / "halves", 4, str(tmp_path / "halves" / "checkpoint-2"))
+    assert any("alignment_head" in name for name in wanted)
+    for name, parameter in wanted.items():
+        torch.testing.assert_close(resumed[name], parameter, rtol=0, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_best_model_is_restored_with_its_heads_and_means(tmp_path, lora):
+    settings = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 3}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = trainer_with(tmp_path, peft_config=LoraConfig(**LORA) if lora else None, eval_dataset=ROWS, **settings)
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best == str(tmp_path / "checkpoint-1")  # the loss falls, so the first one has the greatest
+    wanted, last = (load_file(Path(folder) / FILE) for folder in (best, tmp_path / "checkpoint-3"))
+    for name, weight in trainer._head.state_dict().items():
+        assert torch.equal(weight.cpu(), wanted[f"head.{name}"])
+        assert not torch.equal(weight.cpu(), last[f"head.{name}"])
+    assert torch.equal(trainer._synthetic_weight.means.cpu(), wanted["synthetic_weight.means"])
+    assert not torch.equal(trainer._synthetic_weight.means.cpu(), last["synthetic_weight.means"])
+
+
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
+    trainer = trainer_with(tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
+    trainer.train()
+    with pytest.raises(UserError, match=r"holds projection heads of other shapes.*projection_dim"):
+        trainer_with(tmp_path, projection_dim=4).train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-1" / FILE).unlink()
+    with pytest.raises(UserError, match="is missing: this checkpoint was not written by"):
+        trainer_with(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_the_adapter_that_is_saved_loads_on_the_plain_model(tmp_path):
+    trainer = trainer_with(tmp_path, peft_config=LoraConfig(**LORA))
+    trainer.train()
+    trainer.save_model(tmp_path / "adapter")
+    ids = torch.randint(3, 200, (1, 12), device=DEVICE)
+    plain = PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, trainer.model.eval()(ids, use_cache=False).logits)
+    assert (tmp_path / "adapter" / FILE).is_file()

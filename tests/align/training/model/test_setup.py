@@ -1,0 +1,135 @@
+"""Architectures, PEFT, tied embeddings and trained heads; models that are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+
+import torch
+from main_align.errors import UserError
+from main_align.training import AlignmentMixin, MutualAlignmentTrainer
+from peft import LoraConfig, get_peft_model
+from transformers import MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
+
+from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model, tiny_model_folder
+from tests.align.training.trainers import LORA, ROWS, config, one_step, trainer_with
+
+
+def test_a_model_named_by_a_path_brings_its_tokenizer(tmp_path):
+    folder = tiny_model_folder(tmp_path)
+    trainer = MutualAlignmentTrainer(str(folder), config(tmp_path / "out"), train_dataset=ROWS)
+    assert trainer.model.dtype == torch.float32
+    trainer.train()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"the model '.*empty' cannot be loaded"):
+        MutualAlignmentTrainer(str(tmp_path / "empty"), config(tmp_path), train_dataset=ROWS)
+
+
+def test_mistral_trains_with_its_sliding_window(tmp_path):
+    trainer = trainer_with(tmp_path, tiny_model("mistral"))
+    trainer.train()
+    assert len(trainer.state.log_history) == 3
+
+
+def test_a_mixture_of_experts_trains_and_warns_about_its_load_balancing_loss(tmp_path, caplog):
+    sizes = {"vocab_size": 259, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_local_experts": 2,
+        "max_position_embeddings": 512,
+    }
+    model = MixtralForCausalLM(MixtralConfig(**sizes)).to(DEVICE)
+    trainer_with(tmp_path, model, max_steps=1).train()
+    assert sum("load-balancing loss" in record.message for record in caplog.records) == 1
+    assert not model.config.output_router_logits
+    trainer_with(tmp_path, model, max_steps=1, router_aux_loss_coef=0.0)
+    assert sum("load-balancing loss" in record.message for record in caplog.records) == 1
+
+
+def test_only_adapters_and_heads_are_trained(tmp_path):
+    model = tiny_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    trainer = trainer_with(tmp_path, model, peft_config=LoraConfig(**LORA), gradient_checkpointing=True)
+    trainer.train()
+    trained = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or "alignment_head" in name for name in trained)
+    for name, parameter in trainer.model.get_base_model().named_parameters():
+        if (plain := name.replace(".base_layer", "")) in before:
+            assert torch.equal(parameter, before[plain]), name
+    assert any(p.abs().sum() > 0 for n, p in trainer.model.named_parameters() if "lora_B" in n)
+
+
+def test_a_peft_model_keeps_its_adapter(tmp_path):
+    model = get_peft_model(tiny_model(), LoraConfig(**LORA), adapter_name="to_y")
+    model.add_adapter("to_x", LoraConfig(**LORA))
+    model.set_adapter("to_y")
+    trainer = trainer_with(tmp_path, model, directions="forward")
+    trainer.train()
+    changed = {name: bool(p.abs().sum() > 0) for name, p in trainer.model.named_parameters() if "lora_B" in name}
+    assert all(value == (".to_y." in name) for name, value in changed.items())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_embeddings_get_both_gradients(tmp_path, tied):
+    """The gradient of a tied matrix is the sum of those of its two uses."""
+    found = {}
+    for tie in (False, True):
+        model = tiny_model(tie_word_embeddings=tie).double()
+        if not tie:
+            model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
+        trainer = trainer_with(tmp_path, model, per_device_train_batch_size=8)
+        found[tie] = one_step(trainer)
+    (loss, apart), (tied_loss, together) = found[False], found[True]
+    torch.testing.assert_close(loss, tied_loss)
+    both = apart["model.embed_tokens.weight"] + apart["lm_head.weight"]
+    torch.testing.assert_close(together["model.embed_tokens.weight"], both, rtol=0, atol=1e-10)
+
+
+def test_a_head_named_in_modules_to_save_is_trained(tmp_path):
+    peft = LoraConfig(**LORA, modules_to_save=["lm_head"])
+    trainer = trainer_with(tmp_path, peft_config=peft)
+    before = trainer.model.get_base_model().lm_head.weight.detach().clone()
+    trainer.train()
+    head = trainer.model.get_base_model().lm_head
+    assert not torch.equal(head.weight, before)
+    assert torch.equal(head.original_module.weight, before)
+
+
+def test_an_adapter_on_the_head_is_refused(tmp_path):
+    lora = LoraConfig(r=2, target_modules=["q_proj", "lm_head"])
+    refusal = r"adapter on lm_head is not supported.*modules_to_save"
+    with pytest.raises(UserError, match=refusal):
+        trainer_with(tmp_path, get_peft_model(tiny_model(), lora))
+    mixed = type("Mixed", (AlignmentMixin, Trainer), {})
+    args = TrainingArguments(str(tmp_path), use_cpu=DEVICE == "cpu", report_to=[])
+    with pytest.raises(UserError, match=refusal):
+        mixed(get_peft_model(tiny_model(), lora), args, train_dataset=ROWS, processing_class=byte_tokenizer())
+    with pytest.raises(ValueError, match="lm_head"):
+        trainer_with(tmp_path, peft_config=lora)
+
+
+@pytest.mark.parametrize(("mark", "remedy"), [("zero3", "use ZeRO-2, or FSDP2"), ("DTensor", "outermost FSDP unit")])
+def test_a_sharded_head_is_refused(tmp_path, monkeypatch, mark, remedy):
+    """The marks that DeepSpeed ZeRO-3 and an FSDP unit of its own leave on the weight, without either library."""
+    trainer = trainer_with(tmp_path)
+    (batch, *_) = trainer.get_train_dataloader()
+    weight = trainer.model.lm_head.weight
+    if mark == "zero3":
+        weight.ds_id = 1
+    else:
+        part = type("DTensor", (torch.nn.Parameter,), {})
+        trainer.model.lm_head.weight = part(weight.data)
+    with pytest.raises(UserError, match=remedy):
+        trainer.compute_loss(trainer.model.train(), batch)
+
+
+def test_the_model_generates_between_steps_and_afterwards(tmp_path):
+    trainer = trainer_with(tmp_path)
+    trainer.train()
+    ids = torch.randint(3, 200, (1, 5), device=DEVICE)
+    text = trainer.model.eval().generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert text.shape == (1, 9)
