@@ -62,7 +62,7 @@ def _passes(
     tile_row_bytes = 4 * width * (row_sums * tile.BLOCK_M // tile.BLOCK_N + column_sums)
     down = -(-count // tile.BLOCK_M)
     passes = -(-down // max(configs.PARTIAL_SUMS_BYTES // tile_row_bytes, 1))
-    step = -(-down // max(passes, 1)) * tile.BLOCK_M
+    step = max(-(-down // max(passes, 1)), 1) * tile.BLOCK_M
     for begin in range(0, count, step):
         yield slice(begin, min(begin + step, count))
 
