@@ -36,7 +36,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from main_kernels.backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators
-from main_kernels.backends.interface import Mask, ScoreGradTerms, ScoreMap
+from main_kernels.backends.structs import Mask, ScoreGradTerms, ScoreMap
 from main_kernels.backends.triton import TritonBackend, configs
 
 ARCHITECTURES = (80, 90, 100)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .backends import get_backend, select_backend
-from .backends.interface import Pooling
+from .backends.structs import Pooling
 from .derivatives import no_tangents
 from .registration import Op
 

@@ -4,7 +4,8 @@
 it has them; it is imported when it is first needed. ``plain`` is ordinary torch, on any device and in float64.
 """
 
-from .interface import Backend, ScoreMap
+from .interface import Backend
 from .registry import backend_report, get_backend, select_backend, use_backend
+from .structs import ScoreMap
 
 __all__ = ["Backend", "ScoreMap", "backend_report", "get_backend", "select_backend", "use_backend"]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .accumulators import ColumnAccumulators, Lse, RowAccumulators
-from .interface import FusedKernels, Mask, Pooling, ScoreGradTerms, ScoreMap, SingleExpKernels
+from .interface import FusedKernels, SingleExpKernels
+from .structs import Mask, Pooling, ScoreGradTerms, ScoreMap
 
 MODULE: ModuleType | None = None
 WHY_NOT = ""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from . import cpu
 from .cpu import address, fill_pooling, fill_struct
-from .interface import Pooling
 from .plain import PlainBackend
+from .structs import Pooling
 
 MODULE: ModuleType | None = cpu.MODULE if hasattr(cpu.MODULE, "cuda_pool_pieces") else None
 WHY_NOT = "" if MODULE else cpu.WHY_NOT or "main_kernels._C was built without CUDA; MAIN_KERNELS_CUDA=1 builds it in"

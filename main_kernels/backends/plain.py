@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .accumulators import ColumnAccumulators, RowAccumulators
-from .interface import FusedKernels, Mask, Pooling, ScoreGradTerms, ScoreMap, SingleExpKernels
+from .interface import FusedKernels, SingleExpKernels
+from .structs import Mask, Pooling, ScoreGradTerms, ScoreMap
 
 
 def _nan_if_nonfinite(s: Tensor, dim: int, *, biased: bool = False) -> Tensor:

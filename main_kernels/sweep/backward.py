@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks
 from ..backends.accumulators import Lse
-from ..backends.interface import ScoreGradTerms
+from ..backends.structs import ScoreGradTerms
 from ..backends.workspace import WORKSPACE
 from ..registration import Op
 from .forward import product_flops, row_loss_of, sweep_op

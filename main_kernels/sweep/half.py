@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..backends.interface import ScoreGradTerms
+from ..backends.structs import ScoreGradTerms
 from .problem import Problem
 from .row_loss import RowLoss
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import checks
 from ..backends import Backend, ScoreMap, get_backend
-from ..backends.interface import MAX_SCORE_BOUND, FusedKernels, Mask
+from ..backends.interface import FusedKernels
+from ..backends.structs import MAX_SCORE_BOUND, Mask
 from ..backends.workspace import WORKSPACE
 from .operand import Operand
 from .plan import Plan, make_plan

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..backends.accumulators import Lse
-from ..backends.interface import ScoreGradTerms
+from ..backends.structs import ScoreGradTerms
 
 
 def negative_log_softmax(lse: Lse, score: Tensor) -> Tensor:

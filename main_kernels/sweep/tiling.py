@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators
-from ..backends.interface import ScoreGradTerms, SingleExpKernels
+from ..backends.interface import SingleExpKernels
+from ..backends.structs import ScoreGradTerms
 from ..backends.workspace import WORKSPACE
 from . import products
 from .grad_buffer import GradBuffers

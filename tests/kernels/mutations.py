@@ -26,6 +26,7 @@ LIKELY = (
     "consistency",
     "pooling",
     "information",
+    "gaussians",
 )
 TESTS = [*(f"tests/kernels/test_{name}.py" for name in LIKELY), "tests/kernels"]  # those that notice most go first
 

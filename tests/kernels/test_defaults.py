@@ -11,7 +11,7 @@ import torch
 import main_kernels
 from main_kernels import backends
 from main_kernels.backends import cpu
-from main_kernels.backends.interface import Pooling
+from main_kernels.backends.structs import Pooling
 
 from .calls import PUBLIC, function_of, values_and_gradients
 from .contract import BACKENDS

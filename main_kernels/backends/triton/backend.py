@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..accumulators import ColumnAccumulators, RowAccumulators
-from ..interface import FusedKernels, Mask, ScoreGradTerms, ScoreMap, SingleExpKernels
+from ..interface import FusedKernels, SingleExpKernels
 from ..plain import PlainBackend
+from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .configs import ChunkTile
 from .divergence import divergence

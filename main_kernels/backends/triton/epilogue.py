@@ -257,7 +257,7 @@ def store_sums(sums, parts, at, mask):
 
 @triton.jit
 def _score_grad(s, is_target, valid, entries, scoring, terms):
-    """dL/ds [BLOCK_M, BLOCK_N] of scores s, see ScoreGradTerms in interface.py."""
+    """dL/ds [BLOCK_M, BLOCK_N] of scores s, see ScoreGradTerms in structs.py."""
     g = tl.zeros_like(s)
     i, j = entries.i, entries.j
     has_row, has_column = i < entries.rows, j < entries.columns

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..accumulators import ColumnAccumulators, RowAccumulators
-from ..interface import Mask, ScoreGradTerms, ScoreMap
+from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .configs import WholeTile
 from .epilogue import NO_FMA

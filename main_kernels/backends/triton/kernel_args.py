@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Scoring(NamedTuple):
-    """The map from raw products to scores, see ScoreMap in interface.py."""
+    """The map from raw products to scores, see ScoreMap in structs.py."""
 
     scale: Any  # an address, which a kernel replaces by the value: the host need not know it
     cap: Any
@@ -16,7 +16,7 @@ class Scoring(NamedTuple):
 
 
 class Masking(NamedTuple):
-    """The targets, and the ids of the entries that are masked, see Mask in interface.py."""
+    """The targets, and the ids of the entries that are masked, see Mask in structs.py."""
 
     targets: Any  # [rows]
     row_ids: Any
@@ -37,7 +37,7 @@ class Sums(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """The terms of dL/ds, see ScoreGradTerms in interface.py."""
+    """The terms of dL/ds, see ScoreGradTerms in structs.py."""
 
     row_lse_grad: Any
     row_lse_high: Any

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..accumulators import ColumnAccumulators, RowAccumulators
-from ..interface import Mask, ScoreGradTerms, ScoreMap
+from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .epilogue import NO_FMA
 from .kernel_args import Masking, Scoring, Sums, Terms
