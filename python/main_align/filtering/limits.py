@@ -52,5 +52,10 @@ class Limit:
         return " and ".join(f"{self.column} {sign} {value:g}" for sign, value in bounds if value is not None)
 
 
-RECOMMENDED = (Limit("mutual_novel", min=1.0), Limit("nll_end", max=12.0), Limit("echo", max=0.5))
+RECOMMENDED = (
+    Limit("mutual_novel", min=1.0),
+    Limit("nll_end", max=12.0),
+    Limit("echo", max=0.9),
+    Limit("refusal", max=0),
+)
 """conditions for `smollm2`, chosen and measured by bench.quality (docs/quality.md)"""

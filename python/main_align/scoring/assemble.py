@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bank import Bank, BankScores, PairStates
-from .columns import COLUMNS, TOKEN_SCORES, likelihood_scores
+from .columns import COLUMNS, COUNTS, TOKEN_SCORES, likelihood_scores
 from .flags import flags_of
 from .results import RecordLog, StoredWindow, count_scored, stored_windows
 from .runner import Runner
@@ -49,8 +49,10 @@ def score_rows(window: StoredWindow, scores: Mapping[str, NDArray[np.float64]]) 
     Returns:
         One dict per row. All numbers of a row without finite likelihoods are None, as is any number that is not finite.
     """
-    counts = {name: window.arrays[name] for name in ("tokens_x", "tokens_y")}
-    numbers = likelihood_scores(window.logp, **counts, novel=window.novel, y_end=window.y_end) | dict(scores)
+    counts = {name: window.arrays[name] for name in COUNTS}
+    numbers = likelihood_scores(
+        window.logp, counts["tokens_x"], counts["tokens_y"], novel=window.novel, y_end=window.y_end
+    ) | dict(scores)
     scored = [bool(row.all()) for row in np.isfinite(window.logp)]
     columns: dict[str, list[Any]] = {
         name: [float(value) if ok and np.isfinite(value) else None for value, ok in zip(values, scored, strict=True)]
@@ -61,9 +63,9 @@ def score_rows(window: StoredWindow, scores: Mapping[str, NDArray[np.float64]]) 
     columns |= {"id": window.ids, "flags": [None] * len(scored), "status": window.status, "reason": window.reason}
     in_order = zip(*(columns[name] for name in COLUMNS), strict=True)
     rows: list[dict[str, Any]] = [dict(zip(COLUMNS, row, strict=True)) for row in in_order]
-    for row, ok, refusal in zip(rows, scored, window.arrays["refusal"].tolist(), strict=True):
+    for row, ok in zip(rows, scored, strict=True):
         if ok:
-            row["flags"] = flags_of(row | {"refusal": bool(refusal)})
+            row["flags"] = flags_of(row)
     return rows
 
 

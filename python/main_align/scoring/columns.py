@@ -227,6 +227,7 @@ _COLUMNS = (
         group="structural",
         panel="correlation",
     ),
+    Column("refusal", "1 if y opens with the wording of a refusal, else 0", kind="count"),
     Column(
         "flags", f"those of {', '.join(flag.name for flag in FLAGS)} that are set, separated by commas", kind="text"
     ),
@@ -239,6 +240,9 @@ COLUMNS: Mapping[str, Column] = {column.name: column for column in _COLUMNS}
 
 NUMERIC = tuple(column.name for column in _COLUMNS if column.kind != "text")
 """columns that hold numbers, in file order"""
+
+COUNTS = tuple(column.name for column in _COLUMNS if column.kind == "count")
+"""columns that hold integers, in file order"""
 
 SCORES = tuple(column.name for group in GROUPS for column in _COLUMNS if column.group == group)
 """the scores, in the order in which summaries show them"""

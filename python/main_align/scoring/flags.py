@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ECHO = 0.5
+ECHO = 0.9
 """lowest `echo` that is flagged"""
 NLL_END = 12.0
 """`nll_end` above which a response is flagged as cut off, nats"""
@@ -46,7 +46,7 @@ class Flag:
     Args:
         name: the name in the column `flags`.
         rule: the rule in one line.
-        is_set: returns True if the flag is set, given the row's columns and `refusal`, a bool.
+        is_set: returns True if the flag is set, given the row's columns.
     """
 
     name: str
@@ -61,7 +61,11 @@ FLAGS = (
         f"nll_end > {NLL_END:g}: y stops where the model expects more",
         lambda row: row["nll_end"] is not None and row["nll_end"] > NLL_END,
     ),
-    Flag("refusal", f"the first {_OPENING} characters of y have the wording of a refusal", lambda row: row["refusal"]),
+    Flag(
+        "refusal",
+        f"the first {_OPENING} characters of y have the wording of a refusal",
+        lambda row: row["refusal"] == 1,
+    ),
 )
 
 
@@ -69,6 +73,6 @@ def flags_of(row: Mapping[str, Any]) -> str:
     """Return the names of the flags that are set, separated by commas.
 
     Args:
-        row: the columns of a scored row and `refusal`, a bool.
+        row: the columns of a scored row.
     """
     return ",".join(flag.name for flag in FLAGS if flag.is_set(row))

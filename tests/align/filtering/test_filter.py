@@ -193,7 +193,8 @@ def limit_rows(path: Path) -> Path:
         "mutual": [3, 2, 1, 0, 4, 5],
         "mutual_novel": [3, 2, 0.5, 0, 4, None],
         "nll_end": [1, 13, 14, 1, 2, None],
-        "echo": [0, 0, 0, 0.9, 0.2, None],
+        "echo": [0, 0, 0, 0.95, 0.2, None],
+        "refusal": [0, 0, 0, 0, 0, None],
     }
     with path.open("w") as file:
         for n, values in enumerate(zip(*columns.values(), strict=True)):

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 from main_align.scoring.flags import FLAGS, flags_of, is_refusal
 
-PLAIN = {"echo": 0.1, "nll_end": 2.0, "refusal": False}
+PLAIN = {"echo": 0.1, "nll_end": 2.0, "refusal": 0}
 
 
 @pytest.mark.parametrize(
     ("change", "flags"),
     [
         ({}, ""),
-        ({"echo": 0.5}, "echo"),
+        ({"echo": 0.9}, "echo"),
         ({"nll_end": 12.1}, "cut_off"),
         ({"nll_end": None}, ""),
-        ({"refusal": True, "echo": 1.0}, "echo,refusal"),
+        ({"refusal": 1, "echo": 1.0}, "echo,refusal"),
     ],
 )
 def test_a_row_has_the_flags_whose_rules_hold(change, flags):
@@ -23,7 +23,7 @@ def test_a_row_has_the_flags_whose_rules_hold(change, flags):
 
 
 def test_every_flag_can_be_set():
-    bad = flags_of({"echo": 1.0, "nll_end": 20.0, "refusal": True})
+    bad = flags_of({"echo": 1.0, "nll_end": 20.0, "refusal": 1})
     assert bad == ",".join(flag.name for flag in FLAGS)
 
 
