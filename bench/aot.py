@@ -35,6 +35,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from bench import sass
 from main_kernels.backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators
 from main_kernels.backends.structs import Mask, ScoreGradTerms, ScoreMap
 from main_kernels.backends.triton import TritonBackend, configs
@@ -47,6 +48,16 @@ MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCMMA"}
 
 WALKS = ("fused_reduce", "fused_score_grad", "two_sided_reduce", "exact_columns", "two_sided_grad")
 """The kernels that walk over tiles of scores and contain the product."""
+
+EPILOGUE_LIMITS = (
+    (r"reduce both b?float16 8192x", "two_sided_reduce", 1024, 0.5),
+    (r"score_grad both b?float16 8192x", "two_sided_grad", 1024, 0.5),
+    (r"reduce rows b?float16 8192x", "fused_reduce", 4096, 0.1),
+)
+"""(cases, kernel, width D, limit): the modelled cycles of the epilogue on sm_90 over those of the tile's products, at D
+columns of the operands and full tensor rate. These kernels load nothing from global memory after the products."""
+MULTIPLY_ADDS_PER_CYCLE = 2048
+"""bfloat16 multiply-adds per cycle of a multiprocessor of sm_90."""
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _COUNTED = {
@@ -63,19 +74,23 @@ _BACKEND = TritonBackend()
 
 
 def machine_code(kernel: Any) -> dict[str, int]:
-    """Return the resource usage and instructions in the cubin of a compiled kernel."""
+    """Return the resource usage and instructions in the cubin of a compiled kernel, and of a persistent kernel of sm_90
+    what bench/sass.py finds between the products of a tile and the next tile."""
     environment = {**os.environ, "PATH": f"{_TOOLS}{os.pathsep}{os.environ['PATH']}"}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage, code = (
             subprocess.run([_TOOLS / tool, *flags, file.name], capture_output=True, text=True, env=environment)
-            for tool, flags in (("cuobjdump", ["-res-usage"]), ("nvdisasm", ["-c"]))
+            for tool, flags in (("cuobjdump", ["-res-usage"]), ("nvdisasm", ["-c", "-hex"]))
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr)
     if found is None or code.returncode:
         raise RuntimeError(usage.stderr + code.stderr)
     counts = {name: len(re.findall(pattern, code.stdout, re.MULTILINE)) for name, pattern in _COUNTED.items()}
+    epilogue = sass.epilogue_of(code.stdout, kernel.metadata.num_warps) if counts["HGMMA"] else None
+    if epilogue is not None:
+        counts |= {f"epilogue_{name}": value for name, value in vars(epilogue).items()}
     return {
         "registers": int(found[1]),
         "stack": int(found[2]),
@@ -305,6 +320,23 @@ def faults(row: dict[str, Any]) -> list[str]:
         wrong.append(f"no {MATRIX[arch]}")
     if name in WALKS and arch >= 90 and not row["UTMALDG"]:
         wrong.append("no UTMALDG")
+    return wrong + slow_epilogue(row)
+
+
+def slow_epilogue(row: dict[str, Any]) -> list[str]:
+    """List what exceeds EPILOGUE_LIMITS. Rows of older tables have no epilogue."""
+    if "epilogue_cycles" not in row:
+        return []
+    wrong = []
+    for cases, kernel, width, limit in EPILOGUE_LIMITS:
+        if row["kernel"] != kernel or not re.match(cases, row["case"]):
+            continue
+        tile = [int(size) for size in row["tile"].split("x")]
+        allowed = limit * tile[0] * tile[1] * width / MULTIPLY_ADDS_PER_CYCLE
+        if row["epilogue_cycles"] > allowed:
+            wrong.append(f"an epilogue of {row['epilogue_cycles']} cycles, more than {allowed:.0f}")
+        if row["epilogue_global_loads"] and kernel != "fused_reduce":
+            wrong.append(f"{row['epilogue_global_loads']} global loads after the products")
     return wrong
 
 

@@ -48,6 +48,17 @@ def test_nothing_spills_and_products_run_on_tensor_cores(architecture):
         assert not aot.faults(row), row
 
 
+def test_epilogues_of_an_h100_are_recorded_and_limited():
+    name = f"reduce both {SHAPE}"
+    cases = (case for case in aot.fused_cases() if case[0] == name)
+    row = next(row for row in aot.measured(cases, 90) if row["kernel"] == "two_sided_reduce")
+    assert row["epilogue_instructions"] > 500
+    assert row["epilogue_barriers"] > 0
+    assert not aot.faults(row)
+    assert "cycles" in aot.faults({**row, "epilogue_cycles": 5000})[0]
+    assert "global loads" in aot.faults({**row, "epilogue_global_loads": 3})[0]
+
+
 def test_the_table_that_is_kept_has_no_faults():
     kept = ROOT / "bench" / "results" / "aot.json"
     if not kept.exists():

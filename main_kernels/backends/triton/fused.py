@@ -182,7 +182,7 @@ class TritonFused:
                 partial_sums(rows, across, targets=False),
                 partial_sums(columns, down, targets=False),
             )
-            marked = query.new_empty(down * across, dtype=torch.int32)
+            marked = query.new_empty((down, key.shape[0]), dtype=torch.int8)
             q, k, use_tma = kernel_operands(query, key, tile)
             shared = q, k, count, key.shape[0], width, scoring_of(score_map), masking_of(targets, mask)
             grid = persistent_grid(count, key.shape[0], tile, device)

@@ -2,8 +2,8 @@
 
 A tile takes one exponential per score: e_ij = exp(s_ij - m_i), m_i the row's largest score in the tile. It is a term of
 the row's sum, and with f_i = exp(m_i - m), m the tile's largest score, e_ij f_i is a term of the column's. A column
-whose scores all lie far below m would lose digits to underflow. Its tile is marked, and exact_columns computes the
-columns of marked tiles again, each relative to its own largest score.
+whose scores all lie far below m would lose digits to underflow. It is marked, and exact_columns computes the columns of
+its tile again, each relative to its own largest score.
 """
 
 import triton
@@ -35,7 +35,8 @@ def two_sided_reduce(
     GROUP_M: tl.constexpr,
 ):
     """Write the partial sums row_parts [tiles across, rows] and column_parts [tiles down, columns] of the scores of
-    query[rows, width] and key[columns, width], which have no bias, and 1 to marked[tiles] for exact_columns, else 0."""
+    query[rows, width] and key[columns, width], which have no bias and no softcap. marked[tiles down, columns] receives
+    1 for a sum that exact_columns must compute, else 0."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
@@ -63,8 +64,8 @@ def two_sided_reduce(
         total = tl.sum(weight * factor[:, None], 0)
         tl.store(column_parts.maximum + y * columns + j, tl.zeros_like(total) + top, j < columns)
         tl.store(column_parts.total + y * columns + j, total, j < columns)
-        lowest = tl.min(tl.where(j < columns, total, 1.0), 0)
-        tl.store(marked + tile, ((lowest < _LEAST) & (top > NOTHING)).to(tl.int32))
+        is_low = (total < _LEAST) & (tl.zeros_like(total) + top > NOTHING)
+        tl.store(marked + y * columns + j, is_low.to(tl.int8), j < columns)
 
 
 @triton.jit
@@ -86,16 +87,20 @@ def exact_columns(
     GROUP_M: tl.constexpr,
     EPILOGUE_SUBTILES_LOG2: tl.constexpr,
 ):
-    """Write column_parts of marked tiles again. A program looks at SPAN marks at once: they are rare."""
+    """Write column_parts of tiles with a mark again. Marks are rare: a program reads those of SPAN tiles at once."""
     down, across, programs = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N), tl.num_programs(0)
     tiles = down * across
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
     for first in range(tl.program_id(0), tiles, SPAN * programs):
         mine = first + tl.arange(0, SPAN) * programs
-        if tl.max(tl.load(marked + mine, mine < tiles, 0), 0) > 0:
+        down_to, right_to = swizzle_tile(mine, down, across, GROUP_M)
+        j = right_to[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        marks = tl.load(marked + down_to[:, None] * columns + j, (mine < tiles)[:, None] & (j < columns), 0)
+        if tl.max(tl.max(marks.to(tl.int32), 1), 0) > 0:
             for tile in range(first, tl.minimum(first + SPAN * programs, tiles), programs):
-                if tl.load(marked + tile) > 0:
-                    y, x = swizzle_tile(tile, down, across, GROUP_M)
+                y, x = swizzle_tile(tile, down, across, GROUP_M)
+                own = x * BLOCK_N + tl.arange(0, BLOCK_N)
+                if tl.max(tl.load(marked + y * columns + own, own < columns, 0).to(tl.int32), 0) > 0:
                     acc = matmul_tile(
                         query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
                     )
