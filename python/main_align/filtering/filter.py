@@ -1,4 +1,4 @@
-"""filter_scores, FilterResult: write the best rows of a scored data set, with their own fields.
+"""filter_scores, find_input, FilterResult: write the best rows of a scored data set, with their own fields.
 
 Rows are streamed. Only the score columns are kept in memory, 8 bytes per value. join.py matches rows and scores.
 """
@@ -121,7 +121,8 @@ def filter_scores(
     if scores_only:
         write_kept_scores(scores, out, kept)
     else:
-        source, fields = _find_input(scores, out, input)
+        source, fields = find_input(scores, input)
+        _refuse_overwriting(out, source.path)
         aligned = write_kept(Join(source, fields, scores), out, kept)
     unscored = {name: count for name, count in sorted(table.counts.items()) if name not in SCORED}
     threshold = _worst(table.columns[by][kept], lower_is_better) if has_rule else None
@@ -143,7 +144,19 @@ def _refuse_overwriting(out: Path, *inputs: str | Path | None) -> None:
             raise UserError(f"{out} would overwrite its own input; give another -o")
 
 
-def _find_input(scores: Path, out: Path, explicit: str | Path | None) -> tuple[Source, Fields]:
+def find_input(scores: Path, explicit: str | Path | Source | None = None) -> tuple[Source, Fields]:
+    """Open the data set that a score file belongs to.
+
+    Args:
+        scores: the score file.
+        explicit: the data set, or its path. Default: the path in the manifest of `scores`.
+
+    Returns:
+        The data set, and the field names with which it was scored.
+
+    Raises:
+        UserError: the data set is unknown, missing, or has changed since it was scored.
+    """
     manifest = read_manifest(scores)
     reading = manifest["settings"]["reading"] if manifest else {"fields": {}}
     fields, options = Fields(**reading["fields"]), {name: reading.get(name) for name in ("split", "config")}
@@ -161,7 +174,6 @@ def _find_input(scores: Path, out: Path, explicit: str | Path | None) -> tuple[S
         source = open_source(path, **options)
     except UserError as error:
         raise UserError(f"{error} The scored data set was there; name its new path with --input.") from None
-    _refuse_overwriting(out, path)
     if source.digest() != manifest["settings"]["input"]["digest"]:
         raise UserError(
             f"{path} has changed since it was scored; score it again, or name the unchanged copy with --input"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..data.fields import Fields
 from ..data.labels import aligned_flag
+from ..data.pairs import Pair
 from ..data.sources.source import Source
 from ..data.write import (
     write_rows,
@@ -49,6 +50,14 @@ class Join:
     scores: Path
 
     def __iter__(self) -> Iterator[tuple[Row | None, Row]]:
+        return ((record, score) for _, record, score in self.with_pairs())
+
+    def with_pairs(self) -> Iterator[tuple[Pair, Row | None, Row]]:
+        """Yield the pair, the record and the score row of every row.
+
+        Raises:
+            UserError: the input and the score file differ in their number of rows or in an id.
+        """
         rows = zip_longest(self.source.pairs_with_records(self.fields), score_rows_of(self.scores))
         for number, (pair_and_record, score) in enumerate(rows, 1):
             if pair_and_record is None or score is None:
@@ -63,7 +72,7 @@ class Join:
                     f"{self.scores} does not belong to this input: row {number} has the id {score['id']!r} "
                     f"in the scores and {pair.id!r} in the input; name the scored data set with --input"
                 )
-            yield record, score
+            yield pair, record, score
 
 
 def write_kept(join: Join, out: Path, kept: NDArray[np.bool_]) -> NDArray[np.float64] | None:

@@ -1,4 +1,4 @@
-"""Rule, select: the rows that a filter keeps, by the values of one column."""
+"""Rule, select, best_first, kept_count: the rows that a filter keeps, by the values of one column."""
 
 from __future__ import annotations
 
@@ -94,12 +94,26 @@ def select(
     if not rule.is_ranking:
         return in_range
     rows = np.flatnonzero(in_range)
-    if rule.keep is not None:
-        # 0.07 * 100 is 7.000000000000001 in floating point and means 7.
-        count = math.ceil(rule.keep * len(rows) - 1e-9)
-    else:
-        count = min(rule.top or 0, len(rows))
-    best_first = np.argsort(values[rows] if lower_is_better else -values[rows], kind="stable")
+    count = min(rule.top or 0, len(rows)) if rule.keep is None else kept_count(rule.keep, len(rows))
     kept = np.zeros(len(values), dtype=bool)
-    kept[rows[best_first[:count]]] = True
+    kept[rows[best_first(values[rows], bool(lower_is_better))[:count]]] = True
     return kept
+
+
+def kept_count(keep: float, rows: int) -> int:
+    """Return the number of rows that are a fraction `keep` of `rows`, rounded up."""
+    # 0.07 * 100 is 7.000000000000001 in floating point and means 7.
+    return math.ceil(keep * rows - 1e-9)
+
+
+def best_first(values: NDArray[np.float64], lower_is_better: bool) -> NDArray[np.int64]:
+    """Rank rows by their values.
+
+    Args:
+        values: float64[N], without NaN.
+        lower_is_better: the better direction.
+
+    Returns:
+        int64[N], the rows from the best to the worst; of two equal rows, the earlier comes first.
+    """
+    return np.argsort(values if lower_is_better else -values, kind="stable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -82,20 +83,20 @@ def read_columns(path: Path, *required: str) -> ScoreTable:
     """
     counts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
-    values: dict[str, list[float]] = {}
+    values: dict[str, array[float]] = {}
     for number, row in enumerate(score_rows_of(path), 1):
         counts[row["status"]] += 1
         if row.get("reason"):
             reasons.setdefault(row["status"], row["reason"])
         if number == 1:
-            values = {name: [] for name in dict.fromkeys((*NUMERIC, *required)) if name in row}
+            values = {name: array("d") for name in dict.fromkeys((*NUMERIC, *required)) if name in row}
             if missing := [name for name in required if name not in values]:
                 raise UserError(f"{path} has no column {missing[0]!r}; it has {', '.join(row)}")
         for name, column in values.items():
             column.append(_number(row.get(name), name, number, path))
     if not values:
         raise UserError(f"{path} holds no rows; write it again with main-align score")
-    arrays = {name: np.array(column, dtype=np.float64) for name, column in values.items()}
+    arrays = {name: np.frombuffer(column, dtype=np.float64) for name, column in values.items()}
     return ScoreTable(arrays, counts, reasons, counts.total())
 
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..pairs import Turn
@@ -31,6 +32,7 @@ class InvalidRecord(Exception):
     """A record that cannot be scored. The args are its status and the reason, without the line."""
 
 
+@lru_cache(maxsize=4096)  # the same few names in every row
 def normalized(name: str) -> str:
     """Return a role or field name in lower case, without spaces and underscores."""
     return re.sub(r"[\W_]+", "", name).casefold()

@@ -91,12 +91,13 @@ class Source(ABC):
         """Yield the pair and the record of every row. The record is None if the row could not be parsed."""
         fields.check()
         for row in self.rows():
-            pair = self._pair(row, fields, notes)
+            pair = self.pair_of(row, fields, notes)
             if notes is not None and pair.own_id:
                 notes.add_id(pair.id)
             yield pair, row.record
 
-    def _pair(self, row: Row, fields: Fields, notes: Notes | None) -> Pair:
+    def pair_of(self, row: Row, fields: Fields = NO_FIELDS, notes: Notes | None = None) -> Pair:
+        """Return the pair of one row. `notes` collects observations."""
         if row.record is None:
             return Pair(id=str(row.line), line=row.line, status=row.status, reason=row.reason, unit=self.unit)
         if row.status == "ok":
