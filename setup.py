@@ -144,7 +144,7 @@ ParallelCompile(default=0).install()  # one compiler per core
 setup(
     packages=[*find_packages(include=["main_kernels*"]), *find_packages("python", include=["main_align*"])],
     package_dir={"main_align": "python/main_align"},
-    package_data={"main_kernels": ["py.typed"], "main_align": ["py.typed"]},
+    package_data={"main_kernels": ["py.typed"], "main_align": ["py.typed", "reporting/assets/**"]},
     ext_modules=[kernels],
     cmdclass={"build_ext": BuildKernels, "editable_wheel": EditableWheel},
 )

@@ -15,6 +15,7 @@ REQUIRED = ("transformers", "typer", "rich", "safetensors", "pyarrow")  # by mai
 OPTIONAL = {
     "datasets": f"{INSTALL_HF} (only for `datasets` sources and for training)",
     "matplotlib": f"{INSTALL_HF} (only for --plot)",
+    "jinja2": f"{INSTALL_HF} (only for main-align report)",
     "accelerate": f"{INSTALL_HF} (for training, and to convert the default model once)",
     "gguf": f"{INSTALL_HF} (to convert the default model once)",
     "sentencepiece": f"{INSTALL_HF} (only for tokenizers stored as tokenizer.model)",

@@ -72,6 +72,9 @@ def score(
     ] = 2048,
     sort_window: Annotated[int, typer.Option(min=1, help="Number of pairs to sort by length at a time.")] = 4096,
     plot: Annotated[Optional[Path], typer.Option(help=f"Plot histograms to this file: {PLOT_ENDINGS}.")] = None,
+    report: Annotated[
+        Optional[Path], typer.Option(help="Write a page about the scores to this file: .html. See main-align report.")
+    ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start over and overwrite unfinished or finished work.")
     ] = False,
@@ -120,6 +123,7 @@ def score(
     from ..data.read import open_source
     from ..data.write import check_output
     from ..plots import check_plot
+    from ..reporting.report import check_report
     from ..scoring.resume import check_partial
     from .progress_bar import ProgressBar
 
@@ -133,6 +137,8 @@ def score(
     fields.check()
     if plot:
         check_plot(plot)
+    if report:
+        check_report(report)
     opened = open_source(source, split=split, config=config)
     notes = opened.check(fields)
     with ProgressBar() as progress_bar:
@@ -152,6 +158,11 @@ def score(
         progress_bar.log(f"{out} was already complete for this input and model; --restart scores again")
     log_reasons(progress_bar.log, manifest["counts"], manifest["first_reasons"])
     _show(manifest, opened, out, plot)
+    if report:
+        from ..reporting.report import write_report
+
+        write_report(out, report, input=opened)
+        typer.echo(f"report: {report}")
 
 
 def _score(

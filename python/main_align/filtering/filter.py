@@ -121,7 +121,7 @@ def filter_scores(
     if scores_only:
         write_kept_scores(scores, out, kept)
     else:
-        source, fields = find_input(scores, input)
+        source, fields = find_input(scores, input, otherwise="write only the scores with --scores-only")
         _refuse_overwriting(out, source.path)
         aligned = write_kept(Join(source, fields, scores), out, kept)
     unscored = {name: count for name, count in sorted(table.counts.items()) if name not in SCORED}
@@ -144,12 +144,13 @@ def _refuse_overwriting(out: Path, *inputs: str | Path | None) -> None:
             raise UserError(f"{out} would overwrite its own input; give another -o")
 
 
-def find_input(scores: Path, explicit: str | Path | Source | None = None) -> tuple[Source, Fields]:
+def find_input(scores: Path, explicit: str | Path | Source | None, *, otherwise: str) -> tuple[Source, Fields]:
     """Open the data set that a score file belongs to.
 
     Args:
         scores: the score file.
-        explicit: the data set, or its path. Default: the path in the manifest of `scores`.
+        explicit: the data set, or its path. None for the path in the manifest of `scores`.
+        otherwise: what to do without the data, for messages.
 
     Returns:
         The data set, and the field names with which it was scored.
@@ -165,15 +166,17 @@ def find_input(scores: Path, explicit: str | Path | Source | None = None) -> tup
     if manifest is None:
         raise UserError(
             f"{manifest_path(scores)} is missing, so the scored data set is unknown; "
-            "name it with --input, or write only the scores with --scores-only"
+            f"name it with --input, or {otherwise}"
         )
     path = manifest["source_path"] or manifest["source"]
     if path == STDIN:
-        raise UserError(f"{scores} was scored from standard input; name the data with --input, or use --scores-only")
+        raise UserError(f"{scores} was scored from standard input; name the data with --input, or {otherwise}")
     try:
         source = open_source(path, **options)
     except UserError as error:
-        raise UserError(f"{error} The scored data set was there; name its new path with --input.") from None
+        raise UserError(
+            f"{error} The scored data set was there; name its new path with --input, or {otherwise}."
+        ) from None
     if source.digest() != manifest["settings"]["input"]["digest"]:
         raise UserError(
             f"{path} has changed since it was scored; score it again, or name the unchanged copy with --input"

@@ -1,0 +1,1 @@
+"""Reporting: the page that a curator looks at before filtering."""
