@@ -1,0 +1,160 @@
+"""write_page, plot: the tables and the picture of the benchmark of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Cell = Mapping[str, float]
+
+MARKS = ("<!-- bench.quality writes from here -->", "<!-- bench.quality ends here -->")
+SHOWN = ("mutual", "mutual_novel", "nll_end", "semantic", "structural")
+RIVALS = (
+    "pmi_forward",
+    "ifd",
+    "ifd as published",
+    "nll_y_given_x",
+    "duality_gap",
+    "length of the response",
+    "sentence encoder",
+)
+NAMES = {
+    "random": "random response",
+    "neighbour": "response of the nearest instruction",
+    "echo": "echo of the instruction",
+    "echo_neighbour": "echo + the neighbour's response",
+    "truncated": "truncated at half",
+    "refusal": "refusal",
+    "filler": "filler",
+    "wrong_fact": "one number or name wrong",
+    "wrong_input": "wrong input",
+    "missing_input": "missing input",
+    "swapped_system": "swapped system prompt",
+    "good": "good",
+    "good_input": "good, with an input",
+    "good_system": "good, with a system prompt",
+}
+
+
+def write_page(result: Mapping[str, Any], page: Path) -> None:
+    """Replace the marked part of a page by the tables.
+
+    Args:
+        result: the results of the benchmark.
+        page: a Markdown file with both MARKS.
+    """
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0], 1)
+    after = rest.split(MARKS[1], 1)[1]
+    page.write_text(f"{before}{MARKS[0]}\n{tables(result)}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """Return all tables as Markdown."""
+    part = result["parts"]["reporting"]
+    host, pairs = result["machine"], result["pairs"]
+    setting = (
+        f"`{result['model']['model']}`, {result['model']['dtype']}, {pairs['scored']:,} pairs; {host['cpu']}, "
+        f"torch {host['versions']['torch']}. Intervals contain 95% of 1,000 resamplings of the base rows."
+    )
+    differences = {f"`{name}`".replace(" - ", "` − `"): cells for name, cells in part["differences"].items()}
+    removed = [[NAMES[kind], *_counted(cell)] for kind, cell in part["removed"].items()]
+    flags = [
+        [
+            f"`{name}`",
+            "; ".join(f"{NAMES[kind]} {_interval(cell)}" for kind, cell in flag["recall"].items()),
+            f"{flag['precision']:.2f} of {flag['flagged']}",
+            _interval(flag["good"]),
+        ]
+        for name, flag in part["flags"].items()
+    ]
+    layers = [
+        [layer, name, *(f"{cell[key]:.3f}" for key in LAYER_KEYS)]
+        for layer, cells in result["layers"].items()
+        for name, cell in cells.items()
+        if int(layer) % 6 == 0
+    ]
+    return "\n\n".join(
+        [
+            setting,
+            "**AUC of good against corrupted pairs**, reporting part; 0.5 is chance",
+            _auc_table(part["auc"], SHOWN, quoted=True),
+            "**The same for other criteria**",
+            _auc_table(part["auc"], RIVALS, quoted=False),
+            "**Differences of AUC between definitions of a score**, reporting part",
+            _auc_table(differences, tuple(differences), quoted=False, signed=True),
+            f"**Rows that `--recommended` removes** ({', '.join(result['recommended'])}), reporting part",
+            _markdown(("kind", "removed", "n"), removed),
+            "**Flags**, reporting part; precision is among the flagged pairs of all kinds of this part",
+            _markdown(("flag", "recall", "precision", "good pairs flagged"), flags),
+            "**AUC by layer and transform of the states**, choosing part (80 pairs a kind)",
+            _markdown(("layer", "states", *LAYER_KEYS), layers),
+        ]
+    )
+
+
+LAYER_KEYS = ("semantic random", "semantic neighbour", "structural random", "structural neighbour")
+
+
+def _auc_table(cells: Mapping[str, Any], scores: Sequence[str], *, quoted: bool, signed: bool = False) -> str:
+    kinds = cells[scores[0]]
+    head = ("corrupted pairs", "n", *(f"`{score}`" if quoted else score for score in scores))
+    rows = [
+        [NAMES[kind], str(kinds[kind]["n"]), *(_interval(cells[score][kind], signed) for score in scores)]
+        for kind in kinds
+    ]
+    return _markdown(head, rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def _interval(cell: Cell, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    digits = 3 if signed else 2
+    value, low, high = (f"{cell[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _counted(cell: Cell) -> tuple[str, str]:
+    return _interval(cell), str(cell["n"])
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """Draw the AUC of each score by kind.
+
+    Args:
+        result: the results of the benchmark.
+        path: the image file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    part = result["parts"]["reporting"]["auc"]
+    scores = ("mutual", "mutual_novel", "nll_end", "semantic", "ifd", "sentence encoder")
+    colors = ("#3b6fb6", "#2a9d5c", "#8a5fb0", "#e08a3c", "#999999", "#c0504d")
+    kinds = list(part[scores[0]])
+    figure, axis = pyplot.subplots(figsize=(10, 0.62 * len(kinds) + 1.2), layout="constrained")
+    for place, (score, color) in enumerate(zip(scores, colors, strict=True)):
+        cells = [part[score][kind] for kind in kinds]
+        y = np.arange(len(kinds)) + (place - (len(scores) - 1) / 2) * 0.13
+        value, low, high = (np.array([cell[name] for cell in cells]) for name in ("value", "low", "high"))
+        axis.errorbar(value, y, xerr=[value - low, high - value], fmt="o", ms=4.5, lw=1.2, color=color, label=score)
+    for edge in np.arange(len(kinds) - 1) + 0.5:
+        axis.axhline(edge, color="#e4e4e4", linewidth=0.8)
+    axis.axvline(0.5, color="black", linestyle=":", linewidth=1)
+    axis.set_yticks(
+        range(len(kinds)), [f"{NAMES[kind]}\nn = {part[scores[0]][kind]['n']}" for kind in kinds], fontsize=8
+    )
+    axis.set(xlim=(-0.02, 1.02), ylim=(len(kinds) - 0.5, -0.5), xlabel="AUC, with 95% intervals; 0.5 is chance")
+    axis.set_title(f"Good against corrupted pairs, {result['model']['model']}", loc="left", fontsize=11)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, ncols=len(scores), loc="lower center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
