@@ -254,8 +254,8 @@ def _beginning(tokenizer: PreTrainedTokenizerBase, markers: Markers) -> int:
 
     ChatML tokenizers declare the role marker `<|im_start|>` as BOS. It does not start a document, so the first special
     token that marks no role is used instead. Measured with SmolLM2 in bfloat16, on 90 seed tasks of self-instruct
-    against shuffled responses: the AUC of `mutual` is 0.986 with `<|endoftext|>`, 0.967 with the header's own
-    `<|im_start|>` alone, and 0.969 with two of them.
+    against shuffled responses: the AUC of `mutual`, then with a common root of the lengths, is 0.986 with
+    `<|endoftext|>`, 0.967 with the header's own `<|im_start|>` alone, and 0.969 with two of them.
     """
     roles = (markers.x_header, markers.y_header, markers.x_end)
     special = sorted(cast("list[int]", tokenizer.convert_tokens_to_ids(list(special_tokens(tokenizer)))))
