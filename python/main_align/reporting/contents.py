@@ -18,7 +18,7 @@ from ..scoring.columns import COLUMNS, PANELS, SCORES
 from .duplicates import KINDS, DuplicateGroups, TextHashes, duplicate_groups
 from .files import ScoreFiles
 from .groups import FieldGroups, length_grouping
-from .shown import SAMPLE, SEED, ShownRow, collect, sample
+from .shown import SAMPLE, SEED, ShownRow, clipped, collect, sample
 from .simulation import SHARES, Grouping, Simulation, simulate
 from .statistics import QUANTILES, histogram, quantiles, rank_correlation
 
@@ -147,16 +147,12 @@ def _settings(manifest: Mapping[str, Any] | None) -> dict[str, str]:
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         value = ", ".join(f"{name} {inner}" for name, inner in value.items() if inner is not None)
-    return _cut(str(value), REASON)
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return clipped(str(value), REASON)
 
 
 def _statuses(files: ScoreFiles, text: bool) -> list[tuple[str, int, str, str]]:
     table = files.table
-    reasons = {status: _cut(reason, REASON) if text else "" for status, reason in table.reasons.items()}
+    reasons = {status: clipped(reason, REASON) if text else "" for status, reason in table.reasons.items()}
     names = [*(name for name in STATUSES if name in table.counts), *(set(table.counts) - set(STATUSES))]
     return [(name, table.counts[name], STATUSES.get(name, ""), reasons.get(name, "")) for name in names]
 
@@ -184,7 +180,7 @@ def _duplicates(kind: DuplicateGroups, files: ScoreFiles, shown: Mapping[int, Sh
             "size": len(rows),
             "places": ", ".join(files.label(row) for row in rows[:PLACES]) + (", …" if len(rows) > PLACES else ""),
             "texts": [
-                _cut(text, REASON)
+                clipped(text, REASON)
                 for side, text in (("instruction", shown[rows[0]].instruction), ("response", shown[rows[0]].response))
                 if kind.kind in ("pair", side)
             ],

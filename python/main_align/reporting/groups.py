@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..data.formats.record_view import RecordView
 from ..errors import UserError
+from .shown import clipped
 from .simulation import Grouping
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024)  # tokens of the response: the lower ends of all groups but the first
@@ -53,8 +54,7 @@ class FieldGroups:
         if not self._is_field:
             self._seen.update(dict.fromkeys(map(str, record or ())))
         value = view.at(self.field)
-        name = "(none)" if value is None else str(value)
-        name = name if len(name) <= NAME else name[: NAME - 1] + "…"
+        name = clipped("(none)" if value is None else str(value), NAME)
         self.codes.append(self._names.setdefault(name, len(self._names)))
 
     def grouping(self) -> Grouping:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.write import to_json
 from .contents import Contents
-from .shown import ShownRow
+from .shown import ShownRow, clipped
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("echarts/echarts.common.min.js", "rule.js", "charts.js", "rows.js", "quadrant.js", "page.js")
@@ -77,16 +77,12 @@ def _hash(text: str) -> str:
 def _texts(rows: list[ShownRow], clip: int) -> dict[str, list[str]]:
     return {
         "label": [row.label for row in rows],
-        "id": [_clipped(row.id, min(clip, ID)) for row in rows],
+        "id": [clipped(row.id, min(clip, ID)) for row in rows],
         "status": [row.status for row in rows],
         "flags": [row.flags for row in rows],
-        "instruction": [_clipped(row.instruction, clip) for row in rows],
-        "response": [_clipped(row.response, clip) for row in rows],
+        "instruction": [clipped(row.instruction, clip) for row in rows],
+        "response": [clipped(row.response, clip) for row in rows],
     }
-
-
-def _clipped(text: str, clip: int) -> str:
-    return text if len(text) <= clip else text[: clip - 1] + "…"
 
 
 def _number(value: Any) -> str:

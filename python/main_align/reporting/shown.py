@@ -1,4 +1,4 @@
-"""sample, collect, ShownRow: the rows whose numbers and texts the page shows."""
+"""sample, collect, clipped, ShownRow: the rows whose numbers and texts the page shows."""
 
 from __future__ import annotations
 
@@ -58,3 +58,8 @@ def collect(files: ScoreFiles, rows: Integers, *, text: bool) -> list[ShownRow]:
             row = ShownRow(row.label, str(score["id"]), row.status, row.flags, pair.instruction, pair.response)
         shown.append(row)
     return shown
+
+
+def clipped(text: str, length: int) -> str:
+    """Return at most `length` characters of a text, the last of them an ellipsis if some are missing."""
+    return text if len(text) <= length else text[: length - 1] + "…"

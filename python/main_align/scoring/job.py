@@ -29,7 +29,7 @@ from .batching import SORT_WINDOW
 from .columns import definitions
 from .flags import FLAGS
 from .manifest import read_manifest, write_manifest
-from .resume import delete, is_complete, journal_path, open_or_resume
+from .resume import delete, delete_unless_locked, is_complete, journal_path, open_or_resume
 from .score_file import write_scores
 from .windows import Finished, score_windows
 
@@ -83,7 +83,7 @@ def score_file(
     info = opened.inspect()
     settings = _settings(scorer, info, {"fields": asdict(fields), "split": split, "config": config}, sort_window)
     if restart:
-        _delete_unless_locked(out)
+        delete_unless_locked(out, [journal_path(out)])
     elif is_complete(out, settings):
         manifest = read_manifest(out)
         assert manifest is not None
@@ -118,14 +118,6 @@ def _settings(scorer: Scorer, info: SourceInfo, reading: Mapping[str, Any], sort
     # Through JSON, so that the types are those of the stored copy it is compared with.
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return plain
-
-
-def _delete_unless_locked(out: Path) -> None:
-    path = journal_path(out)
-    if path.exists():
-        with Journal(path):  # raises if another process has it open
-            pass
-    delete(out)
 
 
 @dataclass(slots=True)

@@ -1,13 +1,14 @@
-"""is_complete, open_or_resume, delete: the folder OUT.partial, which holds an unfinished job's settings and journal.
+"""is_complete, open_or_resume, delete_unless_locked: OUT.partial, the folder of an unfinished job.
 
-job.json is written first and deleted first, so a folder without it holds nothing worth keeping.
+It holds the settings (job.json) and the journals. job.json is written first and deleted first, so a folder without it
+holds nothing worth keeping.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..data.atomic import (
     atomic_write,
     sync_folder,
 )
+from ..data.journal import Journal
 from ..errors import UserError
 from .manifest import differences, read_manifest, read_object
 
@@ -95,6 +97,23 @@ def delete(out: Path) -> None:
     folder = partial_folder(out)
     (folder / "job.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def delete_unless_locked(out: Path, journals: Iterable[Path]) -> None:
+    """Delete OUT.partial.
+
+    Args:
+        out: output file.
+        journals: the journals in OUT.partial; those that do not exist are skipped.
+
+    Raises:
+        UserError: another process has one of the journals open.
+    """
+    for path in journals:
+        if path.exists():
+            with Journal(path):
+                pass
+    delete(out)
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
