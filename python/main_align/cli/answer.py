@@ -70,9 +70,10 @@ def answer(
 
     with ProgressBar() as progress_bar:
         hide_library_progress()
-        progress_bar.log(f"loading {model} ...")
-        from ..evaluation.answer import AnswerSettings, answer_file
+        from ..evaluation.answer import AnswerSettings, answer_file, current_processes
 
+        if current_processes().is_main:
+            progress_bar.log(f"loading {model} ...")
         settings = AnswerSettings(
             temperature, max_new_tokens, batch_tokens, seed, dtype.value, trust_remote_code=trust_remote_code
         )
@@ -85,7 +86,10 @@ def answer(
             restart=restart,
             on_progress=progress_bar,
         )
-    _show(manifest, out, was_complete=not progress_bar.used)
+    processes = current_processes()
+    if processes.is_main:
+        _show(manifest, out, was_complete=not progress_bar.used)
+    processes.shutdown()
 
 
 def _show(manifest: dict[str, Any], out: Path, *, was_complete: bool) -> None:

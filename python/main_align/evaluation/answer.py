@@ -9,8 +9,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..data.atomic import atomic_write
-from ..data.journal import Journal
 from ..data.pairs import Pair, Turn
 from ..data.read import open_source
 from ..environment import versions
@@ -26,7 +27,7 @@ from ..models.devices import pick_dtype, warn_if_slow
 from ..models.load import load, trained_encoder
 from ..progress import Progress
 from ..scoring.manifest import manifest_path, read_object, write_manifest
-from ..scoring.resume import delete, is_complete, open_or_resume, partial_folder
+from ..scoring.resume import delete, delete_unless_locked, is_complete, open_or_resume, partial_folder
 from .benchmarks import FORMATS, Answers, Question, read_questions
 
 
@@ -87,11 +88,11 @@ def answer_file(
     if answer_format not in FORMATS:
         raise UserError(f"answer_format: expected {' or '.join(FORMATS)}, got {answer_format!r}")
     FORMATS[answer_format].check_output(out)
-    processes = Processes(use_cpu=False)
+    processes = current_processes()
     job = _Job(model, questions, out, answer_format, settings or AnswerSettings(), processes)
     report = partial(_count_answers, on_progress) if on_progress and processes.is_main else lambda progress: None
     if processes.is_main and restart:
-        _delete_unless_locked(out)
+        delete_unless_locked(out, list(partial_folder(out).rglob(f"*{JOURNAL_SUFFIX}")))
     complete = not restart and processes.is_main and is_complete(out, job.description)
     if processes.broadcast(complete):
         return read_object(manifest_path(out), "start over with --restart")
@@ -101,15 +102,13 @@ def answer_file(
     return job.run(report)
 
 
+def current_processes() -> Processes:
+    """Return the processes of this run. Without a GPU they must be told so, or each takes itself for the only one."""
+    return Processes(use_cpu=not torch.accelerator.is_available())
+
+
 def _count_answers(on_progress: Callable[[Progress], None], progress: Progress) -> None:
     on_progress(replace(progress, unit="answers"))
-
-
-def _delete_unless_locked(out: Path) -> None:
-    for path in partial_folder(out).rglob(f"*{JOURNAL_SUFFIX}"):
-        with Journal(path):  # raises if another process has it open
-            pass
-    delete(out)
 
 
 class _Job:

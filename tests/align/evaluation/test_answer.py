@@ -16,6 +16,7 @@ from main_align.loop.generation import TransformersGenerator
 from main_align.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..forked import run_ranks
 from ..tiny_models import cpu_only, tiny_model_folder
 
 SHORT = AnswerSettings(max_new_tokens=6, batch_tokens=256, dtype="float32")
@@ -148,6 +149,21 @@ def test_an_answer_does_not_depend_on_its_batch(model, alpaca, tmp_path):
         texts.append([row["output"] for row in json.loads(out.read_text())])
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 1
+
+
+def _answer(model: str, questions: str, out: str) -> None:
+    answer_file(model, questions, Path(out), answer_format="mt_bench", settings=SHORT)
+
+
+@cpu_only("two processes on one device")
+def test_two_processes_share_the_batches(model, mt, tmp_path):
+    answers = []
+    for count in (1, 2):
+        out = tmp_path / f"m{count}.jsonl"
+        run_ranks(count, _answer, model, mt, str(out), folder=tmp_path)
+        answers.append([json.loads(line)["choices"] for line in out.read_text().splitlines()])
+    assert answers[0] == answers[1]
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_unfinished_answers_are_kept_and_listed(model, mt, tmp_path):
