@@ -1,8 +1,12 @@
-"""run_sft: train with MutualAlignmentTrainer from a configuration file and options, as `trl sft` does with its own."""
+"""run_sft: train with MutualAlignmentTrainer from a configuration file and options, as `trl sft` does with its own.
+
+load_pairs loads one split of a file, a folder or a hub id.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +64,13 @@ def run_sft(arguments: Sequence[str]) -> MutualAlignmentTrainer:
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
-    data = _load(script)
+    streaming, name = script.dataset_streaming, script.dataset_name or ""
+    load = partial(load_pairs, name, script.dataset_config, streaming=streaming)
     trainer = MutualAlignmentTrainer(
         model=str(smollm2_folder()) if model.model_name_or_path == SMOLLM2 else model.model_name_or_path,
         args=training,
-        train_dataset=_split(data, script.dataset_train_split, script.dataset_name),
-        eval_dataset=None
-        if training.eval_strategy == "no"
-        else _split(data, script.dataset_test_split, script.dataset_name),
+        train_dataset=load(script.dataset_train_split),
+        eval_dataset=None if training.eval_strategy == "no" else load(script.dataset_test_split),
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
@@ -78,24 +81,35 @@ def run_sft(arguments: Sequence[str]) -> MutualAlignmentTrainer:
     return trainer
 
 
-def _load(script: ScriptArguments) -> DatasetDict | IterableDatasetDict:
-    """Load a file, a folder saved by `datasets`, or a hub id. A file has the split `train`."""
-    path = Path(script.dataset_name or "")
+def load_pairs(source: str, config: str | None = None, split: str = "train", *, streaming: bool = False) -> Any:
+    """Load one split of a data set.
+
+    Args:
+        source: a file, which has the split `train`, a folder saved by `datasets`, or a hub id.
+        config: configuration of a hub data set. Default: none.
+        split: name of the split. Default: "train".
+        streaming: read the rows when they are needed. Default: False.
+
+    Raises:
+        UserError: an unknown ending, or no such split.
+    """
+    data = _load(source, config, streaming)
+    if split not in data:
+        raise UserError(
+            f"{source} has no split {split!r}, but {', '.join(map(repr, data))}: set the split (of main-align sft: "
+            "--dataset_train_split and --dataset_test_split), or turn evaluation off"
+        )
+    return data[split]
+
+
+def _load(source: str, config: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:
+    path = Path(source)
     if path.is_dir():
         found = load_from_disk(str(path))
         return found if isinstance(found, DatasetDict) else DatasetDict(train=found)
     if path.is_file():
         if path.suffix not in LOADERS:
-            raise UserError(f"dataset_name {path}: the ending is not one of {', '.join(LOADERS)}")
+            raise UserError(f"{path}: the ending is not one of {', '.join(LOADERS)}")
         options: dict[str, Any] = {"data_files": str(path)}
-        return load_dataset(LOADERS[path.suffix], streaming=script.dataset_streaming, **options)
-    return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
-
-
-def _split(data: DatasetDict | IterableDatasetDict, name: str, source: str) -> Any:
-    if name not in data:
-        raise UserError(
-            f"{source} has no split {name!r}, but {', '.join(map(repr, data))}: give --dataset_train_split and "
-            "--dataset_test_split, or --eval_strategy no"
-        )
-    return data[name]
+        return load_dataset(LOADERS[path.suffix], streaming=streaming, **options)
+    return load_dataset(source, name=config, streaming=streaming)
