@@ -76,6 +76,7 @@ def run_sft(arguments: Sequence[str]) -> MutualAlignmentTrainer:
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_model(training.output_dir)
+    trainer.create_model_card(dataset_name=None if Path(name).exists() else name)
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
     return trainer

@@ -36,6 +36,7 @@ def test_a_settings_file_and_options_train_and_save_a_model(tmp_path, data):
     assert result.exit_code == 0, result.output
     assert f"model: {out}" in result.output
     AutoModelForCausalLM.from_pretrained(out)
+    assert "Trained on 8 pairs" in (out / "README.md").read_text()
     trainer = run_sft(["--config", str(config), "--max_steps", "1", "--output_dir", str(out)])
     assert trainer.args.semantic_weight == 0.5
     logged = trainer.state.log_history[0]

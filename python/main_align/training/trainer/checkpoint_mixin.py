@@ -16,11 +16,11 @@ class CheckpointMixin(MixinBase):
     """Checkpoint part of AlignmentMixin."""
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
-        """Override to add a section with the method, the terms and their weights."""
+        """Override to add method, data, terms with their weights, and held-out scores."""
         super().create_model_card(*args, **options)
         path = Path(self.args.output_dir or ".") / "README.md"
         if self.is_world_process_zero() and path.is_file():
-            model_card.add_section(path, self.alignment)
+            model_card.extend_card(path, self.alignment, self.train_dataset, self.state)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         weights: dict[str, Tensor] = {}
