@@ -283,7 +283,9 @@ def _weigh_chunk(raw: torch.Tensor, upstream: Callable[[int, int], ScoreGradTerm
 
 def _diverge(p: torch.Tensor, q: torch.Tensor, beta: float | None, trained: tuple[bool, bool]) -> None:
     values = empty(p.shape[0])
-    _BACKEND.divergence_(p, q, 1.0, beta, values, values, *trained)
+    _BACKEND.divergence_(
+        p, q, 1.0, beta, values, values, *(raw if wanted else None for raw, wanted in zip((p, q), trained, strict=True))
+    )
 
 
 def _planes() -> None:

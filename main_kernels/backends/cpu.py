@@ -257,8 +257,8 @@ class CpuBackend:
         beta: float | None,
         weights: Tensor,
         values: Tensor,
-        grad_p: bool,
-        grad_q: bool,
+        p_grad: Tensor | None,
+        q_grad: Tensor | None,
     ) -> None:
         rows, columns = q_raw.shape
         pair = _struct(
@@ -273,10 +273,13 @@ class CpuBackend:
             mixture=None if beta is None else _struct("Mixture", beta=beta, rest=1 - beta),
             weights=_floats(weights),
             values=_floats(values),
-            grad_p=grad_p,
-            grad_q=grad_q,
+            grad_p=p_grad is not None,
+            grad_q=q_grad is not None,
         )
         MODULE.divergence(pair, torch.get_num_threads())  # type: ignore[union-attr]
+        for raw, grad in ((p_raw, p_grad), (q_raw, q_grad)):
+            if grad is not None and grad is not raw:
+                grad.copy_(raw)
 
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
         if hidden.dtype == torch.float16:

@@ -182,21 +182,21 @@ class Backend(Protocol):
         beta: float | None,
         weights: Tensor,
         values: Tensor,
-        grad_p: bool,
-        grad_q: bool,
+        p_grad: Tensor | None,
+        q_grad: Tensor | None,
     ) -> None:
         """Compute the divergence of p = softmax(scale p_raw[c, M]) and q = softmax(scale q_raw[c, M]).
 
         Args:
-            p_raw: [c, M]. Overwritten: with its gradient if grad_p is true.
-            q_raw: [c, M], may have another dtype. Overwritten: with its gradient if grad_q is true.
+            p_raw: [c, M]. Overwritten.
+            q_raw: [c, M], may have another dtype. Overwritten.
             scale: factor of both.
             beta: None is KL(p || q). Else the divergence is ``beta KL(p || m) + (1 - beta) KL(q || m)`` with
                 m = beta p + (1 - beta) q.
             weights: [c], factors of the gradients.
             values: [c]. Receives the divergences.
-            grad_p: compute the gradient of p_raw.
-            grad_q: compute the gradient of q_raw.
+            p_grad: [c, M]. Receives the gradient of p_raw, which it may be itself; None if it is not needed.
+            q_grad: the same of q_raw.
         """
 
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:

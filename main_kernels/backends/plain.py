@@ -153,8 +153,8 @@ class PlainBackend:
         beta: float | None,
         weights: Tensor,
         values: Tensor,
-        grad_p: bool,
-        grad_q: bool,
+        p_grad: Tensor | None,
+        q_grad: Tensor | None,
     ) -> None:
         (p, p_sum), (q, q_sum) = (_below_top(raw.to(values.dtype) * scale) for raw in (p_raw, q_raw))
         # before the sums are subtracted: between two close log-probabilities a small ratio would lose its digits
@@ -170,10 +170,10 @@ class PlainBackend:
             p_kl, q_kl = _kl(p, m, p_ratio), _kl(q, m, q_ratio)
             values.copy_(beta * p_kl + (1 - beta) * q_kl)
             d_p, d_q = beta * p * (p_ratio - p_kl[:, None]), (1 - beta) * q * (q_ratio - q_kl[:, None])
-        if grad_p:
-            p_raw.copy_(d_p.mul_(factor))
-        if grad_q:
-            q_raw.copy_(d_q.mul_(factor))
+        if p_grad is not None:
+            p_grad.copy_(d_p.mul_(factor))
+        if q_grad is not None:
+            q_grad.copy_(d_q.mul_(factor))
 
     def pool_forward(self, hidden: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)

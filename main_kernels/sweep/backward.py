@@ -18,7 +18,7 @@ from ..backends.workspace import WORKSPACE
 from ..registration import Op
 from .forward import product_flops, row_loss_of, sweep_op
 from .grad_buffer import GradBuffer, GradBuffers
-from .half import loss_power
+from .half import loss_power, over_power
 from .problem import Problem, accumulator_dtype, make_problem, valid_mask, valid_rows
 from .row_loss import has_equal_entries, is_expanded_scalar
 from .signatures import DIFFERENTIABLE, SweepArgs, SweepGradArgs, SweepOutputs
@@ -47,7 +47,7 @@ def _run(args: SweepGradArgs) -> None:
             bias_grad=args.bias_grad,
             scale_grad=args.scale_grad,
         )
-        factors = _Factors(_over(None, power), _over(None, power))
+        factors = _Factors(over_power(None, power), over_power(None, power))
     if grads.query.is_needed:
         grads.query.finalize_(problem.backend, factors.query)
     if grads.key.is_needed:
@@ -152,7 +152,7 @@ def _by_row_loss(
         loss_grad = loss_grad[rows]
     if loss_grad is None or not loss_grad.numel() or not _is_row_loss_alone(args):
         power = _recompute(problem, terms, grads)
-        return _Factors(_over(None, power), _over(None, power))
+        return _Factors(over_power(None, power), over_power(None, power))
     # synchronises with the device if the gradient's layout does not show that it is a scalar
     is_scalar = not grads.key.is_needed or args.loss_grad_is_scalar or bool((loss_grad == loss_grad[:1]).all())
     row_loss = row_loss_of(args)
@@ -165,14 +165,7 @@ def _by_row_loss(
         query_power = key_power = _recompute(problem, unit, grads if is_scalar else grads.only_query())
     if not is_scalar:
         key_power = _recompute(problem, terms, grads.only_key())
-    return _Factors(_over(loss_grad, query_power), _over(loss_grad[:1] if is_scalar else None, key_power))
-
-
-def _over(factor: Tensor | None, power: Tensor | None) -> Tensor | None:
-    """Return factor / power; None is 1."""
-    if power is None:
-        return factor
-    return power.reciprocal() if factor is None else factor / power
+    return _Factors(over_power(loss_grad, query_power), over_power(loss_grad[:1] if is_scalar else None, key_power))
 
 
 def _recompute(problem: Problem, terms: ScoreGradTerms, grads: GradBuffers) -> Tensor | None:

@@ -21,8 +21,9 @@ from ..backends.workspace import WORKSPACE
 from ..registration import Op
 from . import plan
 from .grad_buffer import GradBuffer
+from .half import divergence_power, over_power
 from .operand import Operand
-from .problem import count_true, valid_rows
+from .problem import count_true, score_matrix, valid_rows
 from .row_loss import has_equal_entries, is_expanded_scalar
 from .signatures import DivergenceArgs, DivergenceGradArgs, DivergenceOutputs
 
@@ -86,6 +87,7 @@ class _Model:
     weight: Operand  # [V, D]
     hidden_grad: GradBuffer
     weight_grad: GradBuffer
+    scores: torch.dtype  # of the raw scores in memory
 
     @property
     def needs_grad(self) -> bool:
@@ -100,7 +102,7 @@ def _accumulator(operands: AnyArgs) -> torch.dtype:
 def _run(args: DivergenceArgs) -> DivergenceOutputs:
     grads = _Grads.empty(args, {name: getattr(args, f"grad_{name}") for name in OPERANDS})
     ones = args.p_hidden.new_ones(args.p_hidden.shape[0], dtype=_accumulator(args))
-    return DivergenceOutputs(_over_valid_rows(args, ones, grads), **grads.planes())
+    return DivergenceOutputs(_over_valid_rows(args, ones, grads, _power(args, ones, grads)), **grads.planes())
 
 
 def _fake(args: DivergenceArgs) -> DivergenceOutputs:
@@ -128,6 +130,8 @@ def _run_gradient(args: DivergenceGradArgs) -> None:
     """Fill the gradient buffers from the upstream gradient of the divergences."""
     grads, backend, mask = _Grads.of(args), get_backend(args.backend), args.mask
     values_grad = args.values_grad.to(_accumulator(args)).contiguous()
+    ones = torch.ones_like(values_grad)
+    power = _power(args, ones, grads)
     scalar = values_grad[:1]  # of the unmasked rows
     if mask is not None and values_grad.numel():
         scalar = values_grad[mask.to(torch.int8).argmax(0, keepdim=True)]
@@ -137,15 +141,18 @@ def _run_gradient(args: DivergenceGradArgs) -> None:
         is_equal = values_grad == scalar
         is_scalar = bool((is_equal if mask is None else is_equal | ~mask).all())
     if not args.saved_available:
-        _over_valid_rows(args, torch.ones_like(values_grad), grads if is_scalar else grads.only_hidden())
+        _over_valid_rows(args, ones, grads if is_scalar else grads.only_hidden(), power)
+    weight_factor = scalar if is_scalar and scalar.numel() else None
+    weight_power = power
     if not is_scalar:
-        _over_valid_rows(args, values_grad, grads.only_weights())
+        weight_power = _power(args, values_grad, grads)
+        _over_valid_rows(args, values_grad, grads.only_weights(), weight_power)
     for hidden in (grads.p_hidden, grads.q_hidden):
         if hidden.is_needed:
-            hidden.finalize_(backend, values_grad)
+            hidden.finalize_(backend, over_power(values_grad, power))
     for weight in (grads.p_weight, grads.q_weight):
         if weight.is_needed:
-            weight.finalize_(backend, scalar if is_scalar and scalar.numel() else None)
+            weight.finalize_(backend, over_power(weight_factor, weight_power))
 
 
 def _gradient_flops(args: DivergenceGradArgs) -> int:
@@ -167,11 +174,28 @@ divergence_gradient_op: Op[DivergenceGradArgs, Any] = Op(
 )
 
 
-def _over_valid_rows(args: AnyArgs, row_grads: Tensor, grads: _Grads) -> Tensor:
-    """Return the divergences [T], 0 for masked rows, and fill the gradients of sum_i row_grads[i] values[i]."""
+def _plan(args: AnyArgs, side: str) -> plan.Plan:
+    """Return the plan of one score matrix, "p" or "q"."""
+    weight = getattr(args, f"{side}_weight")
+    columns, width = weight.shape
+    return plan.make_plan(args.p_hidden.shape[0], columns, width, weight.dtype, weight.device.type)
+
+
+def _power(args: AnyArgs, row_grads: Tensor, grads: _Grads) -> Tensor | None:
+    """Return the power [1] by which a float16 gradient is multiplied, see half.py; None if there is none."""
+    if not grads.is_needed or torch.float16 not in (_plan(args, "p").compute, _plan(args, "q").compute):
+        return None
+    p_is_trained = grads.p_hidden.is_needed or grads.p_weight.is_needed
+    operands = (args.q_hidden, args.q_weight) if p_is_trained and args.beta is None else None
+    return divergence_power(row_grads, args.scale, operands)
+
+
+def _over_valid_rows(args: AnyArgs, row_grads: Tensor, grads: _Grads, power: Tensor | None) -> Tensor:
+    """Return the divergences [T], 0 for masked rows, and fill the gradients of power sum_i row_grads[i] values[i]."""
     values = torch.zeros_like(row_grads)
     if isinstance(args, DivergenceGradArgs) and not grads.is_needed:
         return values
+    row_grads = row_grads if power is None else row_grads * power
     rows = valid_rows(args.mask)
     whole, backend = grads, get_backend(args.backend)
     if rows is None:
@@ -191,18 +215,18 @@ def _over_valid_rows(args: AnyArgs, row_grads: Tensor, grads: _Grads) -> Tensor:
 def _models(args: AnyArgs, rows: Tensor | None, grads: _Grads) -> tuple[_Model, _Model]:
     """Return p and q, of the rows with the indices ``rows``. None: of all rows."""
 
-    def model(hidden: Tensor, weight: Tensor, hidden_grad: GradBuffer, weight_grad: GradBuffer) -> _Model:
-        count, (columns, width) = hidden.shape[0], weight.shape
-        compute = plan.make_plan(count, columns, width, weight.dtype, weight.device.type).compute
-        if compute == torch.float16:  # the gradient of p has no bound that is known beforehand, see half.py
-            compute = torch.float32
-        hidden = hidden if rows is None else hidden[rows]
-        return _Model(Operand.of(hidden, compute), Operand.of(weight, compute), hidden_grad, weight_grad)
+    def model(side: str) -> _Model:
+        hidden, weight = (getattr(args, f"{side}_{name}") for name in ("hidden", "weight"))
+        planned = _plan(args, side)
+        return _Model(
+            Operand.of(hidden if rows is None else hidden[rows], planned.compute),
+            Operand.of(weight, planned.compute),
+            getattr(grads, f"{side}_hidden"),
+            getattr(grads, f"{side}_weight"),
+            planned.scores,
+        )
 
-    return (
-        model(args.p_hidden, args.p_weight, grads.p_hidden, grads.p_weight),
-        model(args.q_hidden, args.q_weight, grads.q_hidden, grads.q_weight),
-    )
+    return model("p"), model("q")
 
 
 def _by_row_chunks(p: _Model, q: _Model, args: AnyArgs, row_grads: Tensor, values: Tensor, backend: Backend) -> None:
@@ -213,23 +237,37 @@ def _by_row_chunks(p: _Model, q: _Model, args: AnyArgs, row_grads: Tensor, value
         q.weight_grad.zero_()
         return
     device = p.hidden.tensor.device
-    step = plan.pair_chunk_rows(rows, columns, p.hidden.compute.itemsize + q.hidden.compute.itemsize, device.type)
-    buffers = [WORKSPACE.acquire((step, columns), model.hidden.compute, device) for model in (p, q)]
+    step = plan.pair_chunk_rows(rows, columns, p.scores.itemsize + q.scores.itemsize, device.type)
+    buffers = [score_matrix(min(step, rows), columns, model.scores, device, backend) for model in (p, q)]
+    score_grads = [_gradient_buffer(model, buffer, backend) for model, buffer in zip((p, q), buffers, strict=True)]
     for begin in range(0, rows, step):
         chunk = slice(begin, min(begin + step, rows))
-        p_raw, q_raw = scores = [
-            model.weight.scores(model.hidden.rows(chunk), buffer[: chunk.stop - begin])
+        size = slice(chunk.stop - begin)
+        p_raw, q_raw = (
+            model.weight.scores(model.hidden.rows(chunk), buffer[size])
             for model, buffer in zip((p, q), buffers, strict=True)
-        ]
-        chunk_grads, chunk_values = row_grads[chunk], values[chunk]
-        backend.divergence_(p_raw, q_raw, args.scale, args.beta, chunk_grads, chunk_values, p.needs_grad, q.needs_grad)
-        for model, score_grad in zip((p, q), scores, strict=True):
+        )
+        p_grad, q_grad = (None if grad is None else grad[size] for grad in score_grads)
+        backend.divergence_(p_raw, q_raw, args.scale, args.beta, row_grads[chunk], values[chunk], p_grad, q_grad)
+        for model, score_grad in ((p, p_grad), (q, q_grad)):
+            if score_grad is None:
+                continue
             if model.hidden_grad.is_needed:
                 model.weight.add_to(model.hidden_grad.rows(chunk), score_grad, backend)
             if model.weight_grad.is_needed:
                 model.weight_grad.add_product(backend, score_grad.T, model.hidden.rows(chunk), first=begin == 0)
     for buffer in buffers:
         WORKSPACE.release(buffer)
+
+
+def _gradient_buffer(model: _Model, scores: Tensor, backend: Backend) -> Tensor | None:
+    """Return the buffer of the scores' gradient: the scores' own unless products are narrower."""
+    if not model.needs_grad:
+        return None
+    if model.hidden.compute == model.scores:
+        return scores
+    rows, columns = scores.shape
+    return score_matrix(rows, columns, model.hidden.compute, scores.device, backend)
 
 
 class _SavedTensors(NamedTuple):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from main_kernels import backends, info_nce, reference, sigmoid_loss
+from main_kernels import backends, info_nce, linear_kl, reference, sigmoid_loss
 from main_kernels.sweep import CrossEntropy, api, half, plan, problem, products, sweep
 
 from .contract import Matrices, exact
@@ -135,3 +135,23 @@ def test_the_bound_covers_every_row():
     products.multiply(query, key.T, torch.empty(130, 150))
     lse = (query.double() @ key.double().T).logsumexp(1)
     assert float(half._largest_lse(made)) >= float(lse.abs().max())
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
+@pytest.mark.parametrize("upstream", [torch.full((160,), 1e-7), torch.rand(160) * 100], ids=["mean", "rows"])
+def test_divergences_keep_their_digits(monkeypatch, divergence, upstream):
+    """In chunks of 64 rows, with a trained teacher: its gradient grows with the scores of the student."""
+    make_plan = plan.make_plan
+    monkeypatch.setattr(plan, "make_plan", lambda *sizes: make_plan(*sizes[:-1], "cuda"))
+    monkeypatch.setattr(plan, "pair_chunk_rows", lambda *_: 64)
+    operands = (*PAIRS.draw(), *Matrices(160, 160, 24, torch.float16, 0.6, False, 6).draw())
+    true_leaves = exact(*operands)
+    got = linear_kl(*operands, divergence=divergence, reduction="none", token_mask=torch.arange(160) % 7 > 0)
+    want = reference.linear_kl(*true_leaves, divergence=divergence, reduction="none")
+    mask = torch.arange(160) % 7 > 0
+    assert float((got - want * mask).abs().max().detach()) < 1e-5
+    mine = torch.autograd.grad(got, operands, upstream)
+    true = torch.autograd.grad(want, true_leaves, upstream.double() * mask)
+    smallest = torch.finfo(torch.float16).smallest_normal * 2**-10
+    for g, t in zip(mine, true, strict=True):
+        assert float((g.double() - t).abs().max()) < 1e-3 * float(t.abs().max()) + smallest

@@ -178,6 +178,21 @@ def test_small_divergences_are_not_lost(backend, divergence):
     assert error(got, want) < 0.05 * error(naive, want)
 
 
+@pytest.mark.parametrize("divergence", KINDS)
+def test_flat_peaked_and_rising_rows_match_the_reference(backend, divergence):
+    """Peaks at either end of a row, and scores that rise or fall all along it, against each other."""
+    rise = torch.linspace(0, 30, 700)
+    rows = torch.stack([torch.zeros(700), rise, rise.flip(0), rise / 20, torch.zeros(700), torch.zeros(700)])
+    rows[4, 3] = rows[5, -2] = 25
+    student, teacher = (torch.cartesian_prod(torch.arange(6), torch.arange(6))[:, side] for side in (0, 1))
+    operands = (torch.eye(6)[student], rows.T.contiguous(), torch.eye(6)[teacher], rows.T.contiguous())
+    check(operands, None, divergence=divergence, reduction="none", upstream="random")
+    got = linear_kl(*operands, divergence=divergence, reduction="none")
+    want = reference.linear_kl(*operands, divergence=divergence, reduction="none")
+    assert (got[student == teacher] == 0).all()
+    assert error(got / want.clamp(min=1), want / want.clamp(min=1)) < 1e-6
+
+
 @pytest.mark.parametrize("beta", [1e-9, 1e-3, 0.5, 0.999, 1 - 1e-9])
 def test_every_beta_matches_the_reference(backend, beta):
     """Both distributions where they agree, where one is a little larger, and where either vanishes."""

@@ -16,6 +16,7 @@ from .configs import ChunkTile
 from .divergence import divergence
 from .epilogue import NO_FMA
 from .fused import TritonFused
+from .kernel_args import Side
 from .launch import masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
 from .split_float32 import accumulate, round_scaled
 from .unfused import reduce_columns, reduce_rows, score_grad
@@ -24,6 +25,11 @@ from .unfused import reduce_columns, reduce_rows, score_grad
 def tiles(raw: Tensor, tile: ChunkTile) -> tuple[int, int]:
     """Return the number of tiles down and across."""
     return -(-raw.shape[0] // tile.BLOCK_M), -(-raw.shape[1] // tile.BLOCK_N)
+
+
+def row_grid(raw: Tensor, tile: ChunkTile) -> tuple[int]:
+    """Return the grid of a kernel that reads whole rows twice: as many programs as rows fit into the L2 cache."""
+    return (min(tiles(raw, tile)[0], configs.multiprocessors(raw.device)),)
 
 
 class TritonBackend(PlainBackend):
@@ -142,23 +148,25 @@ class TritonBackend(PlainBackend):
         beta: float | None,
         weights: Tensor,
         values: Tensor,
-        grad_p: bool,
-        grad_q: bool,
+        p_grad: Tensor | None,
+        q_grad: Tensor | None,
     ) -> None:
         if not p_raw.shape[0]:
             return
+        tile = configs.DIVERGENCE
         with torch.cuda.device_of(p_raw):
-            divergence[(p_raw.shape[0],)](
-                p_raw,
-                q_raw,
-                p_raw.shape[1],
+            sides = (
+                Side(raw, raw.stride(0), grad, None if grad is None else grad.stride(0))
+                for raw, grad in ((p_raw, p_grad), (q_raw, q_grad))
+            )
+            divergence[row_grid(p_raw, tile)](
+                *sides,
+                *p_raw.shape,
                 scale,
                 beta,
                 None if beta is None else math.log((1 - beta) / beta),
                 weights,
                 values,
-                GRAD_P=grad_p,
-                GRAD_Q=grad_q,
-                **configs.DIVERGENCE.options,
+                **tile.options,
                 **NO_FMA,
             )

@@ -113,10 +113,12 @@ class Block(_Config):
 
 
 @dataclass(frozen=True)
-class RowBlock(Block):
-    """BLOCK consecutive elements of one row at a time."""
+class RowTile(ChunkTile):
+    """A tile that a program moves along BLOCK_M whole rows of raw scores.
 
-    maxnreg: int = 255
+    Without maxnreg, ptxas spills a little to make room for a second program."""
+
+    maxnreg: int = 128
 
 
 # The rows of an architecture are sorted by max_pressure. Register counts, of 255, come from bench/results/aot.json. It
@@ -363,10 +365,11 @@ REDUCE_PARTIALS = ReduceTile(
     num_warps=4,
 )
 
-DIVERGENCE = RowBlock(
-    "one program per row, a block of both score rows in registers; at most 94 registers",
-    BLOCK=2048,
-    num_warps=8,
+DIVERGENCE = RowTile(
+    "one program per multiprocessor: the fewer rows at a time, the more stay in the L2 cache; at most 106 registers",
+    BLOCK_M=1,
+    BLOCK_N=4096,
+    num_warps=16,
 )
 
 SPLIT_FLOAT32 = Block("element-wise, eight elements per thread; at most 32 registers", BLOCK=2048, num_warps=8)

@@ -29,6 +29,26 @@ def exp(x):
 
 
 @triton.jit
+def log(x):
+    """log x for normal x, with an absolute error of 2^-22 near 1."""
+    if INTERPRETED:
+        y = tl.log(x)
+    else:
+        y = libdevice.fast_logf(x)
+    return y
+
+
+@triton.jit
+def divide(x, y):
+    """x / y to 2 ulp for 2^-126 <= |y| < 2^126, without the branch of an exact division."""
+    if INTERPRETED:
+        z = x / y
+    else:
+        z = libdevice.fast_dividef(x, y)
+    return z
+
+
+@triton.jit
 def tanh(x):
     """tanh to about 1 ulp: an odd polynomial near zero, where 1 - 2 / (e^2x + 1) cancels."""
     size = tl.abs(x)

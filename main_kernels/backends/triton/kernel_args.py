@@ -1,4 +1,4 @@
-"""Scoring, Masking, Sums, Terms and Entries: the structs that kernels and their functions exchange.
+"""Scoring, Masking, Sums, Terms, Entries, Side and Pair: the structs that kernels and their functions exchange.
 
 A field is a tensor where a kernel is launched, and in the kernel an address or a value in registers. A field that is
 None is not compiled in.
@@ -59,3 +59,24 @@ class Entries(NamedTuple):
     j: Any  # [BLOCK_N]
     rows: Any
     columns: Any
+
+
+class Side(NamedTuple):
+    """One of the two score matrices of a divergence, and where its gradient goes; rows are ``pitch`` apart."""
+
+    raw: Any  # [rows, columns]
+    pitch: Any
+    grad: Any  # None: no gradient
+    grad_pitch: Any
+
+
+class Pair(NamedTuple):
+    """Running sums of two rows of scores p and q. x = (p - p_top) - (q - q_top) is the logarithm of their ratio but for
+    a constant."""
+
+    p_top: Any  # the largest score
+    q_top: Any
+    p_total: Any  # sum of exp(p - p_top)
+    q_total: Any
+    moment: Any  # sum of exp(p - p_top) x
+    excess: Any  # sum of exp(p - p_top) (exp(-x) - 1 + x)
