@@ -26,4 +26,6 @@ def autocast(operand: Tensor) -> Tensor:
 def disabled(tensor: Tensor) -> AbstractContextManager[object]:
     """Disable autocast for the tensor's device."""
     kind = tensor.device.type
-    return nullcontext() if kind in _WITHOUT_AUTOCAST else torch.autocast(kind, enabled=False)
+    if kind in _WITHOUT_AUTOCAST or not torch.is_autocast_enabled(kind):
+        return nullcontext()  # entering torch.autocast costs as much as launching a kernel
+    return torch.autocast(kind, enabled=False)

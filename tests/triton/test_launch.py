@@ -1,27 +1,27 @@
 """The launch path without a GPU: Triton's own runtime (arguments packed, tensor maps encoded, kernels launched) over a
-stand-in for libcuda.so.1 (driver.c) that refuses what CUDA's documentation forbids. Kernels are compiled, none runs."""
+stand-in for the driver (bench/stand_in.c) that refuses what CUDA's documentation forbids. Kernels are compiled, none
+runs."""
 
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from collections import Counter
-from pathlib import Path
+from itertools import product
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
-import triton
+from triton.runtime.jit import JITFunction
 
-from bench import aot
-from main_kernels import backends, info_nce, linear_cross_entropy, linear_kl, pair_scores, sigmoid_loss
-from main_kernels.backends import registry
-from main_kernels.backends.triton import TritonBackend, configs
+from bench import aot, stand_in
+from main_kernels import info_nce, linear_cross_entropy, linear_kl, pair_scores, sigmoid_loss
+from main_kernels.backends.triton import configs, launch
+from main_kernels.backends.triton.epilogue import NO_FMA
+from main_kernels.backends.triton.kernel_args import Sums
+from main_kernels.backends.triton.reduce_partials import reduce_partials
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
-NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia"
 ROWS, COLUMNS, WIDTH = 520, 1100, 72  # tiles are ragged, and rows need padding
 
 TARGETS, IDS, SCALE = torch.arange(ROWS), torch.arange(ROWS) // 2, torch.tensor(1.0, requires_grad=True)
@@ -38,50 +38,24 @@ LAUNCHED_CALLS = {
 FUSED = ("info_nce", "sigmoid_loss", "pair_scores")  # they keep no scores
 
 
-@pytest.fixture(scope="session")
-def stand_in(tmp_path_factory):
-    """Load a libcuda.so.1 that notes calls, once in a process: Triton's launchers stay with the first they find."""
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no gcc to compile the stand-in with")
-    folder = tmp_path_factory.mktemp("driver")
-    library = folder / "libcuda.so.1"
-    flags = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", f"-I{NVIDIA / 'include'}"]
-    subprocess.run([compiler, *flags, Path(__file__).with_name("driver.c"), "-o", library], check=True)
-    loaded = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)  # later loads of libcuda.so.1 return this one
-    loaded.noted.restype = ctypes.c_char_p
-    return folder, loaded
-
-
 @pytest.fixture(scope="module")
-def pretended(stand_in):
+def noted():
     """A device of compute capability 9.0 for tensors of the CPU. Gives the function that tells what it was asked."""
-    folder, loaded = stand_in
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_LIBCUDA_PATH", str(folder))
-        patch.setenv("TRITON_CACHE_DIR", str(folder))
-        from triton.backends.nvidia.driver import CudaDriver
-
-        pretender = CudaDriver()
-        for name, answer in (("get_current_device", 0), ("get_current_stream", 0), ("get_device_capability", (9, 0))):
-            setattr(pretender, name, lambda *_, answer=answer: answer)
-        patch.setattr(triton.runtime.driver, "_active", pretender)
-        patch.setattr(configs, "architecture", lambda _: 90)
-        patch.setattr(configs, "multiprocessors", lambda _: 132)
-        patch.setitem(registry.BACKENDS, "triton", TritonBackend())
-        yield lambda: [line.split() for line in loaded.noted().decode().splitlines()]
+    if reason := stand_in.why_not():
+        pytest.skip(reason)
+    with stand_in.standing_in() as notes:
+        yield notes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", LAUNCHED_CALLS)
-def test_a_driver_accepts_every_launch(pretended, name, dtype):
+def test_a_driver_accepts_every_launch(noted, name, dtype):
     hidden, weight = (torch.randn(n, WIDTH).to(dtype).requires_grad_() for n in (ROWS, COLUMNS))
-    pretended()
-    with backends.use_backend("triton"):
-        torch.autograd.grad(LAUNCHED_CALLS[name](hidden, weight), (hidden, weight))
-    notes = pretended()
-    asked = Counter(what for what, _ in notes)
+    noted()
+    torch.autograd.grad(LAUNCHED_CALLS[name](hidden, weight), (hidden, weight))
+    notes = noted()
+    asked = Counter(note.what for note in notes)
     if name == "linear_kl":
         assert asked["divergence"] == 1
     elif dtype == torch.float32 or name not in FUSED:
@@ -90,10 +64,10 @@ def test_a_driver_accepts_every_launch(pretended, name, dtype):
         assert asked["target_scores"] == asked["fused_reduce"] + asked["two_sided_reduce"] == 1
         assert asked["exact_columns"] == asked["two_sided_reduce"]
         assert asked["map"] == 2 * sum(asked[walk] for walk in aot.WALKS)
-        assert all(int(grid) <= 2 * 132 for what, grid in notes if what in aot.WALKS)
+        assert all(note.size <= 2 * 132 for note in notes if note.what in aot.WALKS)
 
 
-def test_the_stand_in_driver_refuses_what_cuda_refuses(pretended):
+def test_the_stand_in_driver_refuses_what_cuda_refuses(noted):
     encode = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled
     room = (ctypes.c_char * 192)()
     at, sizes, steps = -(-ctypes.addressof(room) // 64) * 64, (ctypes.c_uint64 * 2)(80, 520), (ctypes.c_uint * 2)(1, 1)
@@ -106,3 +80,36 @@ def test_the_stand_in_driver_refuses_what_cuda_refuses(pretended):
     assert accepted()
     wrong = {"address": 8}, {"stride": 168}, {"stride": 144}, {"box": (64, 512)}, {"box": (128, 64)}, {"swizzle": 2}
     assert not any(accepted(**each) for each in wrong)
+
+
+def test_launches_that_share_a_plan_are_specialised_alike(noted):
+    """Triton's own binder says what a kernel is specialised for."""
+    binder = reduce_partials.device_caches[0][4]
+    options = {**configs.REDUCE_PARTIALS.options, **NO_FMA, "debug": False, "instrumentation_mode": ""}
+    odd = torch.empty(65)[1:]  # its address is no multiple of 16 bytes
+    vectors = torch.empty(64), torch.empty(64, dtype=torch.float64), odd, None
+    whole = 1, 2, 16, 17, 2**31 - 1, 2**31, 2**31 + 16, 2**40
+    bindings = {}
+    for count, n, total, rank in product(whole, whole, vectors, vectors):
+        parts = Sums(torch.empty(64), total, None, rank, None, None, None)
+        arguments = count, n, 0.5, parts, parts
+        binding = binder(*arguments, **options)[1]
+        assert bindings.setdefault(tuple(map(launch._kind, arguments)), binding) == binding
+    assert len(bindings) > 100
+
+
+def test_a_repeated_launch_needs_no_look_at_its_options(noted, monkeypatch):
+    hidden, weight = (torch.randn(ROWS, WIDTH).bfloat16() for _ in range(2))
+    want = []
+    for _ in range(2):
+        noted()
+        info_nce(hidden, weight, workspace_bytes=0)
+        want = [note[:2] for note in noted()]
+
+    def refuse(*arguments, **options):  # type: ignore[no-untyped-def]
+        pytest.fail("Triton's launcher was called")
+
+    refuse.__module__ = JITFunction.__module__
+    monkeypatch.setattr(JITFunction, "run", refuse)
+    info_nce(hidden, weight, workspace_bytes=0)
+    assert [note[:2] for note in noted()] == want

@@ -14,10 +14,9 @@ from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .configs import ChunkTile
 from .divergence import divergence
-from .epilogue import NO_FMA
 from .fused import TritonFused
 from .kernel_args import Side
-from .launch import masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
+from .launch import launch, masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
 from .split_float32 import accumulate, round_scaled
 from .unfused import reduce_columns, reduce_rows, score_grad
 
@@ -27,9 +26,9 @@ def tiles(raw: Tensor, tile: ChunkTile) -> tuple[int, int]:
     return -(-raw.shape[0] // tile.BLOCK_M), -(-raw.shape[1] // tile.BLOCK_N)
 
 
-def row_grid(raw: Tensor, tile: ChunkTile) -> tuple[int]:
-    """Return the grid of a kernel that reads whole rows twice: as many programs as rows fit into the L2 cache."""
-    return (min(tiles(raw, tile)[0], configs.multiprocessors(raw.device)),)
+def row_programs(raw: Tensor, tile: ChunkTile) -> int:
+    """Return the programs of a kernel that reads whole rows twice: as many as rows fit into the L2 cache."""
+    return min(tiles(raw, tile)[0], configs.multiprocessors(raw.device))
 
 
 class TritonBackend(PlainBackend):
@@ -47,7 +46,10 @@ class TritonBackend(PlainBackend):
             return
         with torch.cuda.device_of(raw):
             parts = partial_sums(sums, across, targets=targets is not None)
-            reduce_rows[(down * across,)](
+            launch(
+                reduce_rows,
+                down * across,
+                tile,
                 raw,
                 raw.stride(0),
                 *raw.shape,
@@ -56,8 +58,6 @@ class TritonBackend(PlainBackend):
                 sums.target,
                 sums.clip,
                 parts,
-                **tile.options,
-                **NO_FMA,
             )
             reduce_partials_(parts, sums)
 
@@ -70,7 +70,10 @@ class TritonBackend(PlainBackend):
             return
         with torch.cuda.device_of(raw):
             parts = partial_sums(sums, down, targets=targets is not None and sums.target is not None)
-            reduce_columns[(down * across,)](
+            launch(
+                reduce_columns,
+                down * across,
+                tile,
                 raw,
                 raw.stride(0),
                 *raw.shape,
@@ -78,8 +81,6 @@ class TritonBackend(PlainBackend):
                 masking_of(targets, mask),
                 sums.target,
                 parts,
-                **tile.options,
-                **NO_FMA,
             )
             reduce_partials_(parts, sums)
 
@@ -100,7 +101,10 @@ class TritonBackend(PlainBackend):
             row_partials = None
             if scale_grad is not None:
                 row_partials = raw.new_empty((across, raw.shape[0]), dtype=torch.float32)
-            score_grad[(down * across,)](
+            launch(
+                score_grad,
+                down * across,
+                tile,
                 raw,
                 raw.stride(0),
                 *raw.shape,
@@ -108,8 +112,6 @@ class TritonBackend(PlainBackend):
                 masking_of(targets, mask),
                 terms_of(terms, targets=targets is not None),
                 row_partials,
-                **tile.options,
-                **NO_FMA,
             )
             if scale_grad is not None and row_partials is not None:
                 scale_grad.copy_(row_partials.sum(0, dtype=torch.float64) / score_map.scale)
@@ -119,8 +121,8 @@ class TritonBackend(PlainBackend):
             return
         block = configs.SPLIT_FLOAT32
         with torch.cuda.device_of(x):
-            accumulate[(-(-x.numel() // block.BLOCK),)](
-                high.view(torch.int16), low, x.contiguous(), x.numel(), **block.options, **NO_FMA
+            launch(
+                accumulate, -(-x.numel() // block.BLOCK), block, high.view(torch.int16), low, x.contiguous(), x.numel()
             )
 
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
@@ -128,7 +130,10 @@ class TritonBackend(PlainBackend):
             return
         block = configs.SPLIT_FLOAT32
         with torch.cuda.device_of(high):
-            round_scaled[(-(-high.numel() // block.BLOCK),)](
+            launch(
+                round_scaled,
+                -(-high.numel() // block.BLOCK),
+                block,
                 high.view(torch.int16),
                 low,
                 high,
@@ -136,8 +141,6 @@ class TritonBackend(PlainBackend):
                 high.numel(),
                 high.shape[1],
                 0 if scale.numel() == 1 else 1,
-                **block.options,
-                **NO_FMA,
             )
 
     def divergence_(
@@ -159,7 +162,10 @@ class TritonBackend(PlainBackend):
                 Side(raw, raw.stride(0), grad, None if grad is None else grad.stride(0))
                 for raw, grad in ((p_raw, p_grad), (q_raw, q_grad))
             )
-            divergence[row_grid(p_raw, tile)](
+            launch(
+                divergence,
+                row_programs(p_raw, tile),
+                tile,
                 *sides,
                 *p_raw.shape,
                 scale,
@@ -167,6 +173,4 @@ class TritonBackend(PlainBackend):
                 None if beta is None else math.log((1 - beta) / beta),
                 weights,
                 values,
-                **tile.options,
-                **NO_FMA,
             )

@@ -32,7 +32,9 @@ MAX_PRESSURE = 20
 
 
 @dataclass(frozen=True)
-class _Config:
+class Config:
+    """A row: what all of them have."""
+
     reason: str
     num_warps: int
 
@@ -44,7 +46,7 @@ class _Config:
 
 
 @dataclass(frozen=True)
-class WholeTile(_Config):
+class WholeTile(Config):
     """A tile of scores that a fused kernel computes and consumes in registers.
 
     It applies from compute capability ``architecture`` / 10 on, to launches whose estimated register pressure is at
@@ -80,7 +82,7 @@ _Tile = TypeVar("_Tile", bound=WholeTile)
 
 
 @dataclass(frozen=True)
-class ChunkTile(_Config):
+class ChunkTile(Config):
     """A tile of raw scores in memory, one program each."""
 
     BLOCK_M: int
@@ -88,7 +90,7 @@ class ChunkTile(_Config):
 
 
 @dataclass(frozen=True)
-class TargetTile(_Config):
+class TargetTile(Config):
     """BLOCK_M rows and their targets; the diagonal of the product of the two is kept."""
 
     BLOCK_M: int
@@ -97,7 +99,7 @@ class TargetTile(_Config):
 
 
 @dataclass(frozen=True)
-class ReduceTile(_Config):
+class ReduceTile(Config):
     """BLOCK_P partial sums of BLOCK_N rows or columns at a time."""
 
     BLOCK_P: int
@@ -106,7 +108,7 @@ class ReduceTile(_Config):
 
 
 @dataclass(frozen=True)
-class Block(_Config):
+class Block(Config):
     """BLOCK consecutive elements at a time."""
 
     BLOCK: int

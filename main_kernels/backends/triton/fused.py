@@ -11,12 +11,11 @@ from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .configs import WholeTile
-from .epilogue import NO_FMA
 from .fused_backward import fused_score_grad
 from .fused_forward import fused_reduce, target_scores
 from .kernel_args import Sums, Terms
-from .launch import masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
-from .matmul_tile import aligned, kernel_operands, persistent_grid
+from .launch import launch, masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
+from .matmul_tile import aligned, kernel_operands, persistent_programs
 from .two_sided import exact_columns, two_sided_grad, two_sided_reduce
 
 # Weights of the parts of an epilogue that take more registers than one sum or term.
@@ -92,7 +91,10 @@ class TritonFused:
             return
         tile = configs.TARGET_SCORES
         with torch.cuda.device_of(query):
-            target_scores[(-(-rows // tile.BLOCK_M),)](
+            launch(
+                target_scores,
+                -(-rows // tile.BLOCK_M),
+                tile,
                 query,
                 key,
                 rows,
@@ -100,8 +102,6 @@ class TritonFused:
                 scoring_of(score_map),
                 targets,
                 out,
-                **tile.options,
-                **NO_FMA,
             )
 
     def reduce(
@@ -141,7 +141,11 @@ class TritonFused:
             row_parts = partial_sums(rows, across, targets=targets is not None)
             column_parts = partial_sums(columns, down, targets=targets is not None)
             q, k, use_tma = kernel_operands(query, key, tile)
-            fused_reduce[persistent_grid(count, key.shape[0], tile, query.device)](
+            programs = persistent_programs(count, key.shape[0], tile, query.device)
+            launch(
+                fused_reduce,
+                programs,
+                tile,
                 q,
                 k,
                 count,
@@ -155,8 +159,6 @@ class TritonFused:
                 row_parts,
                 column_parts,
                 USE_TMA=use_tma,
-                **tile.options,
-                **NO_FMA,
             )
             reduce_partials_(row_parts, rows)
             if columns is not None:
@@ -185,9 +187,9 @@ class TritonFused:
             marked = query.new_empty((down, key.shape[0]), dtype=torch.int8)
             q, k, use_tma = kernel_operands(query, key, tile)
             shared = q, k, count, key.shape[0], width, scoring_of(score_map), masking_of(targets, mask)
-            grid = persistent_grid(count, key.shape[0], tile, device)
-            two_sided_reduce[grid](*shared, row_parts, column_parts, marked, USE_TMA=use_tma, **tile.options, **NO_FMA)
-            exact_columns[grid](*shared, column_parts, marked, USE_TMA=use_tma, **exact.options, **NO_FMA)
+            programs = persistent_programs(count, key.shape[0], tile, device)
+            launch(two_sided_reduce, programs, tile, *shared, row_parts, column_parts, marked, USE_TMA=use_tma)
+            launch(exact_columns, programs, exact, *shared, column_parts, marked, USE_TMA=use_tma)
             reduce_partials_(row_parts, rows)
             reduce_partials_(column_parts, columns)
 
@@ -210,7 +212,11 @@ class TritonFused:
             if _is_two_sided_grad(kernel_terms, score_map, mask, scale_grad):
                 tile = configs.tile_for(configs.TWO_SIDED_GRAD, query.device)
                 q, k, use_tma = kernel_operands(query, key, tile)
-                two_sided_grad[persistent_grid(count, key.shape[0], tile, query.device)](
+                programs = persistent_programs(count, key.shape[0], tile, query.device)
+                launch(
+                    two_sided_grad,
+                    programs,
+                    tile,
                     q,
                     k,
                     count,
@@ -222,8 +228,6 @@ class TritonFused:
                     out,
                     out.stride(0),
                     USE_TMA=use_tma,
-                    **tile.options,
-                    **NO_FMA,
                 )
                 return
             pressure = _score_grad_pressure(kernel_terms, score_map, mask, scale_grad)
@@ -231,7 +235,11 @@ class TritonFused:
             across = -(-key.shape[0] // tile.BLOCK_N)
             row_partials = None if scale_grad is None else query.new_empty((across, count), dtype=torch.float32)
             q, k, use_tma = kernel_operands(query, key, tile)
-            fused_score_grad[persistent_grid(count, key.shape[0], tile, query.device)](
+            programs = persistent_programs(count, key.shape[0], tile, query.device)
+            launch(
+                fused_score_grad,
+                programs,
+                tile,
                 q,
                 k,
                 count,
@@ -244,8 +252,6 @@ class TritonFused:
                 out.stride(0),
                 row_partials,
                 USE_TMA=use_tma,
-                **tile.options,
-                **NO_FMA,
             )
             if scale_grad is not None and row_partials is not None:
                 scale_grad.copy_(row_partials.sum(0, dtype=torch.float64) / score_map.scale)

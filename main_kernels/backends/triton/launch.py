@@ -1,10 +1,17 @@
-"""Conversions from the interface's structs to kernel arguments, and the launch of the second reduction stage."""
+"""launch, which every kernel is launched with; conversions from the interface's structs to kernel arguments; and the
+launch of the second reduction stage."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..structs import Mask, ScoreGradTerms, ScoreMap
@@ -12,6 +19,59 @@ from . import configs
 from .epilogue import NO_FMA
 from .kernel_args import Masking, Scoring, Sums, Terms
 from .reduce_partials import reduce_partials
+
+_PLANS: dict[Any, tuple[CompiledKernel, tuple[Any, ...], configs.Config]] = {}
+"""Compiled kernels by what they are specialised for, with their constants, and with the row of configs.py whose id is
+part of the key: as long as it is here, no other row has the same id."""
+
+
+def launch(kernel: Any, programs: int, config: configs.Config, *args: Any, **constants: Any) -> None:
+    """Launch a kernel.
+
+    Triton's own launcher goes through every argument and option three times, which takes longer than all else that
+    happens before a launch. Here a compiled kernel is found by one look at the arguments, and called.
+
+    Args:
+        kernel: the kernel. Its constants come after its other arguments.
+        programs: number of programs.
+        config: row of configs.py; its options are constants of the kernel and options of its compilation.
+        args: the arguments that are no constants.
+        constants: constants that are not in ``config``.
+    """
+    if not _launches_directly(kernel):
+        kernel[(programs,)](*args, **constants, **config.options, **NO_FMA)
+        return
+    key = kernel, id(config), driver.active.get_current_device(), *constants.values(), *map(_kind, args)
+    plan = _PLANS.get(key)
+    if plan is not None:
+        compiled, tail, _ = plan
+        compiled[programs, 1, 1](*args, *tail)
+        return
+    options = {**constants, **config.options, **NO_FMA}
+    compiled = kernel[(programs,)](*args, **options)
+    _PLANS[key] = compiled, tuple(options[name] for name in kernel.arg_names[len(args) :]), config
+
+
+def _launches_directly(kernel: Any) -> bool:
+    """Return False for an interpreted kernel, and where JITFunction.run is replaced by one that wants to see every
+    launch: bench/aot.py compiles there, sanitizers check."""
+    return isinstance(kernel, JITFunction) and JITFunction.run.__module__ == JITFunction.__module__
+
+
+def _kind(arg: Any) -> Any:
+    """Return all that a kernel may be specialised for: dtype and alignment of a tensor; whether an integer is 1, a
+    multiple of 16, or too large for 32 bits; the value of a constant; and which arguments are None."""
+    if arg is None:
+        return None
+    if isinstance(arg, Tensor):
+        return arg.dtype if arg.data_ptr() % 16 == 0 else (arg.dtype,)
+    if isinstance(arg, tuple):
+        return tuple(map(_kind, arg))
+    if isinstance(arg, int):
+        return arg == 1, arg % 16 == 0, arg.bit_length() > 31
+    if isinstance(arg, TensorDescriptor):
+        return arg.base.dtype, "descriptor"
+    return arg.value if isinstance(arg, tl.constexpr) else type(arg)
 
 
 def partial_sums(sums: RowAccumulators | ColumnAccumulators | None, count: int, *, targets: bool) -> Sums:
@@ -34,9 +94,7 @@ def reduce_partials_(parts: Sums, sums: RowAccumulators | ColumnAccumulators) ->
     count, n = present.shape
     running = Sums(*(None if part is None else getattr(sums, name) for name, part in parts._asdict().items()))
     tile = configs.REDUCE_PARTIALS
-    reduce_partials[(-(-n // tile.BLOCK_N),)](
-        count, n, getattr(sums, "clip", 0.0), parts, running, **tile.options, **NO_FMA
-    )
+    launch(reduce_partials, -(-n // tile.BLOCK_N), tile, count, n, getattr(sums, "clip", 0.0), parts, running)
 
 
 def scoring_of(score_map: ScoreMap) -> Scoring:

@@ -31,10 +31,10 @@ def kernel_operands(query: Tensor, key: Tensor, tile: WholeTile) -> tuple[Any, A
     return *descriptors, True
 
 
-def persistent_grid(rows: int, columns: int, tile: WholeTile, device: torch.device) -> tuple[int]:
-    """Return the grid of a persistent kernel, whose programs loop over tiles."""
+def persistent_programs(rows: int, columns: int, tile: WholeTile, device: torch.device) -> int:
+    """Return the number of programs of a persistent kernel, which loop over tiles."""
     tiles = -(-rows // tile.BLOCK_M) * -(-columns // tile.BLOCK_N)
-    return (min(tiles, configs.PROGRAMS_PER_MULTIPROCESSOR * configs.multiprocessors(device)),)
+    return min(tiles, configs.PROGRAMS_PER_MULTIPROCESSOR * configs.multiprocessors(device))
 
 
 @triton.jit

@@ -1,8 +1,9 @@
 // Stands in for libcuda.so.1 under Triton's own runtime: accepts what its driver asks of a device of compute capability
-// 9.0, refuses what CUDA's documentation forbids, and notes every launch. Nothing runs. See test_launch.py.
+// 9.0, refuses what CUDA's documentation forbids, and notes every launch. Nothing runs. See stand_in.py.
 #include <cuda.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #define ACCEPT(name, ...) \
   CUresult name(__VA_ARGS__) { return CUDA_SUCCESS; }
@@ -83,5 +84,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
   WANT(c->gridDimX >= 1 && c->gridDimX < 1u << 31 && c->gridDimY == 1 && c->gridDimZ == 1, "grid %u", c->gridDimX);
   WANT(c->blockDimX >= 32 && c->blockDimX <= 1024 && c->blockDimY == 1 && c->blockDimZ == 1, "block %u", c->blockDimX);
   WANT((int)c->sharedMemBytes <= f->allowed, "%s: %u bytes of %d", f->name, c->sharedMemBytes, f->allowed);
-  return NOTE("%s %u\n", f->name, c->gridDimX), CUDA_SUCCESS;
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return NOTE("%s %u %lld\n", f->name, c->gridDimX, t.tv_sec * 1000000000ll + t.tv_nsec), CUDA_SUCCESS;
 }
