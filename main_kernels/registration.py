@@ -113,7 +113,10 @@ class Op(Generic[Args, Outputs]):
 
     def _run_directly(self, args: Args) -> Outputs:
         with torch._C._AutoDispatchBelowAutograd(), disabled(args[0]):
-            return cast(Outputs, self._run(args))
+            if not torch.autograd._profiler_enabled():
+                return cast(Outputs, self._run(args))
+            with torch.profiler.record_function(self._op.name()):  # as torch.library would name it
+                return cast(Outputs, self._run(args))
 
     def register_autograd(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -17,7 +19,7 @@ from main_kernels import (
     sigmoid_loss,
     token_logprobs,
 )
-from main_kernels.sweep import plan, tiling
+from main_kernels.sweep import backward, forward, plan, tiling
 from main_kernels.sweep.signatures import SweepArgs
 
 from .contract import BACKENDS, DEVICE, error
@@ -255,6 +257,16 @@ def multiply_adds(run) -> int:
             left, right = event.input_shapes[:2] if event.name == "aten::mm" else event.input_shapes[1:3]
             work += left[0] * left[1] * right[1]
     return work
+
+
+def test_a_plain_call_is_profiled_under_the_name_of_its_op_and_avoids_torch_library(monkeypatch):
+    for op in (forward.sweep_op, backward.sweep_gradient_op):
+        monkeypatch.setattr(op, "_op", SimpleNamespace(name=op._op.name))  # which cannot be called
+    query, key = operands()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        token_logprobs(query, key, torch.arange(6)).sum().backward()
+    names = {event.name for event in profile.events()}
+    assert {"main_kernels::sweep", "main_kernels::sweep_gradient_"} <= names
 
 
 @pytest.mark.one_build
