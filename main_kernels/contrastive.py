@@ -93,6 +93,7 @@ def info_nce(
         key if shared is None else torch.cat([key, shared]),
         scale=scale,
         targets=torch.arange(count, dtype=torch.int64, device=query.device),
+        check_targets=False,
         row_ids=pair_ids,
         column_ids=pair_ids,
         column_lse=direction == "both",
@@ -173,6 +174,7 @@ def sigmoid_loss(
         scale=scale,
         bias=(logit_bias.to(scale) / scale).expand(count),  # the sweep adds the bias before it scales
         targets=torch.arange(count, dtype=torch.int64, device=query.device),
+        check_targets=False,
         row_ids=pair_ids,
         column_ids=pair_ids,
         keep_target=False,
@@ -231,6 +233,7 @@ def pair_scores(
         >>> scores = pair_scores(query, bank, targets=torch.arange(len(query)))  # query i belongs to bank[i]
         >>> recall_at_1 = (scores.rank_query == 0).float().mean()
     """
+    given = targets is not None
     if targets is None:
         checks.check_pairs(query, key)
         targets = torch.arange(query.shape[0], dtype=torch.int64, device=query.device)
@@ -258,6 +261,7 @@ def pair_scores(
         key,
         scale=scale,
         targets=targets,
+        check_targets=given,
         row_ids=pair_ids,
         column_ids=key_ids,
         column_lse=True,

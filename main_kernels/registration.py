@@ -75,7 +75,7 @@ class Op(Generic[Args, Outputs]):
         flops: Callable[[Args], int] | None = None,
     ) -> None:
         self._args, self._outputs, self._run = args, outputs, run
-        self._rule: type[torch.autograd.Function] | None = None
+        self._apply: Callable[..., Any] | None = None
 
         def implementation(*values: Any) -> list[Tensor] | None:
             with disabled(values[0]):
@@ -107,8 +107,8 @@ class Op(Generic[Args, Outputs]):
             register_flop_formulas()
             result = self._op(*args)
             return cast(Outputs, None) if self._outputs is None else self._outputs(*result)
-        if self._rule is not None and self._outputs is not None and _needs_grad(args):
-            return self._outputs(*self._rule.apply(*args))
+        if self._apply is not None and self._outputs is not None and _needs_grad(args):
+            return self._outputs(*self._apply(*args))
         return self._run_directly(args)
 
     def _run_directly(self, args: Args) -> Outputs:
@@ -159,7 +159,8 @@ class Op(Generic[Args, Outputs]):
             def backward(ctx: Any, *grads: Any) -> Any:
                 return rule(ctx, grads)
 
-        self._rule = Rule
+        # Function.apply looks for transforms again and for their remains in every argument
+        self._apply = super(torch.autograd.Function, Rule).apply
         self.definition.register_autograd(rule, setup_context=setup_context)
 
 

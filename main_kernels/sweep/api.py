@@ -100,6 +100,7 @@ def sweep(
     bias: Tensor | None = None,
     softcap: float | None = None,
     targets: Tensor | None = None,
+    check_targets: bool = True,
     ignore_index: int | None = None,
     row_ids: Tensor | None = None,
     column_ids: Tensor | None = None,
@@ -124,6 +125,8 @@ def sweep(
         bias: [M], floating. -inf excludes the column from every row, whatever the softcap.
         softcap: positive. None for no softcap.
         targets: int64 [N]. The column of each row whose score is returned.
+        check_targets: False if the caller made the targets, all in range and, for column ranks, distinct. The check
+            takes as long as five launches.
         ignore_index: rows with this target are skipped: their outputs and gradients are 0. None: no row is skipped,
             which saves the search for such rows and, on a CUDA device, a synchronisation.
         row_ids: int64 [N]. Entries whose row and column have equal ids are masked.
@@ -173,6 +176,7 @@ def sweep(
             bias=bias,
             softcap=softcap or 0.0,
             targets=targets,
+            check_targets=check_targets,
             ignore_index=ignore_index,
             row_ids=row_ids,
             column_ids=column_ids,

@@ -121,7 +121,9 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 def _as_accumulator(vector: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Convert a vector to the accumulator dtype of operands of ``dtype``."""
-    return None if vector is None else vector.detach().to(accumulator_dtype(dtype)).contiguous()
+    if vector is None or (vector.dtype == accumulator_dtype(dtype) and vector.is_contiguous()):
+        return vector
+    return vector.to(accumulator_dtype(dtype)).contiguous()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ class SweepArgs(NamedTuple):
     bias: Tensor | None  # [M]
     softcap: float  # 0: none
     targets: Tensor | None  # int64 [N]
+    check_targets: bool  # False: the caller made them, all distinct and in range
     ignore_index: int | None  # a row with this target is skipped; None: no row is, so targets are not searched for it
     row_ids: Tensor | None  # int64 [N]
     column_ids: Tensor | None  # int64, at most M; the columns beyond have an id of their own

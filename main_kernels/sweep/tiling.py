@@ -70,19 +70,26 @@ def tiled_forward(
     columns = None
     if spec.column_lse:
         columns = ColumnAccumulators.empty(problem.key.shape[0], accumulator, device, spec, maximum=maximum)
-    if problem.fused is not None and problem.targets is not None:
-        problem.fused.target_scores(*problem.fused_operands, problem.score_map, problem.targets, rows.target)
     if problem.fused is not None:
-        if columns is not None and spec.entropy_and_ranks:
-            columns.target = _of_columns(problem, rows.target)
+        if spec.entropy_and_ranks:  # ranks compare with the targets' scores
+            _fused_target_scores(problem, rows)
+            if columns is not None:
+                columns.target = _of_columns(problem, rows.target)
         scored = *problem.fused_operands, problem.score_map, problem.targets, problem.mask
         problem.fused.reduce(*scored, rows, columns)
+        if not spec.entropy_and_ranks:  # the device has enough to do before the host gets here
+            _fused_target_scores(problem, rows)
         return _reductions(problem, rows, columns, row_loss)
     if spec.column_lse or spec.entropy_and_ranks or saved_scores.numel() or grads.is_needed:
         _by_row_chunks(problem, _Accumulators(rows, columns, single_exp), row_loss, saved_scores, grads)
     else:
         _by_tiles(problem, rows)
     return _reductions(problem, rows, columns, row_loss)
+
+
+def _fused_target_scores(problem: Problem, rows: RowAccumulators) -> None:
+    if problem.fused is not None and problem.targets is not None:
+        problem.fused.target_scores(*problem.fused_operands, problem.score_map, problem.targets, rows.target)
 
 
 def _reductions(

@@ -25,6 +25,7 @@ from main_kernels.sweep.signatures import SweepArgs
 from .contract import BACKENDS, DEVICE, error
 
 DEFAULTS = {
+    "check_targets": True,
     "ignore_index": -1,
     "row_ids": None,
     "column_ids": None,

@@ -3,6 +3,7 @@ launch of the second reduction stage."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .epilogue import NO_FMA
-from .kernel_args import Masking, Scoring, Sums, Terms
+from .kernel_args import Masking, Scoring, Side, Sums, Terms
 from .reduce_partials import reduce_partials
 
 _PLANS: dict[Any, tuple[CompiledKernel, tuple[Any, ...], configs.Config]] = {}
@@ -41,7 +42,7 @@ def launch(kernel: Any, programs: int, config: configs.Config, *args: Any, **con
     if not _launches_directly(kernel):
         kernel[(programs,)](*args, **constants, **config.options, **NO_FMA)
         return
-    key = kernel, id(config), driver.active.get_current_device(), *constants.values(), *map(_kind, args)
+    key = id(kernel), id(config), driver.active.get_current_device(), *constants.values(), *map(_kind, args)
     plan = _PLANS.get(key)
     if plan is not None:
         compiled, tail, _ = plan
@@ -60,18 +61,27 @@ def _launches_directly(kernel: Any) -> bool:
 
 def _kind(arg: Any) -> Any:
     """Return all that a kernel may be specialised for: dtype and alignment of a tensor; whether an integer is 1, a
-    multiple of 16, or too large for 32 bits; the value of a constant; and which arguments are None."""
-    if arg is None:
-        return None
-    if isinstance(arg, Tensor):
-        return arg.dtype if arg.data_ptr() % 16 == 0 else (arg.dtype,)
-    if isinstance(arg, tuple):
-        return tuple(map(_kind, arg))
-    if isinstance(arg, int):
-        return arg == 1, arg % 16 == 0, arg.bit_length() > 31
-    if isinstance(arg, TensorDescriptor):
-        return arg.base.dtype, "descriptor"
-    return arg.value if isinstance(arg, tl.constexpr) else type(arg)
+    multiple of 16, or too large for 32 bits; the value of a constant; and which arguments are None. The alignment of
+    what a descriptor describes is known."""
+    of_type = _KINDS.get(type(arg))
+    return type(arg) if of_type is None else of_type(arg)
+
+
+def _tensor_kind(tensor: Tensor) -> Any:
+    return tensor.dtype if tensor.data_ptr() % 16 == 0 else (tensor.dtype,)
+
+
+def _struct_kind(struct: tuple[Any, ...]) -> Any:
+    return tuple([None if field is None else _kind(field) for field in struct])
+
+
+_KINDS: dict[type, Callable[[Any], Any]] = {
+    **dict.fromkeys((Tensor, torch.nn.Parameter), _tensor_kind),
+    **dict.fromkeys((Scoring, Masking, Sums, Terms, Side), _struct_kind),
+    int: lambda number: (number == 1, number % 16 == 0, number.bit_length() > 31),
+    tl.constexpr: lambda constant: constant.value,
+    TensorDescriptor: lambda descriptor: (descriptor.base.dtype,),
+}
 
 
 def partial_sums(sums: RowAccumulators | ColumnAccumulators | None, count: int, *, targets: bool) -> Sums:
