@@ -37,7 +37,7 @@ from triton.runtime.jit import JITFunction
 
 from bench import sass
 from main_kernels.backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators
-from main_kernels.backends.structs import Mask, ScoreGradTerms, ScoreMap
+from main_kernels.backends.structs import LossTerms, Mask, ScoreGradTerms, ScoreMap
 from main_kernels.backends.triton import TritonBackend, configs
 
 ARCHITECTURES = (80, 90, 100)
@@ -154,6 +154,7 @@ WANTS = {
     "softplus": ReductionSpec(row_lse=False, softplus=True),
     "bounds": ReductionSpec(softplus=True, clip=5.0),
     "statistics": ReductionSpec(entropy_and_ranks=True),
+    "all rows": ReductionSpec(entropy_and_ranks=True, logit_sums=True, softplus=True, clip=5.0),
     "ranks": ReductionSpec(column_lse=True, entropy_and_ranks=True),
     "everything": ReductionSpec(column_lse=True, entropy_and_ranks=True, logit_sums=True, softplus=True, clip=5.0),
 }
@@ -254,6 +255,8 @@ def chunk_cases() -> Iterator[tuple[str, Callable[[], None]]]:
             yield _name(f"chunk reduce {what} {extra} {about}"), partial(_reduce_chunk, raw, WANTS[what], extra)
         for what, extra in [(u, "") for u in UPSTREAM] + extras:
             yield _name(f"chunk score_grad {what} {extra} {about}"), partial(_weigh_chunk, raw, UPSTREAM[what], extra)
+        for what, extra in (("rows", ""), ("rows", "softcap"), ("all rows", "everything")):
+            yield _name(f"chunk row_loss {what} {extra} {about}"), partial(_row_loss, raw, WANTS[what], extra)
         for other in (torch.float32, torch.bfloat16):
             for beta in (None, 0.5):
                 for trained in ((True, True), (True, False), (False, True)):
@@ -279,6 +282,15 @@ def _weigh_chunk(raw: torch.Tensor, upstream: Callable[[int, int], ScoreGradTerm
     score_map, mask = _given(extra, n, m)
     d_scale = empty(n, dtype=torch.float64) if extra == "everything" else None
     _BACKEND.score_grad_(raw, score_map, empty(n, dtype=torch.int64), mask, upstream(n, m), d_scale)
+
+
+def _row_loss(raw: torch.Tensor, wants: ReductionSpec, extra: str) -> None:
+    n, m = raw.shape
+    score_map, mask = _given(extra, n, m)
+    rows = RowAccumulators.empty(n, torch.float32, raw.device, wants)
+    rows.finished_lse = _lse(n)
+    smoothing = (empty(n), empty(n), empty(n)) if extra else (None, empty(n), None)
+    _BACKEND.row_loss_(raw, score_map, empty(n, dtype=torch.int64), mask, rows, LossTerms(empty(n), *smoothing), raw)
 
 
 def _diverge(p: torch.Tensor, q: torch.Tensor, beta: float | None, trained: tuple[bool, bool]) -> None:

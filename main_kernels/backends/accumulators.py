@@ -59,6 +59,7 @@ class RowAccumulators:
     softplus: Tensor | None = None  # [N] float64, sum of log(1 + exp s)
     clipped: Tensor | None = None  # [N] float64, sum of exp(clamp(s) - clamp(maximum)), clamped to +-clip
     clip: float = 0.0
+    finished_lse: Lse | None = None  # set by row_loss_, whose gradient agrees with these very bits
 
     @classmethod
     def empty(
@@ -82,9 +83,11 @@ class RowAccumulators:
         )
 
     def __getitem__(self, rows: slice) -> RowAccumulators:
-        return RowAccumulators(*(v[rows] if isinstance(v, Tensor) else v for v in vars(self).values()))  # type: ignore[arg-type]
+        return RowAccumulators(*(v[rows] if isinstance(v, Tensor | Lse) else v for v in vars(self).values()))  # type: ignore[arg-type]
 
     def lse(self) -> Lse | None:
+        if self.finished_lse is not None:
+            return self.finished_lse
         return None if self.total is None else Lse.of(self.maximum, self.total)
 
     def entropy(self) -> Tensor | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .accumulators import ColumnAccumulators, RowAccumulators
-from .structs import Mask, Pooling, ScoreGradTerms, ScoreMap
+from .structs import LossTerms, Mask, Pooling, ScoreGradTerms, ScoreMap
 
 
 class SingleExpKernels(Protocol):
@@ -146,6 +146,28 @@ class Backend(Protocol):
             mask: mask of the chunk's rows and columns, or None.
             terms: coefficients of dL/ds.
             scale_grad: float64 [c]. Receives each row's part of dL/dscale; None if no gradient is needed.
+        """
+
+    def row_loss_(
+        self,
+        raw: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        sums: RowAccumulators,
+        loss: LossTerms,
+        grad: Tensor,
+    ) -> None:
+        """Reduce whole rows that have seen no score, and compute the gradient dL/draw of a loss of each row.
+
+        Args:
+            raw: [c, M]. The products. Overwritten.
+            score_map: map from products to scores.
+            targets: int64 [c], or None.
+            mask: mask of the chunk's rows and columns, or None.
+            sums: accumulators of the c rows, empty, with ``total``. Their ``finished_lse`` receives the log-sum-exps.
+            loss: coefficients of dL/ds.
+            grad: [c, M]. Receives the gradient; may be raw itself.
         """
 
     def add_columns_(self, score_grad: Tensor, sums: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .accumulators import ColumnAccumulators, RowAccumulators
 from .interface import FusedKernels, SingleExpKernels
+from .row_loss import RowLossInSteps
 from .structs import Mask, Pooling, ScoreGradTerms, ScoreMap
 
 
@@ -31,7 +32,7 @@ def _excluded_mask(columns: int, targets: Tensor | None, mask: Mask) -> Tensor:
 _NOTHING = -1e4  # a finite stand-in for the logarithm of 0
 
 
-class PlainBackend:
+class PlainBackend(RowLossInSteps):
     single_exp: SingleExpKernels | None = None
     fused: FusedKernels | None = None
 

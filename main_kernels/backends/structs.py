@@ -1,7 +1,8 @@
-"""ScoreMap, Mask, ScoreGradTerms, Pooling: the structs that the functions of a backend take."""
+"""ScoreMap, Mask, ScoreGradTerms, LossTerms, Pooling: the structs that the functions of a backend take."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -133,6 +134,45 @@ class ScoreGradTerms:
             row_sum_grad=select(self.row_sum_grad),
             neg_entropy_grad=select(self.neg_entropy_grad),
         )
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The coefficients of the scores' gradient for a loss of each row, before the log-sum-exp r is known::
+
+        dL/ds_ij = (a_i + r_i a'_i) exp(s_ij - r_i) + u_i
+
+    plus d_i at the row's target, unless r_i is -inf. None is zero."""
+
+    row_lse_grad: Tensor  # a [c]
+    row_lse_slope: Tensor | None = None  # a' [c]
+    target_grad: Tensor | None = None  # d [c]
+    row_sum_grad: Tensor | None = None  # u [c]
+
+    def at(self, lse: Lse) -> ScoreGradTerms:
+        """Return the coefficients.
+
+        Args:
+            lse: log-sum-exps of the rows.
+        """
+        slope, target_grad = self.row_lse_slope, self.target_grad
+        return ScoreGradTerms(
+            row_lse_grad=self.row_lse_grad if slope is None else self.row_lse_grad + slope * lse.high,
+            row_lse=lse,
+            target_grad=None if target_grad is None else torch.where(lse.high == -torch.inf, 0, target_grad),
+            row_sum_grad=self.row_sum_grad,
+        )
+
+    def scaled(self, factor: Tensor | None) -> LossTerms:
+        """Return the coefficients multiplied by ``factor``; None is 1."""
+        return self if factor is None else self._each(lambda vector: vector * factor)
+
+    def of_rows(self, rows: slice) -> LossTerms:
+        """Return the terms of some of the rows."""
+        return self._each(lambda vector: vector[rows])
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> LossTerms:
+        return replace(self, **{name: function(vector) for name, vector in vars(self).items() if vector is not None})
 
 
 _COEFFICIENTS = tuple(field.name for field in fields(ScoreGradTerms) if field.name.endswith("_grad"))

@@ -104,7 +104,8 @@ def _score_grad_terms(args: SweepGradArgs, valid_columns: Tensor | int) -> Score
     loss_grad = cast(args.loss_grad)
     if loss_grad is None or row_lse is None:
         return terms
-    of_loss = row_loss_of(args).score_grad_terms(row_lse, valid_columns, has_targets=has_targets, loss_grad=loss_grad)
+    row_loss = row_loss_of(args)
+    of_loss = row_loss.terms(row_lse.high, valid_columns, has_targets=has_targets, loss_grad=loss_grad).at(row_lse)
     return replace(
         terms,
         row_lse_grad=_sum(terms.row_lse_grad, of_loss.row_lse_grad),
@@ -163,7 +164,7 @@ def _by_row_loss(
     if not args.saved_available:
         assert terms.row_lse is not None
         has_targets = problem.targets is not None
-        unit = row_loss.score_grad_terms(terms.row_lse, problem.valid_columns, has_targets=has_targets)
+        unit = row_loss.terms(terms.row_lse.high, problem.valid_columns, has_targets=has_targets).at(terms.row_lse)
         query_power = key_power = _recompute(problem, unit, grads if is_scalar else grads.only_query())
     if not is_scalar:
         key_power = _recompute(problem, terms, grads.only_key())

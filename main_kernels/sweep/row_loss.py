@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..backends.accumulators import Lse
-from ..backends.structs import ScoreGradTerms
+from ..backends.structs import LossTerms
 
 
 def negative_log_softmax(lse: Lse, score: Tensor) -> Tensor:
@@ -49,23 +49,23 @@ class RowLoss:
         """Multiply values [N] by the weights."""
         return values if self.weights is None else values * self.weights.to(values.dtype)
 
-    def score_grad_terms(
-        self, lse: Lse, columns: Tensor | int, *, has_targets: bool, loss_grad: Tensor | None = None
-    ) -> ScoreGradTerms:
+    def terms(
+        self, like: Tensor, columns: Tensor | int, *, has_targets: bool, loss_grad: Tensor | None = None
+    ) -> LossTerms:
         """Return the coefficients of the scores' gradient.
 
         Args:
-            lse: log-sum-exps of the rows.
+            like: [N], accumulator dtype.
             columns: number of columns that the bias does not exclude.
             has_targets: the rows have targets.
             loss_grad: [N] upstream gradient of the losses. None for ones.
         """
-        w = self.weighted(torch.ones_like(lse.high) if loss_grad is None else loss_grad)
+        w = self.weighted(torch.ones_like(like) if loss_grad is None else loss_grad)
         eps = self.label_smoothing
-        return ScoreGradTerms(
-            row_lse_grad=w * (1 + 2 * self.z_loss * lse.high) if self.z_loss else w,
-            row_lse=lse,
-            target_grad=torch.where(lse.high == -torch.inf, 0, w * (eps - 1)) if has_targets else None,
+        return LossTerms(
+            row_lse_grad=w,
+            row_lse_slope=w * (2 * self.z_loss) if self.z_loss else None,
+            target_grad=w * (eps - 1) if has_targets else None,
             row_sum_grad=w * (-eps / columns) if eps else None,
         )
 

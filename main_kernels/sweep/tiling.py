@@ -131,12 +131,21 @@ def _by_row_chunks(
         grads.key.zero_()
     buffer = None if saved_scores.numel() else problem.score_buffer()
     narrow = problem.gradient_buffer(separate=False) if grads.is_needed else None
-    power = None if row_loss is None else loss_power(problem, row_loss)
+    terms = None
+    if grads.is_needed and row_loss is not None:
+        has_targets, like = problem.targets is not None, sums.rows.maximum
+        terms = row_loss.terms(like, problem.valid_columns, has_targets=has_targets)
+        terms = terms.scaled(loss_power(problem, row_loss))
+        sums.rows.finished_lse = Lse(torch.empty_like(like), torch.empty_like(like))
     for chunk in problem.chunks():
         targets, mask, rows = problem.targets_of(chunk), problem.mask_of(chunk), sums.rows[chunk]
         scores = saved_scores[chunk] if buffer is None else buffer[: chunk.stop - chunk.start]
         problem.raw_scores(chunk, scores)
-        if sums.single_exp is not None and columns is not None and targets is not None:
+        if terms is not None:
+            score_grad = scores if narrow is None else narrow[: scores.shape[0]]
+            backend.row_loss_(scores, score_map, targets, mask, rows, terms.of_rows(chunk), score_grad)
+            _add_products(problem, score_grad, chunk, grads)
+        elif sums.single_exp is not None and columns is not None and targets is not None:
             sums.single_exp.reduce(scores, float(score_map.scale), targets, mask, rows, columns)
         else:
             backend.reduce_rows(scores, score_map, targets, mask, rows)
@@ -145,14 +154,6 @@ def _by_row_chunks(
                     is_whole = chunk.stop - chunk.start == problem.query.shape[0]
                     columns.target = _of_columns(problem, rows.target) if is_whole else _column_targets(problem)
                 backend.reduce_columns(scores, score_map, targets, mask, columns)
-        if not grads.is_needed or row_loss is None:
-            continue
-        lse = rows.lse()
-        if lse is not None:
-            loss = row_loss.of_rows(chunk)
-            terms = loss.score_grad_terms(lse, problem.valid_columns, has_targets=targets is not None)
-            backend.score_grad_(scores, score_map, targets, mask, terms.scaled(power), None)
-            _add_products(problem, _narrowed(scores, narrow), chunk, grads)
     if buffer is not None:
         WORKSPACE.release(buffer)
 

@@ -35,6 +35,7 @@ LAUNCHED_CALLS = {
 }
 
 
+WHOLE_ROWS = {"linear_kl": "divergence", "linear_cross_entropy": "row_loss"}
 FUSED = ("info_nce", "sigmoid_loss", "pair_scores")  # they keep no scores
 
 
@@ -56,8 +57,9 @@ def test_a_driver_accepts_every_launch(noted, name, dtype):
     torch.autograd.grad(LAUNCHED_CALLS[name](hidden, weight), (hidden, weight))
     notes = noted()
     asked = Counter(note.what for note in notes)
-    if name == "linear_kl":
-        assert asked["divergence"] == 1
+    if name in WHOLE_ROWS:
+        assert asked[WHOLE_ROWS[name]] == 1
+        assert not asked["reduce_rows"] + asked["score_grad"]
     elif dtype == torch.float32 or name not in FUSED:
         assert asked["reduce_rows"] == asked["score_grad"] == 1
     else:

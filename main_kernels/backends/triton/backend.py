@@ -10,13 +10,14 @@ from torch import Tensor
 from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..interface import FusedKernels, SingleExpKernels
 from ..plain import PlainBackend
-from ..structs import Mask, ScoreGradTerms, ScoreMap
+from ..structs import LossTerms, Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .configs import ChunkTile
 from .divergence import divergence
 from .fused import TritonFused
-from .kernel_args import Side
-from .launch import launch, masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
+from .kernel_args import Losses, Side
+from .launch import launch, masking_of, partial_sums, reduce_partials_, scoring_of, sums_of, terms_of
+from .row_loss import row_loss
 from .split_float32 import accumulate, round_scaled
 from .unfused import reduce_columns, reduce_rows, score_grad
 
@@ -115,6 +116,40 @@ class TritonBackend(PlainBackend):
             )
             if scale_grad is not None and row_partials is not None:
                 scale_grad.copy_(row_partials.sum(0, dtype=torch.float64) / score_map.scale)
+
+    def row_loss_(
+        self,
+        raw: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        sums: RowAccumulators,
+        loss: LossTerms,
+        grad: Tensor,
+    ) -> None:
+        if not raw.shape[0]:
+            return
+        tile, lse = configs.ROW_LOSS, sums.finished_lse
+        assert lse is not None
+        with torch.cuda.device_of(raw):
+            launch(
+                row_loss,
+                row_programs(raw, tile),
+                tile,
+                raw,
+                raw.stride(0),
+                *raw.shape,
+                scoring_of(score_map),
+                masking_of(targets, mask),
+                Losses(**vars(loss)),
+                sums_of(sums, targets=targets is not None),
+                sums.target,
+                lse.high,
+                lse.low,
+                sums.clip,
+                grad,
+                grad.stride(0),
+            )
 
     def accumulate_(self, high: Tensor, low: Tensor, x: Tensor) -> None:
         if not x.numel():

@@ -367,6 +367,13 @@ REDUCE_PARTIALS = ReduceTile(
     num_warps=4,
 )
 
+ROW_LOSS = RowTile(
+    "one program per multiprocessor: the 34 MB of rows that 132 of them read again stay in the L2 cache",
+    BLOCK_M=1,
+    BLOCK_N=8192,
+    num_warps=16,
+)
+
 DIVERGENCE = RowTile(
     "one program per multiprocessor: the fewer rows at a time, the more stay in the L2 cache; at most 106 registers",
     BLOCK_M=1,

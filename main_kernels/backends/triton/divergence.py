@@ -11,7 +11,7 @@ them at the end of the row.
 import triton
 import triton.language as tl
 
-from .epilogue import divide, exp, log
+from .epilogue import exp, log, log1p
 from .kernel_args import Pair
 
 # Columns beyond the last are loaded as this score: finite, so that they need no mask, and below every other.
@@ -37,19 +37,6 @@ def _kl_term(p, q, ratio):
 
 
 @triton.jit
-def _log1p(w):
-    """log(1 + w) for -1/2 <= w <= 1, to about 1 ulp for every w: the series of 2 atanh(w / (2 + w))."""
-    z = divide(w, 2.0 + w)
-    y = z * z
-    p = tl.fma(y, 0.0769230769, 0.0909090909)
-    p = tl.fma(p, y, 0.1111111111)
-    p = tl.fma(p, y, 0.1428571429)
-    p = tl.fma(p, y, 0.2)
-    p = tl.fma(p, y, 0.3333333333)
-    return 2.0 * tl.fma(z * y, p, z)
-
-
-@triton.jit
 def _to_mixture(ratio, beta, rest, level):
     """log(p / m) and log(q / m) from log(p / q), m = beta p + rest q. log m is log p or log q, whichever has the larger
     part in m, plus log(1 + w), -1 < w <= 1."""
@@ -59,7 +46,7 @@ def _to_mixture(ratio, beta, rest, level):
     e = exp(x)
     near = tl.abs(x) < 0.5
     w = minor * tl.where(near, x + _excess(x), e - 1.0)
-    h = tl.where(w < -0.5, log(tl.fma(minor, e, major)), _log1p(w))
+    h = tl.where(w < -0.5, log(tl.fma(minor, e, major)), log1p(w))
     return tl.where(mostly_p, 0.0, x) - h, tl.where(mostly_p, x, 0.0) - h
 
 

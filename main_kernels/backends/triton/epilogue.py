@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from .kernel_args import Entries, Sums
+from .kernel_args import Entries, Masking, Scoring, Sums, Terms
 
 NOTHING = tl.constexpr(float("-inf"))  # the score of a masked entry
 _LOWEST = tl.constexpr(-1e4)  # a finite stand-in for the logarithm of 0
@@ -54,27 +54,27 @@ def tanh(x):
     size = tl.abs(x)
     size = tl.where(size > 15.0, 15.0, size)  # 1 in float32 from 9 on; a NaN passes through
     z = size * size
-    p = -5.70498872745e-3 * z + 2.06390887954e-2
-    p = p * z - 5.37397155531e-2
-    p = p * z + 1.33314422036e-1
-    p = p * z - 3.33332819422e-1
-    near = size + size * z * p
-    far = 1.0 - 2.0 / (exp(2.0 * size) + 1.0)
+    p = tl.fma(z, -5.70498872745e-3, 2.06390887954e-2)
+    p = tl.fma(p, z, -5.37397155531e-2)
+    p = tl.fma(p, z, 1.33314422036e-1)
+    p = tl.fma(p, z, -3.33332819422e-1)
+    near = tl.fma(size * z, p, size)
+    far = 1.0 - divide(2.0, exp(2.0 * size) + 1.0)
     t = tl.where(size < 0.625, near, far)
     return tl.where(x < 0, -t, t)
 
 
 @triton.jit
-def log1p(u):
-    """log(1 + u) for u in [0, 1], to about 1 ulp for every u: the series of 2 atanh(u / (2 + u))."""
-    z = u / (2.0 + u)
+def log1p(w):
+    """log(1 + w) for -1/2 <= w <= 1, to about 1 ulp for every w: the series of 2 atanh(w / (2 + w))."""
+    z = divide(w, 2.0 + w)
     y = z * z
-    p = 0.0769230769 * y + 0.0909090909
-    p = p * y + 0.1111111111
-    p = p * y + 0.1428571429
-    p = p * y + 0.2
-    p = p * y + 0.3333333333
-    return 2.0 * (z + z * y * p)
+    p = tl.fma(y, 0.0769230769, 0.0909090909)
+    p = tl.fma(p, y, 0.1111111111)
+    p = tl.fma(p, y, 0.1428571429)
+    p = tl.fma(p, y, 0.2)
+    p = tl.fma(p, y, 0.3333333333)
+    return 2.0 * tl.fma(z * y, p, z)
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def softplus_of(s):
 @triton.jit
 def sigmoid_of(s):
     small = exp(-tl.abs(s))
-    q = 1.0 / (1.0 + small)
+    q = divide(1.0, 1.0 + small)
     return tl.where(s > 0, q, small * q)
 
 
@@ -107,7 +107,7 @@ def map_score(raw, bias, scoring):
     if bias is not None:
         s = s + bias
     if scoring.cap is not None:
-        s = tanh(s / scoring.cap) * scoring.cap
+        s = tanh(s * (1.0 / scoring.cap)) * scoring.cap
         if bias is not None:
             s = tl.where(bias == NOTHING, NOTHING, s)
         s = tl.fma(raw, 0.0, s)
@@ -150,9 +150,68 @@ def store_tile(x, start, pitch, entries):
 
 
 @triton.jit
-def map_tile(raw, entries, scoring):
+def load_scoring(scoring, entries):
+    """The scale's value and the biases of the tile's columns."""
+    return Scoring(scoring.scale, scoring.cap, load_bias(entries.j, entries.j < entries.columns, scoring))
+
+
+@triton.jit
+def load_masking(masking, entries):
+    """The targets, -1 for those beyond the columns, and the ids of the tile's rows and columns."""
+    i, j = entries.i, entries.j
+    target, row_id, column_id = None, None, None
+    if masking.targets is not None:
+        target = tl.load(masking.targets + i, i < entries.rows, -1)
+        target = tl.where(target < entries.columns, target, -1).to(tl.int32)
+    if masking.row_ids is not None:
+        row_id = tl.load(masking.row_ids + i, i < entries.rows, 0)
+        column_id = tl.load(masking.column_ids + j, j < entries.columns, 0)
+    return Masking(target, row_id, column_id, masking.keep_target)
+
+
+@triton.jit
+def load_vector(start, at, mask):
+    """start[at] under ``mask``, 0 elsewhere; None if ``start`` is."""
+    vector = None
+    if start is not None:
+        vector = tl.load(start + at, mask, 0.0)
+    return vector
+
+
+@triton.jit
+def load_terms(terms, entries):
+    """The terms of the tile's rows and columns. The lower part of a log-sum-exp is in the coefficient:
+    a exp(s - high - low) = (a exp(-low)) exp(s - high)."""
+    i, j = entries.i, entries.j
+    has_row, has_column = i < entries.rows, j < entries.columns
+    row_low, column_low = load_vector(terms.row_lse_low, i, has_row), load_vector(terms.column_lse_low, j, has_column)
+    row_grad, column_grad = (
+        load_vector(terms.row_lse_grad, i, has_row),
+        load_vector(terms.column_lse_grad, j, has_column),
+    )
+    if row_grad is not None and terms.neg_entropy_grad is None:
+        row_grad *= exp(-row_low)
+    if column_grad is not None:
+        column_grad *= exp(-column_low)
+    return Terms(
+        row_grad,
+        load_vector(terms.row_lse_high, i, has_row),
+        row_low,
+        column_grad,
+        load_vector(terms.column_lse_high, j, has_column),
+        None,
+        load_vector(terms.target_grad, i, has_row),
+        load_vector(terms.softplus_grad, i, has_row),
+        load_vector(terms.row_sum_grad, i, has_row),
+        load_vector(terms.column_sum_grad, j, has_column),
+        load_vector(terms.neg_entropy_grad, i, has_row),
+    )
+
+
+@triton.jit
+def map_tile(raw, scoring):
     """[BLOCK_M, BLOCK_N] scores of a tile of raw products."""
-    bias = load_bias(entries.j, entries.j < entries.columns, scoring)
+    bias = scoring.bias
     if bias is not None:
         bias = bias[None, :]
     return map_score(raw, bias, scoring)
@@ -163,8 +222,7 @@ def target_mask(entries, masking):
     """[BLOCK_M, BLOCK_N], True for the target of each row; None if there are no targets."""
     is_target = None
     if masking.targets is not None:
-        target = tl.load(masking.targets + entries.i, entries.i < entries.rows, -1)
-        is_target = entries.j[None, :] == tl.where(target < entries.columns, target, -1)[:, None]
+        is_target = entries.j[None, :] == masking.targets[:, None]
     return is_target
 
 
@@ -173,9 +231,7 @@ def valid_mask(is_target, entries, masking):
     """[BLOCK_M, BLOCK_N], True for entries that are in bounds and not masked."""
     valid = in_bounds(entries)
     if masking.row_ids is not None:
-        row_id = tl.load(masking.row_ids + entries.i, entries.i < entries.rows, 0)
-        column_id = tl.load(masking.column_ids + entries.j, entries.j < entries.columns, 0)
-        unmasked = row_id[:, None] != column_id[None, :]
+        unmasked = masking.row_ids[:, None] != masking.column_ids[None, :]
         if is_target is not None:
             if masking.keep_target:
                 unmasked = unmasked | is_target
@@ -228,7 +284,7 @@ def reduce_tile(s, above, clip, parts, AXIS: tl.constexpr):
 
 
 @triton.jit
-def _rescaled(sums, top, clip):
+def rescaled(sums, top, clip):
     """The sums, relative to ``top`` instead of their own largest score."""
     zero = tl.where(top > NOTHING, top, 0.0)
     seen = sums.maximum > NOTHING
@@ -244,8 +300,8 @@ def _rescaled(sums, top, clip):
 def merge_sums(a, b, clip):
     """The sums of two slices of a tile, merged."""
     top = tl.maximum(a.maximum, b.maximum)
-    a = _rescaled(a, top, clip)
-    b = _rescaled(b, top, clip)
+    a = rescaled(a, top, clip)
+    b = rescaled(b, top, clip)
     return Sums(
         top,
         a.total + b.total,
@@ -276,37 +332,29 @@ def store_sums(sums, parts, at, mask):
 
 
 @triton.jit
-def _score_grad(s, is_target, valid, entries, scoring, terms):
+def _score_grad(s, is_target, valid, scoring, terms):
     """dL/ds [BLOCK_M, BLOCK_N] of scores s, see ScoreGradTerms in structs.py."""
     g = tl.zeros_like(s)
-    i, j = entries.i, entries.j
-    has_row, has_column = i < entries.rows, j < entries.columns
     if terms.row_lse_grad is not None:
-        high, low = tl.load(terms.row_lse_high + i, has_row, 0.0), tl.load(terms.row_lse_low + i, has_row, 0.0)
-        factor = tl.load(terms.row_lse_grad + i, has_row, 0.0)[:, None]
-        log_p = (s - high[:, None]) - low[:, None]
+        factor, log_p = terms.row_lse_grad[:, None], s - terms.row_lse_high[:, None]
         if terms.neg_entropy_grad is not None:
-            factor = factor + tl.load(terms.neg_entropy_grad + i, has_row, 0.0)[:, None] * tl.maximum(log_p, _LOWEST)
+            log_p = log_p - terms.row_lse_low[:, None]
+            factor = factor + terms.neg_entropy_grad[:, None] * tl.maximum(log_p, _LOWEST)
         g += factor * exp(log_p)
     if terms.column_lse_grad is not None:
-        high, low = (
-            tl.load(terms.column_lse_high + j, has_column, 0.0),
-            tl.load(terms.column_lse_low + j, has_column, 0.0),
-        )
-        factor = tl.load(terms.column_lse_grad + j, has_column, 0.0)
-        g += factor[None, :] * exp((s - high[None, :]) - low[None, :])
+        g += terms.column_lse_grad[None, :] * exp(s - terms.column_lse_high[None, :])
     if terms.softplus_grad is not None:
-        g += tl.load(terms.softplus_grad + i, has_row, 0.0)[:, None] * sigmoid_of(s)
+        g += terms.softplus_grad[:, None] * sigmoid_of(s)
     if terms.row_sum_grad is not None:
-        g += tl.load(terms.row_sum_grad + i, has_row, 0.0)[:, None]
+        g += terms.row_sum_grad[:, None]
     if terms.column_sum_grad is not None:
-        g += tl.load(terms.column_sum_grad + j, has_column, 0.0)[None, :]
+        g += terms.column_sum_grad[None, :]
     if valid is not None:
         g = tl.where(valid, g, 0.0)
     if scoring.bias is not None:
         g = tl.where(s == NOTHING, 0.0, g)
     if terms.target_grad is not None:
-        g += tl.where(is_target, tl.load(terms.target_grad + i, has_row, 0.0)[:, None], 0.0)
+        g += tl.where(is_target, terms.target_grad[:, None], 0.0)
     return g
 
 
@@ -315,20 +363,21 @@ def map_slope(s, scoring):
     """ds/draw: tanh' = 1 - tanh², and s / (scale cap) is the tanh."""
     ds = scoring.scale
     if scoring.cap is not None:
-        t = s / (scoring.scale * scoring.cap)
+        t = s * (1.0 / (scoring.scale * scoring.cap))
         ds = scoring.scale * (1.0 - t * t)
     return ds
 
 
 @triton.jit
 def score_grad_tile(raw, entries, scoring, masking, terms, row_partials):
-    """dL/draw [BLOCK_M, BLOCK_N] of a tile of raw scores, and the row sums of dL/ds s, 0 if row_partials is None."""
-    s = map_tile(raw, entries, scoring)
+    """dL/draw [BLOCK_M, BLOCK_N] of a tile of raw scores, and the row sums of dL/ds s, 0 if row_partials is None. The
+    vectors are in registers."""
+    s = map_tile(raw, scoring)
     is_target = target_mask(entries, masking)
     valid = None  # entries out of bounds are not stored, but they would enter the row sums
     if masking.row_ids is not None or row_partials is not None:
         valid = valid_mask(is_target, entries, masking)
-    g = _score_grad(s, is_target, valid, entries, scoring, terms)
+    g = _score_grad(s, is_target, valid, scoring, terms)
     if scoring.bias is not None:  # a finite value at which tanh has no slope
         lowest = 0.0
         if scoring.cap is not None:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .epilogue import score_grad_tile, store_tile, tile_entries
+from .epilogue import load_masking, load_scoring, load_terms, score_grad_tile, store_tile, tile_entries
 from .kernel_args import Scoring
 from .matmul_tile import matmul_tile, subtile, swizzle_tile
 
@@ -42,7 +42,8 @@ def fused_score_grad(
             raw = subtile(acc, index, EPILOGUE_SUBTILES_LOG2, BLOCK_M, BLOCK_N)
             right = (x << EPILOGUE_SUBTILES_LOG2) + index
             entries = tile_entries(y, right, rows, columns, BLOCK_M, BLOCK_N >> EPILOGUE_SUBTILES_LOG2)
-            g, subtile_sums = score_grad_tile(raw, entries, scoring, masking, terms, row_partials)
+            vectors = load_scoring(scoring, entries), load_masking(masking, entries), load_terms(terms, entries)
+            g, subtile_sums = score_grad_tile(raw, entries, *vectors, row_partials)
             store_tile(g, out, pitch, entries)
             row_sums += subtile_sums
         if row_partials is not None:

@@ -6,6 +6,8 @@ import triton.language as tl
 
 from .epilogue import (
     load_bias,
+    load_masking,
+    load_scoring,
     map_score,
     map_tile,
     mask_scores,
@@ -54,7 +56,8 @@ def target_scores(
 @triton.jit
 def _reduce(acc, down, entries, scoring, masking, at_target, column_target_scores, clip, row_parts, column_parts):
     """Store the partial column sums of raw scores acc[BLOCK_M, BLOCK_N] in tile row ``down``; return their row sums."""
-    s = map_tile(acc, entries, scoring)
+    s = map_tile(acc, load_scoring(scoring, entries))
+    masking = load_masking(masking, entries)
     is_target = target_mask(entries, masking)
     s = mask_scores(s, is_target, entries, masking)
     i, j, mask = entries.i, entries.j, entries.j < entries.columns

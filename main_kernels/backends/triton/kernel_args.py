@@ -1,4 +1,4 @@
-"""Scoring, Masking, Sums, Terms, Entries, Side and Pair: the structs that kernels and their functions exchange.
+"""Scoring, Masking, Sums, Terms, Losses, Entries, Side and Pair: the structs that kernels and their functions exchange.
 
 A field is a tensor where a kernel is launched, and in the kernel an address or a value in registers. A field that is
 None is not compiled in.
@@ -50,6 +50,15 @@ class Terms(NamedTuple):
     row_sum_grad: Any
     column_sum_grad: Any
     neg_entropy_grad: Any
+
+
+class Losses(NamedTuple):
+    """The terms of dL/ds for a loss of each row, see LossTerms in structs.py."""
+
+    row_lse_grad: Any
+    row_lse_slope: Any
+    target_grad: Any
+    row_sum_grad: Any
 
 
 class Entries(NamedTuple):

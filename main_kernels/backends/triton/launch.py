@@ -18,7 +18,7 @@ from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .epilogue import NO_FMA
-from .kernel_args import Masking, Scoring, Side, Sums, Terms
+from .kernel_args import Losses, Masking, Scoring, Side, Sums, Terms
 from .reduce_partials import reduce_partials
 
 _PLANS: dict[Any, tuple[CompiledKernel, tuple[Any, ...], configs.Config]] = {}
@@ -77,23 +77,27 @@ def _struct_kind(struct: tuple[Any, ...]) -> Any:
 
 _KINDS: dict[type, Callable[[Any], Any]] = {
     **dict.fromkeys((Tensor, torch.nn.Parameter), _tensor_kind),
-    **dict.fromkeys((Scoring, Masking, Sums, Terms, Side), _struct_kind),
+    **dict.fromkeys((Scoring, Masking, Losses, Sums, Terms, Side), _struct_kind),
     int: lambda number: (number == 1, number % 16 == 0, number.bit_length() > 31),
     tl.constexpr: lambda constant: constant.value,
     TensorDescriptor: lambda descriptor: (descriptor.base.dtype,),
 }
 
 
-def partial_sums(sums: RowAccumulators | ColumnAccumulators | None, count: int, *, targets: bool) -> Sums:
-    """Allocate buffers [count, n] for the partial sums of the requested reductions; a rank needs a target."""
+def sums_of(sums: RowAccumulators | ColumnAccumulators | None, *, targets: bool) -> Sums:
+    """Return the accumulators of the requested reductions; a rank needs a target."""
     requested = {name: getattr(sums, name, None) for name in Sums._fields}
     if requested["total"] is None:
         requested["maximum"] = None
     if not targets:
         requested["rank"] = None
-    return Sums(
-        *(None if v is None else v.new_empty((count, v.shape[0]), dtype=torch.float32) for v in requested.values())
-    )
+    return Sums(**requested)
+
+
+def partial_sums(sums: RowAccumulators | ColumnAccumulators | None, count: int, *, targets: bool) -> Sums:
+    """Allocate buffers [count, n] for the partial sums of the requested reductions."""
+    requested = sums_of(sums, targets=targets)
+    return Sums(*(None if v is None else v.new_empty((count, v.shape[0]), dtype=torch.float32) for v in requested))
 
 
 def reduce_partials_(parts: Sums, sums: RowAccumulators | ColumnAccumulators) -> None:

@@ -9,7 +9,17 @@ its tile again, each relative to its own largest score.
 import triton
 import triton.language as tl
 
-from .epilogue import NOTHING, exp, map_tile, mask_scores, reduce_tile, store_sums, target_mask, tile_entries
+from .epilogue import (
+    NOTHING,
+    exp,
+    load_masking,
+    map_tile,
+    mask_scores,
+    reduce_tile,
+    store_sums,
+    target_mask,
+    tile_entries,
+)
 from .kernel_args import Scoring
 from .matmul_tile import matmul_tile, subtile, swizzle_tile
 
@@ -46,9 +56,10 @@ def two_sided_reduce(
         )
         entries = tile_entries(y, x, rows, columns, BLOCK_M, BLOCK_N)
         i, j = entries.i, entries.j
-        s = map_tile(acc, entries, scoring)
+        s = map_tile(acc, scoring)
         if masking.row_ids is not None:
-            s = mask_scores(s, target_mask(entries, masking), entries, masking)
+            loaded = load_masking(masking, entries)
+            s = mask_scores(s, target_mask(entries, loaded), entries, loaded)
         else:  # rows out of bounds are left to their factor, which is 0
             s = tl.where((j < columns)[None, :], s, NOTHING)
         row_top = tl.max(s, 1)
@@ -108,8 +119,9 @@ def exact_columns(
                         part = subtile(acc, index, EPILOGUE_SUBTILES_LOG2, BLOCK_M, BLOCK_N)
                         right = (x << EPILOGUE_SUBTILES_LOG2) + index
                         entries = tile_entries(y, right, rows, columns, BLOCK_M, BLOCK_N >> EPILOGUE_SUBTILES_LOG2)
-                        s = map_tile(part, entries, scoring)
-                        s = mask_scores(s, target_mask(entries, masking), entries, masking)
+                        s = map_tile(part, scoring)
+                        loaded = load_masking(masking, entries)
+                        s = mask_scores(s, target_mask(entries, loaded), entries, loaded)
                         sums = reduce_tile(s, None, 0.0, column_parts, 0)
                         at = y * columns + entries.j
                         store_sums(sums, column_parts, at, entries.j < columns)

@@ -8,6 +8,9 @@ import triton.language as tl
 
 from .epilogue import (
     load_bias,
+    load_masking,
+    load_scoring,
+    load_terms,
     load_tile,
     map_score,
     map_tile,
@@ -48,8 +51,9 @@ def reduce_rows(
     down, right = _tile_position(columns, BLOCK_N)
     entries = tile_entries(down, right, rows, columns, BLOCK_M, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
-    s = map_tile(load_tile(raw, pitch, entries), entries, scoring)
-    s = mask_scores(s, target_mask(entries, masking), entries, masking)
+    s = map_tile(load_tile(raw, pitch, entries), load_scoring(scoring, entries))
+    loaded = load_masking(masking, entries)
+    s = mask_scores(s, target_mask(entries, loaded), entries, loaded)
     i, mask = entries.i, entries.i < rows
     above = None
     if masking.targets is not None:
@@ -81,7 +85,8 @@ def reduce_columns(
     down, right = _tile_position(columns, BLOCK_N)
     entries = tile_entries(down, right, rows, columns, BLOCK_M, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
-    s = map_tile(load_tile(raw, pitch, entries), entries, scoring)
+    s = map_tile(load_tile(raw, pitch, entries), load_scoring(scoring, entries))
+    masking = load_masking(masking, entries)
     is_target = target_mask(entries, masking)
     s = mask_scores(s, is_target, entries, masking)
     j, mask = entries.j, entries.j < columns
@@ -108,6 +113,7 @@ def score_grad(
     down, right = _tile_position(columns, BLOCK_N)
     entries = tile_entries(down, right, rows, columns, BLOCK_M, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    scoring, masking, terms = load_scoring(scoring, entries), load_masking(masking, entries), load_terms(terms, entries)
     g, row_sums = score_grad_tile(load_tile(raw, pitch, entries), entries, scoring, masking, terms, row_partials)
     if row_partials is not None:
         tl.store(row_partials + right * rows + entries.i, row_sums, entries.i < rows)

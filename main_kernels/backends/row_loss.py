@@ -1,0 +1,37 @@
+"""RowLossInSteps: a head's loss and its gradient by the functions that every backend has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .accumulators import Lse, RowAccumulators
+from .structs import LossTerms, Mask, ScoreMap
+
+if TYPE_CHECKING:
+    from .interface import Backend
+
+
+class RowLossInSteps:
+    """``Backend.row_loss_`` for a backend without a kernel of its own."""
+
+    def row_loss_(
+        self: Backend,
+        raw: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        sums: RowAccumulators,
+        loss: LossTerms,
+        grad: Tensor,
+    ) -> None:
+        assert sums.total is not None
+        assert sums.finished_lse is not None
+        self.reduce_rows(raw, score_map, targets, mask, sums)
+        lse = Lse.of(sums.maximum, sums.total)
+        sums.finished_lse.high.copy_(lse.high)
+        sums.finished_lse.low.copy_(lse.low)
+        self.score_grad_(raw, score_map, targets, mask, loss.at(lse), None)
+        if grad is not raw:
+            grad.copy_(raw)
