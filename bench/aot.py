@@ -270,11 +270,17 @@ def _reduce_chunk(raw: torch.Tensor, wants: ReductionSpec, extra: str) -> None:
     n, m = raw.shape
     score_map, mask = _given(extra, n, m)
     targets = empty(n, dtype=torch.int64)
-    _BACKEND.reduce_rows(raw, score_map, targets, mask, RowAccumulators.empty(n, torch.float32, raw.device, wants))
-    if wants.column_lse:
-        columns = ColumnAccumulators.empty(m, torch.float32, raw.device, wants)
-        columns.target = empty(m) if wants.entropy_and_ranks else None
-        _BACKEND.reduce_columns(raw, score_map, targets, mask, columns)
+    rows = RowAccumulators.empty(n, torch.float32, raw.device, wants)
+    if not wants.column_lse:
+        _BACKEND.reduce_rows(raw, score_map, targets, mask, rows)
+        return
+    columns = ColumnAccumulators.empty(m, torch.float32, raw.device, wants)
+    if not wants.entropy_and_ranks:
+        _BACKEND.reduce_both(raw, score_map, targets, mask, rows, columns)
+        return
+    columns.target = empty(m)
+    _BACKEND.reduce_rows(raw, score_map, targets, mask, rows)
+    _BACKEND.reduce_columns(raw, score_map, targets, mask, columns)
 
 
 def _weigh_chunk(raw: torch.Tensor, upstream: Callable[[int, int], ScoreGradTerms], extra: str) -> None:

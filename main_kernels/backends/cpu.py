@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .accumulators import ColumnAccumulators, Lse, RowAccumulators
+from .in_steps import InSteps
 from .interface import FusedKernels, SingleExpKernels
-from .row_loss import RowLossInSteps
 from .structs import Mask, Pooling, ScoreGradTerms, ScoreMap
 
 MODULE: ModuleType | None = None
@@ -177,7 +177,7 @@ class CpuSingleExp:
         MODULE.single_exp_score_grad(_chunk(raw, targets, mask), terms, torch.get_num_threads())  # type: ignore[union-attr]
 
 
-class CpuBackend(RowLossInSteps):
+class CpuBackend(InSteps):
     """The C++ kernels of ``_C`` over products of torch.mm, for float32 and bfloat16."""
 
     single_exp: SingleExpKernels | None = CpuSingleExp()

@@ -128,6 +128,27 @@ class Backend(Protocol):
             sums: accumulators of the M columns.
         """
 
+    def reduce_both(
+        self,
+        raw: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        rows: RowAccumulators,
+        columns: ColumnAccumulators,
+    ) -> None:
+        """Add the scores of a chunk of whole rows to the accumulators of its rows and of its columns, none of which
+        has ranks.
+
+        Args:
+            raw: [c, M], compute dtype. The products.
+            score_map: map from products to scores.
+            targets: int64 [c], or None.
+            mask: mask of the chunk's rows and columns, or None.
+            rows: accumulators of the c rows.
+            columns: accumulators of the M columns.
+        """
+
     def score_grad_(
         self,
         raw: Tensor,

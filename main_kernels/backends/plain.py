@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .accumulators import ColumnAccumulators, RowAccumulators
+from .in_steps import InSteps
 from .interface import FusedKernels, SingleExpKernels
-from .row_loss import RowLossInSteps
 from .structs import Mask, Pooling, ScoreGradTerms, ScoreMap
 
 
@@ -32,7 +32,7 @@ def _excluded_mask(columns: int, targets: Tensor | None, mask: Mask) -> Tensor:
 _NOTHING = -1e4  # a finite stand-in for the logarithm of 0
 
 
-class PlainBackend(RowLossInSteps):
+class PlainBackend(InSteps):
     single_exp: SingleExpKernels | None = None
     fused: FusedKernels | None = None
 

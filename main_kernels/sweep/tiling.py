@@ -147,10 +147,12 @@ def _by_row_chunks(
             _add_products(problem, score_grad, chunk, grads)
         elif sums.single_exp is not None and columns is not None and targets is not None:
             sums.single_exp.reduce(scores, float(score_map.scale), targets, mask, rows, columns)
+        elif columns is not None and columns.rank is None:
+            backend.reduce_both(scores, score_map, targets, mask, rows, columns)
         else:
             backend.reduce_rows(scores, score_map, targets, mask, rows)
             if columns is not None:
-                if columns.rank is not None and columns.target is None:
+                if columns.target is None:
                     is_whole = chunk.stop - chunk.start == problem.query.shape[0]
                     columns.target = _of_columns(problem, rows.target) if is_whole else _column_targets(problem)
                 backend.reduce_columns(scores, score_map, targets, mask, columns)

@@ -29,6 +29,8 @@ if INTERPRETED:
     configs.TARGET_SCORES = replace(configs.TARGET_SCORES, BLOCK_M=512, BLOCK_K=128)
     configs.REDUCE_ROWS = replace(configs.REDUCE_ROWS, BLOCK_M=256, BLOCK_N=512)
     configs.REDUCE_COLUMNS = replace(configs.REDUCE_COLUMNS, BLOCK_M=512, BLOCK_N=256)
+    configs.REDUCE_BOTH = replace(configs.REDUCE_BOTH, BLOCK_M=512, BLOCK_N=256, SPAN=2)
+    configs.REDUCE_BOTH_SHORT = configs.REDUCE_BOTH
     configs.SCORE_GRAD = replace(configs.SCORE_GRAD, BLOCK_M=256, BLOCK_N=512)
     configs.REDUCE_PARTIALS = replace(configs.REDUCE_PARTIALS, BLOCK_N=512)
     configs.ROW_LOSS = replace(configs.ROW_LOSS, BLOCK_M=64, BLOCK_N=512)

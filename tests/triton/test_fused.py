@@ -127,8 +127,8 @@ def test_ranks_count_ties_like_the_reference(fused, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("ids", [False, True])
-def test_a_column_far_below_its_tile_is_exact(fused, dtype, ids):
+@pytest.mark.parametrize(("ids", "workspace_bytes"), [(False, 0), (True, 0), (True, 1 << 28)])
+def test_a_column_far_below_its_tile_is_exact(fused, dtype, ids, workspace_bytes):
     """By 150 nats, where the shared exponential is 0; and by 50, where it is not."""
     query, key = torch.rand(700, 16) + 1, torch.rand(600, 16) + 1
     key[[5, 555]] *= -1
@@ -137,9 +137,10 @@ def test_a_column_far_below_its_tile_is_exact(fused, dtype, ids):
     scores = query.double() @ key.double().T * 2
     masked = torch.arange(700)[:, None] // 2 == torch.arange(600) // 2 if ids else torch.zeros(700, 600, dtype=bool)
     options = {"row_ids": torch.arange(700) // 2, "column_ids": torch.arange(600) // 2} if ids else {}
-    got = sweep(query, key, scale=2.0, column_lse=True, **options)
+    query.requires_grad_(workspace_bytes > 0)  # else no score is kept
+    got = sweep(query, key, scale=2.0, column_lse=True, workspace_bytes=workspace_bytes, **options)
     want = scores.masked_fill(masked, -torch.inf)
-    assert fused["reduce"] == 1
+    assert fused["reduce"] == (workspace_bytes == 0)
     allowed = ulps(float(scores.abs().max()))
     assert error(got.column_lse, want.logsumexp(0)) < allowed
     assert error(got.row_lse, want.logsumexp(1)) < allowed

@@ -17,6 +17,7 @@ from .divergence import divergence
 from .fused import TritonFused
 from .kernel_args import Losses, Side
 from .launch import launch, masking_of, partial_sums, reduce_partials_, scoring_of, sums_of, terms_of
+from .reduce_both import reduce_both
 from .row_loss import row_loss
 from .split_float32 import accumulate, round_scaled
 from .unfused import reduce_columns, reduce_rows, score_grad
@@ -84,6 +85,43 @@ class TritonBackend(PlainBackend):
                 parts,
             )
             reduce_partials_(parts, sums)
+
+    def reduce_both(
+        self,
+        raw: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        rows: RowAccumulators,
+        columns: ColumnAccumulators,
+    ) -> None:
+        is_short = raw.dtype == torch.float32 or score_map.softcap
+        tile = configs.REDUCE_BOTH_SHORT if is_short else configs.REDUCE_BOTH
+        down, across = tiles(raw, tile)
+        across = -(-across // tile.SPAN)
+        if not down:
+            return
+        with torch.cuda.device_of(raw):
+            row_parts, column_parts = (
+                partial_sums(rows, across, targets=False),
+                partial_sums(columns, down, targets=False),
+            )
+            launch(
+                reduce_both,
+                down * across,
+                tile,
+                raw,
+                raw.stride(0),
+                *raw.shape,
+                scoring_of(score_map),
+                masking_of(targets, mask),
+                rows.target,
+                rows.clip,
+                row_parts,
+                column_parts,
+            )
+            reduce_partials_(row_parts, rows)
+            reduce_partials_(column_parts, columns)
 
     def score_grad_(
         self,

@@ -90,6 +90,14 @@ class ChunkTile(Config):
 
 
 @dataclass(frozen=True)
+class SpanTile(ChunkTile):
+    """A tile that a program moves along SPAN tiles of the same rows."""
+
+    SPAN: int = field(default=16, kw_only=True)
+    maxnreg: int = field(default=128, kw_only=True)
+
+
+@dataclass(frozen=True)
 class TargetTile(Config):
     """BLOCK_M rows and their targets; the diagonal of the product of the two is kept."""
 
@@ -351,6 +359,18 @@ REDUCE_COLUMNS = ChunkTile(
     "a tall tile leaves few partial sums per column; at most 112 registers",
     BLOCK_M=128,
     BLOCK_N=64,
+    num_warps=8,
+)
+REDUCE_BOTH = SpanTile(
+    "sixteen tiles leave few partial sums of rows; two programs share a multiprocessor; at most 127 registers",
+    BLOCK_M=64,
+    BLOCK_N=128,
+    num_warps=8,
+)
+REDUCE_BOTH_SHORT = SpanTile(
+    "float32 scores or a softcap take more registers: half the rows; at most 115 registers",
+    BLOCK_M=32,
+    BLOCK_N=128,
     num_warps=8,
 )
 SCORE_GRAD = ChunkTile(

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .epilogue import exp, log, log1p
 from .kernel_args import Pair
+from .row_walk import grouped, total_of
 
 # Columns beyond the last are loaded as this score: finite, so that they need no mask, and below every other.
 _LOW = tl.constexpr(-1e35)
@@ -48,12 +49,6 @@ def _to_mixture(ratio, beta, rest, level):
     w = minor * tl.where(near, x + _excess(x), e - 1.0)
     h = tl.where(w < -0.5, log(tl.fma(minor, e, major)), log1p(w))
     return tl.where(mostly_p, 0.0, x) - h, tl.where(mostly_p, x, 0.0) - h
-
-
-@triton.jit
-def _grouped(x, GROUP: tl.constexpr):
-    """[BLOCK_M, BLOCK_N] as [BLOCK_M, BLOCK_N // GROUP, GROUP]."""
-    return tl.reshape(x, (x.shape[0], x.shape[1] // GROUP, GROUP))
 
 
 @triton.jit
@@ -94,23 +89,18 @@ def _add_scores(sums, p, q):
 
 
 @triton.jit
-def _total(x):
-    return tl.sum(x.to(tl.float64), 1)
-
-
-@triton.jit
 def _joined(sums):
     """Of every row: the largest scores, the float64 logarithms of sum_j e^(s_j - top), and KL(p || q) if the sums have
     its moments. With x the logarithm of p / q but for a constant, it is E x + log(1 + E (e^-x - 1)), the expectations
     those of p: a rounding error in the sums of p and q cancels."""
     p_top, q_top = tl.max(sums.p_top, 1), tl.max(sums.q_top, 1)
     sums = _shifted(sums, p_top[:, None], q_top[:, None])
-    p_total, q_total = _total(sums.p_total), _total(sums.q_total)
+    p_total, q_total = total_of(sums.p_total), total_of(sums.q_total)
     kl = tl.zeros_like(p_total)
     p_sum, apart = tl.log(p_total), tl.log(q_total / p_total)
     if sums.moment is not None:
-        mean = _total(sums.moment) / p_total
-        growth = _total(sums.excess) / p_total - mean
+        mean = total_of(sums.moment) / p_total
+        growth = total_of(sums.excess) / p_total - mean
         apart = tl.where(tl.abs(growth) < 0.05, tl.log(1.0 + growth), apart)
         p_sum += mean * 0.0  # NaN if a score is infinite
         kl = mean + apart + mean * 0.0
@@ -166,7 +156,7 @@ def divergence(
             q = _scores(q_side, i, j, inside, scale, "evict_last")
             if beta is not None:  # an infinite score becomes NaN; without a mixture it spoils the moment
                 p, q = tl.fma(p, 0.0, p), tl.fma(q, 0.0, q)
-            sums = _add_scores(sums, _grouped(p, GROUP), _grouped(q, GROUP))
+            sums = _add_scores(sums, grouped(p, GROUP), grouped(q, GROUP))
         p_top, q_top, p_sum, q_sum, p_kl = _joined(sums)
         q_kl = p_kl
         if beta is not None:
@@ -180,9 +170,9 @@ def divergence(
                 p, q = exp(log_p), exp(log_q)
                 m = beta * p + (1.0 - beta) * q
                 p_ratio, q_ratio = _to_mixture(ratio, beta, 1.0 - beta, level)
-                p_terms += tl.sum(_grouped(_kl_term(p, m, p_ratio), GROUP), 2)
-                q_terms += tl.sum(_grouped(_kl_term(q, m, q_ratio), GROUP), 2)
-            p_kl, q_kl = _total(p_terms).to(tl.float32), _total(q_terms).to(tl.float32)
+                p_terms += tl.sum(grouped(_kl_term(p, m, p_ratio), GROUP), 2)
+                q_terms += tl.sum(grouped(_kl_term(q, m, q_ratio), GROUP), 2)
+            p_kl, q_kl = total_of(p_terms).to(tl.float32), total_of(q_terms).to(tl.float32)
             tl.store(values + i, beta * p_kl + (1.0 - beta) * q_kl, in_row)
         else:
             tl.store(values + i, p_kl, in_row)

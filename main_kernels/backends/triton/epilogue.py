@@ -283,6 +283,22 @@ def reduce_tile(s, above, clip, parts, AXIS: tl.constexpr):
     return Sums(top, total, weighted, rank, logits, softplus, clipped)
 
 
+LEAST = tl.constexpr(2.0**-90)  # a column's sum: its terms below 2^-126 are lost, at most 2^-28 of it
+
+
+@triton.jit
+def shared_column_sums(weight, row_top, in_row):
+    """Of a tile's columns: the largest score of the tile, in every entry; the sums of exp(s - top); and True where such
+    a sum has lost digits to underflow. The exponentials are those of the rows, weight = exp(s - row_top)."""
+    some = (row_top > NOTHING) & in_row
+    top = tl.max(tl.where(some, row_top, NOTHING), 0)
+    zero = tl.where(top > NOTHING, top, 0.0)
+    factor = tl.where(some, exp(tl.where(some, row_top, 0.0) - zero), 0.0)
+    total = tl.sum(weight * factor[:, None], 0)
+    top = tl.zeros_like(total) + top
+    return top, total, (total < LEAST) & (top > NOTHING)
+
+
 @triton.jit
 def rescaled(sums, top, clip):
     """The sums, relative to ``top`` instead of their own largest score."""

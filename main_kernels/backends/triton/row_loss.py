@@ -1,8 +1,7 @@
 """row_loss, the kernel of a head's kept scores: reduces whole rows and replaces them by the gradient of their losses.
 
-A program walks a row once from left to right, with running sums in groups of neighbouring columns: a thread keeps its
-own, and the program joins them at the end of the row. The walk back finds the row in the L2 cache, so the scores are
-read from memory once.
+A program walks a row once from left to right, which completes its sums, and once back. The walk back finds the row in
+the L2 cache, so the scores are read from memory once.
 """
 
 import triton
@@ -19,42 +18,12 @@ from .epilogue import (
     mask_scores,
     merge_sums,
     reduce_tile,
-    rescaled,
     score_grad_tile,
     store_sums,
     target_mask,
 )
-from .kernel_args import Entries, Scoring, Sums, Terms
-
-
-@triton.jit
-def _grouped(x, GROUP: tl.constexpr):
-    """[BLOCK_M, BLOCK_N] as [BLOCK_M, BLOCK_N // GROUP, GROUP]; None if x is."""
-    groups = None
-    if x is not None:
-        groups = tl.reshape(x, (x.shape[0], x.shape[1] // GROUP, GROUP))
-    return groups
-
-
-@triton.jit
-def _total(x):
-    return tl.sum(x.to(tl.float64), 1)
-
-
-@triton.jit
-def _joined(sums, clip):
-    """The sums of whole rows from those of their groups, [BLOCK_M], float64 but for the largest score and the rank."""
-    top = tl.max(sums.maximum, 1)
-    sums = rescaled(sums, top[:, None], clip)
-    return Sums(
-        top,
-        _total(sums.total),
-        _total(sums.weighted),
-        tl.sum(sums.rank, 1),
-        _total(sums.logits),
-        _total(sums.softplus),
-        _total(sums.clipped),
-    )
+from .kernel_args import Entries, Scoring, Terms
+from .row_walk import grouped, joined, no_sums
 
 
 @triton.jit
@@ -93,8 +62,7 @@ def row_loss(
             bias = load_vector(scoring.bias, target, in_chunk)
             at_target = map_score(product, bias, scoring)
             tl.store(target_scores + i, at_target, in_chunk)
-        none = tl.zeros((BLOCK_M, BLOCK_N // GROUP), tl.float32)
-        running = Sums(none + NOTHING, none, none, none, none, none, none)
+        running = no_sums(BLOCK_M, BLOCK_N // GROUP)
         for block in range(blocks):
             entries = Entries(i, block * BLOCK_N + tl.arange(0, BLOCK_N), rows, columns)
             inside = in_row[:, None] & (entries.j < columns)[None, :]
@@ -105,9 +73,9 @@ def row_loss(
             above = None
             if sums.rank is not None:
                 above = s > at_target[:, None]
-            part = reduce_tile(_grouped(s, GROUP), _grouped(above, GROUP), clip, sums, 2)
+            part = reduce_tile(grouped(s, GROUP), grouped(above, GROUP), clip, sums, 2)
             running = merge_sums(running, part, clip)
-        whole = _joined(running, clip)
+        whole = joined(running, clip)
         store_sums(whole, sums, i, in_row)
         lse = whole.maximum.to(tl.float64) + tl.log(whole.total)
         high = lse.to(tl.float32)

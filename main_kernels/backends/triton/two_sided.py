@@ -16,14 +16,13 @@ from .epilogue import (
     map_tile,
     mask_scores,
     reduce_tile,
+    shared_column_sums,
     store_sums,
     target_mask,
     tile_entries,
 )
 from .kernel_args import Scoring
 from .matmul_tile import matmul_tile, subtile, swizzle_tile
-
-_LEAST = tl.constexpr(2.0**-90)  # a column's sum: its terms below 2^-126 are lost, at most 2^-28 of it
 
 
 @triton.jit
@@ -63,19 +62,12 @@ def two_sided_reduce(
         else:  # rows out of bounds are left to their factor, which is 0
             s = tl.where((j < columns)[None, :], s, NOTHING)
         row_top = tl.max(s, 1)
-        some = row_top > NOTHING
-        row_zero = tl.where(some, row_top, 0.0)
-        weight = exp(s - row_zero[:, None])
+        weight = exp(s - tl.where(row_top > NOTHING, row_top, 0.0)[:, None])
         tl.store(row_parts.maximum + x * rows + i, row_top, i < rows)
         tl.store(row_parts.total + x * rows + i, tl.sum(weight, 1), i < rows)
-        some = some & (i < rows)
-        top = tl.max(tl.where(some, row_top, NOTHING), 0)
-        zero = tl.where(top > NOTHING, top, 0.0)
-        factor = tl.where(some, exp(row_zero - zero), 0.0)
-        total = tl.sum(weight * factor[:, None], 0)
-        tl.store(column_parts.maximum + y * columns + j, tl.zeros_like(total) + top, j < columns)
+        top, total, is_low = shared_column_sums(weight, row_top, i < rows)
+        tl.store(column_parts.maximum + y * columns + j, top, j < columns)
         tl.store(column_parts.total + y * columns + j, total, j < columns)
-        is_low = (total < _LEAST) & (tl.zeros_like(total) + top > NOTHING)
         tl.store(marked + y * columns + j, is_low.to(tl.int8), j < columns)
 
 

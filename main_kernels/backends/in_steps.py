@@ -1,4 +1,4 @@
-"""RowLossInSteps: a head's loss and its gradient by the functions that every backend has."""
+"""InSteps: functions of a backend made of two others, which read the scores twice."""
 
 from __future__ import annotations
 
@@ -6,15 +6,27 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .accumulators import Lse, RowAccumulators
+from .accumulators import ColumnAccumulators, Lse, RowAccumulators
 from .structs import LossTerms, Mask, ScoreMap
 
 if TYPE_CHECKING:
     from .interface import Backend
 
 
-class RowLossInSteps:
-    """``Backend.row_loss_`` for a backend without a kernel of its own."""
+class InSteps:
+    """``Backend.reduce_both`` and ``row_loss_`` for a backend without kernels of their own."""
+
+    def reduce_both(
+        self: Backend,
+        raw: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        rows: RowAccumulators,
+        columns: ColumnAccumulators,
+    ) -> None:
+        self.reduce_rows(raw, score_map, targets, mask, rows)
+        self.reduce_columns(raw, score_map, targets, mask, columns)
 
     def row_loss_(
         self: Backend,
