@@ -40,7 +40,6 @@ from main_kernels.sweep import plan, products
 from . import stand_in
 from .measure import machine
 
-ROWS, COLUMNS, WIDTH = 640, 1152, 64
 PREPARING = ("target_scores",)
 """Kernels that may precede the main launch."""
 
@@ -59,7 +58,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "pair_scores": lambda h, w, t: pair_scores(h, w[: len(h)]).pmi.sum(),
     "row_logsumexp": lambda h, w, t: row_logsumexp(h, w, workspace_bytes=0).sum(),
 }
-"""One call of each op on hidden[640, 64], weight[1152, 64] in bfloat16 and targets[640]."""
+"""One call of each op on hidden[rows, width], weight[columns, width] in bfloat16 and targets[rows]."""
 
 
 class Products:
@@ -73,11 +72,10 @@ class Products:
 
 
 @contextmanager
-def pretended_device() -> Iterator[Products]:
-    """Run every op as on an H100, up to the kernels and products, which do nothing."""
+def pretended_products() -> Iterator[Products]:
+    """Run products as on a device that leaves them in float32, except that they do nothing."""
     made = Products()
     with (
-        stand_in.standing_in(),
         patch.object(products, "multiply", made),
         patch.object(products, "add_product", made),
         patch.object(products, "leaves_float32", lambda _: True),
@@ -138,10 +136,12 @@ def calls_before_main(run: Callable[[], Any]) -> int | None:
 class Op:
     """One op on its operands, which `forward` and `backward` run in turn."""
 
-    def __init__(self, call: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self, call: Callable[[Tensor, Tensor, Tensor], Tensor], rows: int = 640, columns: int = 1152, width: int = 64
+    ) -> None:
         draw = torch.Generator().manual_seed(0)
-        self._leaves = [torch.randn(n, WIDTH, generator=draw).bfloat16().requires_grad_() for n in (ROWS, COLUMNS)]
-        self._targets, self._call = torch.randint(COLUMNS, (ROWS,), generator=draw), call
+        self._leaves = [torch.randn(n, width, generator=draw).bfloat16().requires_grad_() for n in (rows, columns)]
+        self._targets, self._call = torch.randint(columns, (rows,), generator=draw), call
         self._out: Tensor | None = None
 
     def forward(self) -> None:
@@ -157,7 +157,7 @@ def measured(rounds: int) -> list[dict[str, Any]]:
     """Return one row for each op and pass."""
     ops = {name: Op(call) for name, call in CALLS.items()}
     samples: dict[tuple[str, str], list[Measured]] = {(name, pass_): [] for name in ops for pass_ in PASSES}
-    with pretended_device() as made:
+    with stand_in.standing_in(), pretended_products() as made:
         for _ in range(3):  # compiles, and fills every cache
             for op in ops.values():
                 op.forward()

@@ -121,7 +121,7 @@ def info_nce(
 
     loss = smoothed(by_row, row_sum, in_row)
     if direction == "both":
-        by_column = swept.column_nll(slice(count))
+        by_column = swept.column_nll(slice(0, count))
         loss = 0.5 * (loss + smoothed(by_column, swept.column_logits[:count], in_column))
     return _reduce(loss if pair_weights is None else loss * pair_weights.to(loss.dtype), pair_weights, reduction)
 

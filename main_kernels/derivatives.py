@@ -58,7 +58,7 @@ def first_only(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def no_tangents(op: str, *tensors: Tensor | float | None) -> None:
     """Raise NotImplementedError if a tensor has a forward-mode tangent, which the op would drop."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
     for tensor in tensors:
         if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:

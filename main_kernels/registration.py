@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -27,7 +28,8 @@ Outputs = TypeVar("Outputs", bound=tuple)
 FLOP_FORMULAS: dict[str, Callable[..., int]] = {}
 """Name of each op -> FLOPs of one call."""
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = {Tensor, torch.nn.Parameter}
+_TENSORS = ("Tensor", "Tensor | None", "Mutated")
 
 _SCHEMA_TYPES = {
     "Tensor | None": "Tensor?",
@@ -76,6 +78,7 @@ class Op(Generic[Args, Outputs]):
     ) -> None:
         self._args, self._outputs, self._run = args, outputs, run
         self._apply: Callable[..., Any] | None = None
+        self._tensors_of = attrgetter(*(name for name, kind in _annotations(args).items() if kind in _TENSORS))
 
         def implementation(*values: Any) -> list[Tensor] | None:
             with disabled(values[0]):
@@ -103,13 +106,19 @@ class Op(Generic[Args, Outputs]):
         Returns:
             The outputs, or None for an op without outputs.
         """
-        if not _is_plain_call(args):
-            register_flop_formulas()
-            result = self._op(*args)
-            return cast(Outputs, None) if self._outputs is None else self._outputs(*result)
-        if self._apply is not None and self._outputs is not None and _needs_grad(args):
+        if torch.compiler.is_compiling():
+            return self._run_by_torch_library(args)
+        tensors = [tensor for tensor in self._tensors_of(args) if tensor is not None]
+        if not _is_plain_call(tensors):
+            return self._run_by_torch_library(args)
+        if self._apply is not None and self._outputs is not None and _needs_grad(tensors):
             return self._outputs(*self._apply(*args))
         return self._run_directly(args)
+
+    def _run_by_torch_library(self, args: Args) -> Outputs:
+        register_flop_formulas()
+        result = self._op(*args)
+        return cast(Outputs, None) if self._outputs is None else self._outputs(*result)
 
     def _run_directly(self, args: Args) -> Outputs:
         with torch._C._AutoDispatchBelowAutograd(), disabled(args[0]):
@@ -164,19 +173,19 @@ class Op(Generic[Args, Outputs]):
         self.definition.register_autograd(rule, setup_context=setup_context)
 
 
-def _is_plain_call(args: Sequence[Any]) -> bool:
+def _is_plain_call(tensors: Sequence[Tensor]) -> bool:
     """Return True if no torch machinery needs to see the op: no trace, no transform, no mode, no tensor subclass.
 
     torch.library takes ten times as long as a kernel's launch: half a millisecond for fifty arguments and outputs."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
         return False
-    return all(type(a) in _PLAIN and not a.is_meta for a in args if isinstance(a, Tensor))
+    return {type(tensor) for tensor in tensors} <= _PLAIN and not tensors[0].is_meta
 
 
-def _needs_grad(args: Sequence[Any]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+def _needs_grad(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in tensors]
 
 
 def register_flop_formulas() -> None:

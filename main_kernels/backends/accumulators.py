@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def select_rows(vector: Tensor, rows: slice | Tensor) -> Tensor:
+    """Return some of the entries. All of them are the vector itself: a slice takes as long as a small kernel's launch,
+    and most problems on a GPU are a single chunk."""
+    is_whole = isinstance(rows, slice) and rows.start == 0 and rows.stop == vector.shape[0]
+    return vector if is_whole else vector[rows]
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Lse:
         return (-self.high.double() - self.low.double()).exp()
 
     def __getitem__(self, rows: slice | Tensor) -> Lse:
-        return Lse(self.high[rows], self.low[rows])
+        return Lse(select_rows(self.high, rows), select_rows(self.low, rows))
 
 
 @dataclass
@@ -83,7 +91,12 @@ class RowAccumulators:
         )
 
     def __getitem__(self, rows: slice) -> RowAccumulators:
-        return RowAccumulators(*(v[rows] if isinstance(v, Tensor | Lse) else v for v in vars(self).values()))  # type: ignore[arg-type]
+        def part(value: Any) -> Any:
+            if isinstance(value, Lse):
+                return value[rows]
+            return select_rows(value, rows) if isinstance(value, Tensor) else value
+
+        return RowAccumulators(*map(part, vars(self).values()))
 
     def lse(self) -> Lse | None:
         if self.finished_lse is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .accumulators import Lse
+from .accumulators import Lse, select_rows
 
 MAX_SCORE_BOUND = 40.0
 """Largest bound on |s| for the single-exp kernels: exp(s), its sums and their reciprocals are then normal float32."""
@@ -82,7 +82,7 @@ class Mask:
     keep_target: bool
 
     def __getitem__(self, rows: slice) -> Mask:
-        return replace(self, rows=self.rows[rows])
+        return replace(self, rows=select_rows(self.rows, rows))
 
     def of_columns(self, columns: slice) -> Mask:
         return replace(self, columns=self.columns[columns])
@@ -123,7 +123,7 @@ class ScoreGradTerms:
         """Return the terms of some of the rows."""
 
         def select(vector: Tensor | None) -> Tensor | None:
-            return None if vector is None else vector[rows]
+            return None if vector is None else select_rows(vector, rows)
 
         return replace(
             self,

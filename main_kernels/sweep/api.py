@@ -69,7 +69,7 @@ class Sweep(NamedTuple):
         Returns:
             float32 [N] (float64 for float64 inputs), nats.
         """
-        return negative_log_softmax(Lse(self.column_lse[columns], self.column_lse_low[columns]), self.target)
+        return negative_log_softmax(Lse(self.column_lse, self.column_lse_low)[columns], self.target)
 
 
 class CrossEntropy(NamedTuple):

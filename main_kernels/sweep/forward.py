@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from .row_loss import RowLoss
 from .signatures import FLOAT64, VECTORS, SweepArgs, SweepGradArgs, SweepOutputs
 from .tiling import Reductions, tiled_forward
 
+_requested = attrgetter(*(field.name for field in fields(ReductionSpec)))
+
 
 def row_loss_of(args: SweepArgs | SweepGradArgs) -> RowLoss:
     """Return the row loss that the arguments describe."""
@@ -27,8 +30,8 @@ def _run(args: SweepArgs) -> SweepOutputs:
     """Rows whose target is ignored are skipped: their outputs and gradients are 0."""
     query = args.query
     _check_targets(args)
-    saved, grads = _allocate_saved(args)
     rows = valid_rows(valid_mask(args))
+    saved, grads = _allocate_saved(args)
     problem, row_loss = make_problem(args, rows), row_loss_of(args) if args.has_row_loss else None
     problem_grads = grads
     if rows is not None:
@@ -38,7 +41,7 @@ def _run(args: SweepArgs) -> SweepOutputs:
             problem_grads = GradBuffers(GradBuffer.empty(query, rows.shape[0]), grads.key)
     reductions = tiled_forward(
         problem,
-        ReductionSpec(**{f.name: getattr(args, f.name) for f in fields(ReductionSpec)}),
+        ReductionSpec(*_requested(args)),
         row_loss=row_loss,
         saved_scores=saved,
         grads=problem_grads,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import checks
 from ..backends import Backend, ScoreMap, get_backend
+from ..backends.accumulators import select_rows
 from ..backends.interface import FusedKernels
 from ..backends.structs import MAX_SCORE_BOUND, Mask
 from ..backends.workspace import WORKSPACE
@@ -75,7 +76,7 @@ class Problem:
         return key.scores(query.rows(rows), out)
 
     def targets_of(self, rows: slice) -> Tensor | None:
-        return None if self.targets is None else self.targets[rows]
+        return None if self.targets is None else select_rows(self.targets, rows)
 
     def mask_of(self, rows: slice) -> Mask | None:
         return None if self.mask is None else self.mask[rows]
@@ -107,6 +108,8 @@ def score_matrix(rows: int, columns: int, dtype: torch.dtype, device: torch.devi
     """Allocate raw scores [rows, columns]. On a backend with fused kernels, rows start at aligned addresses."""
     pitch = columns if backend.fused is None else -(-columns // _ROW_ALIGNMENT) * _ROW_ALIGNMENT
     buffer = WORKSPACE.acquire((rows, pitch), dtype, device)
+    if pitch == columns or not rows:
+        return buffer[:, :columns]
     buffer[:, columns:] = 0  # some products read the padding between the rows and multiply it by zero
     return buffer[:, :columns]
 

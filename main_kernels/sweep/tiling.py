@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators
+from ..backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators, select_rows
 from ..backends.interface import SingleExpKernels
 from ..backends.structs import ScoreGradTerms
 from ..backends.workspace import WORKSPACE
@@ -217,10 +217,12 @@ def tiled_backward(
         size = chunk.stop - chunk.start
         scale_parts = None if row_parts is None else row_parts[:size]
         if fused is not None and narrow is not None:
-            score_grad = narrow[:size]
+            score_grad = select_rows(narrow, slice(0, size))
             (query, key), masking = problem.fused_operands, (problem.targets_of(chunk), problem.mask_of(chunk))
             coefficients = terms.of_rows(chunk)
-            fused.score_grad(query[chunk], key, problem.score_map, *masking, coefficients, score_grad, scale_parts)
+            fused.score_grad(
+                select_rows(query, chunk), key, problem.score_map, *masking, coefficients, score_grad, scale_parts
+            )
         else:
             scores = saved_scores[chunk] if buffer is None else problem.raw_scores(chunk, buffer[:size])
             _score_grad_(problem, scores, chunk, terms, factors, scale_parts)

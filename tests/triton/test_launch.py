@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("triton")
 from triton.runtime.jit import JITFunction
 
-from bench import aot, stand_in
+from bench import aot, host_time, stand_in
 from main_kernels import info_nce, linear_cross_entropy, linear_kl, pair_scores, sigmoid_loss
 from main_kernels.backends.triton import configs, launch
 from main_kernels.backends.triton.epilogue import NO_FMA
@@ -115,3 +115,24 @@ def test_a_repeated_launch_needs_no_look_at_its_options(noted, monkeypatch):
     monkeypatch.setattr(JITFunction, "run", refuse)
     info_nce(hidden, weight, workspace_bytes=0)
     assert [note[:2] for note in noted()] == want
+
+
+# Functions called before the main launch (bench/host_time.py), with torch 2.13 and Triton 3.9 and a tenth to spare.
+CALLS_BEFORE = {
+    ("info_nce", "forward"): 505,
+    ("info_nce", "backward"): 455,
+    ("info_nce kept", "forward"): 230,
+    ("info_nce kept", "backward"): 365,
+    ("token_logprobs", "forward"): 240,
+    ("linear_kl", "forward"): 290,
+}
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in CALLS_BEFORE))
+def test_little_precedes_the_main_launch(noted, name):
+    with host_time.pretended_products():
+        op = host_time.Op(host_time.CALLS[name], ROWS, COLUMNS, WIDTH + 8)
+        for _ in range(2):  # the first compiles
+            calls = {(name, pass_): host_time.calls_before_main(getattr(op, pass_)) for pass_ in host_time.PASSES}
+    for case in set(calls) & set(CALLS_BEFORE):
+        assert calls[case] <= CALLS_BEFORE[case], case

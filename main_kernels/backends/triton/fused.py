@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..accumulators import ColumnAccumulators, RowAccumulators
+from ..accumulators import ColumnAccumulators, RowAccumulators, select_rows
 from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .configs import WholeTile
@@ -121,8 +121,10 @@ class TritonFused:
             pressure = _reduce_pressure(rows, columns, score_map)
             tile, reduce = configs.tile_for(configs.FUSED_REDUCE, query.device, pressure), self._reduce
         for part in _passes(query.shape[0], key.shape[0], tile, rows, columns):
-            part_targets, part_mask = None if targets is None else targets[part], None if mask is None else mask[part]
-            reduce(query[part], key, score_map, part_targets, part_mask, tile, rows[part], columns)
+            part_targets = None if targets is None else select_rows(targets, part)
+            part_mask = None if mask is None else mask[part]
+            part_query = select_rows(query, part)
+            reduce(part_query, key, score_map, part_targets, part_mask, tile, rows[part], columns)
 
     def _reduce(
         self,
