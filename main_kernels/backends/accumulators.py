@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +11,12 @@ from torch import Tensor
 def select_rows(vector: Tensor, rows: slice | Tensor) -> Tensor:
     """Return some of the entries. All of them are the vector itself: a slice takes as long as a small kernel's launch,
     and most problems on a GPU are a single chunk."""
-    is_whole = isinstance(rows, slice) and rows.start == 0 and rows.stop == vector.shape[0]
-    return vector if is_whole else vector[rows]
+    return vector if is_whole(rows, vector) else vector[rows]
+
+
+def is_whole(rows: slice | Tensor, vector: Tensor) -> bool:
+    """Return True for a slice from the first entry of a vector to its last."""
+    return isinstance(rows, slice) and rows.start == 0 and rows.stop == vector.shape[0]
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,9 @@ class RowAccumulators:
         )
 
     def __getitem__(self, rows: slice) -> RowAccumulators:
-        def part(value: Any) -> Any:
-            if isinstance(value, Lse):
-                return value[rows]
-            return select_rows(value, rows) if isinstance(value, Tensor) else value
-
-        return RowAccumulators(*map(part, vars(self).values()))
+        if is_whole(rows, self.maximum):
+            return self
+        return RowAccumulators(*(v[rows] if isinstance(v, Tensor | Lse) else v for v in vars(self).values()))  # type: ignore[arg-type]
 
     def lse(self) -> Lse | None:
         if self.finished_lse is not None:

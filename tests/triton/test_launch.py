@@ -121,9 +121,9 @@ def test_a_repeated_launch_needs_no_look_at_its_options(noted, monkeypatch):
 CALLS_BEFORE = {
     ("info_nce", "forward"): 505,
     ("info_nce", "backward"): 455,
-    ("info_nce kept", "forward"): 230,
+    ("info_nce kept", "forward"): 210,
     ("info_nce kept", "backward"): 365,
-    ("token_logprobs", "forward"): 240,
+    ("token_logprobs", "forward"): 235,
     ("linear_kl", "forward"): 290,
 }
 

@@ -18,7 +18,7 @@ from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .epilogue import NO_FMA
-from .kernel_args import Losses, Masking, Scoring, Side, Sums, Terms
+from .kernel_args import Masking, Scoring, Sums, Terms
 from .reduce_partials import reduce_partials
 
 _PLANS: dict[Any, tuple[CompiledKernel, tuple[Any, ...], configs.Config]] = {}
@@ -64,7 +64,12 @@ def _kind(arg: Any) -> Any:
     multiple of 16, or too large for 32 bits; the value of a constant; and which arguments are None. The alignment of
     what a descriptor describes is known."""
     of_type = _KINDS.get(type(arg))
-    return type(arg) if of_type is None else of_type(arg)
+    if of_type is None:
+        of_type = next((kind for base, kind in _KINDS.items() if isinstance(arg, base)), None)
+        if of_type is None:
+            raise TypeError(f"kernel argument: expected one of {[kind.__name__ for kind in _KINDS]}, got {type(arg)}")
+        _KINDS[type(arg)] = of_type  # of a struct, or a subclass of Tensor
+    return of_type(arg)
 
 
 def _tensor_kind(tensor: Tensor) -> Any:
@@ -76,9 +81,12 @@ def _struct_kind(struct: tuple[Any, ...]) -> Any:
 
 
 _KINDS: dict[type, Callable[[Any], Any]] = {
-    **dict.fromkeys((Tensor, torch.nn.Parameter), _tensor_kind),
-    **dict.fromkeys((Scoring, Masking, Losses, Sums, Terms, Side), _struct_kind),
+    Tensor: _tensor_kind,
+    tuple: _struct_kind,
+    bool: type,
     int: lambda number: (number == 1, number % 16 == 0, number.bit_length() > 31),
+    float: type,
+    type(None): type,
     tl.constexpr: lambda constant: constant.value,
     TensorDescriptor: lambda descriptor: (descriptor.base.dtype,),
 }
