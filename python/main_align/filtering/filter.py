@@ -23,7 +23,7 @@ from ..scoring.columns import ALIASES
 from ..scoring.manifest import manifest_path, read_manifest
 from ..scoring.score_file import ScoreTable, read_columns
 from .join import Join, write_kept, write_kept_scores
-from .limits import RECOMMENDED, Limit
+from .limits import RECOMMENDED, Limit, recommended_for
 from .rules import Rule, resolve_lower_is_better, select
 
 
@@ -111,7 +111,7 @@ def filter_scores(
     for name in (*names, *(limit.column for limit in limits)):
         if np.isnan(table.columns[name]).all():
             raise UserError(f"{scores}: no row has a value of {name}. {format_reasons(table.reasons)}")
-    limits += [limit for limit in preset if not np.isnan(table.columns[limit.column]).all()]
+    limits += recommended_for(table.columns) if recommended else []
     met = {str(limit): limit.met(table.columns[limit.column]) for limit in limits}
     kept = np.logical_and.reduce([np.ones(table.rows, bool), *met.values()])
     if has_rule:

@@ -1,8 +1,9 @@
-"""Limit, RECOMMENDED: conditions on columns. Imports no numpy, because the help of `main-align filter` shows them."""
+"""Limit, RECOMMENDED, recommended_for: conditions on columns. No numpy here: `main-align filter --help` shows them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,3 +60,12 @@ RECOMMENDED = (
     Limit("refusal", max=0),
 )
 """conditions for `smollm2`, chosen and measured by bench.quality (docs/quality.md)"""
+
+
+def recommended_for(columns: Mapping[str, NDArray[np.float64]]) -> list[Limit]:
+    """Return the conditions RECOMMENDED without those on a column that has no value.
+
+    Args:
+        columns: float64[N] of each column that RECOMMENDED names, NaN for a row without a value.
+    """
+    return [limit for limit in RECOMMENDED if (columns[limit.column] == columns[limit.column]).any()]

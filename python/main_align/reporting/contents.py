@@ -18,6 +18,7 @@ from ..scoring.columns import COLUMNS, PANELS, SCORES
 from .duplicates import KINDS, DuplicateGroups, TextHashes, duplicate_groups
 from .files import ScoreFiles
 from .groups import FieldGroups, length_grouping
+from .joint import JOINT, JointRows
 from .shown import SAMPLE, SEED, ShownRow, clipped, collect, sample
 from .simulation import SHARES, Grouping, Simulation, simulate
 from .statistics import QUANTILES, histogram, quantiles, rank_correlation
@@ -72,6 +73,8 @@ def contents(files: ScoreFiles, group_by: str | None, source: str | None, *, tex
     numbers = np.unique(np.concatenate([drawn, firsts, *(found.extremes for found in simulations.values())]))
     shown = collect(files, numbers, text=text)
     by_row = dict(zip(numbers.tolist(), shown, strict=True))
+    joint = JointRows.draw(files.table.rows)
+    preset = joint.preset_data(files.table, files.lengths, groupings, numbers)
     values = {
         "name": files.path.name,
         "rows": files.table.rows,
@@ -92,6 +95,8 @@ def contents(files: ScoreFiles, group_by: str | None, source: str | None, *, tex
         "text": text,
         "sampled": len(drawn) if len(drawn) == SAMPLE else 0,
         "seed": SEED,
+        "preset": preset and preset["conditions"],
+        "joint": 0 if joint.is_whole else JOINT,
     }
     data = {
         "rows": files.table.rows,
@@ -100,7 +105,9 @@ def contents(files: ScoreFiles, group_by: str | None, source: str | None, *, tex
         "command": _command(files, source),
         "shares": SHARES,
         "groupings": [{"title": g.title, "labels": g.labels, "sizes": g.sizes} for g in groupings],
-        "scores": [_score(name, scores[name], simulations[name], numbers) for name in scores],
+        "joint": joint.data(groupings),
+        "preset": preset,
+        "scores": [_score(name, scores[name], simulations[name], joint, numbers) for name in scores],
         "quadrant": _quadrant(scores, numbers),
         "drawn": np.searchsorted(numbers, drawn).tolist(),
         "tokens": [_whole(columns.get(name), numbers) for name in LENGTHS],
@@ -203,7 +210,9 @@ def _command(files: ScoreFiles, source: str | None) -> tuple[str, str]:
     )
 
 
-def _score(name: str, values: NDArray[np.float64], found: Simulation, numbers: Integers) -> dict[str, Any]:
+def _score(
+    name: str, values: NDArray[np.float64], found: Simulation, joint: JointRows, numbers: Integers
+) -> dict[str, Any]:
     column, finite = COLUMNS[name], values[np.isfinite(values)]
     return {
         "name": name,
@@ -217,6 +226,7 @@ def _score(name: str, values: NDArray[np.float64], found: Simulation, numbers: I
         "limits": found.limits,
         "shares": found.shares,
         "cells": found.cells,
+        "joint": joint.score_data(values, column.better == "lower", found, numbers),
         "ranked": _ranked(values[numbers], column.better == "lower"),
         "values": [_rounded(value) for value in values[numbers]],
         "share_of": found.share_of[numbers].tolist(),

@@ -12,7 +12,16 @@ from .contents import Contents
 from .shown import ShownRow, clipped
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("echarts/echarts.common.min.js", "rule.js", "charts.js", "rows.js", "quadrant.js", "page.js")
+SCRIPTS = (
+    "echarts/echarts.common.min.js",
+    "rule.js",
+    "joint.js",
+    "conditions.js",
+    "charts.js",
+    "rows.js",
+    "quadrant.js",
+    "page.js",
+)
 MAX_BYTES = 2_400_000
 CLIPS = (2000, 1000, 500, 250, 120, 60, 30)  # characters of a text; the longest that fits the page is used
 ID = 60  # characters of an id
@@ -20,15 +29,6 @@ ID = 60  # characters of an id
 
 def render(contents: Contents) -> bytes:
     """Return the page. Texts are clipped so that it has at most MAX_BYTES."""
-    page = b""
-    for clip in CLIPS:
-        page = _render(contents, clip).encode("utf-8", "replace")
-        if len(page) <= MAX_BYTES:
-            break
-    return page
-
-
-def _render(contents: Contents, clip: int) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -40,16 +40,21 @@ def _render(contents: Contents, clip: int) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    scripts = [_read(name) for name in SCRIPTS]
-    style = _read("page.css")
-    return environment.get_template("page.html").render(
-        contents.values,
-        clip=clip if any(max(len(r.instruction), len(r.response)) > clip for r in contents.rows) else 0,
-        policy=_policy(scripts, style),
-        scripts=[Markup(script) for script in scripts],
-        style=Markup(style),
-        data=Markup(script_json(contents.data | {"pairs": _texts(contents.rows, clip)})),
-    )
+    template = environment.get_template("page.html")
+    scripts, style = [_read(name) for name in SCRIPTS], _read("page.css")
+    fixed = contents.values | {
+        "policy": _policy(scripts, style),
+        "scripts": [Markup(script) for script in scripts],
+        "style": Markup(style),
+    }
+    page = b""
+    for clip in CLIPS:
+        is_clipped = any(max(len(r.instruction), len(r.response)) > clip for r in contents.rows)
+        data = Markup(script_json(contents.data | {"pairs": _texts(contents.rows, clip)}))
+        page = template.render(fixed, clip=clip if is_clipped else 0, data=data).encode("utf-8", "replace")
+        if len(page) <= MAX_BYTES:
+            break
+    return page
 
 
 def script_json(value: Any) -> str:

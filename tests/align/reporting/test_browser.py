@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from main_align.cli.app import app
 from main_align.filtering.filter import filter_scores
+from main_align.reporting import joint
 from main_align.reporting.report import write_report
 from main_align.scoring.columns import COLUMNS
-from main_align.scoring.score_file import read_columns
+from main_align.scoring.score_file import read_columns, score_rows_of
+from typer.testing import CliRunner
 
 from .browser import Browser, browser, find_chromium
-from .test_report import ATTACK, scored
+from .test_report import ATTACK, preset_scores, scored
 
 ROWS = "#kept-by > :nth-child(2) tbody tr"  # of the table by kind
 CHROMIUM = find_chromium()
@@ -32,7 +37,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     scores = scored(folder)
     write_report(scores, folder / "report.html", group_by="kind")
     with browser(CHROMIUM or "", folder) as opened:
-        yield SimpleNamespace(browser=opened, page=folder / "report.html", scores=scores, folder=folder)
+        groups = {2: np.arange(40) % 3}  # by kind
+        yield SimpleNamespace(browser=opened, page=folder / "report.html", scores=scores, folder=folder, groups=groups)
 
 
 def kept(report: SimpleNamespace, **rule: Any) -> np.ndarray:
@@ -104,6 +110,94 @@ def test_the_sliders_show_what_the_filter_keeps(report: SimpleNamespace, name: s
         assert rule
         assert text(opened, "#kept").startswith(f"{kept(report, by=name, **rule).sum()} of 40 rows kept")
     assert opened.js("location.hash") == f"#criterion={name}&max={rule['max']}"
+
+
+def command_of(report: SimpleNamespace) -> tuple[str, np.ndarray]:
+    """The command that the page shows, and the rows that it keeps when it is run."""
+    command = text(report.browser, "#command")
+    words = shlex.split(command.replace("kept.jsonl", str(report.folder / "kept.jsonl")))
+    assert words[:2] == ["main-align", "filter"]
+    done = CliRunner().invoke(app, [*words[1:], "--scores-only"])
+    assert done.exit_code == 0, done.output
+    kept_ids = {json.loads(line)["id"] for line in (report.folder / "kept.jsonl").read_text().splitlines()}
+    return command, np.array([row["id"] in kept_ids for row in score_rows_of(report.scores)])
+
+
+def check_kept(report: SimpleNamespace) -> str:
+    """Compare the page's counts, in all and by group, and its tags with the result of its command."""
+    command, rows = command_of(report)
+    assert 0 < rows.sum() < len(rows)
+    assert text(report.browser, "#kept").startswith(f"{rows.sum()} of {len(rows)} rows kept")
+    for number, codes in report.groups.items():
+        table = f"#kept-by > :nth-child({number}) tbody tr"
+        cells = report.browser.js(
+            f"[...document.querySelectorAll('{table}')].map((row) => row.innerText.split('\t').slice(0, 2))"
+        )
+        assert {label: int(count) for label, count in cells} == {str(k): rows[codes == k].sum() for k in set(codes)}
+    shown = report.browser.js("pairs.label.map((label, place) => [Number(label), isKept(place)])")
+    assert all(rows[row - 1] == is_kept for row, is_kept in shown)
+    return command
+
+
+def change(opened: Browser, selector: str, event: str, value: Any) -> None:
+    find = f"const s = document.querySelector('{selector}')"
+    opened.js(f"{{{find}; s.value = '{value}'; s.dispatchEvent(new Event('{event}'))}}")
+
+
+@pytest.mark.parametrize("rule", ["keep=0.4", "min=0", ""])
+def test_several_conditions_show_what_their_command_keeps(report: SimpleNamespace, rule: str) -> None:
+    opened: Browser = report.browser
+    table = read_columns(report.scores, "ifd", "nll_y").columns
+    high, (low, end) = np.nanquantile(table["ifd"], 0.8), np.nanquantile(table["nll_y"], [0.1, 0.9])
+    fragment = f"#criterion=mutual&{rule}&also=ifd::{high}&also=nll_y:{low}:{end}"
+    opened.open(report.page, width=1400, fragment=fragment)
+    assert opened.problems() == []
+    command = check_kept(report)
+    assert [command.count(f"--{option}") for option in ("max ifd=", "min nll_y=", "max nll_y=")] == [1, 1, 1]
+    assert ("--by" in command) is bool(rule)
+    opened.js("document.querySelector('#conditions li:nth-child(2) button').click()")
+    assert check_kept(report).count("nll_y") == 0
+    change(opened, "#add-condition", "change", "semantic")
+    change(opened, "#conditions li:nth-child(2) input", "input", 20)
+    assert "--min semantic=" in check_kept(report)
+    assert "also=semantic" in opened.js("location.hash")
+
+
+def test_the_recommended_preset_shows_its_command_and_can_be_combined(report: SimpleNamespace, tmp_path: Path) -> None:
+    opened: Browser = report.browser
+    scores = preset_scores(tmp_path, 300)
+    write_report(scores, tmp_path / "report.html", text=False)
+    preset = SimpleNamespace(browser=opened, scores=scores, folder=tmp_path, groups={})
+    opened.open(tmp_path / "report.html", width=390)
+    opened.js("document.getElementById('preset').click()")
+    assert check_kept(preset).endswith("-o kept.jsonl --recommended")
+    opened.js("document.querySelector('[name=mode][value=share]').click()")
+    change(opened, "#add-condition", "change", "semantic")
+    ending = "--by mutual --keep 0.5"
+    assert check_kept(preset).endswith(ending)
+    assert opened.js("document.documentElement.scrollWidth") <= 390
+    opened.open(tmp_path / "report.html", width=390, fragment=opened.js("location.hash"))
+    assert opened.js("document.getElementById('preset').checked")
+    command = check_kept(preset)
+    assert "--recommended --min semantic=" in command
+    assert command.endswith(ending)
+    assert opened.problems() == []
+
+
+def test_an_estimate_says_so(report: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint, "JOINT", 200)
+    opened: Browser = report.browser
+    scores = preset_scores(tmp_path, 400)
+    write_report(scores, tmp_path / "report.html", text=False)
+    exact = filter_scores(scores, tmp_path / "kept.jsonl", recommended=True, scores_only=True).kept.sum()
+    opened.open(tmp_path / "report.html", width=1400, fragment="#criterion=mutual&recommended=1")
+    assert text(opened, "#kept").startswith(f"{exact} of 400 rows kept")  # the preset alone is exact
+    change(opened, "#add-condition", "change", "semantic")
+    assert text(opened, "#kept").startswith("about ")
+    assert opened.js("document.getElementById('estimated').offsetHeight") > 0
+    estimate = int(text(opened, "#kept").split()[1])
+    _, rows = command_of(SimpleNamespace(browser=opened, scores=scores, folder=tmp_path))
+    assert abs(estimate - rows.sum()) < 400 * 3 * (0.25 / 200) ** 0.5
 
 
 def test_a_range_of_the_fragment_is_that_of_the_filter(report: SimpleNamespace) -> None:

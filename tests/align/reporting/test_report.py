@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 from main_align.errors import UserError
 from main_align.filtering.filter import filter_scores
+from main_align.filtering.limits import Limit
+from main_align.reporting import joint
 from main_align.reporting.page import MAX_BYTES, SCRIPTS
 from main_align.reporting.report import write_report
 from main_align.reporting.shown import SAMPLE
@@ -297,3 +300,101 @@ def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"no row has a score.*line 1 is long"):
         write_report(bad, tmp_path / "report.html", text=False)
+
+
+def unpacked(text: str, dtype: str = "<u2") -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype=dtype)
+
+
+def test_several_conditions_are_ranges_of_ranks(page: Parsed, tmp_path: Path) -> None:
+    """What the page's script counts: limits on two scores, then the best share of the rows that meet them."""
+    scores = scored(tmp_path)
+    low, high = page.score("ifd"), page.score("mutual")
+    place, place_high = len(low["limits"]) // 3, len(high["limits"]) // 2
+    limits = [Limit("ifd", min=low["limits"][place]), Limit("mutual", max=high["limits"][place_high])]
+    isin = np.ones(40, dtype=bool)
+    for found, first, last in ((low, 2 * place + 1, None), (high, 0, 2 * place_high + 1)):
+        ranks, cells = unpacked(found["joint"]["ranks"]), np.array(found["joint"]["cells"])
+        stop = len(cells) if last is None else last + 1
+        before, inside, everything = cells[:first].sum(), cells[first:stop].sum(), cells.sum()
+        start = before if found["better"] == "lower" else everything - before - inside
+        isin &= (ranks >= start) & (ranks < start + inside)
+    kept = filter_scores(scores, tmp_path / "kept.jsonl", limits=limits, scores_only=True).kept
+    assert 0 < kept.sum() < 40
+    assert np.array_equal(isin, kept)
+    ranks = unpacked(page.score("nll_y")["joint"]["ranks"])
+    best = np.sort(ranks[isin])[: math.ceil(0.4 * isin.sum())]
+    shared = filter_scores(scores, tmp_path / "kept.jsonl", by="nll_y", keep=0.4, limits=limits, scores_only=True).kept
+    assert np.array_equal(isin & np.isin(ranks, best), shared)
+    labels = page.data["pairs"]["label"]
+    of = dict(zip(labels, page.score("nll_y")["joint"]["of"], strict=True))
+    assert all(of[str(row + 1)] == ranks[row] for row in np.flatnonzero(isin))
+
+
+def preset_scores(folder: Path, count: int, **columns: np.ndarray) -> Path:
+    """A score file with the columns of the preset."""
+    generator = np.random.default_rng(1)
+    values = {name: generator.normal(size=count) for name in SCORES}
+    values |= {"mutual_novel": generator.normal(1, 1, count), "nll_end": generator.normal(11, 2, count)}
+    values |= {"echo": generator.random(count), "refusal": generator.integers(0, 2, count)} | columns
+
+    def row(number: int) -> dict[str, Any]:
+        texts = {name: str(number + 1) for name, column in COLUMNS.items() if column.kind == "text"}
+        found = {name: column[number].item() for name, column in values.items()}
+        found = {name: None if value != value else value for name, value in found.items()}
+        return texts | dict.fromkeys(("tokens_x", "tokens_y"), 9) | found | {"status": "ok", "flags": ""}
+
+    folder.mkdir(exist_ok=True)
+    write_scores(folder / "scores.parquet", map(row, range(count)))
+    return folder / "scores.parquet"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_recommended_conditions_keep_what_the_filter_keeps(tmp_path: Path, ends: bool) -> None:
+    """Also for a model whose template has no end of turn, where the filter leaves `nll_end` out."""
+    columns = {} if ends else {"nll_end": np.full(300, np.nan)}
+    scores = preset_scores(tmp_path, 300, **columns)
+    write_report(scores, tmp_path / "report.html", text=False)
+    preset = Parsed(tmp_path / "report.html").data["preset"]
+    kept = filter_scores(scores, tmp_path / "kept.jsonl", recommended=True, scores_only=True).kept
+    assert 0 < kept.sum() < 300
+    assert preset["kept"][0] == [kept.sum()]
+    assert np.array_equal(unpacked(preset["met"], "u1").astype(bool), kept)
+    assert preset["of"] == kept.tolist()
+    assert ("nll_end <= 12" in preset["conditions"]) is ends
+
+
+def test_the_conditions_of_a_folder_are_those_of_each_file(tmp_path: Path) -> None:
+    """The filter leaves `nll_end` out where a file has none, so the page does too."""
+    folder = tmp_path / "scores"
+    counts = []
+    for number, columns in enumerate(({}, {"nll_end": np.full(200, np.nan)})):
+        file = preset_scores(folder, 200, **columns).rename(folder / f"{number}.parquet")
+        kept = filter_scores(file, tmp_path / "kept.jsonl", recommended=True, scores_only=True).kept
+        counts.append(int(kept.sum()))
+    write_report(folder, tmp_path / "report.html", text=False)
+    preset = Parsed(tmp_path / "report.html").data["preset"]
+    assert preset["kept"][0] == [sum(counts)]
+    assert preset["kept"][2] == counts
+
+
+def test_a_file_without_a_column_of_the_preset_does_not_offer_it(tmp_path: Path) -> None:
+    scores = tmp_path / "old.jsonl"
+    rows = [{"id": str(n), "mutual": n / 10, "nll_y_given_x": 1.0, "status": "ok", "reason": ""} for n in range(9)]
+    scores.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError):
+        filter_scores(scores, tmp_path / "kept.jsonl", recommended=True, scores_only=True)
+    write_report(scores, tmp_path / "report.html", text=False)
+    assert Parsed(tmp_path / "report.html").data["preset"] is None
+
+
+def test_many_rows_are_counted_jointly_over_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint, "JOINT", 100)
+    scores = preset_scores(tmp_path, 300)
+    write_report(scores, tmp_path / "report.html", text=False)
+    page = Parsed(tmp_path / "report.html")
+    assert (page.data["joint"]["rows"], page.data["joint"]["is_whole"]) == (100, False)
+    kept = filter_scores(scores, tmp_path / "kept.jsonl", recommended=True, scores_only=True).kept
+    assert page.data["preset"]["kept"][0] == [kept.sum()]  # exact all the same
+    ranks = unpacked(page.score("mutual")["joint"]["ranks"])
+    assert sorted(ranks.tolist()) == list(range(100))

@@ -26,15 +26,17 @@ function fill(table, grouping) {
 
 function showRule() {
   const each = score(), kept = keptBy(0)[0], [low, high] = cuts(), options = rule();
-  $("kept").textContent = `${whole(kept)} of ${whole(data.rows)} rows kept (${percent(kept, data.rows)})`;
+  const about = isExact() ? "" : "about ";
+  $("kept").textContent = `${about}${whole(kept)} of ${whole(data.rows)} rows kept (${percent(kept, data.rows)})`;
+  $("estimated").hidden = isExact();
   $("definition").textContent = `${each.name}: ${each.definition}; ${each.better} is better. ${whole(each.scored)} rows have it.`;
-  $("command").textContent = options ? data.command.join(options) : "Set a limit: without one, the filter has no rule.";
+  $("command").textContent = options ? data.command.join(options) : "Set a limit or a condition: without one, the filter has no rule.";
   $("copy").disabled = !options;
   $("copied").textContent = "";
   const shown = { share: `best ${Math.round(100 * data.shares[state.share])}%`,
     min: low === null ? "no limit" : String(low), max: high === null ? "no limit" : String(high) };
   for (const name of ["share", "min", "max"]) {
-    $(`${name}-control`).hidden = (name === "share") !== (state.mode === "share");
+    $(`${name}-control`).hidden = state.mode !== (name === "share" ? "share" : "limits");
     $(name).value = state[name];
     $(`${name}-shown`).textContent = shown[name];
     $(name).setAttribute("aria-valuetext", `${shown[name]}, ${whole(kept)} rows kept`);
@@ -46,6 +48,7 @@ function showRule() {
 }
 
 function show() {
+  recount();
   showRule();
   histogram($("cut-chart"), score());
   data.scores.forEach((each, index) => {
@@ -67,7 +70,7 @@ function setCriterion(name) {
   [state.min, state.max] = score().better === "higher" ? [middle, count] : [-1, middle];
 }
 
-function readFragment() { // #criterion=mutual&keep=0.5 or #criterion=ifd&min=0.8&max=1
+function readFragment() { // #criterion=mutual&keep=0.5, #criterion=ifd&min=0.8&max=1; &recommended=1&also=nll_end::12
   const fragment = new URLSearchParams(location.hash.slice(1));
   if (!data.scores.some((each) => each.name === fragment.get("criterion"))) return false;
   setCriterion(fragment.get("criterion"));
@@ -76,17 +79,25 @@ function readFragment() { // #criterion=mutual&keep=0.5 or #criterion=ifd&min=0.
   if (fragment.has("keep") && data.shareable) {
     Object.assign(state, { mode: "share", share: nearest(data.shares, Number(fragment.get("keep"))) });
   } else {
-    state.mode = "limits";
+    state.mode = fragment.has("min") || fragment.has("max") ? "limits" : "none";
     state.min = fragment.has("min") ? nearest(limits, Number(fragment.get("min"))) : -1;
     state.max = fragment.has("max") ? nearest(limits, Number(fragment.get("max"))) : limits.length;
   }
+  state.preset = Boolean(data.preset) && fragment.has("recommended");
+  state.also = fragment.getAll("also").map((each) => each.split(":")).filter(([name]) => score(name)).map(([name, min, max]) => {
+    const { limits } = score(name);
+    return { name, min: min ? nearest(limits, Number(min)) : -1, max: max ? nearest(limits, Number(max)) : limits.length };
+  });
+  showConditions();
   return true;
 }
 
 function writeFragment() {
   const [low, high] = cuts(), fragment = new URLSearchParams({ criterion: state.criterion });
   if (state.mode === "share") fragment.set("keep", data.shares[state.share]);
-  else for (const [name, cut] of [["min", low], ["max", high]]) if (cut !== null) fragment.set(name, cut);
+  if (state.mode === "limits") for (const [name, cut] of [["min", low], ["max", high]]) if (cut !== null) fragment.set(name, cut);
+  if (state.preset) fragment.set("recommended", 1);
+  for (const each of state.also) fragment.append("also", [each.name, ...bounds(each).map((cut) => cut ?? "")].join(":"));
   history.replaceState(null, "", `#${fragment}`);
 }
 
@@ -120,6 +131,7 @@ function listen() {
   $("more").addEventListener("click", () => { listed += PAGE; showPairs(); });
   window.addEventListener("hashchange", () => readFragment() && show());
   window.addEventListener("resize", () => { for (const chart of charts.values()) chart.resize(); show(); });
+  listenConditions();
   if (data.quadrant) listenQuadrant();
 }
 
@@ -133,6 +145,6 @@ if (!data.shareable) document.querySelector("[name=mode][value=share]").disabled
 $("no-quadrant").hidden = Boolean(data.quadrant);
 $("quadrant-body").hidden = !data.quadrant;
 setCriterion(state.criterion);
-readFragment();
 listen();
+readFragment();
 show();
