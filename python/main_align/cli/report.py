@@ -30,9 +30,10 @@ def report(
 ) -> None:
     """Write one page about a score file: what to keep, and what the scores find.
 
-    The page is one file under 2.5 MB and needs no network. It shows the counts of each status, a filter with sliders
-    and the command to copy, histograms, both directions, pairs with their texts, near-duplicates, groups, and the
-    correlation of each score with length. Counts cover every row; the pairs are a sample if there are many.
+    The page is one file under 2.5 MB and needs no network. It shows the counts of each status, a filter of several
+    conditions with sliders and the command to copy, histograms, both directions, pairs with their texts,
+    near-duplicates, groups, and the correlation of each score with length. Pairs, and the counts of several conditions
+    at once, are from a sample if there are many rows.
 
     **Examples**
 
