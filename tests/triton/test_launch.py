@@ -131,7 +131,7 @@ CALLS_BEFORE = {
 @pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in CALLS_BEFORE))
 def test_little_precedes_the_main_launch(noted, name):
     with host_time.pretended_products():
-        op = host_time.Op(host_time.CALLS[name], ROWS, COLUMNS, WIDTH + 8)
+        op = host_time.Op(host_time.CALLS[name], ROWS, 1104, WIDTH + 8)
         for _ in range(2):  # the first compiles
             calls = {(name, pass_): host_time.calls_before_main(getattr(op, pass_)) for pass_ in host_time.PASSES}
     for case in set(calls) & set(CALLS_BEFORE):
