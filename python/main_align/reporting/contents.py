@@ -17,7 +17,7 @@ from ..filtering.rules import best_first
 from ..scoring.columns import COLUMNS, PANELS, SCORES
 from .duplicates import KINDS, DuplicateGroups, TextHashes, duplicate_groups
 from .files import ScoreFiles
-from .groups import FieldGroups, length_grouping
+from .groups import FieldGroups, largest_groups, length_grouping
 from .joint import JOINT, JointRows
 from .shown import SAMPLE, SEED, ShownRow, clipped, collect, sample
 from .simulation import SHARES, Grouping, Simulation, simulate
@@ -121,7 +121,7 @@ def _read_input(files: ScoreFiles, group_by: str | None) -> tuple[list[Grouping]
     groupings.append(length_grouping(columns.get("tokens_y", np.full(rows, np.nan))))
     if len(files.files) > 1:
         names = [file.name for file in files.files]
-        groupings.append(Grouping("file", names, np.repeat(np.arange(len(names)), files.lengths)))
+        groupings.append(largest_groups("file", names, np.repeat(np.arange(len(names)), files.lengths), "files"))
     if not files.joins:
         return groupings, None
     hashes, groups = TextHashes(), FieldGroups(group_by) if group_by else None

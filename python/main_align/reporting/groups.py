@@ -1,4 +1,4 @@
-"""length_grouping, FieldGroups: the partitions of the rows that the page counts by."""
+"""length_grouping, largest_groups, FieldGroups: the partitions of the rows that the page counts by."""
 
 from __future__ import annotations
 
@@ -66,11 +66,23 @@ class FieldGroups:
         if not self._is_field:
             fields = ", ".join(map(repr, self._seen))
             raise UserError(f"--group-by {self.field}: no row has this field; the fields are {fields}")
-        codes, names = np.frombuffer(self.codes, dtype=np.int64), list(self._names)
-        largest = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable")
-        place = np.empty(len(names), dtype=np.int64)
-        place[largest] = np.minimum(np.arange(len(names)), LISTED)
-        labels = [names[code] for code in largest[:LISTED]]
-        if len(names) > LISTED:
-            labels.append(f"{len(names) - LISTED:,} other values")
-        return Grouping(self.field, labels, place[codes])
+        codes = np.frombuffer(self.codes, dtype=np.int64)
+        return largest_groups(self.field, list(self._names), codes, "values")
+
+
+def largest_groups(title: str, names: list[str], codes: NDArray[np.int64], plural: str) -> Grouping:
+    """Group rows by name, the largest group first, with the smallest as one if there are more than LISTED.
+
+    Args:
+        title: the heading.
+        names: the name of each of G groups.
+        codes: int64[N], the group of each row.
+        plural: word for the groups that lose their name.
+    """
+    order = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable")
+    place = np.empty(len(names), dtype=np.int64)
+    place[order] = np.minimum(np.arange(len(names)), LISTED)
+    labels = [names[code] for code in order[:LISTED]]
+    if len(names) > LISTED:
+        labels.append(f"{len(names) - LISTED:,} other {plural}")
+    return Grouping(title, labels, place[codes])

@@ -21,7 +21,7 @@ from ..filtering.rules import best_first
 from ..scoring.score_file import ScoreTable
 from .simulation import Grouping, Simulation
 
-JOINT = 16_000
+JOINT = 6_000  # as many ranks of 16 scores take 0.26 MB of the page
 NO_RANK = 65_535
 SEED = 0
 
@@ -50,7 +50,10 @@ class JointRows:
 
     def data(self, groupings: Sequence[Grouping]) -> dict[str, Any]:
         """Return the number of rows and the group of each row in every grouping."""
-        codes = [packed(grouping.codes[self.rows], np.uint16) for grouping in groupings]
+        codes = [
+            packed(grouping.codes[self.rows], np.uint8 if len(grouping.labels) <= 256 else np.uint16)
+            for grouping in groupings
+        ]
         return {"rows": len(self.rows), "is_whole": self.is_whole, "groups": codes}
 
     def score_data(

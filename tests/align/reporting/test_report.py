@@ -17,6 +17,7 @@ from main_align.errors import UserError
 from main_align.filtering.filter import filter_scores
 from main_align.filtering.limits import Limit
 from main_align.reporting import joint
+from main_align.reporting.groups import LISTED
 from main_align.reporting.page import MAX_BYTES, SCRIPTS
 from main_align.reporting.report import write_report
 from main_align.reporting.shown import SAMPLE
@@ -241,7 +242,7 @@ def test_a_folder_of_scores_is_one_table_grouped_by_file(tmp_path: Path) -> None
     write_report(folder, tmp_path / "report.html")
     page = Parsed(tmp_path / "report.html")
     grouping = page.data["groupings"][2]
-    assert (grouping["title"], grouping["labels"], grouping["sizes"]) == ("file", ["a.parquet", "b.parquet"], [20, 30])
+    assert (grouping["title"], grouping["labels"], grouping["sizes"]) == ("file", ["b.parquet", "a.parquet"], [30, 20])
     assert "b.parquet 30" in page.data["pairs"]["label"]
     before, after = page.data["command"]
     assert f"for scores in '{folder}'/*.parquet; do main-align filter" in before
@@ -252,8 +253,8 @@ def test_a_folder_of_scores_is_one_table_grouped_by_file(tmp_path: Path) -> None
 
 
 def test_many_rows_with_long_texts_are_sampled_and_fit(tmp_path: Path) -> None:
-    """The worst texts for JSON: each character takes six bytes."""
-    count = 1300
+    """The worst texts for JSON, each character of which takes six bytes, and as many ranks as a page can hold."""
+    count = joint.JOINT + 300
     generator = np.random.default_rng(0)
     texts = ["<" * 700, "\x01" * 700, "漢" * 700, "<\ud800" * 350]
     data = tmp_path / "data.jsonl"
@@ -375,7 +376,19 @@ def test_the_conditions_of_a_folder_are_those_of_each_file(tmp_path: Path) -> No
     write_report(folder, tmp_path / "report.html", text=False)
     preset = Parsed(tmp_path / "report.html").data["preset"]
     assert preset["kept"][0] == [sum(counts)]
-    assert preset["kept"][2] == counts
+    assert preset["kept"][2] == counts  # equal sizes: in the order of the files
+
+
+def test_many_files_are_listed_by_size_and_the_rest_is_one_group(tmp_path: Path) -> None:
+    folder = tmp_path / "scores"
+    for number in range(LISTED + 3):
+        preset_scores(folder, 5 + number).rename(folder / f"{number:02}.parquet")
+    write_report(folder, tmp_path / "report.html", text=False)
+    page = Parsed(tmp_path / "report.html")
+    grouping = page.data["groupings"][2]
+    assert grouping["labels"][0] == f"{LISTED + 2:02}.parquet"
+    assert (grouping["labels"][LISTED], grouping["sizes"][LISTED]) == ("3 other files", 5 + 6 + 7)
+    assert f"{LISTED + 2:02}.parquet 1" in page.data["pairs"]["label"]
 
 
 def test_a_file_without_a_column_of_the_preset_does_not_offer_it(tmp_path: Path) -> None:

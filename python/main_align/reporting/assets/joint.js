@@ -39,7 +39,8 @@ function count() {
     for (let row = 0; row < rows; row++) if (ranks[row] > last || ranks[row] === NO_RANK) isIn[row] = 0;
   }
   const kept = data.groupings.map((group, grouping) => {
-    const groups = array(data.joint.groups[grouping]), found = new Array(group.labels.length).fill(0);
+    const kind = group.labels.length <= 256 ? Uint8Array : Uint16Array;
+    const groups = array(data.joint.groups[grouping], kind), found = new Array(group.labels.length).fill(0);
     for (let row = 0; row < rows; row++) found[groups[row]] += isIn[row];
     return found.map((each) => Math.round((each * data.rows) / rows));
   });
