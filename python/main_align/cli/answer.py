@@ -70,9 +70,10 @@ def answer(
 
     with ProgressBar() as progress_bar:
         hide_library_progress()
-        from ..evaluation.answer import AnswerSettings, answer_file, current_processes
+        from ..evaluation.answer import AnswerSettings, answer_file
+        from ..loop.distributed import Processes
 
-        if current_processes().is_main:
+        if Processes().is_main:
             progress_bar.log(f"loading {model} ...")
         settings = AnswerSettings(
             temperature, max_new_tokens, batch_tokens, seed, dtype.value, trust_remote_code=trust_remote_code
@@ -86,7 +87,7 @@ def answer(
             restart=restart,
             on_progress=progress_bar,
         )
-    processes = current_processes()
+    processes = Processes()
     if processes.is_main:
         _show(manifest, out, was_complete=not progress_bar.used)
     processes.shutdown()

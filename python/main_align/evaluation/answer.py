@@ -9,8 +9,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..data.atomic import atomic_write
 from ..data.pairs import Pair, Turn
 from ..data.read import open_source
@@ -19,12 +17,12 @@ from ..errors import UserError
 from ..loop.batch_journal import generate_batches, read_generations
 from ..loop.distributed import Processes
 from ..loop.generation import Generator, Prompt, Sampling, TransformersGenerator, make_batches, make_prompts
+from ..loop.model_pair import describe_model
 from ..loop.pairs import Generation
 from ..loop.run_dir import JOURNAL_SUFFIX
 from ..models.checkpoint import find_checkpoint
-from ..models.context_length import context_length
 from ..models.devices import pick_dtype, warn_if_slow
-from ..models.load import load, trained_encoder
+from ..models.load import load
 from ..progress import Progress
 from ..scoring.manifest import manifest_path, read_object, write_manifest
 from ..scoring.resume import delete, delete_unless_locked, is_complete, open_or_resume, partial_folder
@@ -88,7 +86,7 @@ def answer_file(
     if answer_format not in FORMATS:
         raise UserError(f"answer_format: expected {' or '.join(FORMATS)}, got {answer_format!r}")
     FORMATS[answer_format].check_output(out)
-    processes = current_processes()
+    processes = Processes()
     job = _Job(model, questions, out, answer_format, settings or AnswerSettings(), processes)
     report = partial(_count_answers, on_progress) if on_progress and processes.is_main else lambda progress: None
     if processes.is_main and restart:
@@ -100,11 +98,6 @@ def answer_file(
         open_or_resume(out, job.description)
     processes.barrier()
     return job.run(report)
-
-
-def current_processes() -> Processes:
-    """Return the processes of this run. Without a GPU they must be told so, or each takes itself for the only one."""
-    return Processes(use_cpu=not torch.accelerator.is_available())
 
 
 def _count_answers(on_progress: Callable[[Progress], None], progress: Progress) -> None:
@@ -123,17 +116,14 @@ class _Job:
             self.questions = read_questions(list(opened.rows()), self.format)
         except UserError as error:
             raise UserError(f"{source}: {error}") from None
-        self.checkpoint = find_checkpoint(model, trust_remote_code=settings.trust_remote_code)
-        tokenizer, config = self.checkpoint.tokenizer, self.checkpoint.config
-        rows = int(config.get_text_config().vocab_size)
-        self.encoder = trained_encoder(model, tokenizer, rows, "rows in its vocabulary matrix")
         self.max_new_tokens = settings.max_new_tokens or self.format.max_new_tokens
-        self.context = context_length(config) or max(settings.batch_tokens, self.max_new_tokens)
+        self.checkpoint = find_checkpoint(model, trust_remote_code=settings.trust_remote_code)
+        self.info = describe_model(model, self.checkpoint, max(settings.batch_tokens, self.max_new_tokens))
         self.dtype = pick_dtype(settings.dtype, processes.device)
         warn_if_slow(self.dtype, processes.device)
         self.description = {
             "input": {"digest": opened.digest()},
-            "scorer": {"model": model, "digest": self.checkpoint.digest},
+            "scorer": {"model": model, "digest": self.info.digest},
             "format": self.format.name,
             "temperature": settings.temperature,
             "max_new_tokens": self.max_new_tokens,
@@ -163,9 +153,8 @@ class _Job:
         """Return the answers of one turn by row, and the tokens and seconds that this process spent on them."""
         rows = [row for row, question in enumerate(self.questions) if turn < len(question.turns)]
         pairs = {row: self._pair(self.questions[row], turn, answers[row]) for row in rows}
-        prompts, skipped = make_prompts(
-            list(pairs.values()), self.encoder, "forward", self.max_new_tokens, self.context
-        )
+        texts, info = list(pairs.values()), self.info
+        prompts, skipped = make_prompts(texts, info.encoder, "forward", self.max_new_tokens, info.context)
         found = {rows[index]: generation for index, generation in skipped.items()}
         placed = [Prompt(rows[prompt.row], prompt.ids) for prompt in prompts]
         tokens, seconds = 0, 0.0
@@ -195,7 +184,7 @@ class _Job:
         return Pair(question.key, int(question.key), question.turns[turn], context=tuple(context), unit="question")
 
     def _generator(self, sampling: Sampling) -> Generator:
-        return TransformersGenerator(self._model, self.checkpoint.tokenizer, sampling, "empty_response")
+        return TransformersGenerator(self._model, self.info.tokenizer, sampling, "empty_response")
 
     @cached_property
     def _model(self) -> Any:

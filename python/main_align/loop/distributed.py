@@ -19,11 +19,13 @@ class Processes:
     """This process and its process group. Create it before any other use of torch.distributed.
 
     Args:
-        use_cpu: bool. Run on the CPU even if the machine has a GPU.
+        use_cpu: bool. Run on the CPU even if the machine has a GPU. Default: False.
     """
 
-    def __init__(self, *, use_cpu: bool) -> None:
-        state = PartialState(cpu=use_cpu, timeout=BARRIER_TIMEOUT)
+    def __init__(self, *, use_cpu: bool = False) -> None:
+        # accelerate looks for other processes on a CPU only if it is asked for the CPU
+        cpu = use_cpu or not torch.accelerator.is_available()
+        state = PartialState(cpu=cpu, timeout=BARRIER_TIMEOUT)
         self.rank, self.world_size = int(state.process_index), int(state.num_processes)
         self.device = torch.device(state.device)
 

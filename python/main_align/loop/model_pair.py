@@ -1,4 +1,4 @@
-"""ModelPair, ModelInfo and inspect_model: the forward and the reverse model of a run.
+"""ModelPair, ModelInfo, inspect_model and describe_model: the forward and the reverse model of a run.
 
 The two are LoRA adapters on one base model, or two full models. Every stage loads its models from files and frees them
 at its end, so a resumed run has the same state as an uninterrupted one. Only the filter holds both models.
@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import UserError
-from ..models.checkpoint import MERGE, find_checkpoint, folder_digest
+from ..models.checkpoint import MERGE, Checkpoint, find_checkpoint, folder_digest
 from ..models.context_length import context_length
 from ..models.devices import DTYPES
 from ..models.encoding import PairEncoder
@@ -79,12 +79,29 @@ def inspect_model(name: str, config: LoopConfig) -> ModelInfo:
             f"the tokenizer of {name!r} has no EOS token, so the model cannot learn where a text ends. "
             "Set tokenizer.eos_token and save the tokenizer again."
         )
+    info = describe_model(name, checkpoint, config.max_length)
+    if config.max_length > info.context:
+        raise UserError(
+            f"max_length {config.max_length} exceeds the context of {name!r}, {info.context} tokens; lower it"
+        )
+    return info
+
+
+def describe_model(name: str, checkpoint: Checkpoint, default_context: int) -> ModelInfo:
+    """Return what generation needs to know of a model.
+
+    Args:
+        name: the model as the user names it.
+        checkpoint: the model.
+        default_context: context of a model whose config has no limit, in tokens.
+
+    Raises:
+        UserError: the tokenizer does not fit the model.
+    """
     rows = int(checkpoint.config.get_text_config().vocab_size)
-    encoder = trained_encoder(name, tokenizer, rows, "rows in its vocabulary matrix")
-    context = context_length(checkpoint.config) or config.max_length
-    if config.max_length > context:
-        raise UserError(f"max_length {config.max_length} exceeds the context of {name!r}, {context} tokens; lower it")
-    return ModelInfo(name, checkpoint.digest, tokenizer, context, encoder)
+    encoder = trained_encoder(name, checkpoint.tokenizer, rows, "rows in its vocabulary matrix")
+    context = context_length(checkpoint.config) or default_context
+    return ModelInfo(name, checkpoint.digest, checkpoint.tokenizer, context, encoder)
 
 
 def check_same_vocabulary(forward: ModelInfo, reverse: ModelInfo) -> None:

@@ -99,6 +99,8 @@ class MutualAlignmentConfig(AlignmentArguments, SFTConfig):
     """
 
     def __post_init__(self) -> None:
-        if self.bf16 is None and (self.use_cpu or not torch.accelerator.is_available()):
+        # without it, the processes of torchrun on a machine without a GPU do not find each other
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 is None and self.use_cpu:
             self.bf16 = not self.fp16 and has_bfloat16(torch.device("cpu"))
         super().__post_init__()

@@ -299,7 +299,7 @@ def test_the_train_command_runs_the_loop_from_a_config_file(ground: Path, tmp_pa
 def test_two_processes_share_the_work(ground: Path, finished: Path, tmp_path: Path) -> None:
     config = tmp_path / "loop.json"
     settings = json.loads((finished / "run.json").read_text())["config"]
-    config.write_text(json.dumps(settings | {"output_dir": str(tmp_path / "run"), "use_cpu": True}))
+    config.write_text(json.dumps(settings | {"output_dir": str(tmp_path / "run")}))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # what accelerate runs
     command = [sys.executable, *launch, "-m", "main_align", "train", str(config)]
     done = subprocess.run(
