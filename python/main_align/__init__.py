@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from .loop import LoopConfig, MutualAlignmentLoop
     from .models.projection_heads import AlignmentHead
     from .progress import Progress
+    from .scoring.bank import Bank
     from .scoring.columns import COLUMNS
     from .scoring.job import score_file
+    from .scoring.measured import Measured
+    from .scoring.merge import merge_scores
     from .scoring.scorer import Scorer
     from .training import (
         AlignmentArguments,
@@ -44,10 +47,12 @@ __all__ = [
     "AlignmentMixin",
     "AlignmentTerms",
     "AnswerSettings",
+    "Bank",
     "Fields",
     "FilterResult",
     "Likelihoods",
     "LoopConfig",
+    "Measured",
     "MutualAlignmentConfig",
     "MutualAlignmentLoop",
     "MutualAlignmentLoss",
@@ -59,6 +64,7 @@ __all__ = [
     "UserError",
     "answer_file",
     "filter_scores",
+    "merge_scores",
     "read_pairs",
     "score_file",
 ]
@@ -72,10 +78,12 @@ _MODULES = {
     "AlignmentMixin": "training",
     "AlignmentTerms": "training",
     "AnswerSettings": "evaluation.answer",
+    "Bank": "scoring.bank",
     "Fields": "data.fields",
     "FilterResult": "filtering.filter",
     "Likelihoods": "training",
     "LoopConfig": "loop",
+    "Measured": "scoring.measured",
     "MutualAlignmentConfig": "training",
     "MutualAlignmentLoop": "loop",
     "MutualAlignmentLoss": "training",
@@ -87,6 +95,7 @@ _MODULES = {
     "UserError": "errors",
     "answer_file": "evaluation.answer",
     "filter_scores": "filtering.filter",
+    "merge_scores": "scoring.merge",
     "read_pairs": "data.read",
     "score_file": "scoring.job",
 }

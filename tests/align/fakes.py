@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import zlib
-from collections.abc import Sequence
-from types import SimpleNamespace
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from main_align.data.pairs import SCORED, Pair
-from main_align.scoring.bank import Bank, PairStates
 from main_align.scoring.batching import MicroBatch, SortWindow
 from main_align.scoring.columns import TOKEN_SCORES
 from main_align.scoring.results import MicroBatchResult
@@ -21,29 +22,34 @@ WIDTH = 8
 class FakeScorer:
     """Scores follow from a hash of the texts; packs hold `per_pack` pairs in order of length.
 
-    An instruction "explode" comes back as non_finite. `ran` counts the packs run.
+    An instruction "explode" comes back as non_finite. `ran` counts the packs run. If the file `dies` exists, the next
+    pack deletes it and kills the process.
     """
 
-    def __init__(self, *, per_pack: int = 3, bank: int = 16384, seed: int = 0, **settings: Any):
-        self.per_pack, self.bank, self.seed, self.temperature = per_pack, bank, seed, 0.07
-        self.forward = SimpleNamespace(device="cpu", width=WIDTH)
-        self.fingerprint = {"model": "fake", "dtype": "float32", "bank": bank} | settings
+    def __init__(self, *, per_pack: int = 3, bank: int = 16384, seed: int = 0, dies: str = "", **settings: Any):
+        self.dies = Path(dies) if dies else None
+        self.per_pack, self.width, self.device = per_pack, WIDTH, "cpu"
+        self.fingerprint = {"model": "fake", "dtype": "float32", "bank": bank, "seed": seed, "temperature": 0.07}
+        self.fingerprint |= settings
         self.ran = 0
 
-    def prepare(self, pairs: Sequence[Pair]) -> SortWindow:
+    def prepare(self, pairs: Sequence[Pair], skip: Collection[int] = ()) -> SortWindow:
         status = [pair.status for pair in pairs]
         reason = [pair.reason for pair in pairs]
         for row, pair in enumerate(pairs):
             if pair.status == "ok" and not pair.response:
                 status[row], reason[row] = "empty_response", f"line {pair.line}: no text"
-        rows = [row for row in range(len(pairs)) if status[row] in SCORED]
+        rows = [row for row in range(len(pairs)) if status[row] in SCORED and row not in skip]
         rows.sort(key=lambda row: len(pairs[row].instruction + pairs[row].response))
         tokens = [
             np.array([len(text) if s in SCORED else 0 for text, s in zip(side, status, strict=True)])
             for side in ([p.instruction for p in pairs], [p.response for p in pairs])
         ]
         token_scores = {name: np.full(len(pairs), np.nan) for name in TOKEN_SCORES}
-        texts = np.array([[zlib.crc32(text.encode()) for text in (p.instruction, p.response)] for p in pairs]).T
+        texts = [
+            np.array([zlib.crc32(text.encode()) for text in side], np.int64)
+            for side in ([p.instruction for p in pairs], [p.response for p in pairs])
+        ]
         window = SortWindow(
             pairs, status, reason, [None] * len(pairs), *tokens, *texts, np.zeros(len(pairs), np.int64), token_scores
         )
@@ -52,11 +58,11 @@ class FakeScorer:
         ]
         return window
 
-    def make_bank(self, pairs: PairStates) -> Bank:
-        return Bank(pairs, self.temperature)
-
     def run(self, window: SortWindow, batch: MicroBatch) -> MicroBatchResult:
         self.ran += 1
+        if self.dies is not None and self.dies.exists():
+            self.dies.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
         noise = [_noise(window.pairs[row]) for row in batch.rows]
         logp = -10 - np.array([n.random(4) for n in noise])
         embed = np.array([n.standard_normal((2, WIDTH)) for n in noise]).astype(np.float32)

@@ -14,6 +14,7 @@ from . import (
     answer,
     doctor,
     filter,
+    merge,
     report,
     score,
     sft,
@@ -51,6 +52,7 @@ def _options(
 
 app.command("score", no_args_is_help=True, epilog=score.FORMATS)(score.score)
 app.command("filter", no_args_is_help=True)(filter.filter)
+app.command("merge", no_args_is_help=True)(merge.merge)
 app.command("report", no_args_is_help=True)(report.report)
 app.command("sft", no_args_is_help=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
     sft.sft

@@ -37,15 +37,18 @@ FORMATS = "**Record formats** (the first match is used)\n\n" + "\n\n".join(
 
 
 def score(
-    source: Annotated[
-        str,
+    sources: Annotated[
+        list[str],
         typer.Argument(
-            metavar="INPUT",
-            help=f"File ({ENDINGS}; text also as {COMPRESSED_ENDINGS}), `-` for standard input, "
-            "`datasets` folder, or hub id.",
+            metavar="INPUT...",
+            help=f"File ({ENDINGS}; text also as {COMPRESSED_ENDINGS}), several files, a folder of files, a quoted "
+            "pattern, `-` for standard input, `datasets` folder, or hub id.",
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--output", help=f"Score file to write: {OUTPUT_ENDINGS}.")],
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--output", help=f"Score file to write: {OUTPUT_ENDINGS}. Or a folder, which gets parts."),
+    ],
     model: Annotated[
         str, typer.Option(help="Hub id, local folder, or smollm2 (installed as a Python package).")
     ] = "smollm2",
@@ -71,6 +74,17 @@ def score(
         int, typer.Option(min=1, help="Number of tokens per forward pass. Lower it to save memory.")
     ] = 2048,
     sort_window: Annotated[int, typer.Option(min=1, help="Number of pairs to sort by length at a time.")] = 4096,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Number of processes, each with its own model, on a GPU of its own where there are."),
+    ] = 1,
+    shard: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="I/N",
+            help="Score only part I of N, from 0 to N - 1, for array jobs and other machines. OUTPUT is a folder.",
+        ),
+    ] = None,
     plot: Annotated[Optional[Path], typer.Option(help=f"Plot histograms to this file: {PLOT_ENDINGS}.")] = None,
     report: Annotated[
         Optional[Path], typer.Option(help="Write a page about the scores to this file: .html. See main-align report.")
@@ -105,9 +119,9 @@ def score(
     """Score every pair of INPUT and write one row per pair.
 
     The scores are likelihoods in both directions and PMI (nats per token), mutual (nats per √token), semantic and
-    structural alignment. OUTPUT.manifest.json defines every column. A row that cannot be scored keeps its id and
-    gets a status, a reason and null scores. The exit code is 1 if no row can be scored. After an interruption,
-    the same command resumes the run.
+    structural alignment. OUTPUT.manifest.json, or OUTPUT/manifest.json, defines every column. A row that cannot be
+    scored keeps its id and gets a status, a reason and null scores. The exit code is 1 if no row can be scored. After
+    an interruption, the same command resumes the run. The scores do not depend on the number of workers or shards.
 
     The record formats below are recognised without options. The fields `input` and `context` are appended to the
     instruction. A system prompt and a history precede the pair: the model reads them, but they are not scored.
@@ -119,12 +133,16 @@ def score(
     `main-align score alpaca.json -o scores.csv --model ./my-llama --dtype bfloat16`
 
     `main-align score qa.csv -o qa.parquet --instruction-field question --response-field answer`
+
+    `main-align score 'data/*.parquet' -o scored/ --workers 8`
+
+    `main-align score 'data/*.parquet' -o scored/ --shard $SLURM_ARRAY_TASK_ID/16`
     """
     from ..data.read import open_source
-    from ..data.write import check_output
     from ..plots import check_plot
     from ..reporting.report import check_report
-    from ..scoring.resume import check_partial
+    from ..scoring.jobs.shard import Shard
+    from ..scoring.resume import check_output, check_partial
     from .progress_bar import ProgressBar
 
     fields = Fields(instruction_field, response_field, id_field, input_field, system_field, preference.value)
@@ -132,14 +150,15 @@ def score(
     scorer |= {"max_length": max_length, "truncate": truncate, "bank": bank, "seed": seed}
     scorer |= {"batch_tokens": batch_tokens, "heads": heads, "trust_remote_code": trust_remote_code}
     # Everything that can be refused is refused before the model is loaded.
-    check_output(out)
+    part = Shard.parse(shard) if shard else Shard()
+    check_output(out, part)
     check_partial(out)
     fields.check()
     if plot:
         check_plot(plot)
     if report:
         check_report(report)
-    opened = open_source(source, split=split, config=config)
+    opened = open_source(sources[0] if len(sources) == 1 else sources, split=split, config=config)
     notes = opened.check(fields)
     with ProgressBar() as progress_bar:
         if notes.unused:
@@ -151,11 +170,18 @@ def score(
             "config": config,
             "sort_window": sort_window,
             "restart": restart,
+            "workers": workers,
+            "shard": part,
         }
-        job["command"] = {"input": source, "output": str(out), **scorer}
+        job["command"] = {"input": sources, "output": str(out), **scorer}
         manifest = _score(opened, out, scorer, job, progress_bar)
     if not progress_bar.used:
         progress_bar.log(f"{out} was already complete for this input and model; --restart scores again")
+    if "missing_parts" in manifest:
+        typer.echo(
+            f"shard {part} is done; {manifest['missing_parts']:,} of {manifest['parts']:,} parts are left to others"
+        )
+        return
     log_reasons(progress_bar.log, manifest["counts"], manifest["first_reasons"])
     _show(manifest, opened, out, plot)
     if report:
@@ -171,10 +197,9 @@ def _score(
     hide_library_progress()
     from ..scoring.job import score_file
     from ..scoring.resume import partial_folder
-    from ..scoring.scorer import Scorer
 
     try:
-        return score_file(Scorer(**scorer), source, out, on_progress=progress_bar, **job)
+        return score_file(scorer, source, out, on_progress=progress_bar, log=progress_bar.log, **job)
     except KeyboardInterrupt:
         if partial_folder(out).exists():
             progress_bar.log(f"Finished work is saved in {partial_folder(out)}; run again to resume.")

@@ -1,4 +1,4 @@
-"""Journal: an append-only file of checksummed records, which stores the finished work of a job.
+"""Journal, read_records: an append-only file of checksummed records, which stores the finished work of a job.
 
 A record is `length u32 | crc32 u32 | header length u32 | header JSON | tensors (safetensors)`, little-endian. The
 checksum covers everything after itself, and every append is flushed to the disk. When a journal is opened, a record
@@ -75,12 +75,7 @@ class Journal:
 
     def records(self) -> Iterator[Record]:
         """Yield all records in order, header and tensors."""
-        with self.path.open("rb") as file:
-            while (body := _read_body(file)) is not None:
-                (size,) = HEADER.unpack_from(body)
-                tensors = body[HEADER.size + size :]
-                header = json.loads(body[HEADER.size : HEADER.size + size])
-                yield header, load(tensors) if tensors else {}
+        return read_records(self.path)
 
     def _remove_torn_tail(self) -> None:
         valid = 0
@@ -90,6 +85,16 @@ class Journal:
         if valid < self.path.stat().st_size:
             self._file.truncate(valid)
             os.fsync(self._file.fileno())
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a journal that is complete, or of one that this process has open."""
+    with path.open("rb") as file:
+        while (body := _read_body(file)) is not None:
+            (size,) = HEADER.unpack_from(body)
+            tensors = body[HEADER.size + size :]
+            header = json.loads(body[HEADER.size : HEADER.size + size])
+            yield header, load(tensors) if tensors else {}
 
 
 def _read_body(file: Any) -> bytes | None:

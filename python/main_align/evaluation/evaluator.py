@@ -15,11 +15,8 @@ from ..data.fields import NO_FIELDS, Fields
 from ..data.in_memory import iter_pairs
 from ..errors import UserError
 from ..models.load import LoadedModel
-from ..scoring.assemble import assemble_rows
-from ..scoring.batching import BATCH_TOKENS, SORT_WINDOW
-from ..scoring.results import MemoryJournal, stored_windows
+from ..scoring.batching import BATCH_TOKENS
 from ..scoring.scorer import Scorer
-from ..scoring.windows import score_windows
 
 MEANS = ("mutual", "mutual_novel", "nll_y_given_x", "nll_x_given_y")
 """The columns whose means are reported; scoring.columns defines them."""
@@ -75,18 +72,15 @@ class AlignmentEvaluator:
         plain = _unwrap(model)
         with _scoring_mode(plain):
             loaded = LoadedModel(plain, tokenizer, "a model in training", None, "")
-            scorer = Scorer(loaded, batch_tokens=self.batch_tokens, max_length=self.max_length, bank=len(self.pairs))
-            journal = MemoryJournal()
-            for _ in score_windows(scorer, self.pairs, SORT_WINDOW, journal):
-                pass
-            rows = list(assemble_rows(journal, scorer))
-            windows = list(stored_windows(journal))
+            scorer = Scorer(loaded, batch_tokens=self.batch_tokens, max_length=self.max_length)
+            measured = scorer.measure(self.pairs)
+        rows = measured.rows(None)
         scored = [row for row in rows if row["mutual"] is not None]
         if not scored:
             raise UserError(f"no held-out pair can be scored; the first: {rows[0]['status']}, {rows[0]['reason']}")
         metrics = {name: float(np.mean([row[name] for row in scored])) for name in MEANS}
-        x, y = (np.concatenate([getattr(w, side) for w in windows]) for side in ("embed_x", "embed_y"))
-        return {**metrics, "retrieval": _retrieval(x, y), "pairs": float(len(scored))}
+        states = measured.states(measured.is_scored)
+        return {**metrics, "retrieval": _retrieval(states.embed_x, states.embed_y), "pairs": float(len(scored))}
 
 
 class AlignmentCallback(TrainerCallback):

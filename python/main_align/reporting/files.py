@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..filtering.filter import find_input
 from ..filtering.join import Join
 from ..scoring.manifest import read_manifest
+from ..scoring.resume import JOB
 from ..scoring.score_file import ScoreTable, read_columns, score_rows_of
 
 Row = dict[str, Any]
@@ -106,8 +107,8 @@ def open_scores(path: Path, source: str | Path | Source | None, *, needs_input: 
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
+    if not path.is_dir() or (path / JOB).is_file():
+        return [path]  # an output folder of main-align score is read as one file
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in WRITERS and file.is_file())
     if not files:
         raise UserError(f"{path} holds no score file ({', '.join(WRITERS)}); give the output of main-align score")

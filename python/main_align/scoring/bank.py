@@ -1,11 +1,17 @@
 """Bank, BankScores, PairStates: semantic and structural scores of any number of pairs against M reference pairs.
 
-The cost is pairs x bank. Scores are computed in blocks of rows, so no matrix of pairs x bank is stored.
+The cost is pairs x bank. Scores are computed in blocks of rows, so no matrix of pairs x bank is stored. All blocks have
+one shape: a matrix product of another shape sums in another order, and a pair's scores would depend on its neighbours.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,10 +19,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.atomic import atomic_write
+from ..errors import UserError
+from .fingerprint import same_model, what_states_depend_on
+from .manifest import differences
+
 Floats32 = NDArray[np.float32]
 
-BLOCK_SCORES = 1 << 22
-"""largest number of scores in one block"""
+BLOCK_ROWS = 64
+"""pairs that are scored at a time"""
+TENSORS = ("query", "key", "text_x", "text_y", "mean_x", "deviation_x", "mean_y", "deviation_y")
+METADATA = "main_align_bank"
 
 
 class BankScores(NamedTuple):
@@ -24,6 +37,29 @@ class BankScores(NamedTuple):
 
     semantic: NDArray[np.float64]
     structural: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, n: int) -> BankScores:
+        """Return those of n pairs that have no scores, NaN."""
+        return cls(np.full(n, np.nan), np.full(n, np.nan))
+
+
+class MeasuredPairs(Protocol):
+    """Interface of `measured.Measured`, of which a bank is made.
+
+    Attributes:
+        fingerprint: `Scorer.fingerprint` of the scorer.
+    """
+
+    fingerprint: dict[str, Any]
+
+    def __len__(self) -> int: ...
+
+    @property
+    def is_scored(self) -> NDArray[np.bool_]:
+        """bool[n], True for the pairs that have scores."""
+
+    def states(self, pairs: NDArray[Any]) -> PairStates: ...
 
 
 class PairStates(NamedTuple):
@@ -48,12 +84,17 @@ class Bank:
     A few dominant dimensions of a language model's states hide the others. Dividing each dimension by its standard
     deviation over the bank removes them (docs/quality.md has the measurement).
 
+        bank = Bank.of(scorer.measure(reference_pairs))
+        bank.save("bank.safetensors")
+        rows = scorer.score(pairs, bank=Bank.load("bank.safetensors"))
+
     Args:
         pairs: the M reference pairs.
         temperature: tau of S = Q K^T / tau.
         device: device of the matrix products. Default "cpu".
         standardised: subtract each dimension's mean and divide by its standard deviation. False for trained
             projections, which are compared as they are. Default True.
+        fingerprint: `Scorer.fingerprint` of the scorer that made the states. Default: empty, a bank for any scorer.
 
     Raises:
         ValueError: shapes that differ or no pairs.
@@ -66,36 +107,129 @@ class Bank:
         device: torch.device | str = "cpu",
         *,
         standardised: bool = True,
+        fingerprint: Mapping[str, Any] | None = None,
     ) -> None:
         shape = pairs.embed_x.shape
         if len(shape) != 2 or shape != pairs.embed_y.shape or not len(pairs.embed_x):
             both = f"{shape} and {pairs.embed_y.shape}"
             raise ValueError(f"embed_x and embed_y must both be [M, D] with M >= 1, got {both}")
-        self.temperature = temperature
-        self.device = torch.device(device)
-        sides = [self._tensor(side) for side in (pairs.embed_x, pairs.embed_y)]
-        self._moments = [_moments(side) if standardised else None for side in sides]
-        self.query, self.key = (_unit(side, moments) for side, moments in zip(sides, self._moments, strict=True))
-        self._text_x, self._text_y = self._tensor(pairs.text_x), self._tensor(pairs.text_y)
+        self.temperature, self.fingerprint = temperature, dict(fingerprint or {})
+        x, y, text_x, text_y = (_tensor(array, device) for array in pairs)
+        moments = [_moments(side, standardised) for side in (x, y)]
+        query, key = (_unit(side, *of) for side, of in zip((x, y), moments, strict=True))
+        self._set(query, key, text_x, text_y, *moments[0], *moments[1])
 
-    @staticmethod
-    def choose(n_scored: int, size: int, seed: int) -> NDArray[np.int64]:
-        """Return the positions of the pairs that form the bank, int64, ascending.
+    def _set(self, *tensors: Tensor) -> None:
+        self.query, self.key, self._text_x, self._text_y, *moments = tensors
+        self._moments = [moments[:2], moments[2:]]
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.query, self.key, self._text_x, self._text_y, *self._moments[0], *self._moments[1]]
+
+    def __len__(self) -> int:
+        """Return M."""
+        return len(self.query)
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the matrix products."""
+        return self.query.device
+
+    def to(self, device: torch.device | str) -> Bank:
+        """Move the bank to a device and return it.
 
         Args:
-            n_scored: number of scored pairs.
-            size: largest size of the bank. All pairs are taken if there are no more.
-            seed: random seed of the sample.
+            device: a torch device.
+        """
+        self._set(*(tensor.to(device) for tensor in self._tensors()))
+        return self
+
+    @classmethod
+    def of(cls, measured: MeasuredPairs, device: torch.device | str = "cpu") -> Bank:
+        """Return the bank of measured pairs: as many as the scorer's `bank`, sampled with its `seed` if there are more.
+
+        Args:
+            measured: the result of `Scorer.measure`; the scorer's settings come with it.
+            device: device of the matrix products. Default "cpu".
 
         Raises:
-            ValueError: `size` is below 1.
+            UserError: none of the pairs could be scored.
         """
-        if size < 1:
-            raise ValueError(f"the bank's size must be at least 1, got {size}")
-        if n_scored <= size:
-            return np.arange(n_scored, dtype=np.int64)
-        sample = np.random.default_rng(seed).choice(n_scored, size, replace=False)
-        return np.sort(sample).astype(np.int64)
+        settings = measured.fingerprint
+        candidates = bank_candidates(len(measured), settings["bank"], settings["seed"])
+        members = np.sort(candidates[measured.is_scored[candidates]][: settings["bank"]])
+        if not len(members):
+            raise UserError("a bank needs a pair that can be scored; measure other pairs")
+        return cls.of_states(measured.states(members), settings, device)
+
+    @classmethod
+    def of_states(cls, pairs: PairStates, fingerprint: Mapping[str, Any], device: torch.device | str = "cpu") -> Bank:
+        """Return the bank of these pairs, with a scorer's temperature. Trained projections are not standardised.
+
+        Args:
+            pairs: the M reference pairs.
+            fingerprint: `Scorer.fingerprint` of the scorer that made their states.
+            device: device of the matrix products. Default "cpu".
+        """
+        temperature, standardised = fingerprint["temperature"], "heads" not in fingerprint
+        return cls(pairs, temperature, device, standardised=standardised, fingerprint=fingerprint)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bank to a .safetensors file, atomically, with the fingerprint of its scorer.
+
+        Args:
+            path: the file.
+        """
+        from safetensors.torch import save
+
+        about = json.dumps({"temperature": self.temperature, "scorer": self.fingerprint}, sort_keys=True)
+        tensors = {name: tensor.cpu() for name, tensor in zip(TENSORS, self._tensors(), strict=True)}
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_bytes(save(tensors, metadata={METADATA: about}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Bank:
+        """Read a bank that `save` wrote; its scores are the same to the last bit.
+
+        Args:
+            path: the file.
+            device: device of the matrix products. Default "cpu".
+
+        Raises:
+            UserError: the file does not exist, or holds no bank.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(Path(path), "pt", device=str(device)) as file:
+                about = json.loads((file.metadata() or {})[METADATA])
+                tensors = [file.get_tensor(name) for name in TENSORS]
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; give a bank that Bank.save or main-align score wrote") from None
+        except (SafetensorError, KeyError, ValueError):
+            raise UserError(f"{path} is damaged or holds no bank; write it again with Bank.save") from None
+        bank = cls.__new__(cls)
+        bank.temperature, bank.fingerprint = about["temperature"], about["scorer"]
+        bank._set(*tensors)
+        return bank
+
+    def check(self, fingerprint: Mapping[str, Any]) -> None:
+        """Refuse a scorer whose states cannot be compared with the bank's.
+
+        Args:
+            fingerprint: `Scorer.fingerprint` of the scorer.
+
+        Raises:
+            UserError: the model, its dtype, the chat template, the heads or the temperature differ; the message says
+                how.
+        """
+        before, now = what_states_depend_on(self.fingerprint), what_states_depend_on(fingerprint)
+        changed = differences(before, same_model(before, now)) if before else []
+        if changed:
+            raise UserError(
+                f"the bank was made by another scorer: {'; '.join(changed)}. Use that scorer, or make a bank with this "
+                "one: Bank.of(scorer.measure(pairs))"
+            )
 
     def score(self, pairs: PairStates) -> BankScores:
         """Score n pairs, members of the bank or not.
@@ -112,14 +246,21 @@ class Bank:
         Returns:
             float64[n] for each score. `structural` is NaN if it has fewer than two pairs j to compare with.
         """
-        x, y = self._tensor(pairs.embed_x), self._tensor(pairs.embed_y)
-        query, key = (_unit(side, moments) for side, moments in zip((x, y), self._moments, strict=True))
-        texts = self._tensor(pairs.text_x), self._tensor(pairs.text_y)
-        rows = max(1, BLOCK_SCORES // len(self.query))
-        blocks = zip(*(tensor.split(rows) for tensor in (query, key, *texts)), strict=True)
-        scores = [torch.stack(self._score_block(*block)) for block in blocks]
-        semantic, structural = torch.cat(scores, 1).cpu().numpy() if scores else np.zeros((2, 0))
+        blocks = [self._score_rows(pairs, start) for start in range(0, len(pairs.embed_x), BLOCK_ROWS)]
+        semantic, structural = (
+            torch.cat(blocks, 1).cpu().numpy()[:, : len(pairs.embed_x)] if blocks else np.zeros((2, 0))
+        )
         return BankScores(semantic, structural)
+
+    def _score_rows(self, pairs: PairStates, start: int) -> Tensor:
+        """Return the scores, float64[2, BLOCK_ROWS], of a block of pairs; the last block is filled with zeros."""
+        block = [array[start : start + BLOCK_ROWS] for array in pairs]
+        missing = BLOCK_ROWS - len(block[0])
+        x, y, text_x, text_y = (
+            _tensor(np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)), self.device) for array in block
+        )
+        query, key = (_unit(side, *moments) for side, moments in zip((x, y), self._moments, strict=True))
+        return torch.stack(self._score_block(query, key, text_x, text_y))
 
     def _score_block(self, query: Tensor, key: Tensor, text_x: Tensor, text_y: Tensor) -> tuple[Tensor, Tensor]:
         negative = (text_x[:, None] != self._text_x) & (text_y[:, None] != self._text_y)  # [n, M]
@@ -137,18 +278,56 @@ class Bank:
         structural = (among_x * among_y).sum(1, dtype=torch.float64) / variances.sqrt()
         return semantic, torch.where(count >= 2, structural, torch.nan)
 
-    def _tensor(self, values: NDArray[np.generic]) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(values), device=self.device)
+
+def bank_candidates(n: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Choose the pairs that a bank is made of, before the model has run: those with the smallest hash of their number.
+
+    Some pairs cannot be scored, so 5% more than needed are chosen, and at least 64 more; the first `size` of them that
+    have scores form the bank.
+
+    Args:
+        n: number of pairs.
+        size: largest size of the bank.
+        seed: random seed of the hash.
+
+    Returns:
+        The numbers of the pairs, int64, in the order of their hash values.
+    """
+    count = min(n, size + max(64, size // 20))
+    best, hashes = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    for start in range(0, n, HASHED_AT_A_TIME):
+        rows = np.concatenate([best, np.arange(start, min(n, start + HASHED_AT_A_TIME))])
+        hashes = _hash(rows, seed)
+        best = rows[np.argpartition(hashes, count - 1)[:count]] if len(rows) > count else rows
+    return best[np.argsort(_hash(best, seed))]
 
 
-def _moments(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each dimension, the latter 1 where a dimension is constant."""
+HASHED_AT_A_TIME = 1 << 20
+
+
+def _hash(rows: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+    """Return the splitmix64 hash of each number: for one seed, different numbers have different hashes."""
+    start = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "little")
+    value = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)
+    return value ^ (value >> np.uint64(31))
+
+
+def _tensor(values: NDArray[np.generic], device: torch.device | str) -> Tensor:
+    return torch.as_tensor(np.ascontiguousarray(values), device=device)
+
+
+def _moments(states: Tensor, standardised: bool) -> tuple[Tensor, Tensor]:
+    """Return what is subtracted from each dimension, and what it is divided by: 0 and 1 if not standardised."""
+    if not standardised:
+        return torch.zeros_like(states[0]), torch.ones_like(states[0])
     deviation = states.std(0, correction=0)
     return states.mean(0), deviation.where(deviation > 0, 1.0)
 
 
-def _unit(states: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
-    return F.normalize(states if moments is None else (states - moments[0]) / moments[1], dim=1)
+def _unit(states: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    return F.normalize((states - mean) / deviation, dim=1)
 
 
 def _centred(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:

@@ -7,15 +7,16 @@ window's pairs and the settings, so every run makes the same micro-batches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.pairs import SCORED, Pair, check_text
 from ..models.encoding import EncodedPair, PairEncoder, shortened
-from .columns import TOKEN_SCORES, token_scores
+from .columns import COUNTS, TOKEN_SCORES, token_scores
 from .flags import is_refusal
 
 SORT_WINDOW = 4096
@@ -67,6 +68,10 @@ class SortWindow:
     token_scores: dict[str, NDArray[np.float64]]
     micro_batches: list[MicroBatch] = field(default_factory=list)
 
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the columns of a score file that are known without the model: the counts and the token scores."""
+        return {name: getattr(self, name) for name in COUNTS} | self.token_scores
+
 
 def prepare_window(
     pairs: Sequence[Pair],
@@ -75,6 +80,7 @@ def prepare_window(
     max_length: int,
     truncate: bool,
     batch_tokens: int,
+    skip: Collection[int] = (),
 ) -> SortWindow:
     """Tokenise pairs, give a status to those that cannot be scored, and fill micro-batches with the others.
 
@@ -84,6 +90,7 @@ def prepare_window(
         max_length: longest sequence, in tokens. A longer pair gets the status too_long.
         truncate: cut the ends of x and y of a longer pair, in proportion to their lengths; its status is `truncated`.
         batch_tokens: tokens of a micro-batch.
+        skip: positions of pairs that need no forward pass, as their results are known. Default: none.
     """
     n = len(pairs)
     window = SortWindow(
@@ -124,7 +131,8 @@ def prepare_window(
         window.refusal[row] = is_refusal(pairs[row].response)
         for name, value in token_scores(fitted.x, fitted.y).items():
             window.token_scores[name][row] = value
-        lengths[row] = sum(len(sequence.ids) for sequence in encoder.sequences(fitted))
+        if row not in skip:
+            lengths[row] = sum(len(sequence.ids) for sequence in encoder.sequences(fitted))
     window.micro_batches = bucket_by_length(lengths, batch_tokens)
     return window
 

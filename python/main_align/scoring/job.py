@@ -1,119 +1,194 @@
-"""score_file: score a data set into a file, in a job that resumes after being killed at any moment.
+"""score_file: score a data set into a file or a folder, in a job that resumes after being killed at any moment.
 
-The results of the model go to a journal beside the output (see windows.py). Once all are there, the rows are assembled
-and written (see assemble.py). A second run skips the finished part, and the output has the same bytes.
+A file is made in the folder OUT.partial and joined from its parts at the end; a folder keeps its parts. A second run
+skips the finished part, and the output has the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..data.fields import NO_FIELDS, Fields, Notes
+from ..data.fields import NO_FIELDS, Fields
 from ..data.journal import Journal
 from ..data.pairs import SCORED
 from ..data.read import open_source
+from ..data.sources.file_set import FileSet
 from ..data.sources.source import Source, SourceInfo
-from ..data.write import check_output
 from ..environment import versions
 from ..errors import UserError
 from ..progress import Progress
-from .assemble import assemble_rows
 from .batching import SORT_WINDOW
 from .columns import definitions
 from .flags import FLAGS
-from .manifest import read_manifest, write_manifest
-from .resume import delete, delete_unless_locked, is_complete, journal_path, open_or_resume
+from .jobs.engine import Engine, InProcess, JobSpec, make_scorer
+from .jobs.finish import bank_size, part_rows, summarise
+from .jobs.folder import JobFolder
+from .jobs.plan import JobPlan
+from .jobs.processes import Processes
+from .jobs.shard import Shard
+from .jobs.worker import Finished, Task
+from .manifest import is_folder_output, read_manifest, write_manifest
+from .resume import check_output, delete, delete_unless_locked, is_complete, open_or_resume, partial_folder
+from .runner import Runner
 from .score_file import write_scores
-from .windows import Finished, score_windows
 
-if TYPE_CHECKING:
-    from .scorer import Scorer
+FORMAT = 5
+"""version of the units, the journals and the reading of rows; raise it on a change, so that older jobs do not resume"""
 
-FORMAT = 4
-"""version of the journal and of the reading of rows; raise it on a change, so that older jobs do not resume"""
+Input = str | Path | Sequence[str | Path] | Source
 
 
 def score_file(
-    scorer: Scorer,
-    source: str | Path | Source,
+    scorer: Runner | Mapping[str, Any],
+    source: Input,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    fields: Fields = NO_FIELDS,
+    split: str | None = None,
+    config: str | None = None,
+    sort_window: int = SORT_WINDOW,
+    shard: Shard | None = None,
+    restart: bool = False,
+    command: Mapping[str, Any] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    log: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Score every row of a data set into a file or a folder.
+
+    Args:
+        scorer: the scorer, or the arguments of `Scorer`, from which every worker makes its own.
+        source: anything that `read_pairs` reads, or an open Source.
+        out: output file; its ending is .parquet, .jsonl or .csv. Or a folder, which keeps the scores in parts/, one
+            .parquet file per `sort_window` rows, and the bank in bank.safetensors.
+        workers: number of processes, each with its own model; several need the arguments of `Scorer`. Default 1, this
+            process.
+        fields: field names that override the recognised record formats. Default: none.
+        split: split of a `datasets` source.
+        config: configuration of a `datasets` source.
+        sort_window: number of pairs that are tokenised and sorted by length together. It bounds the memory used.
+            Default 4096.
+        shard: part of the work for this call; other calls on the same folder do the others. Default: all of it.
+        restart: delete an unfinished job and overwrite a finished one. Default False.
+        command: the user's own settings, kept in the manifest.
+        on_progress: called whenever pairs are finished, about every 64 pairs.
+        log: called with a sentence when a worker dies. Default: nothing.
+
+    Returns:
+        The manifest, which is also written beside `out` or into the folder. For a shard that is done before the others,
+        instead, `parts` and `missing_parts`.
+
+    Raises:
+        UserError: a bad input file or output path; no row among the first can be scored; the input changes during the
+            run; `out` belongs to an unfinished or finished job with other settings, which the message lists; a worker
+            cannot go on.
+    """
+    engine: Engine
+    if isinstance(scorer, Mapping):
+        engine = InProcess(make_scorer(scorer)) if workers == 1 else Processes(workers, scorer, log or (lambda _: None))
+    elif workers == 1:
+        engine = InProcess(scorer)
+    else:
+        raise UserError('several workers need the arguments of Scorer, such as {"model": "smollm2"}, not a Scorer')
+    options: dict[str, Any] = {"fields": fields, "split": split, "config": config, "sort_window": sort_window}
+    options |= {"shard": shard, "restart": restart, "command": command, "on_progress": on_progress}
+    return run_job(engine, source, out, **options)
+
+
+def run_job(
+    engine: Engine,
+    source: Input,
     out: str | Path,
     *,
     fields: Fields = NO_FIELDS,
     split: str | None = None,
     config: str | None = None,
     sort_window: int = SORT_WINDOW,
+    shard: Shard | None = None,
     restart: bool = False,
     command: Mapping[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
-    """Score every row of a data set into a file.
-
-    Args:
-        scorer: the scorer.
-        source: anything that `read_pairs` reads, or an open Source.
-        out: output file; its ending is .parquet, .jsonl or .csv.
-        fields: field names that override the recognised record formats. Default: none.
-        split: split of a `datasets` source.
-        config: configuration of a `datasets` source.
-        sort_window: number of pairs that are tokenised and sorted by length together. It bounds the memory used.
-            Default 4096.
-        restart: delete an unfinished job and overwrite a finished one. Default False.
-        command: the user's own settings, kept in the manifest.
-        on_progress: called after each forward pass and after each window of the bank pass.
-
-    Returns:
-        The manifest, which is also written beside `out`.
-
-    Raises:
-        UserError: a bad input file or output path; no row among the first can be scored; the input changes during the
-            run; `out` belongs to an unfinished or finished job with other settings, which the message lists.
-    """
-    out, report = Path(out), on_progress or (lambda _: None)
-    check_output(out)
+    """Score every row of a data set with the workers of an engine; see `score_file` for the arguments."""
+    out, shard = Path(out), shard or Shard()
+    check_output(out, shard)
     fields.check()
     opened = open_source(source, split=split, config=config)
     opened.check(fields)
     info = opened.inspect()
-    settings = _settings(scorer, info, {"fields": asdict(fields), "split": split, "config": config}, sort_window)
-    if restart:
-        delete_unless_locked(out, [journal_path(out)])
-    elif is_complete(out, settings):
-        manifest = read_manifest(out)
-        assert manifest is not None
-        return manifest
-    open_or_resume(out, settings)
-    totals = _Totals(info.rows)
-    with Journal(journal_path(out)) as journal:
-        for finished in score_windows(scorer, opened.pairs(fields, totals.notes), sort_window, journal):
-            totals.add(finished)
-            if finished.tokens:
-                report(totals.progress())
+    folder = JobFolder(partial_folder(out), shard.name)
+    with engine:
+        reading = {"fields": asdict(fields), "split": split, "config": config}
+        settings = _settings(engine.fingerprint, opened, info, reading, sort_window)
+        if restart:
+            delete_unless_locked(out, [folder.lock])
+        elif is_complete(out, settings):
+            manifest = read_manifest(out)
+            assert manifest is not None
+            return manifest
+        open_or_resume(out, settings, folder.own / "job.json")
+        folder.create()
+        with Journal(folder.lock):
+            plan = JobPlan.of(opened.lengths(), sort_window, engine.fingerprint)
+            spec = JobSpec(
+                opened.address(), asdict(fields), opened.lengths(), sort_window, str(folder.path), shard.name
+            )
+            totals = _Totals(_rows_of(plan, shard), on_progress or (lambda _: None))
+            engine.open(spec)
+            _run(engine, plan, shard, totals)
+        parts = [folder.part(index) for index in range(len(plan.units))]
+        missing = sum(not part.exists() for part in parts)
         if opened.digest() != info.digest:
             raise UserError(f"{opened.name} changed while it was scored; run again with --restart when it is complete")
-        write_scores(out, _with_progress(assemble_rows(journal, scorer), totals, sort_window, report))
-        manifest = _manifest(scorer, opened, info, settings, totals) | {"command": dict(command or {})}
+        if missing:
+            return {"parts": len(parts), "missing_parts": missing}
+        manifest = _manifest(opened, info, settings, folder, parts, totals) | {"command": dict(command or {})}
+        if not is_folder_output(out):
+            write_scores(out, totals.writing(part_rows(parts), sort_window))
         write_manifest(out, manifest)
-        delete(out)
+        if is_folder_output(out):
+            folder.delete_work()
+        else:
+            delete(out)
     return manifest
 
 
-def _settings(scorer: Scorer, info: SourceInfo, reading: Mapping[str, Any], sort_window: int) -> dict[str, Any]:
+def _run(engine: Engine, plan: JobPlan, shard: Shard, totals: _Totals) -> None:
+    """Run all three stages. A shard measures bank units of others too, if those have not been measured yet."""
+    engine.run([Task("measure", index) for index in shard.first(range(len(plan.bank_units)))], totals.add)
+    totals.stage = "bank"
+    totals.report()
+    engine.run([Task("bank")], totals.add)
+    totals.stage = "scoring"
+    engine.run([Task("score", index) for index in shard.of(range(len(plan.units)))], totals.add)
+
+
+def _rows_of(plan: JobPlan, shard: Shard) -> int:
+    """Return the number of rows that a shard reports: the candidates of the bank, and the others in its units."""
+    return len(plan.candidates) + sum(len(rows) - len(plan.candidates_in(rows)) for rows in shard.of(plan.units))
+
+
+def _settings(
+    fingerprint: Mapping[str, Any], source: Source, info: SourceInfo, reading: Mapping[str, Any], sort_window: int
+) -> dict[str, Any]:
     """Return all that the scores depend on: a job with other settings does not resume."""
+    files = {}
+    if isinstance(source, FileSet):
+        files = {"files": {name: {"size": one.size, "digest": one.digest} for name, one in source.infos().items()}}
     settings = {
         "format": FORMAT,
-        "input": {"size": info.size, "digest": info.digest},
+        "input": {**files, "size": info.size, "digest": info.digest},
         "reading": dict(reading),
         "sort_window": sort_window,
         "columns": definitions(),
         "flags": {flag.name: flag.rule for flag in FLAGS},
-        "scorer": scorer.fingerprint,
+        "scorer": fingerprint,
     }
     # Through JSON, so that the types are those of the stored copy it is compared with.
     plain: dict[str, Any] = json.loads(json.dumps(settings))
@@ -122,15 +197,14 @@ def _settings(scorer: Scorer, info: SourceInfo, reading: Mapping[str, Any], sort
 
 @dataclass(slots=True)
 class _Totals:
-    """Totals of a job: pairs, tokens, and the rows and the first reason of each status."""
+    """The progress of a job: pairs finished, in all and by earlier runs, and tokens of this run."""
 
     total: int
+    on_progress: Callable[[Progress], None]
     pairs: int = 0
     earlier: int = 0
     tokens: int = 0
-    notes: Notes = field(default_factory=Notes)
-    counts: Counter[str] = field(default_factory=Counter)
-    reasons: dict[str, str] = field(default_factory=dict)
+    stage: str = "scoring"
     started: float = field(default_factory=time.monotonic)
 
     def add(self, finished: Finished) -> None:
@@ -138,49 +212,47 @@ class _Totals:
         self.tokens += finished.tokens
         if finished.is_earlier:
             self.earlier += finished.pairs
+        if finished.tokens:
+            self.report()
 
-    def progress(self) -> Progress:
+    def report(self, stage: str | None = None, pairs: int | None = None) -> None:
         seconds = time.monotonic() - self.started
-        return Progress("scoring", self.pairs, self.total, self.earlier, self.tokens, seconds)
+        stage, pairs = stage or self.stage, self.pairs if pairs is None else pairs
+        self.on_progress(Progress(stage, pairs, self.total, self.earlier, self.tokens, seconds))
 
-
-def _with_progress(
-    rows: Iterable[dict[str, Any]], totals: _Totals, every: int, report: Callable[[Progress], None]
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows, count their statuses, and report after every `every` rows."""
-    scoring = totals.progress()
-    for number, row in enumerate(rows, 1):
-        totals.counts[row["status"]] += 1
-        if row["reason"]:
-            totals.reasons.setdefault(row["status"], row["reason"])
-        yield row
-        if number % every == 0 or number == totals.total:
-            report(replace(scoring, stage="bank", pairs=number))
+    def writing(self, rows: Iterator[dict[str, Any]], every: int) -> Iterator[dict[str, Any]]:
+        """Yield the rows, and report after every `every` rows."""
+        for number, row in enumerate(rows, 1):
+            yield row
+            if number % every == 0 or number == self.total:
+                self.report(stage="writing", pairs=number)
 
 
 def _manifest(
-    scorer: Scorer,
     source: Source,
     info: SourceInfo,
     settings: Mapping[str, Any],
+    folder: JobFolder,
+    parts: list[Path],
     totals: _Totals,
 ) -> dict[str, Any]:
     from main_kernels import backend_report
 
+    summary = summarise(parts)
     seconds = time.monotonic() - totals.started
     fresh = totals.pairs - totals.earlier
-    scored = sum(totals.counts[status] for status in SCORED)
+    scored = sum(summary.counts[status] for status in SCORED)
     return {
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "source": source.name,
-        "source_path": str(source.path.absolute()) if source.path else None,
+        "source_path": source.paths(),
         "rows": info.rows,
         "blank_lines": info.blank_lines,
-        "counts": dict(totals.counts),
-        "first_reasons": totals.reasons,
-        "repeated_ids": totals.notes.repeated_ids,
-        "unused_text_fields": dict(totals.notes.unused),
-        "bank": {"pairs": min(scorer.bank, scored), "of_scored": scored, "seed": scorer.seed},
+        "counts": dict(summary.counts),
+        "first_reasons": summary.reasons,
+        "repeated_ids": summary.repeated_ids,
+        "unused_text_fields": dict(summary.unused),
+        "bank": {"pairs": bank_size(folder), "of_scored": scored, "seed": settings["scorer"]["seed"]},
         "throughput": {
             "seconds": round(seconds, 3),
             "pairs_per_second": round(fresh / seconds, 3),

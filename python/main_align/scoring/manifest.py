@@ -1,4 +1,4 @@
-"""read_manifest, write_manifest: OUT.manifest.json with the input, model, settings and column definitions of OUT."""
+"""read_manifest, write_manifest, is_folder_output: the input, model, settings and column definitions of an output."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.atomic import (
-    atomic_write,
-)
+from ..data.atomic import atomic_write
 from ..errors import UserError
 
 
+def is_folder_output(out: Path) -> bool:
+    """Return True if scores go to a folder of parts: an existing folder, or a name without an ending."""
+    return out.is_dir() or not out.suffix
+
+
 def manifest_path(out: Path) -> Path:
-    """Return the path OUT.manifest.json."""
-    return out.with_name(out.name + ".manifest.json")
+    """Return the path OUT.manifest.json, or OUT/manifest.json in a folder."""
+    return out / "manifest.json" if is_folder_output(out) else out.with_name(out.name + ".manifest.json")
 
 
 def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:

@@ -1,29 +1,34 @@
-"""Runner: the part of a scorer that runs windows and makes the bank, which windows.py and assemble.py call."""
+"""Runner: the part of a scorer that runs windows, which measured.py and the jobs call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
+import torch
 
 from ..data.pairs import Pair
-from .bank import Bank, PairStates
 from .batching import MicroBatch, SortWindow
 from .results import MicroBatchResult
 
 
 class Runner(Protocol):
-    """Interface of a Scorer without its settings and its `score`.
+    """Interface of a Scorer without its settings, its `measure` and its `score`.
 
     Attributes:
-        bank: largest number of reference pairs.
-        seed: random seed for sampling the bank.
+        fingerprint: everything besides the input that the scores depend on.
     """
 
-    bank: int
-    seed: int
+    fingerprint: dict[str, Any]
 
-    def prepare(self, pairs: Sequence[Pair]) -> SortWindow: ...
+    @property
+    def device(self) -> torch.device:
+        """Device of the model, and of the products with the bank."""
+
+    @property
+    def width(self) -> int:
+        """D, the width of an embedding."""
+
+    def prepare(self, pairs: Sequence[Pair], skip: Collection[int] = ()) -> SortWindow: ...
 
     def run(self, window: SortWindow, batch: MicroBatch) -> MicroBatchResult: ...
-
-    def make_bank(self, pairs: PairStates) -> Bank: ...

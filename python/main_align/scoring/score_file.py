@@ -16,6 +16,7 @@ from ..data.read import open_source
 from ..data.write import write_rows
 from ..errors import UserError
 from .columns import COLUMNS, NUMERIC
+from .manifest import manifest_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,29 @@ class ScoreTable:
 
 
 def score_rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a score file in order, with numbers as numbers and null as None, from .csv as well.
+    """Yield the rows of a score file, or of an output folder, in order: numbers as numbers, null as None, also in .csv.
 
     Raises:
-        UserError: the file is damaged or no score file.
+        UserError: the file is damaged or no score file, or the folder is not complete.
     """
+    for part in score_parts(path) if path.is_dir() else [path]:
+        yield from _rows_of_file(part)
+
+
+def score_parts(folder: Path) -> list[Path]:
+    """Return the parts of an output folder, in order.
+
+    Raises:
+        UserError: the folder was not written by main-align score, or its job is not complete.
+    """
+    if not (folder / "job.json").is_file():
+        raise UserError(f"{folder} is a folder that main-align score did not write; give a score file or such a folder")
+    if not manifest_path(folder).is_file():
+        raise UserError(f"{folder} is not complete; run its main-align score again, with every shard")
+    return sorted((folder / "parts").glob("part-*.parquet"))
+
+
+def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
     source = open_source(path)
     for number, row in enumerate(source.rows(), 1):
         if row.status != "ok" or row.record is None:

@@ -9,7 +9,8 @@ to the states that predict a scored token.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, overload
@@ -29,13 +30,17 @@ from ..models.load import LoadedModel, load, vocabulary
 from ..models.projection_heads import AlignmentHead
 from ..models.smollm2 import SMOLLM2
 from ..progress import OnProgress, tqdm_bar
-from .assemble import assemble_rows
-from .bank import Bank, PairStates
+from .bank import Bank
 from .batching import BATCH_TOKENS, SORT_WINDOW, MicroBatch, SortWindow, prepare_window
 from .columns import COLUMNS
+from .measured import Measured, measure_windows
 from .ngrams import ngram_size, novel_sum
-from .results import MemoryJournal, MicroBatchResult, empty_result, join_results
-from .windows import score_windows
+from .results import MicroBatchResult, empty_result, join_results
+
+WITHIN_A_BATCH = (
+    "semantic and structural compare the pairs of this batch with each other, so they depend on the batch size. "
+    "Give a bank for the whole data set: Scorer.score(batch, bank=Bank.of(scorer.measure(pairs)))"
+)
 
 
 class Scorer:
@@ -105,11 +110,22 @@ class Scorer:
         self.bank, self.seed, self.temperature = bank, seed, temperature
         self.fingerprint = _fingerprint(self, loaded)
 
-    def prepare(self, pairs: Sequence[Pair]) -> SortWindow:
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the model, and of the products with the bank."""
+        return self.forward.device
+
+    @property
+    def width(self) -> int:
+        """Return D, the width of an embedding."""
+        return self.forward.width
+
+    def prepare(self, pairs: Sequence[Pair], skip: Collection[int] = ()) -> SortWindow:
         """Tokenise a window of pairs, refuse those that cannot be scored, and fill micro-batches with the others.
 
         Args:
             pairs: the pairs of the window in input order.
+            skip: positions of pairs that need no forward pass. Default: none.
         """
         return prepare_window(
             pairs,
@@ -117,6 +133,7 @@ class Scorer:
             max_length=self.max_length,
             truncate=self.truncate,
             batch_tokens=self.batch_tokens,
+            skip=skip,
         )
 
     def run(self, window: SortWindow, batch: MicroBatch) -> MicroBatchResult:
@@ -141,44 +158,72 @@ class Scorer:
             middle = len(batch.rows) // 2
             halves = (batch.rows[:middle], batch.rows[middle:])
             return join_results([self.run(window, self._micro_batch(window, rows)) for rows in halves])
-        result = empty_result(batch.rows, self.forward.width)
+        result = empty_result(batch.rows, self.width)
         where = window.pairs[batch.rows[0]].where
         result.fail(0, "out_of_memory", f"{where}: its {batch.tokens} tokens did not fit into memory even alone")
         return result
 
-    def make_bank(self, pairs: PairStates) -> Bank:
-        """Return the reference bank of these pairs. Projected embeddings are not standardised.
+    def measure(
+        self, pairs: Iterable[Any], *, fields: Fields = NO_FIELDS, progress: bool | OnProgress | None = None
+    ) -> Measured:
+        """Compute what does not depend on the other pairs: statuses, likelihoods and embeddings.
 
         Args:
-            pairs: the M reference pairs.
+            pairs: as for `score`.
+            fields: field names that override the recognised record formats. Default: none.
+            progress: as for `score`. Default: no progress.
+
+        Returns:
+            The likelihoods and embeddings. `Bank.of` makes a bank of them, and `Measured.rows` the rows of scores.
+
+        Raises:
+            UserError: `pairs` does not hold records.
         """
-        standardised = self.forward.projection is None
-        return Bank(pairs, self.temperature, self.forward.device, standardised=standardised)
+        total = count_pairs(pairs, fields)
+        with tqdm_bar(total) if progress is True else nullcontext(progress or None) as on_progress:
+            return measure_windows(self, iter_pairs(pairs, fields), SORT_WINDOW, on_progress)
 
     @overload
     def score(
-        self, pairs: Mapping[str, list[Any]], *, fields: Fields = NO_FIELDS, progress: bool | OnProgress | None = None
+        self,
+        pairs: Mapping[str, list[Any]],
+        *,
+        bank: Bank | None = None,
+        fields: Fields = NO_FIELDS,
+        progress: bool | OnProgress | None = None,
     ) -> dict[str, list[Any]]: ...
 
     @overload
     def score(
-        self, pairs: Iterable[Any], *, fields: Fields = NO_FIELDS, progress: bool | OnProgress | None = None
+        self,
+        pairs: Iterable[Any],
+        *,
+        bank: Bank | None = None,
+        fields: Fields = NO_FIELDS,
+        progress: bool | OnProgress | None = None,
     ) -> list[dict[str, Any]]: ...
 
     def score(
         self,
         pairs: Iterable[Any],
         *,
+        bank: Bank | None = None,
         fields: Fields = NO_FIELDS,
         progress: bool | OnProgress | None = None,
     ) -> list[dict[str, Any]] | dict[str, list[Any]]:
         """Score pairs in memory.
 
+        `semantic` and `structural` compare each pair with a bank of reference pairs. Without `bank`, it is taken from
+        the pairs of this call: these two scores then depend on how a data set is divided among calls. The other
+        columns never do.
+
         Args:
             pairs: an iterable of records, a pandas, polars or pyarrow table, or a `datasets.Dataset`. A record is a
                 mapping in any format that a file may have, an (instruction, response) tuple, a list of messages, or a
                 Pair. A single mapping is one record. A dict of lists, one list per field, makes
-                `ds.map(scorer.score, batched=True)` work; `semantic` and `structural` then compare within a batch.
+                `ds.map(scorer.score, batched=True, fn_kwargs={"bank": bank})` work.
+            bank: reference pairs, from `Bank.of` or `Bank.load`. Default: a sample of these pairs, with a warning if
+                they are a dict of lists, which is one batch of many.
             fields: field names that override the recognised record formats. Default: none.
             progress: True draws a progress bar; a function is called after each forward pass with the number of its
                 pairs and of its tokens. Default: no progress.
@@ -188,21 +233,23 @@ class Scorer:
             record that cannot be scored has a status, a reason and None in every score.
 
         Raises:
-            UserError: `pairs` does not hold records.
+            UserError: `pairs` does not hold records, or another scorer made the bank.
         """
-        as_columns, total = is_dict_of_lists(pairs, fields), count_pairs(pairs, fields)
-        journal = MemoryJournal()
-        with tqdm_bar(total) if progress is True else nullcontext(progress or None) as on_progress:
-            for finished in score_windows(self, iter_pairs(pairs, fields), SORT_WINDOW, journal):
-                if on_progress and finished.tokens:
-                    on_progress(finished.pairs, finished.tokens)
-        rows = list(assemble_rows(journal, self))
+        as_columns = is_dict_of_lists(pairs, fields)
+        if bank is not None:
+            bank.check(self.fingerprint)  # before the model runs
+        elif as_columns:
+            warnings.warn(WITHIN_A_BATCH, stacklevel=2)
+        measured = self.measure(pairs, fields=fields, progress=progress)
+        if bank is None and measured.is_scored.any():
+            bank = Bank.of(measured, self.device)
+        rows = measured.rows(bank)
         return {name: [row[name] for row in rows] for name in COLUMNS} if as_columns else rows
 
     def _run(self, window: SortWindow, rows: tuple[int, ...]) -> MicroBatchResult:
         pairs = [self._encoded(window, row) for row in rows]
         logps, pooled = self.forward([sequence for pair in pairs for sequence in self.encoder.sequences(pair)])
-        result = empty_result(rows, self.forward.width)
+        result = empty_result(rows, self.width)
         result.embed_x, result.embed_y = pooled[0::2], pooled[1::2]  # <x><y> and <y><x> of each pair
         for index, (pair, forward, reverse) in enumerate(zip(pairs, logps[0::2], logps[1::2], strict=True)):
             logp = result.logp[index]

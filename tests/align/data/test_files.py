@@ -184,7 +184,7 @@ def test_a_folder_of_incompatible_files_is_refused_with_the_reason(tmp_path: Pat
     (tmp_path / "in" / "a.jsonl").write_bytes(LINES)
     (tmp_path / "in" / "b.jsonl").write_text('{"question": "x", "answer": "y"}\n')
     with pytest.raises(UserError, match=r"cast question.*column names don't match"):
-        open_source(tmp_path / "in").inspect()
+        open_source(tmp_path / "in", split="train").inspect()
 
 
 def test_only_data_sets_have_configurations(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import main_align.data.journal
 import main_align.data.write
-import main_align.scoring.bank
 import main_align.scoring.job
-import main_align.scoring.scorer
 from main_align.cli.app import app
 from main_align.data.journal import FRAME, Journal
+from main_align.scoring.bank import Bank
+from main_align.scoring.jobs.worker import JobWorker
 
 
 def die() -> None:
@@ -42,9 +42,14 @@ def tear(journal: Journal, *_: Any) -> None:
     die()
 
 
-def die_on_out(_: Any, target: Path) -> None:
-    if str(target).endswith(".parquet"):
-        die()
+def dies_on(pattern: str) -> Callable[[Any, Any], None]:
+    """Death before a file is renamed to a path of this pattern."""
+
+    def check(_: Any, target: Any) -> None:
+        if Path(target).match(pattern):
+            die()
+
+    return check
 
 
 def every_rename(action: Callable[..., None]) -> None:
@@ -62,9 +67,13 @@ STAGES: dict[str, Callable[[], None]] = {
     "before_anything": lambda: before(Journal, "append", 1, lambda *_: die()),
     "first_pack": lambda: before(Journal, "append", 3, lambda *_: die()),
     "torn_record": lambda: before(Journal, "append", 4, tear),
-    "second_window": lambda: before(main_align.scoring.scorer.Scorer, "prepare", 2, lambda *_: die()),
-    "bank_pass": lambda: before(main_align.scoring.bank.Bank, "score", 2, lambda *_: die()),
-    "before_rename": lambda: every_rename(die_on_out),
+    "measured": lambda: every_rename(dies_on("work/bank/*.journal")),
+    "bank_chosen": lambda: before(Bank, "save", 1, lambda *_: die()),
+    "bank_made": lambda: every_rename(dies_on("*/candidates.journal")),
+    "second_unit": lambda: before(JobWorker, "_score", 2, lambda *_: die()),
+    "within_a_unit": lambda: before(JobWorker, "_scored", 2, lambda *_: die()),
+    "part_written": lambda: every_rename(dies_on("parts/*.parquet")),
+    "out_written": lambda: every_rename(dies_on("*[!0-9].parquet")),
     "before_manifest": lambda: before(main_align.scoring.job, "write_manifest", 1, lambda *_: die()),
     "while_removing": lambda: before(shutil, "rmtree", 1, lambda *_: die()),
 }

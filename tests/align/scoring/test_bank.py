@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from main_align.errors import UserError
 from main_align.scoring import bank
-from main_align.scoring.bank import Bank, PairStates
+from main_align.scoring.bank import Bank, PairStates, bank_candidates
 
 TAU = 0.07
 
@@ -52,9 +53,9 @@ def check(pairs, reference):
     np.testing.assert_allclose(structural, wanted[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("block", [1, 1000, 1 << 22])
+@pytest.mark.parametrize("block", [1, 7, 64])
 def test_members_match_the_dense_definition(monkeypatch, block):
-    monkeypatch.setattr(bank, "BLOCK_SCORES", block)
+    monkeypatch.setattr(bank, "BLOCK_ROWS", block)
     pairs = states(200)
     check(pairs, pairs)
 
@@ -111,20 +112,68 @@ def test_no_pairs_have_no_scores():
     assert [len(score) for score in Bank(states(4), TAU).score(states(0))] == [0, 0]
 
 
-def test_choice_is_seeded_sorted_and_without_repeats():
-    assert Bank.choose(5, 10, 0).tolist() == [0, 1, 2, 3, 4]
-    chosen = Bank.choose(1000, 100, 3)
+def test_candidates_are_seeded_spread_and_without_repeats():
+    assert sorted(bank_candidates(5, 10, 0)) == [0, 1, 2, 3, 4]
+    chosen = bank_candidates(40_000, 2000, 3)
     assert chosen.dtype == np.int64
-    assert len(set(chosen)) == 100
-    assert (np.diff(chosen) > 0).all()
-    assert chosen.max() < 1000
-    assert chosen.tolist() == Bank.choose(1000, 100, 3).tolist()
-    assert chosen.tolist() != Bank.choose(1000, 100, 4).tolist()
+    assert len(set(chosen)) == len(chosen) == 2100  # 5% more, as some cannot be scored
+    assert len(bank_candidates(1000, 10, 3)) == 74
+    assert chosen.min() >= 0
+    assert chosen.max() < 40_000
+    assert chosen.tolist() == bank_candidates(40_000, 2000, 3).tolist()
+    assert set(chosen) != set(bank_candidates(40_000, 2000, 4))
+    per_tenth = np.bincount(chosen // 4000, minlength=10)
+    assert np.abs(per_tenth - 210).max() < 5 * 210**0.5
+
+
+def test_candidates_of_many_pairs_are_those_of_the_smallest_hashes(monkeypatch):
+    monkeypatch.setattr(bank, "HASHED_AT_A_TIME", 10_000)
+    hashes = bank._hash(np.arange(1000), 7)
+    monkeypatch.setattr(bank, "HASHED_AT_A_TIME", 77)
+    assert bank_candidates(1000, 20, 7).tolist() == np.argsort(hashes)[:84].tolist()
+    assert len(set(hashes)) == 1000
+
+
+def test_a_score_does_not_depend_on_the_pairs_around_it():
+    pairs, reference = states(150), Bank(states(300, seed=1), TAU)
+    together = reference.score(pairs)
+    for cut in (1, 7, 64, 100):
+        starts = range(0, 150, cut)
+        parts = [reference.score(rows(pairs, slice(start, start + cut))) for start in starts]
+        for name in together._fields:
+            found = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_allclose(found, getattr(together, name), atol=1e-6, err_msg=f"{name}, {cut} at a time")
+
+
+def test_a_saved_bank_gives_the_same_scores_to_the_last_bit(tmp_path):
+    pairs = states(50)
+    made = Bank(rows(pairs, slice(30)), TAU, fingerprint={"model": "m", "dtype": "float32"})
+    made.save(tmp_path / "bank.safetensors")
+    loaded = Bank.load(tmp_path / "bank.safetensors")
+    assert (len(loaded), loaded.temperature, loaded.fingerprint) == (30, TAU, made.fingerprint)
+    for before, after in zip(made.score(pairs), loaded.score(pairs), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_bank_refuses_the_states_of_another_scorer():
+    made = Bank(states(4), TAU, fingerprint={"model": "a", "digest": "1", "dtype": "float32", "batch_tokens": 9})
+    made.check({"model": "./a", "digest": "1", "dtype": "float32", "batch_tokens": 8})
+    with pytest.raises(UserError, match="dtype was 'float32', now 'bfloat16'"):
+        made.check({"model": "a", "digest": "1", "dtype": "bfloat16"})
+    with pytest.raises(UserError, match="digest was '1', now '2'"):
+        made.check({"model": "a", "digest": "2", "dtype": "float32"})
+
+
+@pytest.mark.parametrize("content", [b"", b"no bank at all", None])
+def test_a_file_without_a_bank_is_refused(tmp_path, content):
+    path = tmp_path / "bank.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bank\.safetensors.*Bank.save"):
+        Bank.load(path)
 
 
 def test_wrong_shapes_are_refused_by_name():
     pairs = states(4)
     with pytest.raises(ValueError, match=r"\(4, 24\) and \(3, 24\)"):
         Bank(pairs._replace(embed_y=pairs.embed_y[:3]), TAU)
-    with pytest.raises(ValueError, match="size"):
-        Bank.choose(4, 0, 0)

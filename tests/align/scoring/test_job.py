@@ -9,13 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from main_align.data.fields import Fields
 from main_align.errors import UserError
-from main_align.progress import (
-    Progress,
-)
+from main_align.progress import Progress
 from main_align.scoring.columns import COLUMNS
-from main_align.scoring.job import (
-    score_file,
-)
+from main_align.scoring.job import score_file
+from main_align.scoring.jobs import worker
 from main_align.scoring.manifest import manifest_path
 from main_align.scoring.resume import partial_folder
 
@@ -38,13 +35,19 @@ def write_pairs(path: Path, count: int = 23) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def short_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals get the result of each pack by itself."""
+    monkeypatch.setattr(worker, "JOURNAL_PAIRS", 1)
+
+
 class Killed(Exception):
     pass
 
 
 def killed_after(packs: int):
     def watch(progress: Progress) -> None:
-        watch.left -= 1
+        watch.left -= progress.stage == "scoring"
         if watch.left == 0:
             raise Killed
 
@@ -104,11 +107,11 @@ def test_a_bank_smaller_than_the_data_is_sampled_across_windows(tmp_path: Path) 
     assert sum(value is not None for value in semantic[0]) == 20
 
 
-@pytest.mark.parametrize("packs", [1, 3, 6])
+@pytest.mark.parametrize("packs", [1, 3, 6, 30, 40, 45])
 def test_an_interrupted_job_runs_only_the_missing_batches(tmp_path: Path, packs: int) -> None:
     source, whole, out = (tmp_path / name for name in ("in.jsonl", "a.parquet", "b.parquet"))
-    write_pairs(source)
-    full, first, second = FakeScorer(), FakeScorer(), FakeScorer()
+    write_pairs(source, 120)  # 68 candidates for the bank, in some 30 packs
+    full, first, second = (FakeScorer(bank=4) for _ in range(3))
     score_file(full, source, whole, sort_window=6)
     with pytest.raises(Killed):
         score_file(first, source, out, sort_window=6, on_progress=killed_after(packs))
@@ -155,15 +158,17 @@ def test_a_finished_job_is_kept_and_never_overwritten_unasked(tmp_path: Path) ->
     assert again.ran > 0
 
 
-def test_progress_counts_every_row_and_both_stages(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bank", [3, 16384])
+def test_progress_counts_every_row_and_every_stage(tmp_path: Path, bank: int) -> None:
     seen: list[Progress] = []
-    source = write_pairs(tmp_path / "in.jsonl")
-    score_file(FakeScorer(), source, tmp_path / "o.jsonl", sort_window=6, on_progress=seen.append)
-    assert [p.stage for p in seen] == sorted((p.stage for p in seen), reverse=True)
-    scoring = [p.pairs for p in seen if p.stage == "scoring"]
+    source, scorer = write_pairs(tmp_path / "in.jsonl", 200), FakeScorer(bank=bank)
+    score_file(scorer, source, tmp_path / "o.jsonl", sort_window=6, on_progress=seen.append)
+    scoring, writing = ([p.pairs for p in seen if p.stage in stages] for stages in (("scoring", "bank"), ("writing",)))
+    assert [p.stage for p in seen][-len(writing) :] == ["writing"] * len(writing)
+    assert [p.stage for p in seen].count("bank") == 1
     assert scoring == sorted(scoring)
-    assert scoring[-1] == seen[-1].pairs == 23
-    assert seen[-1].tokens == 10 * len(scoring)
+    assert scoring[-1] == writing[-1] == 200
+    assert seen[-1].tokens == 10 * scorer.ran
 
 
 def test_rows_that_all_fail_still_make_a_file(tmp_path: Path) -> None:
@@ -217,12 +222,12 @@ def test_a_file_of_blank_lines_is_refused(tmp_path: Path) -> None:
 
 @cpu_only("processes that are forked cannot share a device")
 def test_sigkill_at_any_point_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    source = write_pairs(tmp_path / "in.jsonl", 60)
+    source = write_pairs(tmp_path / "in.jsonl", 100)
     model = tiny_model_folder(tmp_path)
     log = tmp_path / "log"
 
     def started(name: str, stage: str):  # type: ignore[no-untyped-def]
-        settings = ["--model", str(model), "--batch-tokens", "400", "--sort-window", "20", "--bank", "25"]
+        settings = ["--model", str(model), "--batch-tokens", "400", "--sort-window", "20", "--bank", "8"]
         args = ["score", str(source), "-o", str(tmp_path / f"{name}.parquet"), *settings]
         return forked.start(run_and_kill.main, args, stage, log=log)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ...errors import UserError
@@ -15,13 +15,18 @@ BATCH_ROWS = 1024
 class _BatchFile(FileSource):
     """A file of record batches, read one batch at a time."""
 
+    can_jump = True
+
     @abstractmethod
-    def batches(self) -> Iterator[Any]:
-        """Yield the record batches in order."""
+    def batches(self, start: int = 0) -> Iterator[Any]:
+        """Yield the rows from number `start` on, counted from 0, as record batches in order."""
 
     def rows(self) -> Iterator[Row]:
-        number = 0
-        for batch in self.batches():
+        return self.rows_from(0)
+
+    def rows_from(self, start: int) -> Iterator[Row]:
+        number = start
+        for batch in self.batches(start):
             for record in _records(batch):
                 number += 1
                 if record is None:
@@ -33,9 +38,14 @@ class _BatchFile(FileSource):
 class ParquetFile(_BatchFile):
     """A .parquet file."""
 
-    def batches(self) -> Iterator[Any]:
+    def batches(self, start: int = 0) -> Iterator[Any]:
         with self._open() as file:
-            yield from file.iter_batches(batch_size=BATCH_ROWS)
+            first = 0
+            while first < file.num_row_groups and start >= file.metadata.row_group(first).num_rows:
+                start -= file.metadata.row_group(first).num_rows
+                first += 1
+            groups = range(first, file.num_row_groups)
+            yield from _without_first(file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups), start)
 
     def count(self) -> tuple[int, int]:
         with self._open() as file:
@@ -58,11 +68,11 @@ class ParquetFile(_BatchFile):
 class ArrowFile(_BatchFile):
     """An .arrow file: an IPC file (Feather), or an IPC stream as in the cache of `datasets`."""
 
-    def batches(self) -> Iterator[Any]:
+    def batches(self, start: int = 0) -> Iterator[Any]:
         with self._open() as reader:
             has_index = hasattr(reader, "num_record_batches")
             batches = map(reader.get_batch, range(reader.num_record_batches)) if has_index else reader
-            for batch in batches:
+            for batch in _without_first(batches, start):
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     yield batch.slice(start, BATCH_ROWS)
 
@@ -83,6 +93,14 @@ class ArrowFile(_BatchFile):
             return pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
         except pa.ArrowInvalid as error:
             raise UserError(f"{self.name} is not a readable Arrow file: {error}") from None
+
+
+def _without_first(batches: Iterable[Any], rows: int) -> Iterator[Any]:
+    """Leave out the first rows of a sequence of batches."""
+    for batch in batches:
+        if rows < batch.num_rows:
+            yield batch.slice(rows)
+        rows = max(0, rows - batch.num_rows)
 
 
 def _records(batch: Any) -> Iterator[dict[str, Any] | None]:

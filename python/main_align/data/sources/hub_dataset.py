@@ -31,6 +31,17 @@ class HubDataset(Source):
         for number, record in enumerate(self._load(), 1):
             yield Row(number, record)
 
+    can_jump = True
+
+    def rows_from(self, start: int) -> Iterator[Row]:
+        dataset = self._load()
+        for number, record in enumerate(dataset.select(range(start, dataset.num_rows)), start + 1):
+            yield Row(number, record)
+
+    def address(self) -> dict[str, Any]:
+        name = str(self.path.absolute()) if self.path else self.name
+        return {"dataset": name, "split": self.split, "config": self.config}
+
     def inspect(self) -> SourceInfo:
         dataset = self._load()
         return SourceInfo(dataset.num_rows, 0, int(dataset.dataset_size or 0), self.digest())
@@ -61,6 +72,11 @@ class HubDataset(Source):
         return loaded[self.split]
 
 
+def is_saved_dataset(folder: Path) -> bool:
+    """Return True if `datasets` wrote the folder with save_to_disk."""
+    return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
 def _load(name: str, config: str | None) -> Any:
     try:
         import datasets
@@ -68,7 +84,7 @@ def _load(name: str, config: str | None) -> Any:
         raise UserError(
             f"{name}: reading a `datasets` source needs the datasets library; pip install 'main-kernels[hf]'"
         ) from None
-    is_saved = any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
+    is_saved = is_saved_dataset(Path(name))
     if is_saved and config:
         raise UserError(f"{name} was made by save_to_disk and has no configurations; leave out --config {config}")
     try:

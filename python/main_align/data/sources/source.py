@@ -25,12 +25,21 @@ ROWS_TO_CHECK = 1000
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as stored. A row with a status other than ok may still have a readable record."""
+    """One row as stored. A row with a status other than ok may still have a readable record.
+
+    Args:
+        line: position counted from 1, in the unit of its source.
+        record: its fields, None if it could not be parsed.
+        status: a key of STATUSES. Default: "ok".
+        reason: one sentence on the status. Default: empty.
+        file: the file of a FileSet that the row is from. Default: empty, not from a FileSet.
+    """
 
     line: int
     record: dict[str, Any] | None
     status: str = "ok"
     reason: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,7 @@ class Source(ABC):
 
     unit = "row"  # of Row.line
     is_untyped = False  # True if every value is text
+    can_jump = False  # True if rows_from does not read the rows before its start
 
     def __init__(self, name: str, path: Path | None) -> None:
         self.name, self.path = name, path
@@ -68,6 +78,22 @@ class Source(ABC):
     @abstractmethod
     def rows(self) -> Iterator[Row]:
         """Yield every row in order, bad ones included. Blank lines are skipped."""
+
+    def rows_from(self, start: int) -> Iterator[Row]:
+        """Yield the rows from number `start` on, counted from 0."""
+        return islice(self.rows(), start, None)
+
+    def lengths(self) -> list[int]:
+        """Return the number of rows of each file."""
+        return [self.inspect().rows]
+
+    def paths(self) -> str | list[str] | None:
+        """Return the absolute path of the source, those of all its files, or None if it has none."""
+        return str(self.path.absolute()) if self.path else None
+
+    @abstractmethod
+    def address(self) -> dict[str, Any]:
+        """Return what `read.open_address` opens this source with in another process, as JSON."""
 
     @abstractmethod
     def inspect(self) -> SourceInfo:
@@ -158,6 +184,9 @@ class FileSource(Source):
         super().__init__(name or str(file), None if name else file)
         self.file = file
         self.temporary: Any = None  # a temporary file that must exist as long as the source
+
+    def address(self) -> dict[str, Any]:
+        return {"file": str(self.file.absolute()), "name": None if self.path else self.name}
 
     def inspect(self) -> SourceInfo:
         rows, blank = self.count()

@@ -1,0 +1,163 @@
+"""Processes: an engine of worker processes on this machine. A worker that dies costs only its unfinished pairs.
+
+A worker is a program of its own (worker_process.py). It reads JSON lines from its standard input, the settings, a job
+and tasks, and answers on its standard output. It dies with its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ...errors import UserError
+from .engine import JobSpec, Report
+from .worker import Finished, Task
+
+ATTEMPTS = 2
+"""workers that may die of one task"""
+
+
+class Processes:
+    """Worker processes.
+
+    Args:
+        count: number of workers. With several GPUs, worker i uses GPU i modulo their number; on a CPU, the cores are
+            shared out.
+        settings: arguments of `Scorer` for every worker.
+        log: called with a sentence when a worker dies.
+
+    Raises:
+        UserError: `count` is below 1.
+    """
+
+    def __init__(self, count: int, settings: Mapping[str, Any], log: Callable[[str], None]) -> None:
+        if count < 1:
+            raise UserError(f"workers must be at least 1, got {count}")
+        self._log = log
+        cores = len(os.sched_getaffinity(0))
+        self._workers = [_Worker(max(1, cores // count)) for _ in range(count)]
+        for index, worker in enumerate(self._workers):
+            worker.send({"settings": dict(settings), "index": index})
+        self.fingerprint: dict[str, Any] = {}
+
+    def __enter__(self) -> Processes:
+        for worker in self._workers:
+            message = worker.receive()
+            if message is None:
+                raise UserError(f"a worker ended while it loaded the model ({worker.end()}); its message is above")
+            self.fingerprint = message["fingerprint"]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    def open(self, spec: JobSpec) -> None:
+        """Prepare the workers for a job."""
+        for worker in self._workers:
+            worker.send({"job": spec.as_json()})
+
+    def run(self, tasks: Sequence[Task], report: Report) -> None:
+        """Run tasks; an idle worker takes the next one.
+
+        Raises:
+            UserError: a worker reports an error, a task kills ATTEMPTS workers, or no worker is left.
+        """
+        waiting, running = list(tasks)[::-1], dict[_Worker, Task]()
+        reported: dict[Task, int] = {}
+        deaths: dict[Task, int] = {}
+        while waiting or running:
+            for worker in self._workers:
+                if waiting and worker not in running:
+                    running[worker] = waiting.pop()
+                    worker.send({"task": running[worker]})
+            if not running:
+                raise UserError("no worker is left. Finished work is saved; run again to resume")
+            for worker in _with_a_message(list(running)):
+                task, message = running[worker], worker.receive()
+                if message is None:
+                    del running[worker]
+                    self._workers.remove(worker)
+                    deaths[task] = deaths.get(task, 0) + 1
+                    self._bury(worker, task, deaths[task])
+                    report(Finished(-reported.pop(task, 0)))  # whoever runs it again reports its pairs again
+                    waiting.append(task)
+                elif "done" in message:
+                    del running[worker]
+                else:
+                    finished = Finished(*message["finished"])
+                    reported[task] = reported.get(task, 0) + finished.pairs
+                    report(finished)
+
+    def _bury(self, worker: _Worker, task: Task, deaths: int) -> None:
+        how = f"a worker died ({worker.end()}) while it worked on unit {task.number}"
+        if deaths == ATTEMPTS:
+            raise UserError(
+                f"{how}, as did another before. Finished work is saved; run again to resume, with fewer --workers or "
+                "a lower --batch-tokens if memory ran out"
+            )
+        self._log(f"{how}; the others go on")
+
+
+def _with_a_message(workers: list[_Worker]) -> list[_Worker]:
+    """Wait until some of the workers have sent something, or died, and return these."""
+    return [worker for worker in workers if worker.lines] or select.select(workers, [], [])[0]
+
+
+class _Worker:
+    """One worker process and the JSON lines to and from it."""
+
+    def __init__(self, threads: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "main_align.scoring.jobs.worker_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            start_new_session=True,  # Ctrl-C reaches the parent, which ends its workers
+        )
+        self.lines: list[bytes] = []  # received and not read yet
+        self._rest = b""
+
+    def fileno(self) -> int:
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it is dead, which `receive` finds out
+
+    def receive(self) -> dict[str, Any] | None:
+        """Wait for a message. None: the process has died.
+
+        Raises:
+            UserError: the worker reports one.
+        """
+        while not self.lines:
+            received = os.read(self.fileno(), 1 << 16)
+            if not received:
+                return None
+            *self.lines, self._rest = (self._rest + received).split(b"\n")
+        message: dict[str, Any] = json.loads(self.lines.pop(0))
+        if "error" in message:
+            raise UserError(message["error"])
+        return message
+
+    def end(self) -> str:
+        """End the process, and say how it ended."""
+        if self._process.poll() is None:
+            self._process.kill()
+        code = self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
