@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.tables import processor
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results" / "kernels.json"
@@ -78,7 +80,7 @@ def table() -> str:
         [
             *(f"| {' | '.join(row)} |" for row in rows),
             "",
-            f"Measured on {machine['threads']} threads of {machine['cpu']} ({machine['torch_cpu_capability']}), torch"
+            f"Measured on {processor(machine)} ({machine['torch_cpu_capability']}), torch"
             f" {machine['versions']['torch']}, {'commits' if len(commits) > 1 else 'commit'} {' and '.join(commits)}.",
         ]
     )

@@ -91,12 +91,17 @@ def sections(report: Mapping[str, Any]) -> Iterable[tuple[str, list[str], list[l
             yield f"{family}: bandwidth", head, [bandwidths(row) for row in bound]
 
 
+def processor(machine: Mapping[str, Any]) -> str:
+    """Return the threads and the processor of a machine, as a report describes it."""
+    return f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''} of {machine['cpu']}"
+
+
 def source(report: Mapping[str, Any]) -> str:
     """Describe the machine and the versions in one sentence."""
     of, peers = report["machine"], report["peers"]
     versions = [f"{name} {version or 'not installed'}" for name, version in peers.items()]
     return (
-        f"{of['threads']} threads of {of['cpu']} ({of['torch_cpu_capability']}), torch {of['versions']['torch']},"
+        f"{processor(of)} ({of['torch_cpu_capability']}), torch {of['versions']['torch']},"
         f" commit {', '.join(dict.fromkeys(row['commit'] for row in report['rows']))}; peers: {', '.join(versions)}."
     )
 
