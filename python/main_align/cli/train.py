@@ -132,6 +132,13 @@ def _show(report: dict[str, Any], run_dir: Path) -> None:
     console = Console()
     console.print(rounds_table(report["rounds"]), "")
     models = "\n".join(f"{direction} model: {path}" for direction, path in report["models"].items())
-    kept = f"\nkept pairs: {report['kept']}" if "kept" in report else ""
-    text = f"{models}{kept}\nreport: {run_dir / 'report.json'}"
+    lines = [models]
+    if "filter" in report:
+        found = report["filter"]
+        lines.append(f"kept pairs: {report['kept']} ({found['kept']:,} of {found['rows']:,} by {found['filter_by']})")
+        lines.append(f"dropped pairs: {report['dropped']}")
+    if report["resumed"]:
+        times = ", ".join(session["started"] for session in report["sessions"])
+        lines.append(f"resumed; started at {times}")
+    text = "\n".join([*lines, f"report: {run_dir / 'report.json'}"])
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -6,6 +6,7 @@ When all batches are finished, the rows are written to pairs.jsonl in input orde
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -21,7 +22,7 @@ from .config import Direction, LoopConfig
 from .context import LoopContext
 from .distributed import Processes
 from .generation import Generator, Prompt, Sampling, TransformersGenerator, make_batches, make_prompts
-from .pairs import Generation, format_counts, generation_row
+from .pairs import Generation, excerpt, format_counts, generation_row
 from .plan import Stage
 
 PAIRS = "pairs.jsonl"
@@ -54,6 +55,8 @@ def run_generate_stage(context: LoopContext, stage: Stage, work_dir: Path) -> di
     collected = None
     if processes.is_main:
         collected = collect_generations(pair_set.pairs, skipped, batches, stage.direction, work_dir)
+        for line in describe_unused(work_dir / PAIRS):
+            context.log(f"{stage.name}: {line}")
     counts, total_tokens = processes.broadcast(collected)
     if not counts.get("ok"):
         raise UserError(
@@ -63,6 +66,22 @@ def run_generate_stage(context: LoopContext, stage: Stage, work_dir: Path) -> di
     context.log(f"{stage.name}: {format_counts(counts)}")
     speed = round(tokens / max(seconds, 1e-9), 1)
     return {"counts": counts, "tokens": total_tokens, "seconds": round(seconds, 3), "tokens_per_second": speed}
+
+
+def describe_unused(path: Path) -> list[str]:
+    """Return a line for each status that keeps a row out of the training, with the first such row and its text.
+
+    Args:
+        path: a file of generated pairs.
+    """
+    lines: dict[str, str] = {}
+    with path.open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            made = row["generation"]
+            if made["status"] != "ok" and made["status"] not in lines:
+                text = f": {excerpt(made['text'])}" if made.get("text") else ""
+                lines[made["status"]] = f"not used, {made['status']}, such as {row['id']} ({made['reason']}){text}"
+    return list(lines.values())
 
 
 def check_generator(config: LoopConfig, processes: Processes) -> None:

@@ -27,7 +27,7 @@ from .report import make_report, plot_report, write_report
 from .run_dir import RunDir
 from .train_stage import check_training, run_train_stage
 
-FORMAT = 4  # of the run folder; raise it when stages change what they write
+FORMAT = 5  # of the run folder; raise it when stages change what they write
 
 RUN_STAGE: Mapping[Work, Callable[[LoopContext, Stage, Path], dict[str, Any]]] = {
     "train": run_train_stage,
@@ -93,7 +93,7 @@ class MutualAlignmentLoop:
         """Run every stage that is not finished and write the report.
 
         Returns:
-            The contents of report.json: config, stages, models, rounds, kept and filter.
+            The contents of report.json; `make_report` lists them.
 
         Raises:
             UserError: another run uses the folder, the folder has a run with other settings, or a model generates no
@@ -106,6 +106,7 @@ class MutualAlignmentLoop:
         try:
             if processes.is_main:
                 run_dir.claim(settings, restart=self.restart)
+                run_dir.begin_session([stage.name for stage in self.plan])
             processes.barrier()
             for stage in self.plan:
                 if run_dir.is_finished(stage.name):

@@ -21,6 +21,8 @@ from ..data.sources.source import SourceInfo
 from ..errors import UserError
 from .config import Direction, LoopConfig
 
+DROPPED = "dropped.jsonl"  # rows that a stage drops, with their texts
+EXCERPT = 60  # characters of a text in the log
 RESPONSE_FIELDS = ("completion", "response", "output", "text")  # of unpaired_responses, the first one present
 
 
@@ -165,6 +167,12 @@ def _make_row(x: str | None, y: str | None, pair: Pair, *, as_messages: bool | N
         "prompt": None if x is None else [*context, {"role": "user", "content": x}],
         "completion": None if y is None else [{"role": "assistant", "content": y}],
     }
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of a text in quotes and on one line, for the log."""
+    line = " ".join(text.split())
+    return f'"{line}"' if len(line) <= EXCERPT else f'"{line[: EXCERPT - 1]}…"'
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

@@ -15,13 +15,14 @@ from ..plots import BLUE, GREY, ORANGE
 from ..scoring.score_file import read_columns
 from .config import LoopConfig
 from .mutual_filter import KEPT, SCORES
+from .pairs import DROPPED
 from .plan import Stage
 from .run_dir import RunDir
 from .train_stage import read_log
 
 COLOURS: Mapping[str, str] = {"forward": BLUE, "reverse": ORANGE}
 ROUND_KEYS = ("loss", "synthetic_weight", "nll", "nll_of", "seed_pairs", "synthetic_pairs")
-FILTER_KEYS = ("filter_by", "threshold", "kept", "counts")
+FILTER_KEYS = ("filter_by", "threshold", "rows", "kept", "counts")
 
 
 def make_report(config: LoopConfig, plan: list[Stage], run_dir: RunDir) -> dict[str, Any]:
@@ -33,11 +34,14 @@ def make_report(config: LoopConfig, plan: list[Stage], run_dir: RunDir) -> dict[
         run_dir: its folder.
 
     Returns:
-        config, stages (their manifests), models (the last checkpoint of each direction), rounds (losses of both
-        directions) and, after a filter stage, kept (the file of kept pairs) and filter (threshold and counts).
+        config, sessions (when the command was started and which stages it finished), resumed (how often the run was
+        resumed), stages (their manifests), models (the last checkpoint of each direction), rounds (losses of both
+        directions) and, after a filter stage, kept and dropped (files of pairs) and filter (threshold and counts).
     """
     stages = [run_dir.read_manifest(stage.name) for stage in plan]
-    report: dict[str, Any] = {"config": asdict(config), "stages": stages, "models": {}, "rounds": {}}
+    sessions = run_dir.read_sessions([stage.name for stage in plan])
+    report: dict[str, Any] = {"config": asdict(config), "sessions": sessions, "resumed": len(sessions) - 1}
+    report |= {"stages": stages, "models": {}, "rounds": {}}
     for stage, manifest in zip(plan, stages, strict=True):
         if stage.work == "train":
             report["models"][stage.direction] = str(run_dir.stage_dir(stage.name) / stage.direction)
@@ -45,6 +49,7 @@ def make_report(config: LoopConfig, plan: list[Stage], run_dir: RunDir) -> dict[
             directions[stage.direction] = {name: manifest[name] for name in ROUND_KEYS}
         if stage.work == "filter":
             report["kept"] = str(run_dir.stage_dir(stage.name) / KEPT)
+            report["dropped"] = str(run_dir.stage_dir(stage.name) / DROPPED)
             report["filter"] = {name: manifest[name] for name in FILTER_KEYS}
     return report
 
@@ -80,9 +85,9 @@ def draw(report: Mapping[str, Any], plan: list[Stage], run_dir: RunDir) -> Any:
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
-    figure.suptitle(
-        f"MAIN's loop: {report['config']['rounds']} rounds of {report['config']['model']}", x=0.01, ha="left"
-    )
+    resumed = f", resumed {report['resumed']}×" if report["resumed"] else ""
+    title = f"MAIN's loop: {report['config']['rounds']} rounds of {report['config']['model']}{resumed}"
+    figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 
@@ -134,8 +139,8 @@ def _draw_filter(axis: Any, plan: list[Stage], run_dir: RunDir) -> None:
     score = manifest["filter_by"]
     values = read_columns(run_dir.stage_dir(stage.name) / SCORES, score).columns[score]
     values = values[np.isfinite(values)]
-    rows = sum(manifest["counts"].values())  # as in the log; rows without a score are not in the histogram
-    _set_titles(axis, f"augmented pairs: {manifest['kept']:,} of {rows:,} kept", score, "scored pairs")
+    # rows without a score are counted, as in the log, but are not in the histogram
+    _set_titles(axis, f"augmented pairs: {manifest['kept']:,} of {manifest['rows']:,} kept", score, "scored pairs")
     axis.hist(values, bins=min(40, max(10, len(values) // 4)), color=BLUE)
     axis.yaxis.get_major_locator().set_params(integer=True)
     axis.axvline(manifest["threshold"], color=GREY, linestyle="--", linewidth=1.2, label="threshold")

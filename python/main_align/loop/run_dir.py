@@ -1,6 +1,7 @@
 """RunDir: the output folder of a run, with one sub-folder per finished stage.
 
 run.json                the settings and inputs that determine the result; written first, compared on resume
+sessions.json           when the command was started, and the stages that were finished by then
 03-round1-train-forward/
     stage.json            manifest: counts, seconds, tokens/s, seed, digest of run.json's settings
     ...                   the stage's output
@@ -14,7 +15,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +26,8 @@ from ..scoring.manifest import differences, read_object
 
 STAGE_NAME = re.compile(r"\d\d+-[a-z0-9-]+(\.partial)?")
 JOURNAL_SUFFIX = ".journal"  # of files that a stage keeps only until it is complete
-REPORTS = ("report.json", "report.png")
+SESSIONS = "sessions.json"
+REPORTS = ("report.json", "report.png", SESSIONS)
 
 
 class RunDir:
@@ -82,6 +85,33 @@ class RunDir:
             return
         with atomic_write(path) as temporary:
             temporary.write_text(_to_json(settings), encoding="utf-8")
+
+    def begin_session(self, stages: Sequence[str]) -> None:
+        """Note the time and the finished stages, unless all are finished.
+
+        Args:
+            stages: the names of all stages.
+        """
+        finished = [name for name in stages if self.is_finished(name)]
+        if len(finished) < len(stages):
+            path = self.path / SESSIONS
+            earlier = _read_json(path)["sessions"] if path.is_file() else []
+            session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "finished": finished}
+            with atomic_write(path) as temporary:
+                temporary.write_text(_to_json({"sessions": [*earlier, session]}), encoding="utf-8")
+
+    def read_sessions(self, stages: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the time of each session's start and the stages that it finished.
+
+        Args:
+            stages: the names of all stages, which are finished.
+        """
+        sessions = _read_json(self.path / SESSIONS)["sessions"]
+        ends = [*(session["finished"] for session in sessions[1:]), list(stages)]
+        return [
+            {"started": session["started"], "stages": [name for name in end if name not in session["finished"]]}
+            for session, end in zip(sessions, ends, strict=True)
+        ]
 
     def stage_dir(self, name: str) -> Path:
         """Return the folder of a finished stage."""

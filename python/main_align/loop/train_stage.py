@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -27,7 +27,7 @@ from ..scoring.scorer import Scorer
 from .config import LoopConfig, check_names
 from .context import LoopContext, stage_seed
 from .generate_stage import PAIRS
-from .pairs import read_generations, training_rows
+from .pairs import DROPPED, read_generations, training_rows
 from .plan import Stage
 
 LOG = "log.jsonl"
@@ -127,7 +127,7 @@ def train(model: Any, rows: list[dict[str, Any]], context: LoopContext, stage: S
         rows: rows of the trainer, as `training_rows` makes them.
         context: state of the run.
         stage: a training stage.
-        work_dir: folder of the stage; gets log.jsonl.
+        work_dir: folder of the stage; gets log.jsonl, and dropped.jsonl if a pair is dropped.
 
     Returns:
         Counts, losses and times for the manifest.
@@ -136,6 +136,7 @@ def train(model: Any, rows: list[dict[str, Any]], context: LoopContext, stage: S
         UserError: the run was started with FSDP or DeepSpeed.
     """
     from ..training import MutualAlignmentTrainer
+    from ..training.dataset.packing import PackedPairs
 
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:  # the trainer requires a folder but saves nothing
@@ -151,7 +152,11 @@ def train(model: Any, rows: list[dict[str, Any]], context: LoopContext, stage: S
                 "start it with `accelerate launch --multi_gpu`, or train one direction with MutualAlignmentTrainer"
             )
         trainer.remove_callback(PrinterCallback)
-        pairs = len(cast("Dataset[Any]", trainer.train_dataset))  # without those over max_length
+        trained: Any = trainer.train_dataset
+        trained = trained.pairs if isinstance(trained, PackedPairs) else trained
+        pairs = len(trained)  # without those over max_length
+        if context.processes.is_main:
+            _write_dropped(rows, set(trained["row"]), context, stage, work_dir)
         trainer.add_callback(_ProgressCallback(stage.name, pairs, context.on_progress))
         trainer.train()
     seconds = time.monotonic() - start
@@ -169,6 +174,18 @@ def train(model: Any, rows: list[dict[str, Any]], context: LoopContext, stage: S
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
     }
+
+
+def _write_dropped(
+    rows: list[dict[str, Any]], trained: set[int], context: LoopContext, stage: Stage, work_dir: Path
+) -> None:
+    """Write the rows that are not trained to dropped.jsonl, if there are any, and log their number."""
+    dropped = [row for number, row in enumerate(rows) if number not in trained]
+    if dropped:
+        with atomic_write(work_dir / DROPPED) as temporary:
+            temporary.write_text("".join(to_json(row) + "\n" for row in dropped), encoding="utf-8")
+        limit = context.config.max_length
+        context.log(f"{stage.name}: pairs over {limit} tokens, not trained: {len(dropped):,} (see {DROPPED})")
 
 
 def read_log(stage_dir: Path) -> list[dict[str, float]]:

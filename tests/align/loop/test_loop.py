@@ -72,9 +72,16 @@ def config_of(ground: Path, output_dir: Path, **changes: Any) -> LoopConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(ground: Path) -> Path:
-    """Run the loop without interruption."""
-    MutualAlignmentLoop(config_of(ground, ground / "whole")).run()
+def logged(ground: Path) -> list[str]:
+    """Run the loop in `ground`/whole without interruption, and return its log."""
+    lines: list[str] = []
+    MutualAlignmentLoop(config_of(ground, ground / "whole"), log=lines.append).run()
+    return lines
+
+
+@pytest.fixture
+def finished(ground: Path, logged: list[str]) -> Path:
+    """The folder of a run without interruption."""
     return ground / "whole"
 
 
@@ -83,7 +90,11 @@ def tree(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or name in (".lock", "report.json") or name.endswith(".manifest.json"):
+        if (
+            path.is_dir()
+            or name in (".lock", "report.json", "report.png", "sessions.json")
+            or name.endswith(".manifest.json")
+        ):
             continue
         found[name] = path.read_bytes()
         if path.name == "stage.json":
@@ -152,6 +163,75 @@ def test_the_filter_keeps_the_pairs_with_the_lowest_forward_nll(finished: Path) 
     assert (finished / "report.png").stat().st_size > 20_000
 
 
+def test_kept_and_dropped_rows_can_be_read_with_their_texts(finished: Path, logged: list[str]) -> None:
+    folder = stage(finished, "filter")
+    kept, dropped = lines(folder / "kept.jsonl"), lines(folder / "dropped.jsonl")
+    rows = lines(stage(finished, "augment") / "pairs.jsonl")
+    assert sorted([row["id"] for row in [*kept, *dropped]]) == [row["id"] for row in rows]
+    texts = {row["id"]: (row["prompt"], row["completion"]) for row in rows}
+    assert all((row["prompt"], row["completion"]) == texts[row["id"]] for row in [*kept, *dropped])
+    scored = [row for row in dropped if row["nll_y_given_x"] is not None]
+    worst_kept = max(row["nll_y_given_x"] for row in kept)
+    assert all(row["nll_y_given_x"] >= worst_kept for row in scored)
+    assert all(row["generation"]["status"] != "ok" for row in dropped if row not in scored)
+    said = [line for line in logged if "-filter: " in line]
+    best = min(kept, key=lambda row: row["nll_y_given_x"])
+    worst = max(scored, key=lambda row: row["nll_y_given_x"])
+    for row, verdict in ((best, "kept"), (worst, "dropped")):
+        (line,) = [line for line in said if f": {verdict} {row['id']}," in line]
+        assert f"nll_y_given_x {row['nll_y_given_x']:.4g}: " in line
+        assert line.endswith(f'-> "{row["completion"]}"')
+
+
+def test_the_log_names_a_generated_row_of_each_kind_that_is_not_used(finished: Path, logged: list[str]) -> None:
+    path = stage(finished, "generate-instructions")
+    statuses = {row["generation"]["status"] for row in lines(path / "pairs.jsonl")} - {"ok"}
+    assert "empty_instruction" in statuses
+    for status in statuses:
+        first = next(row for row in lines(path / "pairs.jsonl") if row["generation"]["status"] == status)
+        (line,) = [line for line in logged if line.startswith(f"{path.name}: not used, {status}, such as ")]
+        assert f"such as {first['id']} ({first['generation']['reason']})" in line
+
+
+def test_the_log_and_the_report_have_the_same_numbers(finished: Path, logged: list[str]) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    for manifest in report["stages"]:
+        said = [line for line in logged if line.startswith(f"{manifest['stage']}: ")]
+        if manifest["work"] == "train":
+            found = report["rounds"][str(manifest["round"])][manifest["direction"]]
+            assert f"loss {found['loss']:.3f}" in said[0]
+            assert f"{found['nll']:.3f} nats/token on eval pairs" in said[0]
+            if found["synthetic_weight"] is not None:
+                assert f"synthetic weight {found['synthetic_weight']:.3f}" in said[0]
+        elif manifest["work"] == "filter":
+            found = report["filter"]
+            kept, dropped = lines(Path(report["kept"])), lines(Path(report["dropped"]))
+            assert (found["kept"], found["rows"]) == (len(kept), len(kept) + len(dropped))
+            assert (
+                f"kept {found['kept']} of {found['rows']} pairs by nll_y_given_x <= {found['threshold']:.4g}" in said[0]
+            )
+        else:
+            assert all(f"{count} {status}" in said[-1] for status, count in manifest["counts"].items())
+
+
+def test_pairs_over_max_length_are_listed(ground: Path, tmp_path: Path) -> None:
+    """Also with packing, whose rows are no pairs."""
+    rows = [{"id": f"s{n}", "instruction": "say " + "so " * 70 * (n == 2), "response": f"it is {n}"} for n in range(6)]
+    write_lines(tmp_path / "seeds.jsonl", rows)
+    training = {"per_device_train_batch_size": 2, "packing": True}
+    changes = {"seed_pairs": str(tmp_path / "seeds.jsonl"), "unpaired_responses": None, "training": training}
+    said: list[str] = []
+    loop = MutualAlignmentLoop(config_of(ground, tmp_path / "run", **changes), log=said.append)
+    first = loop.plan[0]
+    loop.plan = [first]
+    loop.run()
+    manifest = json.loads((tmp_path / "run" / first.name / "stage.json").read_text())
+    assert (manifest["pairs"], manifest["dropped_over_length"]) == (5, 1)
+    (dropped,) = lines(tmp_path / "run" / first.name / "dropped.jsonl")
+    assert dropped["prompt"] == rows[2]["instruction"]
+    assert f"{first.name}: pairs over 200 tokens, not trained: 1 (see dropped.jsonl)" in said
+
+
 def test_the_plot_shows_single_points_and_the_logged_counts(ground: Path, finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     figure = draw(report, make_plan(config_of(ground, finished)), RunDir(finished))
@@ -186,12 +266,20 @@ def test_resume_after_a_kill_in_any_stage_gives_the_same_bytes(ground: Path, fin
     ]
     assert ends == ["killed"] * 9 + ["exit 0"], (ground / "killed.log").read_text()[-3000:]
     assert tree(out) == tree(finished)
+    whole, resumed = (json.loads((folder / "report.json").read_text()) for folder in (finished, out))
+    assert whole["resumed"] == 0
+    assert [session["stages"] for session in whole["sessions"]] == [[path.name for path in sorted(finished.glob("0*"))]]
+    assert resumed["resumed"] == 8  # the last start found every stage finished
+    stages = [name for session in resumed["sessions"] for name in session["stages"]]
+    assert stages == [path.name for path in sorted(out.glob("0*"))]
+    assert "resumed; started at" in (ground / "killed.log").read_text()
+    assert "resumed 8×" in draw(resumed, make_plan(config_of(ground, out)), RunDir(out)).get_suptitle()
 
 
 def test_a_finished_run_is_not_repeated_and_other_settings_are_an_error(ground: Path, finished: Path) -> None:
-    before, logged = tree(finished), []
-    MutualAlignmentLoop(config_of(ground, finished), log=logged.append).run()
-    assert logged == [f"{path.name}: already finished" for path in sorted(finished.glob("0*"))]
+    before, said = tree(finished), []
+    MutualAlignmentLoop(config_of(ground, finished), log=said.append).run()
+    assert said == [f"{path.name}: already finished" for path in sorted(finished.glob("0*"))]
     assert tree(finished) == before
     with pytest.raises(UserError, match=r"config\.temperature was 0\.7, now 0\.5\. Use the old settings"):
         MutualAlignmentLoop(config_of(ground, finished, temperature=0.5)).run()
