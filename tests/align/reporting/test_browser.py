@@ -291,10 +291,10 @@ def test_the_slider_moves_by_keyboard_and_says_its_value(report: SimpleNamespace
 
 def test_controls_have_names_and_tables_captions(report: SimpleNamespace) -> None:
     opened: Browser = report.browser
-    opened.open(report.page, width=1400)
+    opened.open(report.page, width=1400, fragment="#criterion=mutual&keep=0.5&also=ifd::1")
     tree = opened.call("Accessibility.getFullAXTree")["nodes"]
     named = [(n["role"]["value"], n["name"]["value"]) for n in tree if not n["ignored"] and "name" in n and "role" in n]
-    for role in ("slider", "combobox", "searchbox", "radio", "button", "image", "table", "region"):
+    for role in ("slider", "combobox", "searchbox", "radio", "checkbox", "button", "image", "table", "region"):
         names = [name for found, name in named if found == role]
         assert names, role
         assert all(names), role

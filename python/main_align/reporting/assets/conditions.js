@@ -2,8 +2,9 @@
 /* The further conditions: a list that grows and shrinks, each with a slider for its lowest and its highest value. */
 
 function slider(condition, bound, redraw) {
-  const label = element("label"), shown = element("output"), input = element("input"), count = score(condition.name).limits.length;
-  const title = element("span", `${bound === "min" ? "Lowest" : "Highest"} ${condition.name}`);
+  const part = element("div", undefined, "limit"), shown = element("output"), input = element("input");
+  const title = element("span", `${bound === "min" ? "Lowest" : "Highest"} ${condition.name}`), count = score(condition.name).limits.length;
+  input.setAttribute("aria-label", title.textContent);
   Object.assign(input, { type: "range", step: 1, min: bound === "min" ? -1 : 0, max: bound === "min" ? count - 1 : count });
   input.value = condition[bound];
   const say = () => {
@@ -19,13 +20,13 @@ function slider(condition, bound, redraw) {
   });
   const top = element("span", undefined, "slider-top");
   top.append(title, shown);
-  label.append(top, input);
-  return { label, refresh: () => { input.value = condition[bound]; say(); } };
+  part.append(top, input);
+  return { part, refresh: () => { input.value = condition[bound]; say(); } };
 }
 
 function conditionItem(condition) {
   const item = element("li"), parts = [];
-  const redraw = () => { parts.forEach((part) => part.refresh()); changed(); };
+  const redraw = () => { parts.forEach((each) => each.refresh()); changed(); };
   for (const bound of ["min", "max"]) parts.push(slider(condition, bound, redraw));
   const remove = element("button", "Remove");
   remove.type = "button";
@@ -36,8 +37,8 @@ function conditionItem(condition) {
     changed();
     $("add-condition").focus();
   });
-  parts.forEach((part) => part.refresh());
-  item.append(...parts.map((part) => part.label), remove);
+  parts.forEach((each) => each.refresh());
+  item.append(...parts.map((each) => each.part), remove);
   return item;
 }
 
