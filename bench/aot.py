@@ -46,18 +46,45 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCMMA"}
 """The instruction that matrix products must be made of."""
 
-WALKS = ("fused_reduce", "fused_score_grad", "two_sided_reduce", "exact_columns", "two_sided_grad")
+WALKS = ("fused_reduce", "fused_score_grad", "two_sided_reduce", "exact_columns", "whole_score_grad")
 """The kernels that walk over tiles of scores and contain the product."""
+PERSISTENT = (*WALKS, "row_loss", "divergence")
+"""The kernels whose programs are as many as multiprocessors hold."""
 
 EPILOGUE_LIMITS = (
     (r"reduce both b?float16 8192x", "two_sided_reduce", 1024, 0.5),
-    (r"score_grad both b?float16 8192x", "two_sided_grad", 1024, 0.5),
+    (r"reduce both (ids|left out) b?float16 8192x", "two_sided_reduce", 1024, 0.6),
+    (r"score_grad (both|softplus|softplus bias) b?float16 8192x", "whole_score_grad", 1024, 0.5),
+    (r"score_grad both (ids|left out) b?float16 8192x", "whole_score_grad", 1024, 0.65),
     (r"reduce rows b?float16 8192x", "fused_reduce", 4096, 0.1),
 )
 """(cases, kernel, width D, limit): the modelled cycles of the epilogue on sm_90 over those of the tile's products, at D
 columns of the operands and full tensor rate. These kernels load nothing from global memory after the products."""
 MULTIPLY_ADDS_PER_CYCLE = 2048
 """bfloat16 multiply-adds per cycle of a multiprocessor of sm_90."""
+
+OPERAND_LIMITS = {"two_sided_reduce": 160, "exact_columns": 160, "whole_score_grad": 160}
+"""Bytes per cycle that the products of a kernel may read from and write to shared memory at full tensor rate. A
+multiprocessor does 128: cuBLAS's 128 x 256 needs as many, 128 x 128 needs 160, 128 x 64 needs 224. 128 x 256 would
+leave one program per multiprocessor, whose epilogue nothing hides."""
+LAST_OPERAND_LIMIT = 352
+"""The same of all other kernels: 128 x 32, for all reductions at once."""
+
+MEMORY_BYTES_PER_CYCLE = 3.0e12 / 132 / 1.7e9
+"""A multiprocessor's share of the memory's bandwidth on an H100."""
+ISSUE_LIMITS = (
+    (r"chunk row_loss rows bfloat16", "row_loss", 2),
+    (r"chunk score_grad (rows|both) bfloat16", "score_grad", 4),
+    (r"chunk reduce both bfloat16", "reduce_both", 2),
+    (r"divergence KL q bfloat16 bfloat16", "divergence", 4),
+)
+"""(cases, kernel, bytes): kernels over scores in memory that move so many bytes per score in their longest loop. On
+sm_90 they may issue 1.1 times as many instructions as they have cycles for that."""
+
+REGISTERS, WARPS = 1 << 16, 64
+"""Registers and warps of a multiprocessor."""
+SHARED_OF_MULTIPROCESSOR = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
+"""Bytes of shared memory of a multiprocessor; each program takes 1 KB more than it asks for."""
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _COUNTED = {
@@ -71,6 +98,7 @@ _COUNTED = {
     "instructions": r"^\s+/\*[0-9a-f]{4,}\*/",
 }
 _BACKEND = TritonBackend()
+_MULTIPROCESSORS = 132  # of an H100
 
 
 def machine_code(kernel: Any) -> dict[str, int]:
@@ -91,6 +119,11 @@ def machine_code(kernel: Any) -> dict[str, int]:
     epilogue = sass.epilogue_of(code.stdout, kernel.metadata.num_warps) if counts["HGMMA"] else None
     if epilogue is not None:
         counts |= {f"epilogue_{name}": value for name, value in vars(epilogue).items()}
+    if counts["HGMMA"]:
+        counts["pending_products"] = sass.pending_products(code.stdout)
+        counts["product_columns"] = max(int(n) for n in re.findall(r"HGMMA\.64x(\d+)x16", code.stdout))
+    elif counts["instructions"]:
+        counts["issued"] = sass.issued_by(code.stdout, kernel.metadata.num_warps)
     return {
         "registers": int(found[1]),
         "stack": int(found[2]),
@@ -117,22 +150,23 @@ class _Pretended:
 
 
 @contextmanager
-def compiling(architecture: int) -> Iterator[list[tuple[str, str, Any]]]:
-    """Compile kernels for an architecture instead of launching them; yield a list of (name, tile, binary)."""
-    compiled: list[tuple[str, str, Any]] = []
+def compiling(architecture: int) -> Iterator[list[tuple[str, str, Any, int]]]:
+    """Compile kernels for an architecture instead of launching them; yield a list of (name, tile, binary,
+    programs)."""
+    compiled: list[tuple[str, str, Any, int]] = []
     before, run = driver._active, JITFunction.run
     found, counted = configs.architecture, configs.multiprocessors
 
     def compile_only(self, *args, grid, warmup, **kwargs):  # type: ignore[no-untyped-def]
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         tile = "x".join(str(value) for name, value in kwargs.items() if name.startswith("BLOCK"))
-        compiled.append((self.__name__, tile, kernel))
+        compiled.append((self.__name__, tile, kernel, grid[0]))
         return kernel
 
     try:
         driver.set_active(_Pretended(architecture))
         JITFunction.run = compile_only
-        configs.architecture, configs.multiprocessors = lambda _: architecture, lambda _: 132
+        configs.architecture, configs.multiprocessors = lambda _: architecture, lambda _: _MULTIPROCESSORS
         yield compiled
     finally:
         JITFunction.run, configs.architecture, configs.multiprocessors = run, found, counted
@@ -165,6 +199,15 @@ UPSTREAM: dict[str, Callable[[int, int], ScoreGradTerms]] = {
     "both": lambda n, m: ScoreGradTerms(
         row_lse_grad=empty(n), row_lse=_lse(n), target_grad=empty(n), column_lse_grad=empty(m), column_lse=_lse(m)
     ),
+    "both sums": lambda n, m: ScoreGradTerms(
+        row_lse_grad=empty(n),
+        row_lse=_lse(n),
+        target_grad=empty(n),
+        column_lse_grad=empty(m),
+        column_lse=_lse(m),
+        row_sum_grad=empty(n),
+        column_sum_grad=empty(m),
+    ),
     "softplus": lambda n, m: ScoreGradTerms(softplus_grad=empty(n), target_grad=empty(n)),
     "everything": lambda n, m: ScoreGradTerms(
         row_lse_grad=empty(n),
@@ -191,10 +234,9 @@ def _name(words: str) -> str:
 def _given(extra: str, n: int, m: int) -> tuple[ScoreMap, Mask | None]:
     """The score map and the mask of a case."""
     everything = extra == "everything"
-    score_map = ScoreMap(
-        empty(), 30.0 if extra == "softcap" or everything else 0.0, empty(m) if extra == "bias" or everything else None
-    )
-    masked = everything or extra in ("ids", "left out")
+    biased = everything or "bias" in extra
+    score_map = ScoreMap(empty(), 30.0 if extra == "softcap" or everything else 0.0, empty(m) if biased else None)
+    masked = everything or extra in ("ids", "left out", "bias ids")
     ids = Mask(empty(n, dtype=torch.int32), empty(m, dtype=torch.int32), extra != "left out") if masked else None
     return score_map, ids
 
@@ -205,6 +247,8 @@ def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     same code but for the products: there the plain ones do, and all at once."""
     reduced = [(w, "") for w in WANTS] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
     weighed = [(u, "") for u in UPSTREAM] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
+    weighed += [("softplus", "bias"), ("softplus", "scale"), ("softplus", "bias ids"), ("both", "scale")]
+    weighed += [("both", "bias ids"), ("both sums", "bias"), ("both sums", "ids")]
     plain = ("rows", ""), ("both", ""), ("everything", "everything")
     for dtype, n, m in (
         (torch.bfloat16, 8192, 32768),
@@ -240,7 +284,7 @@ class _Fused:
     def score_grad(self, terms: Callable[[int, int], ScoreGradTerms], extra: str) -> None:
         n, m, fused = self.n, self.m, _BACKEND.fused
         score_map, mask = _given(extra, n, m)
-        d_scale = empty(n, dtype=torch.float64) if extra == "everything" else None
+        d_scale = empty(n, dtype=torch.float64) if extra in ("everything", "scale") else None
         out = empty(n, -(-m // 16) * 16, dtype=self.query.dtype)[:, :m]
         given = self.query, self.key, score_map, self.targets, mask
         fused.score_grad(*given, terms(n, m), out, d_scale)
@@ -320,11 +364,14 @@ def measured(cases: Iterator[tuple[str, Callable[[], None]]], architecture: int)
     for name, launch in cases:
         with compiling(architecture) as compiled:
             launch()
-        for kernel, tile, binary in compiled:
+        for kernel, tile, binary, programs in compiled:
             if binary.hash in seen:
                 continue
             seen.add(binary.hash)
-            yield {"architecture": architecture, "kernel": kernel, "tile": tile, "case": name, **machine_code(binary)}
+            row = {"architecture": architecture, "kernel": kernel, "tile": tile, "case": name, **machine_code(binary)}
+            if kernel in PERSISTENT:
+                row["programs_planned"] = -(-programs // _MULTIPROCESSORS)
+            yield row
 
 
 def faults(row: dict[str, Any]) -> list[str]:
@@ -340,7 +387,58 @@ def faults(row: dict[str, Any]) -> list[str]:
         wrong.append(f"no {MATRIX[arch]}")
     if name in WALKS and arch >= 90 and not row["UTMALDG"]:
         wrong.append("no UTMALDG")
-    return wrong + slow_epilogue(row)
+    if "programs_planned" in row and programs_that_fit(row) < row["programs_planned"]:
+        wrong.append(f"{programs_that_fit(row)} programs per multiprocessor, {row['programs_planned']} planned")
+    return wrong + slow_products(row) + slow_epilogue(row) + slow_chunk(row)
+
+
+def programs_that_fit(row: dict[str, Any]) -> int:
+    """Return how many programs a multiprocessor can hold."""
+    of_registers = REGISTERS // (-(-row["registers"] // 8) * 8 * 32 * row["num_warps"])
+    of_shared = SHARED_OF_MULTIPROCESSOR[row["architecture"]] // (row["shared"] + 1024)
+    return min(of_registers, of_shared, WARPS // row["num_warps"])
+
+
+def slow_products(row: dict[str, Any]) -> list[str]:
+    """List what slows the products of a walk on sm_90: operands that shared memory cannot supply, or a wait for each
+    group of products before the next is issued."""
+    if row["kernel"] not in WALKS or "product_columns" not in row:
+        return []
+    wrong = []
+    if row["pending_products"] < 1:
+        wrong.append("no products in flight while the next are issued")
+    limit = OPERAND_LIMITS.get(row["kernel"], LAST_OPERAND_LIMIT)
+    if operand_bytes(row) > limit:
+        wrong.append(f"operands of {operand_bytes(row):.0f} bytes per cycle, more than {limit}")
+    return wrong
+
+
+def operand_bytes(row: dict[str, Any]) -> float:
+    """Return the bytes per cycle that the products of a walk read from and write to shared memory at full tensor rate,
+    16 columns of the operands at a time."""
+    height, width = (int(size) for size in row["tile"].split("x")[:2])
+    cycles = height * width * 16 / MULTIPLY_ADDS_PER_CYCLE
+    columns = row["product_columns"]
+    read = height / 64 * width / columns * (64 + columns)
+    return 2 * 16 * (read + height + width) / cycles
+
+
+def slow_chunk(row: dict[str, Any]) -> list[str]:
+    """List what exceeds ISSUE_LIMITS."""
+    wrong = []
+    for cases, kernel, size in ISSUE_LIMITS:
+        if (
+            "issued" not in row
+            or row["architecture"] != 90
+            or row["kernel"] != kernel
+            or not re.fullmatch(cases, row["case"])
+        ):
+            continue
+        height, width = (int(size) for size in row["tile"].split("x"))
+        allowed = 1.1 * height * width * size / MEMORY_BYTES_PER_CYCLE
+        if row["issued"] > allowed:
+            wrong.append(f"{row['issued']} instructions per scheduler, more than {allowed:.0f}")
+    return wrong
 
 
 def slow_epilogue(row: dict[str, Any]) -> list[str]:

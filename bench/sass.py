@@ -1,9 +1,9 @@
-"""epilogue_of: the instructions between the products of a tile and the next tile, read from machine code of sm_90, and
-an in-order model of their cycles.
+"""epilogue_of, issued_by and pending_products: what machine code of sm_90 says of a kernel's speed.
 
-Stall counts and scoreboards come from the control words, pipe rates and latencies from the tables below. The latencies
-are guesses and a device may schedule warps better, so trust ratios between kernels, not cycles. Four warps of a program
-run one per scheduler; with eight, two share its pipes.
+``epilogue_of`` has the instructions between the products of a tile and the next tile, and an in-order model of their
+cycles. Stall counts and scoreboards come from the control words, pipe rates and latencies from the tables below. The
+latencies are guesses and a device may schedule warps better, so trust ratios between kernels, not cycles. Four warps of
+a program run one per scheduler; with eight, two share its pipes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ RARE_BLOCK = 64
 _LABEL = re.compile(r"\s*(\.L_x_\d+):")
 _FIRST = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);\s+/\* 0x[0-9a-f]{16} \*/")
 _SECOND = re.compile(r"\s*/\* 0x([0-9a-f]{16}) \*/")
+_WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb\d, (0x[0-9a-f]+)")
 _TARGET = re.compile(r"BRA.*`\((\.L_x_\d+)\)")
 
 
@@ -63,6 +64,39 @@ def epilogue_of(code: str, num_warps: int) -> Epilogue | None:
         path.append(instructions[at])
         at = skips[at] if skips.get(at, max(outer) + 1) <= max(outer) else at + 1
     return _run(path, max(num_warps // 4, 1))
+
+
+def issued_by(code: str, num_warps: int) -> int:
+    """Return the instructions that a scheduler issues for a program in its longest loop, or in all of a program without
+    loops. Blocks that few tiles need do not count.
+
+    Args:
+        code: output of ``nvdisasm -c -hex``.
+        num_warps: warps of a program.
+    """
+    instructions, labels = _parse(code)
+    branches = [(at, labels[m[1]]) for at, (text, _) in enumerate(instructions) if (m := _TARGET.search(text))]
+    end = max(at for at, (text, _) in enumerate(instructions) if "EXIT" in text)
+    loops = [(to, at) for at, to in branches if to < at]
+    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    skips = {at: to for at, to in branches if to - at >= RARE_BLOCK and instructions[at][0].startswith("@")}
+    longest = 0
+    for first, last in inner or [(0, end)]:
+        count, at = 0, first
+        while at <= last:
+            count += 1
+            at = skips[at] if skips.get(at, last + 1) <= last else at + 1
+        longest = max(longest, count)
+    return longest * num_warps // 4
+
+
+def pending_products(code: str) -> int:
+    """Return how many groups of products a warp leaves unfinished while it goes on to load and issue the next.
+
+    Args:
+        code: output of ``nvdisasm -c -hex``.
+    """
+    return max((int(depth, 16) for depth in _WAIT.findall(code)), default=0)
 
 
 def _parse(code: str) -> tuple[list[tuple[str, int]], dict[str, int]]:

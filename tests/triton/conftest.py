@@ -23,7 +23,7 @@ if INTERPRETED:
 
     repair()
     # The interpreter takes milliseconds per tile, of any size: use few large ones. test_aot.py compiles the real ones.
-    for name in ("FUSED_REDUCE", "FUSED_SCORE_GRAD", "TWO_SIDED_REDUCE", "EXACT_COLUMNS", "TWO_SIDED_GRAD"):
+    for name in ("FUSED_REDUCE", "FUSED_SCORE_GRAD", "TWO_SIDED_REDUCE", "EXACT_COLUMNS", "WHOLE_SCORE_GRAD"):
         tiles = (replace(tile, BLOCK_M=512, BLOCK_N=512, BLOCK_K=128) for tile in getattr(configs, name))
         setattr(configs, name, tuple(tiles))
     configs.TARGET_SCORES = replace(configs.TARGET_SCORES, BLOCK_M=512, BLOCK_K=128)

@@ -37,7 +37,7 @@ def test_nothing_spills_and_products_run_on_tensor_cores(architecture):
         "fused_score_grad",
         "two_sided_reduce",
         "exact_columns",
-        "two_sided_grad",
+        "whole_score_grad",
         "target_scores",
         "reduce_partials",
         "score_grad",

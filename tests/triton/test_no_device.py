@@ -95,6 +95,6 @@ def test_every_buffer_is_on_the_device_and_nothing_is_read(monkeypatch, name, dt
     if name in WHOLE_ROWS:
         assert asked == WHOLE_ROWS[name]
     elif dtype != torch.float32 and name in RECOMPUTED:
-        assert asked == RECOMPUTED[name] | {"target_scores", "two_sided_grad"}
+        assert asked == RECOMPUTED[name] | {"target_scores", "whole_score_grad"}
     else:
         assert asked == KEPT.get(name, {"reduce_both"}) | {"score_grad"}

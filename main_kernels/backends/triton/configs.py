@@ -41,7 +41,7 @@ class Config:
     @functools.cached_property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the kernel launch."""
-        selecting = ("reason", "architecture", "max_pressure")
+        selecting = ("reason", "architecture", "max_pressure", "programs")
         return {name: value for name, value in asdict(self).items() if name not in selecting}
 
 
@@ -50,8 +50,9 @@ class WholeTile(Config):
     """A tile of scores that a fused kernel computes and consumes in registers.
 
     It applies from compute capability ``architecture`` / 10 on, to launches whose estimated register pressure is at
-    most ``max_pressure``. GROUP_M rows of tiles run together, so that their operands meet in the L2 cache. Without
-    maxnreg=255, ptxas spills a little to make room for more programs than shared memory allows."""
+    most ``max_pressure``. GROUP_M rows of tiles run together, so that their operands meet in the L2 cache. ``programs``
+    fit on a multiprocessor at a time. Without maxnreg=255, ptxas spills a little to make room for more programs than
+    shared memory allows."""
 
     architecture: int
     max_pressure: int
@@ -59,6 +60,7 @@ class WholeTile(Config):
     BLOCK_N: int
     BLOCK_K: int
     num_stages: int
+    programs: int = field(default=1, kw_only=True)
     GROUP_M: int = field(default=16, kw_only=True)
     maxnreg: int = field(default=255, kw_only=True)
 
@@ -166,6 +168,7 @@ FUSED_REDUCE = (
         EPILOGUE_SUBTILES_LOG2=2,
         num_warps=4,
         num_stages=3,
+        programs=2,
     ),
     FusedTile(
         "row and column log-sum-exps at once: an eighth of the tile in the epilogue at a time; at most 255 registers",
@@ -177,6 +180,7 @@ FUSED_REDUCE = (
         EPILOGUE_SUBTILES_LOG2=3,
         num_warps=4,
         num_stages=3,
+        programs=2,
     ),
     FusedTile(
         "two warp groups share a narrower accumulator; at most 240 registers",
@@ -235,6 +239,7 @@ FUSED_SCORE_GRAD = (
         EPILOGUE_SUBTILES_LOG2=3,
         num_warps=4,
         num_stages=3,
+        programs=2,
     ),
     FusedTile(
         "two warp groups share the accumulator; at most 226 registers",
@@ -280,6 +285,28 @@ TWO_SIDED_REDUCE = (
         BLOCK_K=64,
         num_warps=4,
         num_stages=3,
+        programs=2,
+    ),
+    WholeTile(
+        "the accumulator is in tensor memory; two programs share a multiprocessor; at most 206 registers",
+        architecture=100,
+        max_pressure=0,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        num_warps=4,
+        num_stages=3,
+        programs=2,
+    ),
+    WholeTile(
+        "ids: two warp groups share the epilogue's registers",
+        architecture=100,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        num_warps=8,
+        num_stages=3,
     ),
 )
 
@@ -305,14 +332,15 @@ EXACT_COLUMNS = (
         EPILOGUE_SUBTILES_LOG2=3,
         num_warps=4,
         num_stages=3,
+        programs=2,
     ),
 )
 
-TWO_SIDED_GRAD = (
+WHOLE_SCORE_GRAD = (
     WholeTile(
-        "as in the forward pass; at most 239 registers",
+        "two warps share a row of the accumulator; at most 253 registers",
         architecture=80,
-        max_pressure=MAX_PRESSURE,
+        max_pressure=6,
         BLOCK_M=128,
         BLOCK_N=128,
         BLOCK_K=32,
@@ -322,17 +350,28 @@ TWO_SIDED_GRAD = (
     WholeTile(
         "as in the forward pass; 255 registers",
         architecture=90,
-        max_pressure=MAX_PRESSURE,
+        max_pressure=3,
         BLOCK_M=128,
         BLOCK_N=128,
         BLOCK_K=64,
         num_warps=4,
         num_stages=3,
+        programs=2,
     ),
     WholeTile(
-        "the accumulator is in tensor memory: two warp groups share the epilogue's registers; 248 registers",
+        "two warp groups share the accumulator: room for ids, biases and row sums; at most 255 registers",
+        architecture=90,
+        max_pressure=6,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        num_warps=8,
+        num_stages=3,
+    ),
+    WholeTile(
+        "the accumulator is in tensor memory: two warp groups share the epilogue's registers; at most 226 registers",
         architecture=100,
-        max_pressure=MAX_PRESSURE,
+        max_pressure=2,
         BLOCK_M=128,
         BLOCK_N=128,
         BLOCK_K=64,
@@ -421,6 +460,14 @@ def multiprocessors(device: torch.device) -> int:
 
 def tile_for(tiles: tuple[_Tile, ...], device: torch.device, register_pressure: int = 0) -> _Tile:
     """Return the first tile with room for ``register_pressure``, of the newest architecture the device supports."""
+    tile = find_tile(tiles, device, register_pressure)
+    assert tile is not None
+    return tile
+
+
+def find_tile(tiles: tuple[_Tile, ...], device: torch.device, register_pressure: int) -> _Tile | None:
+    """Return the same, or None if no tile has room."""
     supported = architecture(device)
     newest = max(tile.architecture for tile in tiles if tile.architecture <= supported)
-    return next(t for t in tiles if t.architecture == newest and register_pressure <= t.max_pressure)
+    of_newest = (tile for tile in tiles if tile.architecture == newest)
+    return next((tile for tile in of_newest if register_pressure <= tile.max_pressure), None)

@@ -84,9 +84,8 @@ def softplus_of(s):
 
 @triton.jit
 def sigmoid_of(s):
-    small = exp(-tl.abs(s))
-    q = divide(1.0, 1.0 + small)
-    return tl.where(s > 0, q, small * q)
+    """1 / (1 + e^-s); a sum beyond 2^126, at s < -87, counts as infinite."""
+    return divide(1.0, 1.0 + exp(-s))
 
 
 @triton.jit
@@ -179,6 +178,13 @@ def load_vector(start, at, mask):
 
 
 @triton.jit
+def _times(vector, factor):
+    if vector is not None:
+        vector = vector * factor
+    return vector
+
+
+@triton.jit
 def load_terms(terms, entries):
     """The terms of the tile's rows and columns. The lower part of a log-sum-exp is in the coefficient:
     a exp(s - high - low) = (a exp(-low)) exp(s - high)."""
@@ -227,26 +233,35 @@ def target_mask(entries, masking):
 
 
 @triton.jit
-def valid_mask(is_target, entries, masking):
-    """[BLOCK_M, BLOCK_N], True for entries that are in bounds and not masked."""
-    valid = in_bounds(entries)
+def has_target(across, masking, BLOCK_N: tl.constexpr):
+    """True if a row's target lies in tile column ``across``. Few tiles contain any."""
+    found = False
+    if masking.targets is not None:
+        inside = (masking.targets >= across * BLOCK_N) & (masking.targets < (across + 1) * BLOCK_N)
+        found = tl.max(inside.to(tl.int32), 0) > 0
+    return found
+
+
+@triton.jit
+def unmasked(is_target, masking):
+    """[BLOCK_M, BLOCK_N], True for entries that are not masked; None if there is no mask."""
+    valid = None
     if masking.row_ids is not None:
-        unmasked = masking.row_ids[:, None] != masking.column_ids[None, :]
+        valid = masking.row_ids[:, None] != masking.column_ids[None, :]
         if is_target is not None:
             if masking.keep_target:
-                unmasked = unmasked | is_target
+                valid = valid | is_target
             else:
-                unmasked = unmasked & (is_target == 0)
-        valid = valid & unmasked
+                valid = valid & (is_target == 0)
     return valid
 
 
 @triton.jit
 def mask_scores(s, is_target, entries, masking):
     """s with -inf for entries that are masked or out of bounds. NaN scores stay NaN, even if they are masked."""
-    valid = valid_mask(is_target, entries, masking)
+    valid = in_bounds(entries)
     if masking.row_ids is not None:
-        valid = valid | (s != s)
+        valid = (valid & unmasked(is_target, masking)) | (s != s)
     return tl.where(valid, s, NOTHING)
 
 
@@ -284,19 +299,6 @@ def reduce_tile(s, above, clip, parts, AXIS: tl.constexpr):
 
 
 LEAST = tl.constexpr(2.0**-90)  # a column's sum: its terms below 2^-126 are lost, at most 2^-28 of it
-
-
-@triton.jit
-def shared_column_sums(weight, row_top, in_row):
-    """Of a tile's columns: the largest score of the tile, in every entry; the sums of exp(s - top); and True where such
-    a sum has lost digits to underflow. The exponentials are those of the rows, weight = exp(s - row_top)."""
-    some = (row_top > NOTHING) & in_row
-    top = tl.max(tl.where(some, row_top, NOTHING), 0)
-    zero = tl.where(top > NOTHING, top, 0.0)
-    factor = tl.where(some, exp(tl.where(some, row_top, 0.0) - zero), 0.0)
-    total = tl.sum(weight * factor[:, None], 0)
-    top = tl.zeros_like(total) + top
-    return top, total, (total < LEAST) & (top > NOTHING)
 
 
 @triton.jit
@@ -348,28 +350,67 @@ def store_sums(sums, parts, at, mask):
 
 
 @triton.jit
-def _score_grad(s, is_target, valid, scoring, terms):
-    """dL/ds [BLOCK_M, BLOCK_N] of scores s, see ScoreGradTerms in structs.py."""
-    g = tl.zeros_like(s)
+def times_terms(terms, factor):
+    """The terms with all coefficients multiplied by ``factor``."""
+    return Terms(
+        _times(terms.row_lse_grad, factor),
+        terms.row_lse_high,
+        terms.row_lse_low,
+        _times(terms.column_lse_grad, factor),
+        terms.column_lse_high,
+        terms.column_lse_low,
+        _times(terms.target_grad, factor),
+        _times(terms.softplus_grad, factor),
+        _times(terms.row_sum_grad, factor),
+        _times(terms.column_sum_grad, factor),
+        _times(terms.neg_entropy_grad, factor),
+    )
+
+
+@triton.jit
+def _plus(g, x):
+    """g + x; None is zero."""
+    total = x
+    if g is not None:
+        total = g + x
+    return total
+
+
+@triton.jit
+def _plus_product(g, factor, x):
+    """g + factor x; None is zero."""
+    if g is None:
+        total = factor * x
+    else:
+        total = tl.fma(factor, x, g)
+    return total
+
+
+@triton.jit
+def score_grad_of(s, is_target, valid, scoring, terms):
+    """dL/ds [BLOCK_M, BLOCK_N] of scores s, see ScoreGradTerms in structs.py, 0 where ``valid`` is False."""
+    g = None
     if terms.row_lse_grad is not None:
         factor, log_p = terms.row_lse_grad[:, None], s - terms.row_lse_high[:, None]
         if terms.neg_entropy_grad is not None:
             log_p = log_p - terms.row_lse_low[:, None]
             factor = factor + terms.neg_entropy_grad[:, None] * tl.maximum(log_p, _LOWEST)
-        g += factor * exp(log_p)
+        g = factor * exp(log_p)
     if terms.column_lse_grad is not None:
-        g += terms.column_lse_grad[None, :] * exp(s - terms.column_lse_high[None, :])
-    if terms.softplus_grad is not None:
-        g += terms.softplus_grad[:, None] * sigmoid_of(s)
+        g = _plus_product(g, terms.column_lse_grad[None, :], exp(s - terms.column_lse_high[None, :]))
     if terms.row_sum_grad is not None:
-        g += terms.row_sum_grad[:, None]
+        g = _plus(g, terms.row_sum_grad[:, None] + tl.zeros_like(s))
     if terms.column_sum_grad is not None:
-        g += terms.column_sum_grad[None, :]
+        g = _plus(g, terms.column_sum_grad[None, :] + tl.zeros_like(s))
+    if g is not None and scoring.bias is not None:
+        g = tl.where(s == NOTHING, 0.0, g)
+    if terms.softplus_grad is not None:  # 0 at -inf
+        g = _plus_product(g, terms.softplus_grad[:, None], sigmoid_of(s))
+    if g is None:
+        g = tl.zeros_like(s)
     if valid is not None:
         g = tl.where(valid, g, 0.0)
-    if scoring.bias is not None:
-        g = tl.where(s == NOTHING, 0.0, g)
-    if terms.target_grad is not None:
+    if is_target is not None and terms.target_grad is not None:
         g += tl.where(is_target, terms.target_grad[:, None], 0.0)
     return g
 
@@ -390,10 +431,11 @@ def score_grad_tile(raw, entries, scoring, masking, terms, row_partials):
     vectors are in registers."""
     s = map_tile(raw, scoring)
     is_target = target_mask(entries, masking)
-    valid = None  # entries out of bounds are not stored, but they would enter the row sums
-    if masking.row_ids is not None or row_partials is not None:
-        valid = valid_mask(is_target, entries, masking)
-    g = _score_grad(s, is_target, valid, scoring, terms)
+    valid = unmasked(is_target, masking)
+    if row_partials is not None:  # entries out of bounds are not stored, but they would enter the row sums
+        inside = in_bounds(entries)
+        valid = inside if valid is None else valid & inside
+    g = score_grad_of(s, is_target, valid, scoring, terms)
     if scoring.bias is not None:  # a finite value at which tanh has no slope
         lowest = 0.0
         if scoring.cap is not None:

@@ -11,23 +11,26 @@ from ..accumulators import ColumnAccumulators, RowAccumulators, select_rows
 from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .configs import WholeTile
-from .fused_backward import fused_score_grad
+from .fused_backward import fused_score_grad, whole_score_grad
 from .fused_forward import fused_reduce, target_scores
 from .kernel_args import Sums, Terms
 from .launch import launch, masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
 from .matmul_tile import aligned, kernel_operands, persistent_programs
-from .two_sided import exact_columns, two_sided_grad, two_sided_reduce
+from .two_sided import exact_columns, two_sided_reduce
 
 # Weights of the parts of an epilogue that take more registers than one sum or term.
 _POINTWISE, _SOFTCAP = 5, 3
+_ROW_SUMS = 4  # of whole_score_grad
 
 
 def _reduce_pressure(rows: RowAccumulators, columns: ColumnAccumulators | None, score_map: ScoreMap) -> int:
-    """Estimate the register pressure of a forward epilogue: one per reduction, more for a pointwise function."""
+    """Estimate the register pressure of a forward epilogue: one per reduction, more for a softcap or a pointwise
+    function."""
     sums = sum(getattr(each, name, None) is not None for each in (rows, columns) for name in Sums._fields)
     pointwise = sum(sums is not None for sums in (rows.softplus, rows.clipped))
     others = sum(x is not None for x in (rows.rank, score_map.bias))
-    return min(sums + others + _POINTWISE * pointwise, configs.MAX_PRESSURE)
+    softcap = _SOFTCAP * bool(score_map.softcap)
+    return min(sums + others + softcap + _POINTWISE * pointwise, configs.MAX_PRESSURE)
 
 
 def _is_two_sided(rows: RowAccumulators, columns: ColumnAccumulators | None, score_map: ScoreMap) -> bool:
@@ -37,11 +40,12 @@ def _is_two_sided(rows: RowAccumulators, columns: ColumnAccumulators | None, sco
     return columns is not None and rows.total is not None and is_plain
 
 
-def _is_two_sided_grad(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> bool:
-    """Return True if the gradient has terms of both log-sum-exps and no others but the targets'."""
-    others = (terms.softplus_grad, terms.row_sum_grad, terms.column_sum_grad, terms.neg_entropy_grad)
-    is_plain = not score_map.softcap and all(x is None for x in (*others, score_map.bias, mask, scale_grad))
-    return is_plain and terms.row_lse_grad is not None and terms.column_lse_grad is not None
+def _whole_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> int:
+    """Estimate the register pressure of whole_score_grad: its vectors along columns, and more for row sums."""
+    if score_map.softcap or terms.neg_entropy_grad is not None:
+        return configs.MAX_PRESSURE + 1
+    pressure = 2 * sum(x is not None for x in (terms.column_lse_grad, terms.column_sum_grad, score_map.bias))
+    return pressure + (mask is not None) + _ROW_SUMS * (scale_grad is not None)
 
 
 def _score_grad_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> int:
@@ -116,7 +120,8 @@ class TritonFused:
     ) -> None:
         tile: WholeTile
         if _is_two_sided(rows, columns, score_map):
-            tile, reduce = configs.tile_for(configs.TWO_SIDED_REDUCE, query.device), self._reduce_two_sided
+            ids = int(mask is not None)
+            tile, reduce = configs.tile_for(configs.TWO_SIDED_REDUCE, query.device, ids), self._reduce_two_sided
         else:
             pressure = _reduce_pressure(rows, columns, score_map)
             tile, reduce = configs.tile_for(configs.FUSED_REDUCE, query.device, pressure), self._reduce
@@ -190,7 +195,9 @@ class TritonFused:
             q, k, use_tma = kernel_operands(query, key, tile)
             shared = q, k, count, key.shape[0], width, scoring_of(score_map), masking_of(targets, mask)
             programs = persistent_programs(count, key.shape[0], tile, device)
-            launch(two_sided_reduce, programs, tile, *shared, row_parts, column_parts, marked, USE_TMA=use_tma)
+            launch(
+                two_sided_reduce, programs, tile, *shared, rows.target, row_parts, column_parts, marked, USE_TMA=use_tma
+            )
             launch(exact_columns, programs, exact, *shared, column_parts, marked, USE_TMA=use_tma)
             reduce_partials_(row_parts, rows)
             reduce_partials_(column_parts, columns)
@@ -211,36 +218,18 @@ class TritonFused:
             return
         with torch.cuda.device_of(query):
             kernel_terms = terms_of(terms, targets=targets is not None)
-            if _is_two_sided_grad(kernel_terms, score_map, mask, scale_grad):
-                tile = configs.tile_for(configs.TWO_SIDED_GRAD, query.device)
-                q, k, use_tma = kernel_operands(query, key, tile)
-                programs = persistent_programs(count, key.shape[0], tile, query.device)
-                launch(
-                    two_sided_grad,
-                    programs,
-                    tile,
-                    q,
-                    k,
-                    count,
-                    key.shape[0],
-                    width,
-                    scoring_of(score_map),
-                    targets,
-                    kernel_terms,
-                    out,
-                    out.stride(0),
-                    USE_TMA=use_tma,
-                )
-                return
-            pressure = _score_grad_pressure(kernel_terms, score_map, mask, scale_grad)
-            tile = configs.tile_for(configs.FUSED_SCORE_GRAD, query.device, pressure)
+            wanted = kernel_terms, score_map, mask, scale_grad
+            whole = configs.find_tile(configs.WHOLE_SCORE_GRAD, query.device, _whole_pressure(*wanted))
+            kernel, tile = whole_score_grad, whole
+            if tile is None:
+                kernel = fused_score_grad
+                tile = configs.tile_for(configs.FUSED_SCORE_GRAD, query.device, _score_grad_pressure(*wanted))
             across = -(-key.shape[0] // tile.BLOCK_N)
             row_partials = None if scale_grad is None else query.new_empty((across, count), dtype=torch.float32)
             q, k, use_tma = kernel_operands(query, key, tile)
-            programs = persistent_programs(count, key.shape[0], tile, query.device)
             launch(
-                fused_score_grad,
-                programs,
+                kernel,
+                persistent_programs(count, key.shape[0], tile, query.device),
                 tile,
                 q,
                 k,

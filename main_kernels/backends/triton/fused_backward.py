@@ -1,9 +1,25 @@
-"""fused_score_grad, the fused backward kernel: recomputes tiles of scores and turns them into dL/draw in registers."""
+"""fused_score_grad and whole_score_grad, the fused backward kernels: they recompute tiles of scores and turn them into
+dL/draw in registers."""
 
 import triton
 import triton.language as tl
 
-from .epilogue import load_masking, load_scoring, load_terms, score_grad_tile, store_tile, tile_entries
+from .epilogue import (
+    NOTHING,
+    has_target,
+    in_bounds,
+    load_masking,
+    load_scoring,
+    load_terms,
+    map_tile,
+    score_grad_of,
+    score_grad_tile,
+    store_tile,
+    target_mask,
+    tile_entries,
+    times_terms,
+    unmasked,
+)
 from .kernel_args import Scoring
 from .matmul_tile import matmul_tile, subtile, swizzle_tile
 
@@ -49,3 +65,59 @@ def fused_score_grad(
         if row_partials is not None:
             i = y * BLOCK_M + tl.arange(0, BLOCK_M)
             tl.store(row_partials + x * rows + i, row_sums, i < rows)
+
+
+@triton.jit
+def whole_score_grad(
+    query,
+    key,
+    rows,
+    columns,
+    width,
+    scoring,
+    masking,
+    terms,
+    out,
+    pitch,
+    row_partials,
+    USE_TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """fused_score_grad without softcap and entropy, for whole tiles at once.
+
+    The vectors are loaded before the products, behind which they arrive. Few tiles contain a target: only they compare
+    columns with targets."""
+    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
+    scoring = Scoring(tl.load(scoring.scale), None, scoring.bias)
+    for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
+        y, x = swizzle_tile(tile, down, across, GROUP_M)
+        entries = tile_entries(y, x, rows, columns, BLOCK_M, BLOCK_N)
+        mapping, loaded = load_scoring(scoring, entries), load_masking(masking, entries)
+        vectors = times_terms(load_terms(terms, entries), scoring.scale)
+        acc = matmul_tile(
+            query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
+        )
+        s = map_tile(acc, mapping)
+        targeted = has_target(x, loaded, BLOCK_N)
+        g = score_grad_of(s, None, None, mapping, vectors)
+        if masking.row_ids is not None:
+            own = tl.zeros((BLOCK_M,), tl.float32)
+            if masking.keep_target and targeted:
+                own = tl.sum(tl.where(target_mask(entries, loaded), g, 0.0), 1)
+            g = tl.where(unmasked(None, loaded), g, 0.0)
+            if targeted:
+                if vectors.target_grad is not None:
+                    own += vectors.target_grad
+                g = tl.where(target_mask(entries, loaded), own[:, None], g)
+        elif vectors.target_grad is not None and targeted:
+            g += tl.where(target_mask(entries, loaded), vectors.target_grad[:, None], 0.0)
+        if row_partials is not None:  # g has the factor of the scale
+            counts = in_bounds(entries)
+            if scoring.bias is not None:
+                counts = counts & (s != NOTHING)
+            row_sums = tl.sum(tl.where(counts, g * s, 0.0), 1) / scoring.scale
+            tl.store(row_partials + x * rows + entries.i, row_sums, entries.i < rows)
+        store_tile(g, out, pitch, entries)

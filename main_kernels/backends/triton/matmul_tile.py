@@ -34,7 +34,8 @@ def kernel_operands(query: Tensor, key: Tensor, tile: WholeTile) -> tuple[Any, A
 def persistent_programs(rows: int, columns: int, tile: WholeTile, device: torch.device) -> int:
     """Return the number of programs of a persistent kernel, which loop over tiles."""
     tiles = -(-rows // tile.BLOCK_M) * -(-columns // tile.BLOCK_N)
-    return min(tiles, configs.PROGRAMS_PER_MULTIPROCESSOR * configs.multiprocessors(device))
+    programs = min(configs.PROGRAMS_PER_MULTIPROCESSOR, tile.programs)
+    return min(tiles, programs * configs.multiprocessors(device))
 
 
 @triton.jit

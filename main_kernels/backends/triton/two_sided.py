@@ -1,4 +1,4 @@
-"""two_sided_reduce, exact_columns and two_sided_grad: the fused kernels of info_nce, which reduces rows and columns.
+"""two_sided_reduce and exact_columns: the fused kernels of info_nce, which reduces rows and columns.
 
 A tile takes one exponential per score: e_ij = exp(s_ij - m_i), m_i the row's largest score in the tile. It is a term of
 the row's sum, and with f_i = exp(m_i - m), m the tile's largest score, e_ij f_i is a term of the column's. A column
@@ -10,16 +10,18 @@ import triton
 import triton.language as tl
 
 from .epilogue import (
+    LEAST,
     NOTHING,
     exp,
+    has_target,
     load_masking,
     map_tile,
     mask_scores,
     reduce_tile,
-    shared_column_sums,
     store_sums,
     target_mask,
     tile_entries,
+    unmasked,
 )
 from .kernel_args import Scoring
 from .matmul_tile import matmul_tile, subtile, swizzle_tile
@@ -34,6 +36,7 @@ def two_sided_reduce(
     width,
     scoring,
     masking,
+    target_scores,
     row_parts,
     column_parts,
     marked,
@@ -45,11 +48,17 @@ def two_sided_reduce(
 ):
     """Write the partial sums row_parts [tiles across, rows] and column_parts [tiles down, columns] of the scores of
     query[rows, width] and key[columns, width], which have no bias and no softcap. marked[tiles down, columns] receives
-    1 for a sum that exact_columns must compute, else 0."""
+    1 for a sum that exact_columns must compute, else 0.
+
+    Ids are loaded before the products, behind which they arrive. They mask the target too; it is put back, from
+    target_scores[rows], in the few tiles that contain one."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = swizzle_tile(tile, down, across, GROUP_M)
+        loaded = masking
+        if masking.row_ids is not None:
+            loaded = load_masking(masking, tile_entries(y, x, rows, columns, BLOCK_M, BLOCK_N))
         acc = matmul_tile(
             query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
         )
@@ -57,17 +66,28 @@ def two_sided_reduce(
         i, j = entries.i, entries.j
         s = map_tile(acc, scoring)
         if masking.row_ids is not None:
-            loaded = load_masking(masking, entries)
-            s = mask_scores(s, target_mask(entries, loaded), entries, loaded)
-        else:  # rows out of bounds are left to their factor, which is 0
-            s = tl.where((j < columns)[None, :], s, NOTHING)
+            s += tl.where(unmasked(None, loaded), 0.0, NOTHING)  # a NaN stays one
+            if has_target(x, loaded, BLOCK_N):
+                own = tl.full((BLOCK_M,), NOTHING, tl.float32)
+                if masking.keep_target:
+                    own = tl.load(target_scores + i, i < rows, 0.0)
+                s = tl.where(target_mask(entries, loaded), own[:, None], s)
+        # rows out of bounds are left to their factor, which is 0
+        s = tl.where((j < columns)[None, :], s, NOTHING)
         row_top = tl.max(s, 1)
-        weight = exp(s - tl.where(row_top > NOTHING, row_top, 0.0)[:, None])
+        some = row_top > NOTHING
+        row_zero = tl.where(some, row_top, 0.0)
+        weight = exp(s - row_zero[:, None])
         tl.store(row_parts.maximum + x * rows + i, row_top, i < rows)
         tl.store(row_parts.total + x * rows + i, tl.sum(weight, 1), i < rows)
-        top, total, is_low = shared_column_sums(weight, row_top, i < rows)
-        tl.store(column_parts.maximum + y * columns + j, top, j < columns)
+        some = some & (i < rows)
+        top = tl.max(tl.where(some, row_top, NOTHING), 0)
+        zero = tl.where(top > NOTHING, top, 0.0)
+        factor = tl.where(some, exp(row_zero - zero), 0.0)
+        total = tl.sum(weight * factor[:, None], 0)
+        tl.store(column_parts.maximum + y * columns + j, tl.zeros_like(total) + top, j < columns)
         tl.store(column_parts.total + y * columns + j, total, j < columns)
+        is_low = (total < LEAST) & (tl.zeros_like(total) + top > NOTHING)
         tl.store(marked + y * columns + j, is_low.to(tl.int8), j < columns)
 
 
@@ -117,55 +137,3 @@ def exact_columns(
                         sums = reduce_tile(s, None, 0.0, column_parts, 0)
                         at = y * columns + entries.j
                         store_sums(sums, column_parts, at, entries.j < columns)
-
-
-@triton.jit
-def two_sided_grad(
-    query,
-    key,
-    rows,
-    columns,
-    width,
-    scoring,
-    targets,
-    terms,
-    out,
-    pitch,
-    USE_TMA: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):
-    """Write to out[rows, pitch] dL/draw for terms of both log-sum-exps and the targets, without bias, softcap or mask.
-
-    The vectors are loaded before the products, behind which they arrive. The lower part of a log-sum-exp is in the
-    coefficient: a exp(s - high - low) = (a exp(-low)) exp(s - high)."""
-    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    scale = tl.load(scoring.scale)
-    for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
-        y, x = swizzle_tile(tile, down, across, GROUP_M)
-        i, j = y * BLOCK_M + tl.arange(0, BLOCK_M), x * BLOCK_N + tl.arange(0, BLOCK_N)
-        has_row, has_column = i < rows, j < columns
-        row_high = tl.load(terms.row_lse_high + i, has_row, 0.0)
-        row_factor = tl.load(terms.row_lse_grad + i, has_row, 0.0) * scale
-        row_factor *= exp(-tl.load(terms.row_lse_low + i, has_row, 0.0))
-        column_high = tl.load(terms.column_lse_high + j, has_column, 0.0)
-        column_factor = tl.load(terms.column_lse_grad + j, has_column, 0.0) * scale
-        column_factor *= exp(-tl.load(terms.column_lse_low + j, has_column, 0.0))
-        if terms.target_grad is not None:
-            target = tl.load(targets + i, has_row, -1).to(tl.int32)
-            at_target = tl.load(terms.target_grad + i, has_row, 0.0) * scale
-        acc = matmul_tile(
-            query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
-        )
-        s = acc * scale
-        s = tl.fma(s, 0.0, s)
-        of_row = row_factor[:, None] * exp(s - row_high[:, None])
-        g = tl.fma(column_factor[None, :], exp(s - column_high[None, :]), of_row)
-        if terms.target_grad is not None:
-            left = x * BLOCK_N
-            if tl.max(((target >= left) & (target < left + BLOCK_N)).to(tl.int32), 0) > 0:
-                g += tl.where(j[None, :] == target[:, None], at_target[:, None], 0.0)
-        at = out + (i.to(tl.int64)[:, None] * pitch + j[None, :])
-        tl.store(at, g.to(out.dtype.element_ty), has_row[:, None] & has_column[None, :])
