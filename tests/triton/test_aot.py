@@ -17,8 +17,10 @@ SHAPE = "bfloat16 8192x32768"
 PLAIN = (
     f"reduce rows {SHAPE}",
     f"reduce both {SHAPE}",
-    f"score_grad softplus {SHAPE}",
-    f"score_grad both {SHAPE}",
+    f"score_grad softplus bias {SHAPE}",
+    f"score_grad both softcap {SHAPE}",
+    "chunk reduce both bfloat16",
+    "chunk row_loss rows bfloat16",
     "chunk score_grad both bfloat16",
     "divergence JS both bfloat16 bfloat16",
 )
@@ -39,7 +41,9 @@ def test_nothing_spills_and_products_run_on_tensor_cores(architecture):
         "exact_columns",
         "whole_score_grad",
         "target_scores",
+        "reduce_both",
         "reduce_partials",
+        "row_loss",
         "score_grad",
         "divergence",
     }
@@ -48,7 +52,7 @@ def test_nothing_spills_and_products_run_on_tensor_cores(architecture):
         assert not aot.faults(row), row
 
 
-def test_epilogues_of_an_h100_are_recorded_and_limited():
+def test_walks_of_an_h100_are_recorded_and_limited():
     name = f"reduce both {SHAPE}"
     cases = (case for case in aot.fused_cases() if case[0] == name)
     row = next(row for row in aot.measured(cases, 90) if row["kernel"] == "two_sided_reduce")
@@ -57,6 +61,17 @@ def test_epilogues_of_an_h100_are_recorded_and_limited():
     assert not aot.faults(row)
     assert "cycles" in aot.faults({**row, "epilogue_cycles": 5000})[0]
     assert "global loads" in aot.faults({**row, "epilogue_global_loads": 3})[0]
+    assert "in flight" in aot.faults({**row, "pending_products": 0})[0]
+    assert "bytes per cycle" in aot.faults({**row, "product_columns": 64})[0]
+    assert "2 planned" in aot.faults({**row, "num_warps": 8})[0]
+
+
+def test_kernels_between_products_are_limited_by_memory():
+    name = "chunk row_loss rows bfloat16"
+    (row,) = aot.measured((case for case in aot.chunk_cases() if case[0] == name), 90)
+    assert row["programs_planned"] == 1
+    assert not aot.faults(row)
+    assert "instructions" in aot.faults({**row, "issued": 1400})[0]
 
 
 def test_the_table_that_is_kept_has_no_faults():

@@ -133,8 +133,7 @@ class RowTile(ChunkTile):
     maxnreg: int = 128
 
 
-# The rows of an architecture are sorted by max_pressure. Register counts, of 255, come from bench/results/aot.json. It
-# predates the entropy gradient and biases of -inf, which changed some kernels by a few registers.
+# The rows of an architecture are sorted by max_pressure. Register counts, of 255, come from bench/results/aot.json.
 FUSED_REDUCE = (
     FusedTile(
         "half the tile in the epilogue at a time; 48 KB of shared memory, at most 239 registers",
