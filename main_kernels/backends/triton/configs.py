@@ -184,7 +184,7 @@ FUSED_REDUCE = (
     FusedTile(
         "two warp groups share a narrower accumulator; at most 240 registers",
         architecture=90,
-        max_pressure=19,
+        max_pressure=17,
         BLOCK_M=128,
         BLOCK_N=64,
         BLOCK_K=64,
