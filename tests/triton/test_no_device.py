@@ -21,6 +21,7 @@ from main_kernels import (
     mutual_information_bounds,
     pair_scores,
     row_logsumexp,
+    sequence_logprobs,
     sigmoid_loss,
     token_logprobs,
 )
@@ -46,6 +47,9 @@ FAKE_CALLS = {
     "info_nce_scale": lambda q, k: info_nce(q, k, logit_scale=number()),
     "info_nce_scale_elsewhere": lambda q, k: info_nce(q, k, logit_scale=torch.ones(())),
     "sigmoid_loss": lambda q, k: sigmoid_loss(q, k, logit_scale=number(), logit_bias=number()),
+    "sequence_logprobs": lambda q, k: sequence_logprobs(
+        q, k, targets_of(q), segment_ids=targets_of(q), segments=7, ignore_index=None
+    ).sum(),
     "pair_scores": lambda q, k: pair_scores(q, k).pmi.sum(),
     "row_logsumexp": lambda q, k: row_logsumexp(q, k).sum(),
     "mutual_information": lambda q, k: mutual_information(q, k, workspace_bytes=0),
@@ -61,7 +65,10 @@ WHOLE_ROWS = {
 }
 KEPT = {
     "pair_scores": {"reduce_rows", "reduce_columns"},
-    **{name: {"reduce_rows"} for name in ("sigmoid_loss", "row_logsumexp", "mutual_information_bounds")},
+    **{
+        name: {"reduce_rows"}
+        for name in ("sigmoid_loss", "row_logsumexp", "mutual_information_bounds", "sequence_logprobs")
+    },
 }
 RECOMPUTED = {"info_nce": {"two_sided_reduce", "exact_columns"}, "pair_scores": {"fused_reduce"}}
 
