@@ -55,8 +55,11 @@ IDS = torch.arange(ROWS, dtype=torch.int64) // 3
 
 @pytest.mark.parametrize(
     "options",
-    [{"workspace_bytes": 0}, {}, {"workspace_bytes": 0, "pair_ids": IDS, "label_smoothing": 0.1}],
-    ids=["recomputed", "kept", "ids"],
+    [
+        pytest.param({"workspace_bytes": 0}, id="recomputed"),
+        pytest.param({}, id="kept"),
+        pytest.param({"workspace_bytes": 0, "pair_ids": IDS, "label_smoothing": 0.1}, id="ids", marks=pytest.mark.slow),
+    ],
 )
 def test_info_nce(architecture, options):
     operands = draw(ROWS, ROWS)
@@ -89,6 +92,7 @@ def test_sigmoid_loss(architecture):
     )
 
 
+@pytest.mark.slow
 def test_token_logprobs_trained():
     targets = targets_of()
     compare(
@@ -123,6 +127,7 @@ def test_linear_cross_entropy():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["forward", "js"])
 def test_linear_kl(divergence):
     teacher = [x.detach() for x in draw()]
@@ -141,6 +146,16 @@ def test_pair_scores(architecture):
     want = reference.pair_scores(*(x.double() for x in operands), temperature=TAU, pair_ids=IDS)
     assert float((got.pmi.double() - want.pmi).abs().max()) < 1e-4
     assert torch.equal(got.rank_query.double(), want.rank_query.double())
+    assert torch.equal(got.rank_key.double(), want.rank_key.double())
+
+
+@pytest.mark.slow
+def test_pair_scores_in_float32():
+    """Whose kernels read scores that cuBLAS computed."""
+    operands = [x.detach() for x in draw(ROWS, ROWS, dtype=torch.float32)]
+    got = pair_scores(*operands, temperature=TAU)
+    want = reference.pair_scores(*(x.double() for x in operands), temperature=TAU)
+    assert float((got.pmi.double() - want.pmi).abs().max()) < 1e-4
     assert torch.equal(got.rank_key.double(), want.rank_key.double())
 
 
