@@ -20,18 +20,18 @@ from .samples import SampleLog
 from .timing import time_in_turn
 
 WIDE = {"BLOCK_N": 256, "num_warps": 8, "EPILOGUE_SUBTILES_LOG2": 3}
-TABLES = ("FUSED_REDUCE", "FUSED_SCORE_GRAD")
+TABLES = ("FUSED_REDUCE", "FUSED_SCORE_GRAD", "TWO_SIDED_REDUCE", "EXACT_COLUMNS", "WHOLE_SCORE_GRAD")
 
 
 def _tiles(**changes: int) -> dict[str, Any]:
-    """Return both tables of fused tiles with every Hopper row changed."""
-    return {
-        table: tuple(
-            replace(tile, **changes) if tile.architecture >= configs.TMA_ARCHITECTURE else tile
-            for tile in getattr(configs, table)
-        )
-        for table in TABLES
-    }
+    """Return the tables of fused tiles with every Hopper row changed."""
+
+    def changed(tile: configs.WholeTile) -> configs.WholeTile:
+        if tile.architecture < configs.TMA_ARCHITECTURE:
+            return tile
+        return replace(tile, **{name: value for name, value in changes.items() if hasattr(tile, name)})
+
+    return {table: tuple(map(changed, getattr(configs, table))) for table in TABLES}
 
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
