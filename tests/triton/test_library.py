@@ -21,7 +21,8 @@ CHOSEN = {
     test_contrastive: "info_nce_matches_the_reference info_nce_with_options_matches_the_reference "
     "sigmoid_loss_matches_the_reference sigmoid_loss_of_a_confident_model_is_not_rounded_away one_pair_has_no_loss "
     "a_batch_of_duplicates_has_no_negatives distinct_ids_do_not_change_a_bit pair_scores_match_the_reference "
-    "perfect_pairs_rank_first_and_reach_log_n row_logsumexp_matches_the_reference non_finite_operands_give_nan "
+    "ranks_over_several_chunks_match_the_reference perfect_pairs_rank_first_and_reach_log_n "
+    "row_logsumexp_matches_the_reference non_finite_operands_give_nan "
     "the_chunk_size_does_not_change_the_columns",
     test_head_losses: "linear_cross_entropy_matches_the_reference gradients_are_exact_for_every_subset_of_arguments "
     "a_fused_loss_does_not_change_the_other_outputs",
