@@ -32,11 +32,12 @@ if UNDER_TTSEM:
         torch.manual_seed(0)
 
     # smaller tiles: what an execution takes depends on the entries of a tile, not on their number
-    for name in ("FUSED_REDUCE", "FUSED_SCORE_GRAD", "TWO_SIDED_REDUCE", "EXACT_COLUMNS", "TWO_SIDED_GRAD"):
-        tiles = (replace(tile, BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, GROUP_M=2) for tile in getattr(configs, name))
-        setattr(configs, name, tuple(tiles))
-    for name in ("DIVERGENCE", "ROW_LOSS"):  # several of them in a row
-        setattr(configs, name, replace(getattr(configs, name), BLOCK_N=64))
+    for name, tiles in list(vars(configs).items()):
+        if isinstance(tiles, tuple) and tiles and isinstance(tiles[0], configs.WholeTile):
+            small = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "GROUP_M": 2}
+            setattr(configs, name, tuple(replace(tile, **small) for tile in tiles))
+        elif isinstance(tiles, configs.RowTile):  # several of them in a row
+            setattr(configs, name, replace(tiles, BLOCK_N=64))
     torch.cuda.is_current_stream_capturing = lambda: False
 
     @pytest.fixture(params=[80, 90], ids=["loads", "descriptors"])
