@@ -13,6 +13,7 @@ from ..data.formats.conversion import INPUT_FIELDS
 from ..data.formats.record_formats import RECORD_FORMATS
 from ..data.sources.file_formats import COMPRESSED_ENDINGS, ENDINGS
 from ..data.write import OUTPUT_ENDINGS
+from ..errors import UserError
 from ..plots import PLOT_ENDINGS
 from .common import Dtype, hide_library_progress, log_reasons
 
@@ -29,6 +30,13 @@ class PreferenceResponse(str, Enum):
 
     chosen = "chosen"
     rejected = "rejected"
+
+
+class Engine(str, Enum):
+    """Where the workers of a job run."""
+
+    local = "local"
+    ray = "ray"
 
 
 FORMATS = "**Record formats** (the first match is used)\n\n" + "\n\n".join(
@@ -78,6 +86,14 @@ def score(
         int,
         typer.Option(min=1, help="Number of processes, each with its own model, on a GPU of its own where there are."),
     ] = 1,
+    engine: Annotated[
+        Engine, typer.Option(help="Where the workers run: local processes, or Ray actors.")
+    ] = Engine.local,
+    gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs of each Ray actor; a fraction shares one.")] = 0,
+    address: Annotated[
+        Optional[str],
+        typer.Option(help="Ray cluster to join, or auto. Default: Ray is started here and ends with the command."),
+    ] = None,
     shard: Annotated[
         Optional[str],
         typer.Option(
@@ -136,6 +152,8 @@ def score(
 
     `main-align score 'data/*.parquet' -o scored/ --workers 8`
 
+    `main-align score 'data/*.parquet' -o scored/ --engine ray --address auto --workers 64 --gpus-per-worker 1`
+
     `main-align score 'data/*.parquet' -o scored/ --shard $SLURM_ARRAY_TASK_ID/16`
     """
     from ..data.read import open_source
@@ -150,6 +168,8 @@ def score(
     scorer |= {"max_length": max_length, "truncate": truncate, "bank": bank, "seed": seed}
     scorer |= {"batch_tokens": batch_tokens, "heads": heads, "trust_remote_code": trust_remote_code}
     # Everything that can be refused is refused before the model is loaded.
+    if engine is Engine.local and (gpus_per_worker or address):
+        raise UserError("--gpus-per-worker and --address need --engine ray")
     part = Shard.parse(shard) if shard else Shard()
     check_output(out, part)
     check_partial(out)
@@ -170,11 +190,11 @@ def score(
             "config": config,
             "sort_window": sort_window,
             "restart": restart,
-            "workers": workers,
             "shard": part,
         }
         job["command"] = {"input": sources, "output": str(out), **scorer}
-        manifest = _score(opened, out, scorer, job, progress_bar)
+        actors = {"gpus": gpus_per_worker, "address": address} if engine is Engine.ray else None
+        manifest = _score(opened, out, scorer, workers, actors, job, progress_bar)
     if not progress_bar.used:
         progress_bar.log(f"{out} was already complete for this input and model; --restart scores again")
     if "missing_parts" in manifest:
@@ -192,14 +212,27 @@ def score(
 
 
 def _score(
-    source: Source, out: Path, scorer: dict[str, Any], job: dict[str, Any], progress_bar: ProgressBar
+    source: Source,
+    out: Path,
+    scorer: dict[str, Any],
+    workers: int,
+    actors: dict[str, Any] | None,
+    job: dict[str, Any],
+    progress_bar: ProgressBar,
 ) -> dict[str, Any]:
+    """Score in this process, in worker processes, or in Ray actors with these options."""
     hide_library_progress()
-    from ..scoring.job import score_file
+    from ..scoring.job import run_job, score_file
     from ..scoring.resume import partial_folder
 
     try:
-        return score_file(scorer, source, out, on_progress=progress_bar, log=progress_bar.log, **job)
+        if actors is None:
+            log = progress_bar.log
+            return score_file(scorer, source, out, workers=workers, on_progress=progress_bar, log=log, **job)
+        from ..ray.actors import RayActors
+
+        pool = RayActors(workers, scorer, progress_bar.log, **actors)
+        return run_job(pool, source, out, on_progress=progress_bar, **job)
     except KeyboardInterrupt:
         if partial_folder(out).exists():
             progress_bar.log(f"Finished work is saved in {partial_folder(out)}; run again to resume.")
@@ -212,7 +245,6 @@ def _show(manifest: dict[str, Any], source: Source, out: Path, plot: Path | None
 
     from ..data.labels import read_aligned
     from ..data.pairs import SCORED
-    from ..errors import UserError
     from ..plots import plot_scores
     from ..scoring.columns import PANELS
     from ..scoring.score_file import read_columns

@@ -16,10 +16,8 @@ from typing import Any
 
 from ...errors import UserError
 from .engine import JobSpec, Report
+from .task_queue import TaskQueue
 from .worker import Finished, Task
-
-ATTEMPTS = 2
-"""workers that may die of one task"""
 
 
 class Processes:
@@ -66,42 +64,25 @@ class Processes:
         """Run tasks; an idle worker takes the next one.
 
         Raises:
-            UserError: a worker reports an error, a task kills ATTEMPTS workers, or no worker is left.
+            UserError: a worker reports an error, a task kills several workers, or no worker is left.
         """
-        waiting, running = list(tasks)[::-1], dict[_Worker, Task]()
-        reported: dict[Task, int] = {}
-        deaths: dict[Task, int] = {}
-        while waiting or running:
+        queue, running = TaskQueue(tasks, report, self._log), dict[_Worker, Task]()
+        while queue.waiting or running:
             for worker in self._workers:
-                if waiting and worker not in running:
-                    running[worker] = waiting.pop()
+                if queue.waiting and worker not in running:
+                    running[worker] = queue.waiting.pop()
                     worker.send({"task": running[worker]})
             if not running:
                 raise UserError("no worker is left. Finished work is saved; run again to resume")
             for worker in _with_a_message(list(running)):
-                task, message = running[worker], worker.receive()
+                message = worker.receive()
                 if message is None:
-                    del running[worker]
                     self._workers.remove(worker)
-                    deaths[task] = deaths.get(task, 0) + 1
-                    self._bury(worker, task, deaths[task])
-                    report(Finished(-reported.pop(task, 0)))  # whoever runs it again reports its pairs again
-                    waiting.append(task)
+                    queue.died(running.pop(worker), worker.end())
                 elif "done" in message:
                     del running[worker]
                 else:
-                    finished = Finished(*message["finished"])
-                    reported[task] = reported.get(task, 0) + finished.pairs
-                    report(finished)
-
-    def _bury(self, worker: _Worker, task: Task, deaths: int) -> None:
-        how = f"a worker died ({worker.end()}) while it worked on unit {task.number}"
-        if deaths == ATTEMPTS:
-            raise UserError(
-                f"{how}, as did another before. Finished work is saved; run again to resume, with fewer --workers or "
-                "a lower --batch-tokens if memory ran out"
-            )
-        self._log(f"{how}; the others go on")
+                    queue.finished(running[worker], Finished(*message["finished"]))
 
 
 def _with_a_message(workers: list[_Worker]) -> list[_Worker]:

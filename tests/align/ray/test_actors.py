@@ -1,0 +1,34 @@
+"""Ray itself: a job with actors, one of which dies. Skipped where Ray is not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ray = pytest.importorskip("ray")
+
+from main_align.errors import UserError  # noqa: E402
+from main_align.ray.actors import RayActors  # noqa: E402
+from main_align.scoring.job import run_job  # noqa: E402
+
+from tests.align.scoring.jobs.test_folders import FAKE, contents, data, scored  # noqa: E402, F401
+
+
+@pytest.mark.longest
+def test_actors_give_the_bytes_of_one_process_though_one_dies(tmp_path: Path, data: str) -> None:  # noqa: F811
+    said: list[str] = []
+    scored(tmp_path / "whole", data)
+    (tmp_path / "dies").touch()
+    mortal = FAKE | {"dies": str(tmp_path / "dies")}
+    run_job(RayActors(2, mortal, said.append), data, tmp_path / "scored", sort_window=6)
+    assert contents(tmp_path / "scored") == contents(tmp_path / "whole")
+    assert len(said) == 1
+    assert "another worker takes over" in said[0]
+
+
+@pytest.mark.longest
+def test_an_error_in_an_actor_is_the_users_own(tmp_path: Path, data: str) -> None:  # noqa: F811
+    wrong = {"model": str(tmp_path / "absent")}
+    with pytest.raises(UserError, match="absent"):
+        run_job(RayActors(1, wrong, print), data, tmp_path / "scored")
