@@ -199,6 +199,9 @@ UPSTREAM: dict[str, Callable[[int, int], ScoreGradTerms]] = {
     "both": lambda n, m: ScoreGradTerms(
         row_lse_grad=empty(n), row_lse=_lse(n), target_grad=empty(n), column_lse_grad=empty(m), column_lse=_lse(m)
     ),
+    "entropy": lambda n, m: ScoreGradTerms(
+        row_lse_grad=empty(n), row_lse=_lse(n), target_grad=empty(n), neg_entropy_grad=empty(n)
+    ),
     "both sums": lambda n, m: ScoreGradTerms(
         row_lse_grad=empty(n),
         row_lse=_lse(n),

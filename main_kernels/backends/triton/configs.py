@@ -229,7 +229,7 @@ FUSED_SCORE_GRAD = (
         num_stages=4,
     ),
     FusedTile(
-        "one warp group holds the accumulator; 251 registers with a softcap",
+        "one warp group holds the accumulator; at most 220 registers",
         architecture=90,
         max_pressure=4,
         BLOCK_M=128,
@@ -298,7 +298,7 @@ TWO_SIDED_REDUCE = (
         programs=2,
     ),
     WholeTile(
-        "ids: two warp groups share the epilogue's registers",
+        "ids: two warp groups share the epilogue's registers; at most 202 registers",
         architecture=100,
         max_pressure=MAX_PRESSURE,
         BLOCK_M=128,
@@ -426,14 +426,14 @@ REDUCE_PARTIALS = ReduceTile(
 )
 
 ROW_LOSS = RowTile(
-    "one program per multiprocessor: the 34 MB of rows that 132 of them read again stay in the L2 cache",
+    "one program per multiprocessor: the 34 MB that 132 of them read again stay in the L2 cache; at most 128 registers",
     BLOCK_M=1,
     BLOCK_N=8192,
     num_warps=16,
 )
 
 DIVERGENCE = RowTile(
-    "one program per multiprocessor: the fewer rows at a time, the more stay in the L2 cache; at most 106 registers",
+    "one program per multiprocessor: the fewer rows at a time, the more stay in the L2 cache; at most 108 registers",
     BLOCK_M=1,
     BLOCK_N=4096,
     num_warps=16,
