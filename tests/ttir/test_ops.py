@@ -178,6 +178,17 @@ def test_a_column_far_below_its_tile_is_exact(architecture):
 
 
 @pytest.mark.slow
+def test_a_gradient_in_slices_of_a_tile(architecture, monkeypatch):
+    """As with so many terms that no whole tile has the registers for them."""
+    monkeypatch.setattr(fused, "_whole_pressure", lambda *_: 1000)
+    compare(
+        lambda q, k: info_nce(q, k, temperature=TAU, workspace_bytes=0),
+        lambda q, k: reference.info_nce(q, k, temperature=TAU),
+        draw(ROWS, ROWS),
+    )
+
+
+@pytest.mark.slow
 def test_gradients_in_planes_match(monkeypatch):
     """As with a torch whose products cannot leave float32."""
     monkeypatch.setattr(products, "leaves_float32", lambda _: False)
