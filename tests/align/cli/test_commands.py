@@ -99,6 +99,27 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "light"
 
 
+def test_shards_of_a_folder_can_be_merged_and_filtered(tmp_path: Path, pairs: Path, model: Path) -> None:
+    scored, files = tmp_path / "scored", [pairs, tmp_path / "more.jsonl"]
+    files[1].write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    settings = ("--model", model, "--sort-window", 10)
+    code, text, log = invoke("score", *files, "-o", scored, *settings, "--shard", "0/2")
+    assert code == 0, log
+    assert "shard 0/2 is done; 2 of 4 parts are left to others" in text
+    assert invoke("filter", scored, "-o", tmp_path / "kept.jsonl", "--top", 1)[0] == 1
+    code, text, log = invoke("score", *files, "-o", scored, *settings, "--shard", "1/2")
+    assert code == 0, log
+    assert "25 rows" in text
+    assert "bad_json: 1 rows, the first: pairs.jsonl, line 13" in log
+    assert invoke("merge", scored, "-o", tmp_path / "merged.csv")[0] == 0
+    assert invoke("score", *files, "-o", tmp_path / "whole.csv", *settings)[0] == 0
+    assert (tmp_path / "merged.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert invoke("filter", scored, "-o", tmp_path / "kept.jsonl", "--top", 3)[0] == 0
+    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 3
+    code, _, log = invoke("score", *files, "-o", tmp_path / "o.csv", *settings, "--gpus-per-worker", 1)
+    assert (code, "need --engine ray" in log) == (1, True)
+
+
 def test_scores_can_be_filtered(tmp_path: Path, pairs: Path, model: Path) -> None:
     out, kept = tmp_path / "scores.parquet", tmp_path / "kept.jsonl"
     plots = tmp_path / "a.png", tmp_path / "b.png"
