@@ -49,11 +49,11 @@ def _whole_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_
 
 
 def _score_grad_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> int:
-    """Estimate the register pressure of a backward epilogue: one per gradient term, bias, mask and row sum, more for a
-    softcap."""
+    """Estimate the register pressure of a backward epilogue: one per gradient term, bias and mask, more for row sums
+    and a softcap."""
     lse_values = ("row_lse_high", "row_lse_low", "column_lse_high", "column_lse_low")
     gradients = (term for name, term in terms._asdict().items() if name not in lse_values)
-    count = sum(x is not None for x in (*gradients, score_map.bias, mask, scale_grad))
+    count = sum(x is not None for x in (*gradients, score_map.bias, mask)) + 6 * (scale_grad is not None)
     return min(count + _SOFTCAP * bool(score_map.softcap), configs.MAX_PRESSURE)
 
 
