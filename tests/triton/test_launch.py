@@ -132,7 +132,9 @@ CALLS_BEFORE = {
 def test_little_precedes_the_main_launch(noted, name):
     with host_time.pretended_products():
         op = host_time.Op(host_time.CALLS[name], ROWS, 1104, WIDTH + 8)
-        for _ in range(2):  # the first compiles
-            calls = {(name, pass_): host_time.calls_before_main(getattr(op, pass_)) for pass_ in host_time.PASSES}
-    for case in set(calls) & set(CALLS_BEFORE):
-        assert calls[case] <= CALLS_BEFORE[case], case
+        runs = [
+            {(name, pass_): host_time.calls_before_main(getattr(op, pass_)) for pass_ in host_time.PASSES}
+            for _ in range(4)  # the first compiles; what else runs in this process can only add calls
+        ]
+    for case in set(runs[0]) & set(CALLS_BEFORE):
+        assert min(calls[case] for calls in runs[1:]) <= CALLS_BEFORE[case], case

@@ -33,7 +33,7 @@ from .jobs.plan import JobPlan
 from .jobs.processes import Processes
 from .jobs.shard import Shard
 from .jobs.worker import Finished, Task
-from .manifest import is_folder_output, read_manifest, write_manifest
+from .manifest import is_folder_output, manifest_path, manifest_text, read_manifest, write_manifest
 from .resume import check_output, delete, delete_unless_locked, is_complete, open_or_resume, partial_folder
 from .runner import Runner
 from .score_file import write_scores
@@ -149,14 +149,23 @@ def run_job(
         if missing:
             return {"parts": len(parts), "missing_parts": missing}
         manifest = _manifest(opened, info, settings, folder, parts, totals) | {"command": dict(command or {})}
-        if not is_folder_output(out):
-            write_scores(out, totals.writing(part_rows(parts), sort_window))
-        write_manifest(out, manifest)
         if is_folder_output(out):
-            folder.delete_work()
+            _finish_folder(folder, out, manifest)
         else:
+            write_scores(out, totals.writing(part_rows(parts), sort_window))
+            write_manifest(out, manifest)
             delete(out)
     return manifest
+
+
+def _finish_folder(folder: JobFolder, out: Path, manifest: Mapping[str, Any]) -> None:
+    try:
+        with folder.finished(manifest_path(out)) as path:
+            path.write_text(manifest_text(manifest), encoding="utf-8")
+    except FileNotFoundError:
+        if not manifest_path(out).is_file():  # else another shard ended at the same moment, and deleted the work
+            raise
+    folder.delete_work()
 
 
 def _run(engine: Engine, plan: JobPlan, shard: Shard, totals: _Totals) -> None:

@@ -24,8 +24,12 @@ def manifest_path(out: Path) -> Path:
 def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of `out` atomically."""
     with atomic_write(manifest_path(out)) as temporary:
-        text = json.dumps(manifest, indent=2, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(manifest_text(manifest), encoding="utf-8")
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """Return the content of a manifest file."""
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """partial_folder, is_complete, open_or_resume, delete: the folder of a job, in which it resumes.
 
 A job that writes a file OUT works in the folder OUT.partial, which is deleted at the end. One that writes a folder
-works in it. job.json, with the settings, is written first and deleted first: without it, a folder holds nothing worth
-keeping.
+works in it. job.json, with the settings, is written first. In OUT.partial it is deleted first: without it, that folder
+holds nothing worth keeping. In an output folder it is deleted last: without it, the folder is not ours.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .manifest import differences, is_folder_output, manifest_path, read_manifes
 
 REMEDY = "Run again with the old settings, give another -o, or start over with --restart."
 JOB = "job.json"
-MADE = (JOB, "manifest.json", "bank.safetensors", "parts", "work")
-"""what a job makes in an output folder"""
+MADE = ("manifest.json", "bank.safetensors", "parts", "work", JOB)
+"""what a job makes in an output folder, in the order in which it is deleted"""
 
 
 def partial_folder(out: Path) -> Path:
@@ -53,7 +53,7 @@ def check_partial(out: Path) -> None:
         )
     if is_folder_output(out) and folder.exists() and not (folder / JOB).is_file():
         for child in sorted(folder.iterdir()):
-            if child.name not in MADE:
+            if child.name != "work":  # which is made before job.json
                 raise UserError(f"{folder} holds {child.name}, which is not of a job; give a new or an empty folder")
 
 
@@ -119,11 +119,11 @@ def open_or_resume(out: Path, settings: Mapping[str, Any], temporary: Path | Non
 
 
 def delete(out: Path) -> None:
-    """Delete all that a job made in its folder, job.json first, and then OUT.partial."""
+    """Delete OUT.partial, or all that a job made in its output folder."""
     check_partial(out)
     folder = partial_folder(out)
-    (folder / JOB).unlink(missing_ok=True)
     if not is_folder_output(out):
+        (folder / JOB).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         return
     for name in MADE:

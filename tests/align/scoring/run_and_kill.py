@@ -64,16 +64,10 @@ def every_rename(action: Callable[..., None]) -> None:
 
 STAGES: dict[str, Callable[[], None]] = {
     "whole": lambda: None,
-    "before_anything": lambda: before(Journal, "append", 1, lambda *_: die()),
-    "first_pack": lambda: before(Journal, "append", 3, lambda *_: die()),
     "torn_record": lambda: before(Journal, "append", 4, tear),
-    "measured": lambda: every_rename(dies_on("work/bank/*.journal")),
     "bank_chosen": lambda: before(Bank, "save", 1, lambda *_: die()),
-    "bank_made": lambda: every_rename(dies_on("*/candidates.journal")),
-    "second_unit": lambda: before(JobWorker, "_score", 2, lambda *_: die()),
     "within_a_unit": lambda: before(JobWorker, "_scored", 2, lambda *_: die()),
     "part_written": lambda: every_rename(dies_on("parts/*.parquet")),
-    "out_written": lambda: every_rename(dies_on("*[!0-9].parquet")),
     "before_manifest": lambda: before(main_align.scoring.job, "write_manifest", 1, lambda *_: die()),
     "while_removing": lambda: before(shutil, "rmtree", 1, lambda *_: die()),
 }
