@@ -135,10 +135,9 @@ def run_job(
         open_or_resume(out, settings, folder.own / "job.json")
         folder.create()
         with Journal(folder.lock):
-            plan = JobPlan.of(opened.lengths(), sort_window, engine.fingerprint)
-            spec = JobSpec(
-                opened.address(), asdict(fields), opened.lengths(), sort_window, str(folder.path), shard.name
-            )
+            lengths = opened.lengths() if isinstance(opened, FileSet) else [info.rows]
+            plan = JobPlan.of(lengths, sort_window, engine.fingerprint)
+            spec = JobSpec(opened.address(), asdict(fields), lengths, sort_window, str(folder.path), shard.name)
             totals = _Totals(_rows_of(plan, shard), on_progress or (lambda _: None))
             engine.open(spec)
             _run(engine, plan, shard, totals)

@@ -57,6 +57,7 @@ class FileSet(Source):
             start = max(0, start - count)
 
     def lengths(self) -> list[int]:
+        """Return the number of rows of each file."""
         return [info.rows for info in self.infos().values()]
 
     def pair_of(self, row: Row, fields: Fields = NO_FIELDS, notes: Notes | None = None) -> Pair:

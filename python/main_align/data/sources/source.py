@@ -83,10 +83,6 @@ class Source(ABC):
         """Yield the rows from number `start` on, counted from 0."""
         return islice(self.rows(), start, None)
 
-    def lengths(self) -> list[int]:
-        """Return the number of rows of each file."""
-        return [self.inspect().rows]
-
     def paths(self) -> str | list[str] | None:
         """Return the absolute path of the source, those of all its files, or None if it has none."""
         return str(self.path.absolute()) if self.path else None

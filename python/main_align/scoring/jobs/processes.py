@@ -36,20 +36,28 @@ class Processes:
     def __init__(self, count: int, settings: Mapping[str, Any], log: Callable[[str], None]) -> None:
         if count < 1:
             raise UserError(f"workers must be at least 1, got {count}")
-        self._log = log
-        cores = len(os.sched_getaffinity(0))
-        self._workers = [_Worker(max(1, cores // count)) for _ in range(count)]
-        for index, worker in enumerate(self._workers):
-            worker.send({"settings": dict(settings), "index": index})
+        self._count, self._settings, self._log = count, dict(settings), log
+        self._workers: list[_Worker] = []
         self.fingerprint: dict[str, Any] = {}
 
     def __enter__(self) -> Processes:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        threads = max(1, len(os.sched_getaffinity(0)) // self._count)
+        for index in range(self._count):
+            self._workers.append(_Worker(threads))
+            self._workers[-1].send({"settings": self._settings, "index": index})
         for worker in self._workers:
             message = worker.receive()
             if message is None:
                 raise UserError(f"a worker ended while it loaded the model ({worker.end()}); its message is above")
             self.fingerprint = message["fingerprint"]
-        return self
 
     def __exit__(self, *error: object) -> None:
         for worker in self._workers:
