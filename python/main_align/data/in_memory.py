@@ -26,7 +26,7 @@ def is_dict_of_lists(data: Any, fields: Fields) -> bool:
     return pair_from_record(_to_python(data), 1, fields).status != "ok"
 
 
-def iter_pairs(data: Any, fields: Fields) -> Iterator[Pair]:
+def iter_pairs(data: Any, fields: Fields, logged: set[str] | None = None) -> Iterator[Pair]:
     """Yield the pairs of an iterable of records, a data frame, a table, a dict of lists or one record, in order.
 
     A record is a Pair, a mapping in any record format, an (instruction, response) tuple, or a list of messages.
@@ -35,16 +35,20 @@ def iter_pairs(data: Any, fields: Fields) -> Iterator[Pair]:
     Args:
         data: the records.
         fields: field names that take precedence over the recognised record formats.
+        logged: names of the unused fields that earlier calls logged; those of this call are added. Default: none.
 
     Raises:
         UserError: `data` is not a collection of records.
     """
     fields.check()
-    notes = Notes()
+    notes, logged = Notes(), set() if logged is None else logged
     for number, record in enumerate(_records(data, fields), 1):
         yield _pair(record, number, fields, notes)
+    for name in logged:
+        del notes.unused[name]
     if notes.unused:
         log.warning(notes.warning())
+        logged.update(notes.unused)
 
 
 def count_pairs(data: Any, fields: Fields) -> int | None:

@@ -16,6 +16,8 @@ from ..scoring.jobs.task_queue import TaskQueue
 from ..scoring.jobs.worker import Finished, JobWorker, Task
 
 SECONDS_BETWEEN_REPORTS = 2.0
+SECONDS_UNTIL_NOTICE = 60.0
+"""time after which a job says that Ray has not placed its actors"""
 
 
 class RayActors:
@@ -63,9 +65,13 @@ class RayActors:
         else:
             # one CPU more than actors: Ray needs it for itself
             self._ray.init(address="local", num_cpus=self._count + 1, include_dashboard=False, log_to_driver=False)
-        self._actors = [self._start() for _ in range(self._count)]
-        for actor in self._actors:
-            self.fingerprint = self._get(actor.load.remote(self._settings, self._threads))
+        try:
+            self._actors = [self._start() for _ in range(self._count)]
+            for loading in [actor.load.remote(self._settings, self._threads) for actor in self._actors]:
+                self.fingerprint = self._loaded(loading)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -108,13 +114,26 @@ class RayActors:
     def _replace(self, actor: Any) -> None:
         self._actors.remove(actor)
         self._actors.append(self._start())
-        self._get(self._actors[-1].load.remote(self._settings, self._threads))
+        self._loaded(self._actors[-1].load.remote(self._settings, self._threads))
         self._get(self._actors[-1].open.remote(self._spec))
 
     def _start(self) -> Any:
         # two calls at a time: a task, and `finished` while it runs
         remote = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_concurrency=2)(_Actor)
         return remote.remote()
+
+    def _loaded(self, loading: Any) -> dict[str, Any]:
+        """Wait until an actor has loaded the model, and return its fingerprint."""
+        if not self._ray.wait([loading], timeout=SECONDS_UNTIL_NOTICE)[0]:
+            needs = f"{self._count} actors with one CPU" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
+            free = {name: self._ray.available_resources().get(name, 0) for name in ("CPU", "GPU")}
+            self._log(f"still waiting for {needs} each; free in Ray: {free['CPU']:g} CPUs, {free['GPU']:g} GPUs")
+        try:
+            fingerprint: dict[str, Any] = self._get(loading)
+            return fingerprint
+        except self._ray.exceptions.RayActorError as error:
+            why = str(error).partition("\n")[0]
+            raise UserError(f"an actor died while it loaded the model ({why}); does the memory suffice?") from None
 
     def _get(self, result: Any) -> Any:
         try:

@@ -26,7 +26,7 @@ from ..progress import Progress
 from .batching import SORT_WINDOW
 from .columns import definitions
 from .flags import FLAGS
-from .jobs.engine import Engine, InProcess, JobSpec, make_scorer
+from .jobs.engine import Engine, InProcess, JobSpec
 from .jobs.finish import bank_size, part_rows, summarise
 from .jobs.folder import JobFolder
 from .jobs.plan import JobPlan
@@ -90,10 +90,10 @@ def score_file(
             cannot go on.
     """
     engine: Engine
-    if isinstance(scorer, Mapping):
-        engine = InProcess(make_scorer(scorer)) if workers == 1 else Processes(workers, scorer, log or (lambda _: None))
-    elif workers == 1:
+    if workers == 1:
         engine = InProcess(scorer)
+    elif isinstance(scorer, Mapping):
+        engine = Processes(workers, scorer, log or (lambda _: None))
     else:
         raise UserError('several workers need the arguments of Scorer, such as {"model": "smollm2"}, not a Scorer')
     options: dict[str, Any] = {"fields": fields, "split": split, "config": config, "sort_window": sort_window}

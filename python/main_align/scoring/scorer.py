@@ -109,6 +109,11 @@ class Scorer:
         self.truncate, self.batch_tokens = truncate, batch_tokens
         self.bank, self.seed, self.temperature = bank, seed, temperature
         self.fingerprint = _fingerprint(self, loaded)
+        self._logged_fields: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without what was logged: `datasets` finds a cached `map` by the state of its function."""
+        return {**self.__dict__, "_logged_fields": set()}
 
     @property
     def device(self) -> torch.device:
@@ -181,7 +186,7 @@ class Scorer:
         """
         total = count_pairs(pairs, fields)
         with tqdm_bar(total) if progress is True else nullcontext(progress or None) as on_progress:
-            return measure_windows(self, iter_pairs(pairs, fields), SORT_WINDOW, on_progress)
+            return measure_windows(self, iter_pairs(pairs, fields, self._logged_fields), SORT_WINDOW, on_progress)
 
     @overload
     def score(

@@ -88,6 +88,19 @@ def test_fields_can_be_named_and_progress_reported(
     assert sum(seen) == 4
 
 
+def test_unused_text_is_logged_once_for_a_scorer(scorer: Scorer, caplog: pytest.LogCaptureFixture) -> None:
+    Hasher = pytest.importorskip("datasets.fingerprint").Hasher
+    state = Hasher.hash(scorer.score)
+    with caplog.at_level(logging.WARNING):
+        for field in ("first", "first", "second"):
+            scorer.score([ROWS[0] | {field: "some text"}])
+    assert [record.getMessage().partition(".")[0] for record in caplog.records] == [
+        "text fields that are not scored: 'first'",
+        "text fields that are not scored: 'second'",
+    ]
+    assert Hasher.hash(scorer.score) == state, "else `datasets` runs a cached map again"
+
+
 def test_bad_records_get_a_status_and_other_types_raise(scorer: Scorer) -> None:
     rows = scorer.score([{"instruction": "x"}, [1, 2], ROWS[0]])
     assert [row["status"] for row in rows] == ["missing_field", "bad_json", "ok"]

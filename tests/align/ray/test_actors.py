@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -32,3 +34,21 @@ def test_an_error_in_an_actor_is_the_users_own(tmp_path: Path, data: str) -> Non
     wrong = {"model": str(tmp_path / "absent")}
     with pytest.raises(UserError, match="absent"):
         run_job(RayActors(1, wrong, print), data, tmp_path / "scored")
+    assert not ray.is_initialized(), "the actors and Ray end with the job"
+
+
+def test_actors_without_a_place_or_memory_are_reported() -> None:
+    def died(result: Any) -> None:
+        raise ray.exceptions.RayActorError(error_msg="out of memory\nmore")
+
+    said: list[str] = []
+    pool = RayActors(8, FAKE, said.append, gpus=0.5)
+    pool._ray = SimpleNamespace(
+        wait=lambda results, timeout: ([], results),
+        available_resources=lambda: {"CPU": 9.0, "GPU": 2.0},
+        get=died,
+        exceptions=ray.exceptions,
+    )
+    with pytest.raises(UserError, match=r"an actor died while it loaded the model \(.*out of memory\)"):
+        pool._loaded(None)
+    assert said == ["still waiting for 8 actors with one CPU and 0.5 GPUs each; free in Ray: 9 CPUs, 2 GPUs"]

@@ -71,14 +71,16 @@ class InProcess:
     """One worker in this process.
 
     Args:
-        runner: the scorer.
+        scorer: the scorer, or the arguments of `make_scorer`, which then loads the model when the job begins.
     """
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, scorer: Runner | Mapping[str, Any]) -> None:
+        self._scorer = scorer
+        self._runner: Runner
         self._worker: JobWorker | None = None
 
     def __enter__(self) -> InProcess:
+        self._runner = make_scorer(self._scorer) if isinstance(self._scorer, Mapping) else self._scorer
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -267,6 +267,21 @@ def test_shards_need_a_folder_and_several_workers_their_own_models(tmp_path: Pat
         scored(tmp_path / "scored", data, workers=2)
 
 
+def test_an_input_is_refused_before_a_model_is_loaded(tmp_path: Path, data: str) -> None:
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    absent = {"model": str(tmp_path / "no model")}
+    for source, out, what in (
+        (tmp_path / "bad.jsonl", "scored", "none of the first 1 rows can be scored"),
+        (tmp_path / "none.jsonl", "scored", "no such file"),
+        (data, "scores.txt", "the ending selects the format"),
+    ):
+        for workers in (1, 2):
+            with pytest.raises(UserError, match=what):
+                score_file(absent, source, tmp_path / out, workers=workers)
+    with pytest.raises(UserError, match="no model"):
+        score_file(absent, data, tmp_path / "scored")
+
+
 def test_filter_and_report_read_the_folder(tmp_path: Path, data: str) -> None:
     scored(tmp_path / "scored", data)
     scored(tmp_path / "whole.parquet", data)
