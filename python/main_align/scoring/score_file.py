@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.read import open_source
+from ..data.sources.arrow_files import BatchFile
 from ..data.write import write_rows
 from ..errors import UserError
 from .columns import COLUMNS, NUMERIC
 from .manifest import manifest_path
+
+BATCH = 65536
+"""rows that are read together as columns"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,29 +98,92 @@ def read_columns(path: Path, *required: str) -> ScoreTable:
     """Read the numeric columns as arrays, 8 bytes per value; texts are not kept.
 
     Args:
-        path: score file.
+        path: score file or output folder.
         required: columns that must exist; they are read even if they are not in COLUMNS.
 
     Raises:
         UserError: no such column, no rows, or a value that is no number.
     """
+    tables = []
+    for file in score_parts(path) if path.is_dir() else [path]:
+        source = open_source(file)
+        if isinstance(source, BatchFile) and _is_typed(source.schema(), required):
+            table = _read_batches(source, required)
+        else:
+            table = _read_rows(file, required)
+        if table.rows:
+            tables.append(table)
+    if not tables:
+        raise UserError(f"{path} holds no rows; write it again with main-align score")
+    counts: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    for table in tables:
+        counts.update(table.counts)
+        for status, reason in table.reasons.items():
+            reasons.setdefault(status, reason)
+    columns = {name: np.concatenate([table.columns.pop(name) for table in tables]) for name in list(tables[0].columns)}
+    return ScoreTable(columns, counts, reasons, counts.total())
+
+
+def _read_rows(file: Path, required: Sequence[str]) -> ScoreTable:
     counts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     values: dict[str, array[float]] = {}
-    for number, row in enumerate(score_rows_of(path), 1):
+    for number, row in enumerate(_rows_of_file(file), 1):
         counts[row["status"]] += 1
         if row.get("reason"):
             reasons.setdefault(row["status"], row["reason"])
         if number == 1:
-            values = {name: array("d") for name in dict.fromkeys((*NUMERIC, *required)) if name in row}
-            if missing := [name for name in required if name not in values]:
-                raise UserError(f"{path} has no column {missing[0]!r}; it has {', '.join(row)}")
+            values = {name: array("d") for name in _numeric(row, required, file)}
         for name, column in values.items():
-            column.append(_number(row.get(name), name, number, path))
-    if not values:
-        raise UserError(f"{path} holds no rows; write it again with main-align score")
+            column.append(_number(row.get(name), name, number, file))
     arrays = {name: np.frombuffer(column, dtype=np.float64) for name, column in values.items()}
     return ScoreTable(arrays, counts, reasons, counts.total())
+
+
+def _read_batches(source: BatchFile, required: Sequence[str]) -> ScoreTable:
+    """Read the columns without making rows of them."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    counts: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    names = _numeric(source.schema().names, required, source.file)
+    values: dict[str, list[NDArray[np.float64]]] = {name: [np.zeros(0)] for name in names}
+    for batch in source.batches(columns=[*names, "status", "reason"], size=BATCH):
+        counts.update({one["values"]: one["counts"] for one in batch["status"].value_counts().to_pylist()})
+        given = compute.not_equal(batch["reason"], "")
+        whys = pa.table([batch["status"], batch["reason"]], ["status", "reason"]).filter(given)
+        firsts = whys.group_by("status", use_threads=False).aggregate([("reason", "first")]) if len(whys) else whys
+        for status, reason in zip(*(column.to_pylist() for column in firsts), strict=True):
+            reasons.setdefault(status, reason)
+        for name, column in values.items():
+            column.append(batch[name].cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    arrays = {name: np.concatenate(column) for name, column in values.items()}
+    return ScoreTable(arrays, counts, reasons, counts.total())
+
+
+def _is_typed(schema: Any, required: Sequence[str]) -> bool:
+    """Return True if a file has the columns and types that write_scores writes, as far as they are read."""
+    from pyarrow import types
+
+    def has(name: str, *kinds: Callable[[Any], bool]) -> bool:
+        return name in schema.names and any(is_kind(schema.field(name).type) for is_kind in kinds)
+
+    wanted = [name for name in dict.fromkeys((*NUMERIC, *required)) if name in schema.names]
+    return (
+        "id" in schema.names
+        and all(has(name, types.is_string) for name in ("status", "reason"))
+        and all(has(name, types.is_integer, types.is_float64) for name in wanted)
+    )
+
+
+def _numeric(names: Iterable[str], required: Sequence[str], file: Path) -> list[str]:
+    """Return the columns to read among these names."""
+    names = list(names)
+    if missing := [name for name in required if name not in names]:
+        raise UserError(f"{file} has no column {missing[0]!r}; it has {', '.join(names)}")
+    return [name for name in dict.fromkeys((*NUMERIC, *required)) if name in names]
 
 
 def _number(value: Any, name: str, number: int, path: Path) -> float:

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from main_align.data.atomic import (
@@ -15,6 +18,7 @@ from main_align.data.write import (
     check_output,
 )
 from main_align.errors import UserError
+from main_align.scoring import score_file
 from main_align.scoring.columns import COLUMNS
 from main_align.scoring.score_file import (
     read_columns,
@@ -49,6 +53,49 @@ def test_numbers_are_written_with_every_digit(tmp_path: Path, ending: str) -> No
     assert (table.rows, table.counts["bad_json"]) == (3, 1)
     assert table.columns["mutual"][0] == 0.1 + 0.2
     assert table.columns["mutual"][1] != table.columns["mutual"][1], "null reads as NaN"
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_columns_are_read_as_rows_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, size: int) -> None:
+    many = [
+        *ROWS,
+        row(4, mutual=float("nan"), refusal=1, tokens_x=2**53 + 1),
+        row(5, status="too_long", reason="first"),
+        row(6, status="bad_json", reason="later"),
+        row(7, status="too_long", reason="second"),
+        row(8, status=None, reason=None, tokens_y=0),
+    ]
+    path = tmp_path / f"scores.{ending}"
+    write_scores(tmp_path / "scores.parquet", many)
+    if ending == "arrow":
+        pa.feather.write_feather(pq.read_table(tmp_path / "scores.parquet"), path, chunksize=3)
+    monkeypatch.setattr(score_file, "BATCH", size)
+    want = score_file._read_rows(path, ("mutual",))
+    with monkeypatch.context() as patch:
+        patch.setattr(score_file, "_read_rows", None)
+        found = read_columns(path, "mutual")
+    assert list(found.columns) == list(want.columns)
+    for name, values in want.columns.items():
+        np.testing.assert_array_equal(found.columns[name], values, name)
+    assert list(found.counts.items()) == list(want.counts.items())
+    assert list(found.reasons.items()) == list(want.reasons.items())
+    assert found.reasons == {"bad_json": ROWS[1]["reason"], "too_long": "first"}
+    assert found.rows == want.rows == 8
+
+
+def test_columns_of_other_types_are_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    table = {"id": ["a", "b"], "status": ["ok", "ok"], "reason": ["", ""], "mutual": ["0.5", "1"], "text": ["1", "two"]}
+    pq.write_table(pa.table(table), path)
+    assert read_columns(path, "mutual").columns["mutual"].tolist() == [0.5, 1]
+    with pytest.raises(UserError, match=r"row 2, column 'text' holds 'two', not a number"):
+        read_columns(path, "text")
+    with pytest.raises(UserError, match="no column 'nll_y'; it has id, status, reason, mutual, text"):
+        read_columns(path, "nll_y")
+    pq.write_table(pa.table({"mutual": [0.5]}), path)
+    with pytest.raises(UserError, match="row 1 lacks id and status"):
+        read_columns(path, "mutual")
 
 
 def test_null_columns_of_parquet_keep_their_types(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""ParquetFile, ArrowFile: files of Arrow record batches."""
+"""BatchFile, ParquetFile, ArrowFile: files of Arrow record batches."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ...errors import UserError
@@ -12,14 +12,20 @@ from .source import FileSource, Row
 BATCH_ROWS = 1024
 
 
-class _BatchFile(FileSource):
+class BatchFile(FileSource):
     """A file of record batches, read one batch at a time."""
 
     can_jump = True
 
     @abstractmethod
-    def batches(self, start: int = 0) -> Iterator[Any]:
-        """Yield the rows from number `start` on, counted from 0, as record batches in order."""
+    def batches(self, start: int = 0, *, columns: Sequence[str] | None = None, size: int = BATCH_ROWS) -> Iterator[Any]:
+        """Yield the rows from number `start` on as record batches in order.
+
+        Args:
+            start: number of the first row, counted from 0. Default 0.
+            columns: names of the columns to read. Default: all.
+            size: largest number of rows of a batch. Default 1024.
+        """
 
     def rows(self) -> Iterator[Row]:
         return self.rows_from(0)
@@ -35,17 +41,18 @@ class _BatchFile(FileSource):
                     yield Row(number, record)
 
 
-class ParquetFile(_BatchFile):
+class ParquetFile(BatchFile):
     """A .parquet file."""
 
-    def batches(self, start: int = 0) -> Iterator[Any]:
+    def batches(self, start: int = 0, *, columns: Sequence[str] | None = None, size: int = BATCH_ROWS) -> Iterator[Any]:
         with self._open() as file:
             first = 0
             while first < file.num_row_groups and start >= file.metadata.row_group(first).num_rows:
                 start -= file.metadata.row_group(first).num_rows
                 first += 1
             groups = range(first, file.num_row_groups)
-            yield from _without_first(file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups), start)
+            batches = file.iter_batches(batch_size=size, row_groups=groups, columns=columns)
+            yield from _without_first(batches, start)
 
     def count(self) -> tuple[int, int]:
         with self._open() as file:
@@ -65,16 +72,17 @@ class ParquetFile(_BatchFile):
             raise UserError(f"{self.name} is not a readable parquet file: {error}") from None
 
 
-class ArrowFile(_BatchFile):
+class ArrowFile(BatchFile):
     """An .arrow file: an IPC file (Feather), or an IPC stream as in the cache of `datasets`."""
 
-    def batches(self, start: int = 0) -> Iterator[Any]:
+    def batches(self, start: int = 0, *, columns: Sequence[str] | None = None, size: int = BATCH_ROWS) -> Iterator[Any]:
         with self._open() as reader:
             has_index = hasattr(reader, "num_record_batches")
             batches = map(reader.get_batch, range(reader.num_record_batches)) if has_index else reader
             for batch in _without_first(batches, start):
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    yield batch.slice(start, BATCH_ROWS)
+                chosen = batch if columns is None else batch.select(columns)
+                for first in range(0, batch.num_rows, size):
+                    yield chosen.slice(first, size)
 
     def count(self) -> tuple[int, int]:
         return sum(batch.num_rows for batch in self.batches()), 0
