@@ -48,8 +48,8 @@ quick: setup ## run the tests without the slow ones
 ttir: setup ## execute every Triton kernel on the CPU from its TTIR, about three minutes
 	$(BIN)/python -m tests.ttir -q
 
-bench: setup ## time every kernel against its peers
-	$(BIN)/python -m bench.kernels
+bench: setup ## time the ops against their peers on a CPU, in ten minutes; results in out/
+	$(BIN)/python -m bench kernels --size large --minutes 10 -o $(OUT)/kernels.json
 
 clean: ## remove builds and results
 	rm -rf build dist $(OUT) *.egg-info main_kernels/*.so

@@ -1,8 +1,8 @@
 """Compile every Triton kernel in every configuration that the backend launches, for three architectures, and read
 registers, spills, shared memory and matrix instructions from the machine code. Needs no GPU.
 
-    python -m bench.aot -o bench/results/aot.json         # every case, about ten minutes
-    python -m bench.aot -a 90 -k "reduce rows"            # some, for an H100 (compute capability 9.0)
+    python -m bench aot -o bench/results/aot.json         # every case, about ten minutes
+    python -m bench aot -a 90 -k "reduce rows"            # some, for an H100 (compute capability 9.0)
 
 The name of a case is `reduce` (forward) or `score_grad` (backward), what is computed, an optional input, and the dtype.
 "chunk" precedes the name for kernels over scores in memory, which float32 uses after cuBLAS's products. What is
@@ -16,7 +16,6 @@ binaries are therefore those of a real launch, with the same specialisation.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -39,6 +38,8 @@ from bench import sass
 from main_kernels.backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators
 from main_kernels.backends.structs import LossTerms, Mask, ScoreGradTerms, ScoreMap
 from main_kernels.backends.triton import TritonBackend, configs
+
+from .command import command_parser
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
@@ -461,12 +462,12 @@ def slow_epilogue(row: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> int:
+    parser = command_parser("aot", __doc__)
     parser.add_argument("-o", "--output", type=Path, help="a JSON file for the rows")
     parser.add_argument("-k", "--only", default="", help="cases whose name contains this")
     parser.add_argument("-a", "--architecture", type=int, choices=ARCHITECTURES, action="append")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     rows, started = [], time.time()
     for architecture in arguments.architecture or ARCHITECTURES:
         cases = (c for some in (fused_cases(), chunk_cases()) for c in some if arguments.only in c[0])
@@ -485,8 +486,4 @@ def main() -> None:
     if arguments.output:
         about = {"triton": triton.__version__, "torch": torch.__version__, "faulty": failed}
         arguments.output.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-    raise SystemExit(failed > 0)
-
-
-if __name__ == "__main__":
-    main()
+    return 1 if failed else 0

@@ -40,11 +40,11 @@ step() { # name, seconds, command: output to a log, exit status and time to step
 measure() { # stage, seconds, options: one stage of bench.device, and the table so far
   local stage=$1 seconds=$2
   shift 2
-  step "$stage" "$seconds" "$python" -m bench.device "$stage" --log "$samples" "$@"
+  step "$stage" "$seconds" "$python" -m bench device "$stage" --log "$samples" "$@"
 }
 
 report() {
-  "$python" -m bench.device report "$logs"/samples-*.jsonl --steps "$logs" -o "$logs/$result" >"$logs/table.txt"
+  "$python" -m bench device report "$logs"/samples-*.jsonl --steps "$logs" -o "$logs/$result" >"$logs/table.txt"
 }
 
 missing() {
@@ -95,7 +95,7 @@ if command -v ncu >/dev/null; then # clocks are left as they are
     step "ncu-$op" 40 ncu --clock-control none --profile-from-start off --launch-count 12 --import-source no \
       --section SpeedOfLight --section ComputeWorkloadAnalysis --section MemoryWorkloadAnalysis \
       --section WarpStateStats --section LaunchStats --section Occupancy -f -o "$logs/$op" \
-      "$python" -m bench.device profile --log "$samples" --op "$op"
+      "$python" -m bench device profile --log "$samples" --op "$op"
     [ -e "$logs/$op.ncu-rep" ] && ncu --import "$logs/$op.ncu-rep" --page details --csv >"$logs/ncu-$op.csv"
   done
 else

@@ -1,6 +1,6 @@
 """Time what the host does for an op on a GPU, without a GPU: microseconds until the main kernel is queued.
 
-    python -m bench.host_time -o bench/results/host_time.json
+    python -m bench host-time -o bench/results/host_time.json
 
 Triton's runtime launches over a stand-in for the driver (stand_in.py), where a launch does nothing, and matrix products
 do nothing either. Tensors are on the CPU and short, so torch's own operations take about as long as queueing them on a
@@ -11,7 +11,6 @@ functions before the main launch, which do not depend on the machine's load.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import statistics
@@ -39,6 +38,7 @@ from main_kernels import (
 from main_kernels.sweep import plan, products
 
 from . import stand_in
+from .command import command_parser
 from .measure import machine
 
 PREPARING = ("target_scores",)
@@ -186,12 +186,12 @@ def measured(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     """Print the table and, with -o, write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("host-time", __doc__)
     parser.add_argument("-o", "--output", type=Path, help="file for the rows as JSON")
     parser.add_argument("--rounds", type=int, default=200, help="times that each op runs (default 200)")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if reason := stand_in.why_not():
         parser.error(reason)
     torch.set_num_threads(1)
@@ -206,7 +206,3 @@ def main() -> int:
         made = {"machine": machine(), "rounds": options.rounds, "rows": rows}
         options.output.write_text(json.dumps(made, indent=1) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,38 +1,53 @@
-"""Time every op against bare matrix products of the same shape and against the peers that run on a CPU.
+"""Time every op against bare matrix products of the same shape and against the peers that run here.
 
-    python -m bench.kernels -o bench/results/kernels.json
-    python -m bench.kernels --op info_nce sigmoid_loss --size small medium
-    python -m bench.tables bench/results/kernels.json           # the same tables as markdown
+    python -m bench kernels -o bench/results/kernels.json
+    python -m bench kernels --op info_nce sigmoid_loss --size small medium
+    python -m bench kernels --size smollm2                   # the head of SmolLM2, on drawn and on real hidden states
+    python -m bench kernels --sweep -o bench/results/kernels.json  # five sizes of each dimension, for the scaling
 
-A row is one op at one size in one dtype. Its contenders take turns, round after round, and ratios are taken within the
-row. Contenders are the floors (torch.mm into preallocated buffers, whole or in chunks, whichever is faster), eager
-torch, torch.compile, the installed peers (see bench/peers.py) and ours. Peak memory is measured in a fresh process,
-beyond inputs and gradients. A missing or failing contender is recorded with the reason.
+A row is one op at one size in one dtype. Its runs take turns, round after round, and ratios are taken within the row.
+Runs are the floors (torch.mm into preallocated buffers, whole or in chunks, whichever is faster), eager torch,
+torch.compile, the installed peers (`python -m bench peers`), ours, and ours a second time: a difference smaller than
+that of the same code is none. Peak memory is measured in a fresh process, beyond inputs and gradients. A missing or
+failing run is recorded with the reason.
 
-Each case in bench/cases/ declares its shapes, floors, contenders and claimed ratios. All contenders of a row must
-compute the same value and the same gradient norms. A contender that differs from eager torch is listed; if one of ours
-differs or fails, the exit status is 1.
+Each case in bench/cases/ declares its shapes, floors, runs and targets. All runs of a row must compute the same value
+and the same gradient norms. A run that differs from eager torch is listed; if one of ours differs or fails, the exit
+status is 1. The files' format is in bench/records.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from . import peers, tables
-from .cases import CASES, SIZES, Absent, Case, Row
-from .measure import interleaved, machine, ratio, summary
+from . import peers
+from .cases import CASES, DEFAULT_SIZES, DTYPES, SIZES, Absent, Case, Row
+from .command import command_parser
+from .measure import interleaved, machine
 from .peak_memory import PeakMemory
+from .ratios import ratio_of, verdict_of
+from .records import merged, read_rows, shape_text, write_rows
 
 MIN_SECONDS = 1.0  # of measurement per row, so small shapes get more rounds
+MIN_ROUNDS = 5
 AGREEMENT = {"float32": 2e-3, "bfloat16": 5e-2}  # relative tolerance; peers round losses to bfloat16
+
+
+class Measurement(NamedTuple):
+    """One row to measure. The size of a sweep is its dimension, as in "n=512"."""
+
+    case: Case
+    size: str
+    shape: Mapping[str, int]
+    dtype: str
+    inputs: str
 
 
 def fastest(ways: list[Callable[[], Any]]) -> Callable[[], Any]:
@@ -68,37 +83,54 @@ def warm_up(row: Row) -> tuple[dict[str, list[float]], dict[str, str]]:
     return computed, missing
 
 
-def measure(case: Case, size: str, dtype: str, rounds: int, peak_memory: PeakMemory) -> dict[str, Any]:
-    """Measure one row: times, computed values, peak memory and claims."""
+def measure(what: Measurement, rounds: int, peak_memory: PeakMemory) -> dict[str, Any]:
+    """Measure one row.
+
+    Args:
+        what: the row.
+        rounds: minimum number of rounds.
+        peak_memory: the process that measures memory.
+
+    Returns:
+        A row of bench/records.py.
+    """
     torch.compiler.reset()
-    shape = case.shapes[size]
-    row = case.row(dtype, shape)
+    row = what.case.row(what.dtype, what.shape, what.inputs)
     floors = {name: fastest(ways) for name, ways in row.floors.items()}
     computed, missing = warm_up(row)
-    samples = interleaved({**floors, **{name: row.contenders[name].run for name in computed}}, rounds, MIN_SECONDS)
-    times = summary(samples)
-    contenders: dict[str, dict[str, Any]] = {}
+    first = next((name for name in computed if name.startswith("ours")), None)
+    again = {f"{first}_again": row.contenders[first].run} if first else {}
+    samples = interleaved(
+        {**floors, **{name: row.contenders[name].run for name in computed}, **again}, rounds, MIN_SECONDS
+    )
+    runs: dict[str, dict[str, Any]] = {name: {"role": "floor", "phase": "floor"} for name in floors}
     for name, contender in row.contenders.items():
-        contenders[name] = {"phase": contender.phase}
+        runs[name] = {"role": "ours" if name.startswith("ours") else "peer", "phase": contender.phase}
         if name in missing:
-            contenders[name] |= {"median_s": None, "missing": missing[name]}
+            runs[name]["missing"] = missing[name]
         else:
-            contenders[name] |= {**times[name], "computed": computed[name]}
-    result = {
-        "case": case.name,
-        "family": case.family,
-        "size": size,
-        "shape": dict(shape),
-        "dtype": dtype,
-        "bytes_read": row.bytes_read,
-        "floors": {name: times[name] for name in floors},
-        "contenders": contenders,
-        "differing": differing(row, computed, AGREEMENT[dtype]),
+            runs[name] |= {
+                "computed": computed[name],
+                "peak_mb": peak_memory.of(what.case.name, what.dtype, what.shape, what.inputs, name),
+            }
+    if first:
+        runs[f"{first}_again"] = {"role": "again", "phase": row.contenders[first].phase}
+    for name, taken in samples.items():
+        runs[name]["samples_s"] = [float(f"{seconds:.4g}") for seconds in taken]
+    return {
+        "suite": "kernels",
+        "case": what.case.name,
+        "family": what.case.family,
+        "size": what.size,
+        "shape": dict(what.shape),
+        "dtype": what.dtype,
+        "inputs": what.inputs,
+        "machine": {**machine(), "peers": peers.versions()},
+        "runs": runs,
+        "targets": [target.in_row(what.dtype) for target in what.case.targets],
+        "differing": differing(row, computed, AGREEMENT[what.dtype]),
+        "facts": {"bytes_read": row.bytes_read} if row.bytes_read else {},
     }
-    for name in computed:
-        contenders[name]["peak_mb"] = peak_memory.of(case.name, dtype, shape, name)
-    result["claims"] = claims(case, dtype, samples, contenders)
-    return result
 
 
 def differing(row: Row, computed: Mapping[str, list[float]], tolerance: float) -> list[str]:
@@ -115,107 +147,89 @@ def differing(row: Row, computed: Mapping[str, list[float]], tolerance: float) -
     return out
 
 
-def claims(case: Case, dtype: str, samples: dict[str, list[float]], contenders: Mapping[str, Any]) -> list[Any]:
-    """Return each claim with its measured ratio; without one if a contender is missing."""
-    out = []
-    for claim in case.claims:
-        got: dict[str, float] = {}
-        if claim.quantity == "memory":
-            mine, other = (contenders[name].get("peak_mb") for name in (claim.contender, claim.against))
-            if mine is not None and other:
-                got = {"ratio": mine / other}
-        elif claim.contender in samples and claim.against in samples:
-            ratios = ratio(samples, claim.contender, claim.against)
-            got = {"ratio": ratios["paired_median"], **ratios}
-        limit = claim.limit_for(dtype)
-        out.append(
-            {
-                "contender": claim.contender,
-                "against": claim.against,
-                "quantity": claim.quantity,
-                "limit": limit,
-                "met": got["ratio"] <= limit if got and limit is not None else None,
-                **got,
-            }
-        )
-    return out
-
-
 def progress(row: Mapping[str, Any]) -> str:
     """Describe a finished row in one line."""
-    shape = " ".join(f"{name}={size}" for name, size in row["shape"].items())
     parts = []
-    for claim in row["claims"]:
-        what = f"{claim['contender']}/{claim['against']}{' memory' if claim['quantity'] == 'memory' else ''}"
-        got = f"{claim['ratio']:.3f}" if "ratio" in claim else "missing"
-        parts.append(f"{what} {got}" + ("" if claim["limit"] is None else f" (limit {claim['limit']:.2f})"))
+    for target in row["targets"]:
+        what = f"{target['run']}/{target['against']}{' memory' if target['quantity'] == 'memory' else ''}"
+        got = ratio_of(row, target["run"], target["against"], target["quantity"])
+        verdict = verdict_of(row, target)
+        parts.append(f"{what} {'missing' if got is None else f'{got.median:.3f}'}{f' ({verdict})' if verdict else ''}")
     if row["differing"]:
         parts.append(f"DIFFERS FROM EAGER: {', '.join(row['differing'])}")
-    parts += [f"{n}: {c['missing']}" for n, c in row["contenders"].items() if c.get("missing", "").startswith("failed")]
-    return f"{row['case']} {row['size']} {row['dtype']} {shape}: " + "; ".join(parts)
+    parts += [f"{n}: {run['missing']}" for n, run in row["runs"].items() if run.get("missing", "").startswith("failed")]
+    return f"{row['case']} {row['size']} {row['dtype']} {row['inputs']} {shape_text(row)}: " + "; ".join(parts)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        help="JSON file for all results, including raw samples; rows of earlier runs are kept",
-    )
-    parser.add_argument(
-        "--op", nargs="+", choices=list(CASES), metavar="OP", help=f"measure only these ops: {', '.join(CASES)}"
-    )
-    parser.add_argument(
-        "--size", nargs="+", choices=[*SIZES, "all"], default=["all"], help="measure only these sizes (default: all)"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="minimum number of rounds (default 3; small shapes get more)"
-    )
-    return parser.parse_args()
+def chosen_rows(cases: Sequence[Case], sizes: Sequence[str], dtypes: Sequence[str] | None) -> Iterator[Measurement]:
+    """Yield the rows of cases at named sizes; each case measures some dtypes unless others are asked for."""
+    for size in sizes:
+        for case in cases:
+            if size not in case.shapes:
+                continue
+            for dtype in dtypes or case.dtypes(size):
+                for inputs in case.inputs(size):
+                    yield Measurement(case, size, case.shapes[size], dtype, inputs)
 
 
-def main() -> int:
-    chosen = arguments()
-    sizes = SIZES if "all" in chosen.size else [size for size in SIZES if size in chosen.size]
+def sweeps(cases: Sequence[Case], dtypes: Sequence[str] | None) -> Iterator[Measurement]:
+    """Yield the rows of the sweeps of cases."""
+    for case in cases:
+        for dimension, sweep in case.sweeps.items():
+            for size in sweep.sizes:
+                for dtype in dtypes or ("float32",):
+                    shape = {**sweep.shape, dimension: size}
+                    yield Measurement(case, f"{dimension}={size}", shape, dtype, "random")
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = command_parser("kernels", __doc__)
+    parser.add_argument("-o", "--out", type=Path, help="file of rows; rows of the same key are replaced, others kept")
+    parser.add_argument("--op", nargs="+", choices=list(CASES), metavar="OP", help=f"only these: {', '.join(CASES)}")
+    parser.add_argument(
+        "--size",
+        nargs="+",
+        choices=SIZES,
+        default=DEFAULT_SIZES,
+        help=f"only these of {', '.join(SIZES)} (default: {' '.join(DEFAULT_SIZES)}); the last are heads of models",
+    )
+    parser.add_argument("--sweep", action="store_true", help="five sizes of each dimension instead")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="only these (default: bfloat16 at large sizes only)")
+    parser.add_argument(
+        "--rounds", type=int, default=MIN_ROUNDS, help="minimum number of rounds (default 5; small shapes get more)"
+    )
+    parser.add_argument("--minutes", type=float, help="begin no row after this time")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    from .report.tables import plain
+
+    chosen = arguments(words)
     cases = [case for name, case in CASES.items() if not chosen.op or name in chosen.op]
-    todo = [(case, size, dtype) for case in cases for size in sizes for dtype in case.dtypes(size)]
-    this = machine()
-    report: dict[str, Any] = {"machine": this, "peers": peers.versions(), "rows": []}
-    if chosen.out and chosen.out.exists():
-        report["rows"] = json.loads(chosen.out.read_text())["rows"]
-    measured: list[dict[str, Any]] = []
+    todo = list(sweeps(cases, chosen.dtype) if chosen.sweep else chosen_rows(cases, chosen.size, chosen.dtype))
+    kept = read_rows(chosen.out) if chosen.out else []
+    done: list[dict[str, Any]] = []
     begin = time.perf_counter()
     with PeakMemory() as peak_memory:
-        for case, size, dtype in todo:
-            row = {"commit": this["commit"], **measure(case, size, dtype, chosen.rounds, peak_memory)}
-            measured.append(row)
-            report["rows"] = merged(report["rows"], row)
+        for what in todo:
             minutes = (time.perf_counter() - begin) / 60
-            print(f"[{len(measured)}/{len(todo)} {minutes:.1f} min] {progress(row)}", file=sys.stderr, flush=True)
+            if chosen.minutes is not None and minutes >= chosen.minutes:
+                print(f"out of time: {len(todo) - len(done)} rows are not measured", file=sys.stderr)
+                break
+            row = measure(what, chosen.rounds, peak_memory)
+            done.append(row)
+            minutes = (time.perf_counter() - begin) / 60
+            left = minutes / len(done) * (len(todo) - len(done))
+            print(f"[{len(done)}/{len(todo)}, {left:.0f} min left] {progress(row)}", file=sys.stderr, flush=True)
             if chosen.out:  # after every row, so an interrupted run keeps its results
-                chosen.out.parent.mkdir(parents=True, exist_ok=True)
-                chosen.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(tables.plain(report))
-    return 1 if any(wrong(row) for row in measured) else 0
-
-
-def merged(rows: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """Replace the row with the same case, size and dtype, or append the new one."""
-
-    def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
-        return row["case"], row["size"], row["dtype"]
-
-    if any(key(row) == key(new) for row in rows):
-        return [new if key(row) == key(new) else row for row in rows]
-    return [*rows, new]
+                kept = merged(kept, row)
+                write_rows(chosen.out, kept)
+    print(plain(done))
+    return 1 if any(wrong(row) for row in done) else 0
 
 
 def wrong(row: Mapping[str, Any]) -> bool:
     """Return True if one of ours failed or differs from eager torch."""
-    failed = [name for name, c in row["contenders"].items() if c.get("missing", "").startswith("failed")]
-    return any(name.startswith(tables.OURS) for name in [*failed, *row["differing"]])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    failed = [name for name, run in row["runs"].items() if run.get("missing", "").startswith("failed")]
+    return any(name.startswith("ours") for name in [*failed, *row["differing"]])

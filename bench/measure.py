@@ -1,9 +1,9 @@
-"""interleaved, summary, ratio, peak_over and machine: the measurements of all benchmarks."""
+"""interleaved, peak_over and machine: the measurements of all benchmarks."""
 
 from __future__ import annotations
 
+import datetime
 import platform
-import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -43,24 +43,6 @@ def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int, seconds: 
     return samples
 
 
-def summary(samples: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """Return median, minimum and samples of each contender, in seconds."""
-    return {
-        name: {"median_s": statistics.median(s), "min_s": min(s), "samples_s": [float(f"{x:.4g}") for x in s]}
-        for name, s in samples.items()
-    }
-
-
-def ratio(samples: dict[str, list[float]], name: str, floor: str) -> dict[str, float]:
-    """Return the ratio to a floor: of medians, of minima, and the median over rounds."""
-    paired = [a / b for a, b in zip(samples[name], samples[floor], strict=True)]
-    return {
-        "of_medians": statistics.median(samples[name]) / statistics.median(samples[floor]),
-        "of_minima": min(samples[name]) / min(samples[floor]),
-        "paired_median": statistics.median(paired),
-    }
-
-
 def peak_over(run: Callable[[], Any], outputs: Callable[[], int]) -> float:
     """Measure the peak memory of one call. Linux only; call it once per process.
 
@@ -93,7 +75,8 @@ def machine() -> dict[str, Any]:
             return None
 
     cpuinfo = Path("/proc/cpuinfo")
-    models = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")] if cpuinfo.exists() else []
+    described = cpuinfo.read_text() if cpuinfo.exists() else ""
+    models = [x for x in described.splitlines() if x.startswith("model name")]
     describe = ["git", "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
@@ -101,10 +84,12 @@ def machine() -> dict[str, Any]:
         commit = ""
     return {
         "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16_instructions": any(flag in described for flag in ("avx512_bf16", "amx_bf16")),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
         "commit": commit or None,
+        "date": datetime.date.today().isoformat(),
     }

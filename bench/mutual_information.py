@@ -1,7 +1,7 @@
 """Compare every bound on mutual information with the truth, on correlated Gaussians with their optimal critic.
 
-    python -m bench.mutual_information                         # writes bench/results/mutual_information.{png,json}
-    python -m bench.mutual_information --sizes 256 --repeats 5  # a quick look
+    python -m bench mutual-information                         # writes bench/results/mutual_information.{png,json}
+    python -m bench mutual-information --sizes 256 --repeats 5  # a quick look
 
 The plot shows: InfoNCE follows the truth up to log N. DV and NWJ are unbiased for small I, but their variance grows
 exponentially with I. SMILE has less variance and a bias that remains. CLUB is an upper bound. JS is not in units of I;
@@ -23,6 +23,7 @@ import torch
 
 from main_kernels import mutual_information, mutual_information_bounds
 
+from .command import command_parser
 from .gaussians import Gaussians
 from .measure import machine
 
@@ -93,8 +94,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> int:
+    parser = command_parser("mutual-information", __doc__)
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[64, 256, 1024], help="batch sizes N (default 64 256 1024)"
     )
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument(
         "-o", "--out", type=Path, default=RESULTS / "mutual_information", help="output path without suffix"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.repeats < 2 or arguments.points < 2:
         parser.error("--repeats and --points must be at least 2")
     rows = measure(arguments)
@@ -117,7 +118,4 @@ def main() -> None:
     arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     plot(rows, arguments.out.with_suffix(".png"))
     print(f"{arguments.out}.png, {arguments.out}.json")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -38,11 +38,11 @@ class PeakMemory:
         self.server = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True)
         return self
 
-    def of(self, case: str, dtype: str, shape: Mapping[str, int], contender: str) -> float | None:
+    def of(self, case: str, dtype: str, shape: Mapping[str, int], inputs: str, contender: str) -> float | None:
         """Return the peak megabytes of a contender beyond inputs and gradients; None if it fails."""
         assert self.server.stdin is not None
         assert self.server.stdout is not None
-        print(json.dumps([case, dtype, shape, contender]), file=self.server.stdin, flush=True)
+        print(json.dumps([case, dtype, shape, inputs, contender]), file=self.server.stdin, flush=True)
         return json.loads(self.server.stdout.readline())
 
     def __exit__(
@@ -53,9 +53,9 @@ class PeakMemory:
         self.server.wait()
 
 
-def measure(case: str, dtype: str, shape: Mapping[str, int], contender: str) -> float:
+def measure(case: str, dtype: str, shape: Mapping[str, int], inputs: str, contender: str) -> float:
     """Measure one contender in this process."""
-    row = CASES[case].row(dtype, shape)
+    row = CASES[case].row(dtype, shape, inputs)
     chosen = row.contenders[contender]
     if chosen.compiled:
         chosen.run()

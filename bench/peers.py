@@ -1,20 +1,21 @@
 """Peers: the libraries that the benchmarks compare with. None is a dependency.
 
-Each peer is imported on its first call and raises `Absent` if that fails. Install those that run on a CPU for the
-benchmarks only:
+    python -m bench peers                       # which are installed, and what they are compared with
+    python -m bench peers --install PEERS       # into a folder of their own; torch and the environment stay as they are
+    PYTHONPATH=PEERS python -m bench kernels
 
-    pip install --no-deps --target PEERS sentence-transformers open-clip-torch cut-cross-entropy
-    pip install --no-deps --target PEERS scipy scikit-learn joblib threadpoolctl cloudpickle narwhals
-    PYTHONPATH=PEERS python -m bench.kernels
-
-docs/gpu.md describes how to install the peers that need a GPU.
+The versions are pinned in the extra [bench] of pyproject.toml. Each peer is imported on its first call and raises
+`Absent` if that fails; the results then list it with the reason.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +24,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ON_A_GPU = ("liger-kernel", "cut-cross-entropy", "memeff", "inf-cl", "quack-kernels", "nvidia-cutlass-dsl")
-PACKAGES = ("sentence-transformers", "open-clip-torch", "cut-cross-entropy")
+from .command import command_parser
+
+PACKAGES = {
+    "sentence-transformers": "info_nce: MultipleNegativesRankingLoss, plain and cached",
+    "open-clip-torch": "info_nce and sigmoid_loss: ClipLoss and SigLipLoss",
+    "cut-cross-entropy": "linear_cross_entropy: its torch.compile form on a CPU, its kernels on a GPU",
+    "liger-kernel": "linear_cross_entropy and training, on a GPU",
+    "quack-kernels": "linear_cross_entropy, on a GPU; it needs nvidia-cutlass-dsl as well",
+    "memeff": "info_nce, on a GPU",
+    "inf-cl": "info_nce, on a GPU",
+    "siglip-kernel": "sigmoid_loss, on a GPU",
+}
+"""Peers by package, with what they are compared with. pyproject.toml has their versions."""
+ON_A_GPU = (*PACKAGES, "nvidia-cutlass-dsl")
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 MINI_BATCH = 512  # rows per mini-batch of the cached loss, as in the chunks of the floors
 
 
@@ -32,7 +46,7 @@ class Absent(Exception):
     """This contender cannot run here; the message says why."""
 
 
-def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
     """Return the installed version of each package, None if it is missing."""
 
     def version(package: str) -> str | None:
@@ -92,9 +106,16 @@ def torch_linear_cross_entropy() -> Callable[..., Tensor]:
     return loss
 
 
+def needs_a_gpu() -> None:
+    """Raise Absent on a machine without a CUDA device."""
+    if not torch.cuda.is_available():
+        raise Absent("needs a GPU")
+
+
 @functools.cache
 def liger(**options: Any) -> Callable[..., Tensor]:
     """Return Liger's fused linear cross-entropy: loss(hidden, weight, targets)."""
+    needs_a_gpu()
     loss = _import("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
     return functools.partial(loss, **options)
 
@@ -102,6 +123,7 @@ def liger(**options: Any) -> Callable[..., Tensor]:
 @functools.cache
 def liger_sm90() -> Callable[..., Tensor]:
     """Return Liger's head for Hopper, which needs CuTe's Python DSL."""
+    needs_a_gpu()
     where = "liger_kernel.ops.cutedsl.ops.fused_linear_cross_entropy_sm90"
     return _import(where).liger_fused_linear_cross_entropy_sm90
 
@@ -113,21 +135,31 @@ def quack(**options: Any) -> Callable[..., Tensor]:
     Quack has two variants. By default it takes the one that stores exponentials instead of logits if it can (Hopper,
     bfloat16, V a multiple of 128).
     """
+    needs_a_gpu()
     loss = _import("quack.linear_cross_entropy").chunked_linear_cross_entropy
     return functools.partial(loss, **options)
 
 
 def memeff_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """Compute memeff's symmetric loss on unit embeddings. Its option `stable` would scale the gradient."""
+    needs_a_gpu()
     loss = _import("memeff").MemoryEfficientCLIPLoss(temperature, normalized_inputs=True, stable=False)
     return loss(query, key)
 
 
 def inf_cl_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """Compute Inf-CL on one device in both directions. It computes in float32."""
+    needs_a_gpu()
     loss = _import("inf_cl").cal_flash_loss
     heads = {"scale": 1 / temperature, "head_dim": min(256, query.shape[1])}
     return (loss(query, key, **heads).mean() + loss(key, query, **heads).mean()) / 2
+
+
+@functools.cache
+def siglip_kernel() -> Callable[..., Tensor]:
+    """Return siglip-kernel's loss: loss(query, key, log_scale, bias). It chooses its kernel by dtype and GPU."""
+    needs_a_gpu()
+    return _import("siglip_kernel").fused_siglip_loss
 
 
 def _ranking(temperature: float) -> tuple[Any, dict[str, Any]]:
@@ -165,3 +197,23 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except Exception as error:  # a partly installed peer may raise anything
         raise Absent(f"import {name}: {type(error).__name__}: {error}") from error
+
+
+def pins() -> list[str]:
+    """Return the requirements of the extra [bench]: the peers with their versions, and what they import."""
+    (listed,) = re.findall(r"^bench = \[(.*?)^\]", PYPROJECT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(r'"(.+?)"', listed)
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = command_parser("peers", __doc__)
+    parser.add_argument("--install", type=Path, metavar="FOLDER", help="install the pinned versions into this folder")
+    chosen = parser.parse_args(words)
+    if chosen.install:
+        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--upgrade", "--target", str(chosen.install)]
+        return subprocess.run([*command, *pins()], check=False).returncode
+    installed = versions()
+    for name, text in PACKAGES.items():
+        pinned = next((pin for pin in pins() if pin.startswith(f"{name}==")), name)
+        print(f"{pinned:<32}  {installed[name] or 'not installed':<14}  {text}")
+    return 0

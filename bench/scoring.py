@@ -1,6 +1,6 @@
 """Measure scoring speed and separation: our scorer, the bare backbone and the four-pass loop.
 
-    python -m bench.scoring seed_tasks.jsonl -o bench/results/scoring.json
+    python -m bench scoring seed_tasks.jsonl -o bench/results/scoring.json
 
 The three take turns, round after round, so other load on the machine affects all of them. `backbone` is only the packed
 forward on the scorer's micro-batches with prepared inputs. `scorer` is everything from text to rows, including
@@ -10,12 +10,8 @@ time with full logits. All times are in seconds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +27,11 @@ from main_align.models.smollm2 import SMOLLM2
 from main_align.scoring.batching import BATCH_TOKENS
 from main_align.scoring.scorer import Scorer
 
-from .measure import machine
+from .cases import Target
+from .command import command_parser
+from .measure import interleaved, machine
+from .records import merged, read_rows, write_rows
+from .report.tables import plain
 
 SEPARATED = ("pmi_forward", "pmi_reverse", "mutual", "semantic")
 
@@ -85,9 +85,6 @@ class Contest:
     def _sequences(self, encoded: Any) -> tuple[EncodedSequence, EncodedSequence]:
         return self.scorer.encoder.sequences(encoded)
 
-    def ways(self) -> dict[str, Callable[[], object]]:
-        return {"backbone": self.backbone, "scorer": self.score, "four_pass": self.four_pass}
-
     @torch.inference_mode()
     def backbone(self) -> None:
         for inputs in self.inputs:
@@ -109,26 +106,32 @@ class Contest:
         return out
 
 
-def measure(contest: Contest, rounds: int, four_pass_rounds: int) -> dict[str, Any]:
-    """Return samples, medians and ratios. One untimed call warms up the backbone."""
-    samples: dict[str, list[float]] = {name: [] for name in contest.ways()}
+def measure(contest: Contest, dtype: str, rounds: int) -> dict[str, Any]:
+    """Return a row of bench/records.py. One untimed call warms up the backbone."""
     contest.backbone()
-    for number in range(rounds):
-        for name, way in contest.ways().items():
-            if name == "four_pass" and number >= four_pass_rounds:
-                continue
-            start = time.perf_counter()
-            way()
-            samples[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(taken) for name, taken in samples.items()}
+    ways = {"backbone": contest.backbone, "ours": contest.score, "ours_again": contest.score}
+    samples = interleaved({**ways, "four_pass": contest.four_pass}, rounds)
+    roles = {"backbone": "floor", "ours": "ours", "ours_again": "again", "four_pass": "peer"}
     return {
-        "samples_s": samples,
-        "median_s": median,
-        "pairs_per_s": {name: len(contest.pairs) / s for name, s in median.items()},
-        "scorer_over_backbone": median["scorer"] / median["backbone"],
-        "four_pass_over_scorer": median["four_pass"] / median["scorer"],
-        "tokens": contest.tokens,
-        "packs": len(contest.sequences),
+        "suite": "scoring",
+        "case": "score",
+        "family": "scoring",
+        "size": "mixed",
+        "shape": {"pairs": len(contest.pairs)},
+        "dtype": dtype,
+        "inputs": "self-instruct",
+        "machine": machine(),
+        "runs": {
+            name: {
+                "role": role,
+                "phase": "floor" if role == "floor" else "forward",
+                "samples_s": [float(f"{seconds:.4g}") for seconds in samples[name]],
+            }
+            for name, role in roles.items()
+        },
+        "targets": [Target("ours", "backbone").in_row(dtype)],
+        "differing": [],
+        "facts": {"tokens": contest.tokens, "packs": len(contest.sequences)},
     }
 
 
@@ -143,43 +146,34 @@ def _scored(rows: tuple[dict[str, Any], ...]) -> bool:
     return all(row["status"] in SCORED for row in rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+def main(words: list[str] | None = None) -> int:
+    parser = command_parser("scoring", __doc__)
     parser.add_argument("seed_tasks", type=Path, help="a self-instruct seed_tasks.jsonl")
-    parser.add_argument("-o", "--out", type=Path, help="JSON file for the results (default: stdout)")
+    parser.add_argument("-o", "--out", type=Path, help="file of rows; rows of the same key are replaced, others kept")
     parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--pairs", type=int, default=48, help="number of pairs, sampled with --seed; 0: all")
     parser.add_argument("--tokens", type=int, default=400, help="longest side, in characters / 4")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--four-pass-rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
     parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
     parser.add_argument("--no-auc", action="store_true", help="measure times only")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
 
     pairs = read_seed_tasks(args.seed_tasks)
     random.Random(args.seed).shuffle(pairs)
     every = [pair for pair in pairs if check_text(pair).status == "ok"]
     drawn = [p for p in every if max(len(p.instruction), len(p.response)) <= 4 * args.tokens]
     drawn = drawn[: args.pairs or None]
-    result: dict[str, Any] = {
-        "machine": machine(),
-        "arguments": {name: str(value) for name, value in vars(args).items()},
-        "pairs": len(drawn),
-        "dtypes": {},
-    }
+    rows = []
     for dtype in args.dtypes:
         contest = Contest(drawn, args.model, dtype, args.batch_tokens)
-        result["dtypes"][dtype] = measure(contest, args.rounds, args.four_pass_rounds)
+        row = measure(contest, dtype, args.rounds)
         if not args.no_auc:
-            result["dtypes"][dtype]["auc"] = separation(contest.scorer, drawn, args.seed)
-    text = json.dumps(result, indent=1)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
-    print(text)
-
-
-if __name__ == "__main__":
-    main()
+            scored = separation(contest.scorer, drawn, args.seed)
+            row["facts"] |= {f"auc_{name}": value for name, value in scored.items()}
+        rows.append(row)
+        if args.out:
+            write_rows(args.out, merged(read_rows(args.out), row))
+    print(plain(rows))
+    return 0

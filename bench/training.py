@@ -1,22 +1,20 @@
 """Measure training speed: a step of ours against TRL's SFTTrainer on the same tokens.
 
-    python -m bench.training seed_tasks.jsonl -o bench/results/training.json
+    python -m bench training seed_tasks.jsonl -o bench/results/training.json
 
 Contenders take turns, round after round. Each runs forward and backward of one micro-batch with its own copy of the
 model: bfloat16 autocast, no gradient checkpointing, all weights trained. Peak memory is measured in a process of its
 own.
 
-    backbone      packed forward and backward of the model without its head on the tokens of <x><y>; the floor of `sft`
+    backbone      packed forward and backward of the model without its head on the tokens of <x><y>; the floor of `ours`
     trl           SFTTrainer on the same tokens in padded batches (padding-free ones need flash attention and a GPU)
-    sft           ours with directions="forward" and no alignment term; its loss must equal TRL's
-    sft_aligned   the same with the embedding terms
-    both          the same in both directions
+    ours          ours with directions="forward" and no alignment term; its loss must equal TRL's
+    ours_aligned  the same with the embedding terms
+    ours_both     the same in both directions
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -34,16 +32,22 @@ from main_align.models.smollm2 import SMOLLM2
 from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
 from trl import SFTConfig, SFTTrainer
 
-from .measure import interleaved, machine, peak_over, ratio, summary
+from .cases import Target
+from .command import command_parser
+from .measure import interleaved, machine, peak_over
+from .records import merged, read_rows, write_rows
+from .report.tables import plain
 from .scoring import read_seed_tasks
 
 NO_TERMS = {"semantic_weight": 0.0, "intentional_weight": 0.0, "structural_weight": 0.0}
 OURS: dict[str, dict[str, Any]] = {
-    "sft": {"directions": "forward", **NO_TERMS},
-    "sft_aligned": {"directions": "forward"},
-    "both": {"directions": "both"},
+    "ours": {"directions": "forward", **NO_TERMS},
+    "ours_aligned": {"directions": "forward"},
+    "ours_both": {"directions": "both"},
 }
 CONTENDERS = ("backbone", "trl", *OURS)
+AGREEMENT = 0.02
+"""Nats by which the losses of two contenders may differ, in bfloat16."""
 
 
 class Contest:
@@ -131,10 +135,47 @@ class Contest:
         return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def measure(contest: Contest, rounds: int, words: list[str]) -> dict[str, Any]:
+    """Return a row of bench/records.py. The losses of `trl` and `ours` must be equal."""
+    steps = {name: contest.make(name) for name in CONTENDERS}
+    for name, step in steps.items():
+        step()
+        print(f"{name}: warm, {contest.tokens[name]} tokens", file=sys.stderr, flush=True)
+    again = {"ours_again": steps["ours"]}
+    samples = interleaved({**steps, **again}, rounds)
+    runs: dict[str, dict[str, Any]] = {}
+    for name, taken in samples.items():
+        role = {"backbone": "floor", "trl": "peer", "ours_again": "again"}.get(name, "ours")
+        runs[name] = {
+            "role": role,
+            "phase": "floor" if role == "floor" else "forward+backward",
+            "samples_s": [float(f"{seconds:.4g}") for seconds in taken],
+        }
+        if name not in again:
+            command = [sys.executable, "-m", "bench", "training", *words, "--peak", name]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            runs[name]["peak_mb"] = float(done.stdout.split("peak")[-1])
+    return {
+        "suite": "training",
+        "case": "step",
+        "family": "training",
+        "size": "mixed",
+        "shape": {"pairs": len(contest.rows)},
+        "dtype": "bfloat16",
+        "inputs": "self-instruct",
+        "machine": machine(),
+        "runs": runs,
+        "targets": [Target(name, "backbone").in_row("bfloat16") for name in OURS],
+        "differing": ["trl"] if abs(contest.losses["ours"] - contest.losses["trl"]) > AGREEMENT else [],
+        "facts": {f"tokens_{name}": tokens for name, tokens in contest.tokens.items()},
+    }
+
+
+def main(words: list[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
+    parser = command_parser("training", __doc__)
     parser.add_argument("tasks", type=Path, help="seed_tasks.jsonl of yizhongw/self-instruct")
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("-o", "--out", type=Path, help="file of rows; rows of the same key are replaced, others kept")
     parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--pairs", type=int, default=16, help="pairs per micro-batch")
     parser.add_argument(
@@ -142,41 +183,14 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peak", choices=CONTENDERS, help="print the peak megabytes of one contender and exit")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     contest = Contest(arguments.model, arguments.tasks, pairs=arguments.pairs, longest=arguments.longest)
     if arguments.peak:
         step = contest.make(arguments.peak)
         print("peak", peak_over(step, lambda: 0))
-        return
-    steps = {name: contest.make(name) for name in CONTENDERS}
-    for name, step in steps.items():
-        step()
-        print(f"{name}: warm, {contest.tokens[name]} tokens", flush=True)
-    assert abs(contest.losses["sft"] - contest.losses["trl"]) < 0.02, contest.losses
-    samples = interleaved(steps, arguments.rounds)
-    peaks = {}
-    for name in CONTENDERS:
-        command = [sys.executable, "-m", "bench.training", *sys.argv[1:], "--peak", name]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[name] = float(run.stdout.split("peak")[-1])
-    result = {
-        "machine": machine(),
-        "settings": {"model": arguments.model, "pairs": len(contest.rows), "longest": arguments.longest},
-        "tokens": contest.tokens,
-        "losses": contest.losses,
-        "seconds": summary(samples),
-        "peak_mb": peaks,
-        "ratios": {
-            "sft_to_backbone": ratio(samples, "sft", "backbone"),
-            "sft_to_trl": ratio(samples, "sft", "trl"),
-            "sft_aligned_to_trl": ratio(samples, "sft_aligned", "trl"),
-            "both_to_trl": ratio(samples, "both", "trl"),
-        },
-    }
-    print(json.dumps({key: result[key] for key in ("tokens", "losses", "peak_mb", "ratios")}, indent=1))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+        return 0
+    row = measure(contest, arguments.rounds, words)
+    if arguments.out:
+        write_rows(arguments.out, merged(read_rows(arguments.out), row))
+    print(plain([row]))
+    return 1 if row["differing"] else 0

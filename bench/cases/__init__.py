@@ -2,10 +2,10 @@
 
 from ..peers import Absent
 from . import consistency, contrastive, information, likelihood, pooling
-from .case import DTYPES, SIZES, Case, Claim, Contender, Row
+from .case import DEFAULT_SIZES, DTYPES, SIZES, Case, Contender, Row, Target
 
 CASES: dict[str, Case] = {
     case.name: case for family in (likelihood, contrastive, information, consistency, pooling) for case in family.CASES
 }
 
-__all__ = ["CASES", "DTYPES", "SIZES", "Absent", "Case", "Claim", "Contender", "Row"]
+__all__ = ["CASES", "DEFAULT_SIZES", "DTYPES", "SIZES", "Absent", "Case", "Contender", "Row", "Target"]

@@ -1,4 +1,4 @@
-"""Case, Row, Contender and Claim: shapes, floors, contenders and claimed ratios of one benchmark.
+"""Case, Row, Contender, Target and Sweep: shapes, floors, contenders and targets of one benchmark.
 
 All contenders of a row compute the same value from the same inputs, so a wrong contender is noticed. Building a row
 runs nothing. A missing op or peer raises `Absent` on its first call.
@@ -21,7 +21,15 @@ import main_kernels
 from ..peers import Absent
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SIZES = ("small", "medium", "large")
+HEADS: Mapping[str, Mapping[str, int]] = {
+    "smollm2": {"d": 576, "v": 49152},
+    "mistral-7b": {"d": 4096, "v": 32000},
+    "llama-3-8b": {"d": 4096, "v": 128256},
+    "llama-3-70b": {"d": 8192, "v": 128256},
+}
+"""Width and vocabulary of the heads of models that people train."""
+SIZES = ("small", "medium", "large", *HEADS)
+DEFAULT_SIZES = ("small", "large")
 CHUNK = 512
 Phase = Literal["forward", "forward+backward"]
 Loss = Callable[[], Tensor]
@@ -31,21 +39,48 @@ warnings.filterwarnings(
 )  # torch calls its own deprecated functions
 
 
+Limit = float | Mapping[str, float] | None  # a mapping gives one limit per dtype
+
+
 @dataclass(frozen=True)
-class Claim:
-    """Claim that `contender` costs at most `limit` times `against`, a floor or a contender.
+class Target:
+    """Wanted cost of `run` in units of `against`, a floor or another run: at most `must`, better `goal`.
 
     Without a limit the ratio is only reported.
     """
 
-    contender: str
+    run: str
     against: str
-    limit: float | Mapping[str, float] | None = None  # a mapping gives one limit per dtype
+    must: Limit = None
+    goal: Limit = None
     quantity: Literal["time", "memory"] = "time"
 
-    def limit_for(self, dtype: str) -> float | None:
-        """Return the limit of a dtype."""
-        return self.limit[dtype] if isinstance(self.limit, Mapping) else self.limit
+    def in_row(self, dtype: str) -> dict[str, Any]:
+        """Return the target with its limits for a dtype, as rows of results hold it."""
+
+        def limit(of: Limit) -> float | None:
+            return of[dtype] if isinstance(of, Mapping) else of
+
+        return {
+            "run": self.run,
+            "against": self.against,
+            "quantity": self.quantity,
+            "must": limit(self.must),
+            "goal": limit(self.goal),
+        }
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Five sizes of one dimension, and how time and memory are expected to grow with it: as its power.
+
+    Memory is that of ours, beyond inputs and gradients.
+    """
+
+    shape: Mapping[str, int]
+    sizes: Sequence[int]
+    time: float
+    memory: float
 
 
 @dataclass(frozen=True)
@@ -56,17 +91,23 @@ class Case:
     family: str
     build: Callable[..., Row]  # build(dtype, **shape)
     shapes: Mapping[str, Mapping[str, int]]  # size -> shape
-    claims: Sequence[Claim]
+    targets: Sequence[Target]
     bfloat16: bool = True  # measured at the large size only
+    sweeps: Mapping[str, Sweep] = field(default_factory=dict)  # by dimension
 
     def dtypes(self, size: str) -> Sequence[str]:
         """Return the dtypes measured at a size."""
         return ("float32", "bfloat16") if self.bfloat16 and size == "large" else ("float32",)
 
-    def row(self, dtype: str, shape: Mapping[str, int]) -> Row:
+    def inputs(self, size: str) -> Sequence[str]:
+        """Return the inputs measured at a size: drawn at random, and hidden states of the model of that name."""
+        return ("random", "smollm2") if size == "smollm2" and "inputs" in _parameters(self.build) else ("random",)
+
+    def row(self, dtype: str, shape: Mapping[str, int], inputs: str = "random") -> Row:
         """Build the row with seeded inputs."""
         torch.manual_seed(0)
-        return self.build(DTYPES[dtype], **shape)
+        real = {"inputs": inputs} if inputs != "random" else {}
+        return self.build(DTYPES[dtype], **shape, **real)
 
     def tiny(self, dtype: str) -> Row:
         """Build a row of tiny shapes, to warm up libraries and thread pools."""
@@ -155,12 +196,16 @@ def products(left: Tensor, right: Tensor, count: int) -> list[Callable[[], None]
     return [lambda: run(rows), lambda: run(CHUNK)] if rows > CHUNK else [lambda: run(rows)]
 
 
+def _parameters(function: Callable[..., Any]) -> Mapping[str, Any]:
+    return inspect.signature(function).parameters
+
+
 def op(name: str, *keywords: str) -> Callable[..., Any]:
     """Return a public function of main_kernels. If it is missing or lacks a keyword, calls raise `Absent`."""
     function: Callable[..., Any] | None = getattr(main_kernels, name, None)
     reason = f"main_kernels has no {name}"
     if function is not None:
-        lacking = [word for word in keywords if word not in inspect.signature(function).parameters]
+        lacking = [word for word in keywords if word not in _parameters(function)]
         if not lacking:
             return function
         reason = f"main_kernels.{name} takes no {', '.join(lacking)}"

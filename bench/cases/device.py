@@ -1,4 +1,4 @@
-"""CASES of `python -m bench.device`, with targets for an H100 in bfloat16: times over bare products of the same run.
+"""CASES of `python -m bench device`, with targets for an H100 in bfloat16: times over bare products of the same run.
 
 `must` is the required ratio, `goal` the desired one.
 """
@@ -14,20 +14,10 @@ import torch.nn.functional as F
 
 from .. import peers
 from . import consistency, pooling
-from .case import Row, head, op, unit
+from .case import HEADS, Row, Target, head, op, unit
 from .contrastive import TEMPERATURE, symmetric
 
 ENOUGH = 1 << 34  # workspace bytes that hold all scores
-
-
-@dataclass(frozen=True)
-class Target:
-    """Target ratio of a contender to a floor."""
-
-    contender: str
-    against: str
-    must: float
-    goal: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +55,7 @@ def sigmoid_loss(dtype: torch.dtype, n: int, d: int) -> Row:
     row.products(query, key, 4)
     loss = op("sigmoid_loss")
     row.train("ours_recomputed", lambda: loss(query, key, logit_scale=scale, logit_bias=shift, workspace_bytes=0))
+    row.train("siglip_kernel", lambda: peers.siglip_kernel()(query, key, scale, shift))
     return row
 
 
@@ -116,7 +107,7 @@ CASES = (
     DeviceCase(
         "token_logprobs",
         token_logprobs,
-        ({"t": 8192, "d": 4096, "v": 128256}, {"t": 65536, "d": 4096, "v": 128256}),
+        ({"t": 8192, **HEADS["llama-3-8b"]}, {"t": 65536, **HEADS["llama-3-8b"]}),
         {"t": 48, "d": 32, "v": 200},
         (Target("ours_forward", "products_1", 1.06, 1.02), Target("ours", "products_3", 1.08, 1.04)),
         {1: DENSE},
@@ -124,7 +115,7 @@ CASES = (
     DeviceCase(
         "linear_kl",
         linear_kl,
-        ({"t": 8192, "d": 4096, "v": 128256},),
+        ({"t": 8192, **HEADS["llama-3-8b"]},),
         {"t": 48, "d": 32, "v": 200},
         (Target("ours", "products_4", 1.12, 1.06),),
     ),

@@ -7,20 +7,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import peers
-from .case import Case, Claim, Row, head, op
+from ..inputs import hidden_states
+from .case import HEADS, Case, Row, Sweep, Target, head, op
 
 SMOOTHING, Z_LOSS = 0.1, 1e-4
 SHAPES = {
     "small": {"t": 256, "d": 256, "v": 8192},
     "medium": {"t": 512, "d": 512, "v": 16384},
-    "large": {"t": 768, "d": 512, "v": 32000},
+    "large": {"t": 1024, "d": 512, "v": 32000},
+    "large-wide": {"t": 1024, "d": 1024, "v": 32000},
+    **{name: {"t": 256 if shape["d"] > 1000 else 1024, **shape} for name, shape in HEADS.items()},
 }
-TRAINED = {"float32": 1.10, "bfloat16": 1.20}
+MUST, GOAL = {"float32": 1.10, "bfloat16": 1.15}, {"float32": 1.05, "bfloat16": 1.08}
+SWEEPS = {
+    "t": Sweep({"d": 256, "v": 8192}, (256, 512, 1024, 2048, 4096), time=1, memory=0),
+    "d": Sweep({"t": 512, "v": 8192}, (64, 128, 256, 512, 1024), time=1, memory=0),
+    "v": Sweep({"t": 512, "d": 256}, (4096, 8192, 16384, 32768, 65536), time=1, memory=1),
+}
 
 
-def linear_cross_entropy(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
-    hidden, weight = head(t, d, v, dtype)
-    targets = torch.randint(0, v, (t,))
+def operands(dtype: torch.dtype, t: int, d: int, v: int, inputs: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return states and head as leaves, and targets: at random, or of SmolLM2 reading real pairs."""
+    if inputs == "random":
+        return *head(t, d, v, dtype), torch.randint(0, v, (t,))
+    hidden, weight, targets = hidden_states(t)
+    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
+
+
+def linear_cross_entropy(dtype: torch.dtype, t: int, d: int, v: int, inputs: str = "random") -> Row:
+    hidden, weight, targets = operands(dtype, t, d, v, inputs)
     row = Row([hidden, weight])
     row.products(hidden, weight, 1, 3)
     loss, logprobs = op("linear_cross_entropy"), op("token_logprobs")
@@ -38,6 +53,8 @@ def linear_cross_entropy(dtype: torch.dtype, t: int, d: int, v: int) -> Row:
 
     row.train("torch_linear_cross_entropy_chunked", chunked)
     row.train("cut_cross_entropy", lambda: peers.cut_cross_entropy()(hidden, weight, targets), compiled=True)
+    row.train("liger", lambda: peers.liger()(hidden, weight, targets))
+    row.train("quack", lambda: peers.quack()(hidden, weight, targets))
     return row
 
 
@@ -89,17 +106,18 @@ CASES = [
         linear_cross_entropy,
         SHAPES,
         [
-            Claim("ours", "products_3", TRAINED),
-            Claim("ours_token_logprobs", "products_3", TRAINED),
-            Claim("ours_forward", "products_1", 1.10),
+            Target("ours", "products_3", MUST, GOAL),
+            Target("ours_token_logprobs", "products_3", MUST, GOAL),
+            Target("ours_forward", "products_1", MUST, GOAL),
         ],
+        sweeps=SWEEPS,
     ),
-    Case("linear_cross_entropy_weighted", "likelihood", weighted, SHAPES, [Claim("ours", "products_3", TRAINED)]),
+    Case("linear_cross_entropy_weighted", "likelihood", weighted, SHAPES, [Target("ours", "products_3", MUST, GOAL)]),
     Case(
         "sequence_logprobs",
         "likelihood",
         sequence_logprobs,
         SHAPES,
-        [Claim("ours", "products_3", TRAINED), Claim("ours_recomputed", "products_4", TRAINED)],
+        [Target("ours", "products_3", MUST, GOAL), Target("ours_recomputed", "products_4", MUST, GOAL)],
     ),
 ]

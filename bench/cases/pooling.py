@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .case import Case, Claim, Row, op
+from .case import Case, Row, Target, op
 
 SHAPES = {
     "small": {"t": 8192, "d": 512, "b": 64},
@@ -93,7 +93,7 @@ CASES = [
         "pooling",
         build,
         SHAPES,
-        [Claim("ours_forward", "read"), Claim("ours", "copy")],
+        [Target("ours_forward", "read"), Target("ours", "copy")],
     )
     for build in (mean, attention)
 ]

@@ -1,1 +1,1 @@
-"""The GPU run: correctness, products, our ops, variants, profiles and peers; see `python -m bench.device --help`."""
+"""The GPU run: correctness, products, our ops, variants, profiles and peers; see `python -m bench device --help`."""

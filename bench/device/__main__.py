@@ -1,9 +1,9 @@
 """Measure the ops on a GPU. `bench/device.sh` runs all stages in order; each also runs alone.
 
-    python -m bench.device check --log out/device/samples.jsonl
-    python -m bench.device time --log out/device/samples.jsonl
-    python -m bench.device report out/device/samples.jsonl -o bench/results/h100.json
-    python -m bench.device time --device cpu --smoke --log /tmp/samples.jsonl      # without a GPU, tiny shapes
+    python -m bench device check --log out/device/samples.jsonl
+    python -m bench device time --log out/device/samples.jsonl
+    python -m bench device report out/device/samples.jsonl -o bench/results/h100.json
+    python -m bench device time --device cpu --smoke --log /tmp/samples.jsonl      # without a GPU, tiny shapes
 
 Every sample is appended to the log as it is taken, so an interrupted run keeps all of them; `report` makes the results
 file and the table from one or more logs. The contenders of a row take turns on the same inputs. The L2 cache is emptied
@@ -23,6 +23,7 @@ import torch
 
 from .. import peers
 from ..cases.device import CASES
+from ..command import command_parser
 from .clock import Clock
 from .machine import gpu_state, machine
 from .report import make_report, read_steps, table
@@ -40,9 +41,7 @@ STAGES = {
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.device", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("device", __doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
     for name, text in STAGES.items():
         stage = stages.add_parser(name, help=text, description=text)

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ..cases.device import CASES, Target
+from ..cases.device import CASES
+from ..ratios import ahead, ratio_of
+from ..records import SCHEMA, shape_text
+from ..report.tables import plain, ratio_text
 
 Record = dict[str, Any]
 TARGETS = {case.name: case.targets for case in CASES}
@@ -22,27 +25,26 @@ def make_report(records: Iterable[Record], steps: list[Record]) -> Record:
         steps: as read by `read_steps`.
 
     Returns:
-        JSON-ready: machine, steps, failed checks, and the rows with their samples, medians and targets.
+        JSON-ready: rows in the format of bench/records.py, each with the states of the GPU, and beside them the steps,
+        the checks, and what was skipped. A run also has `host_s`, the seconds that the host took for each sample, and
+        `held`, whether the device was held back until the host had enqueued the call.
     """
-    report: Record = {"machines": [], "steps": steps, "checks": [], "rows": [], "skipped": []}
+    report: Record = {"schema": SCHEMA, "steps": steps, "checks": [], "rows": [], "skipped": []}
     rows: dict[str, Record] = {}
+    machine: Record = {}
     for record in records:
-        kind = record.pop("kind")
-        if kind == "machine" and record not in report["machines"]:
-            report["machines"].append(record)
+        kind = record["kind"]
+        if kind == "machine":
+            machine = {name: value for name, value in record.items() if name != "kind"}
         elif kind == "check":
-            report["checks"].append(record)
+            report["checks"].append({name: value for name, value in record.items() if name != "kind"})
         elif kind == "skipped":
             report["skipped"].append(record["what"])
         elif kind == "row":
-            rows.setdefault(record["row"], record | {"runs": {}, "differing": None, "states": []})
+            rows.setdefault(record["row"], _row(record, machine))
         elif "row" in record:
-            _add_to_row(rows[record.pop("row")], kind, record)
-    for row in rows.values():
-        for run in row["runs"].values():
-            _summarize(run)
-        row["targets"] = [_judge(row, target) for target in TARGETS.get(row["case"], ())]
-        report["rows"].append(row)
+            _add(rows[record["row"]], kind, record)
+    report["rows"] = list(rows.values())
     return report
 
 
@@ -66,78 +68,57 @@ def read_steps(folder: Path) -> list[Record]:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """Return the targets, the ratios of rows without targets, and everything that failed or is missing."""
+    """Return failed checks, the table of targets, host times, rows without targets, peers ahead and what is missing."""
     lines = [f"CHECK FAILED {c['op']} {c['dtype']}: {c['failure']}" for c in report["checks"] if c["failure"]]
+    lines.append(plain([row for row in report["rows"] if row["targets"]]))
     for row in report["rows"]:
-        shape = " ".join(f"{name.upper()}={size}" for name, size in row["shape"].items())
-        lines += [_target_line(row, shape, target) for target in row["targets"] if target["contender"] in row["runs"]]
-        judged = {target["contender"] for target in row["targets"]}
+        what = f"{row['case']} {shape_text(row)}"
+        floor = next((name for name, run in row["runs"].items() if run["role"] == "floor"), None)
         for name, run in row["runs"].items():
-            if "missing" in run:
-                lines.append(f"{row['case']} {shape} {name}: {run['missing']}")
-            elif "median_s" in run and name not in judged and name not in row["floors"]:
-                lines.append(f"{row['case']} {shape} {name}: {run['median_s'] * 1e3:.3f} ms{_ratios(row, run)}")
-        if row["differing"]:
-            lines.append(f"{row['case']} {shape} DIFFERS FROM EAGER: {', '.join(row['differing'])}")
+            if "host_s" in run and run["role"] == "ours":
+                lines.append(f"{what} {name}: host {statistics.median(run['host_s']) * 1e6:.0f} us")
+            if not row["targets"] and floor and name != floor:
+                got = ratio_text(ratio_of(row, name, floor))
+                lines.append(f"{what} {name}: {run.get('missing') or f'{got} x {floor}'}")
+        lines += [f"{what} AHEAD OF US: {peer}, {quantity} {by:.2f}" for _, peer, quantity, by in ahead(row)]
     return "\n".join(lines + [f"not measured: {what}" for what in report["skipped"]])
 
 
-def _add_to_row(row: Record, kind: str, record: Record) -> None:
+def _row(record: Record, machine: Record) -> Record:
+    """Return a row without samples; its runs are listed before they are measured."""
+    runs: Record = {name: {"role": "floor", "phase": "floor"} for name in record["floors"]}
+    for name, phase in record["phases"].items():
+        runs[name] = {"role": "ours" if name.startswith("ours") else "peer", "phase": phase}
+    return {
+        "suite": "device",
+        "case": record["case"],
+        "family": "device",
+        "size": " ".join(f"{name}={size}" for name, size in record["shape"].items()),
+        "shape": record["shape"],
+        "dtype": record["dtype"],
+        "inputs": "random",
+        "machine": machine,
+        "runs": runs,
+        "targets": [target.in_row(record["dtype"]) for target in TARGETS.get(record["case"], ())],
+        "differing": [],
+        "facts": {},
+        "states": [],
+    }
+
+
+def _add(row: Record, kind: str, record: Record) -> None:
     if kind == "differing":
         row["differing"] = record["names"]
         return
     if kind == "state":
         row["states"].append(record["state"])
         return
-    run = row["runs"].setdefault(record["name"], {})
+    run = row["runs"].setdefault(record["name"], {"role": "ours", "phase": "variant"})
     if kind == "missing":
         run["missing"] = record["reason"]
     elif kind == "peak":
         run["peak_mb"] = record["megabytes"]
     else:
-        for name in ("seconds", "host_seconds", "held"):
-            run.setdefault(name, []).append(record[name])
-
-
-def _summarize(run: Record) -> None:
-    if "seconds" not in run:
-        return
-    held = run.pop("held")
-    run["held"] = all(held)
-    run["median_s"], run["min_s"] = statistics.median(run["seconds"]), min(run["seconds"])
-    run["host_median_s"] = statistics.median(run["host_seconds"])
-
-
-def _judge(row: Record, target: Target) -> Record:
-    """Return a target with its measured ratio and the peers of its phase that are ahead."""
-    out: Record = {name: getattr(target, name) for name in ("contender", "against", "must", "goal")}
-    mine, floor = (row["runs"].get(name, {}) for name in (target.contender, target.against))
-    if "median_s" not in mine or "median_s" not in floor:
-        return out | {"missing": mine.get("missing", "not measured")}
-    ratio = mine["median_s"] / floor["median_s"]
-    phase = row["phases"].get(target.contender)
-    peers = {name: run for name, run in row["runs"].items() if row["phases"].get(name) == phase and "median_s" in run}
-    ahead = [n for n, run in peers.items() if not n.startswith("ours") and run["median_s"] <= mine["median_s"]]
-    return out | {
-        "ratio": ratio,
-        "must_met": ratio <= target.must,
-        "goal_met": ratio <= target.goal,
-        "peers_ahead": ahead,
-    }
-
-
-def _target_line(row: Record, shape: str, target: Record) -> str:
-    what = f"{row['case']} {target['contender']} / {target['against']} {shape} {row['dtype']}"
-    if "ratio" not in target:
-        return f"{what}: missing ({target['missing']})"
-    verdict = "goal met" if target["goal_met"] else "must met" if target["must_met"] else "MISSED"
-    ahead = f"; ahead of us: {', '.join(target['peers_ahead'])}" if target["peers_ahead"] else ""
-    host = row["runs"][target["contender"]]["host_median_s"] * 1e6
-    limits = f"(must {target['must']}, goal {target['goal']}; host {host:.0f} µs)"
-    return f"{what}: {target['ratio']:.3f} {limits} {verdict}{ahead}"
-
-
-def _ratios(row: Record, run: Record) -> str:
-    floors = {name: row["runs"][name] for name in row["floors"] if "median_s" in row["runs"].get(name, {})}
-    ratios = ", ".join(f"{run['median_s'] / floor['median_s']:.3f} x {name}" for name, floor in floors.items())
-    return f", {ratios}" if ratios else ""
+        run.setdefault("samples_s", []).append(record["seconds"])
+        run.setdefault("host_s", []).append(record["host_seconds"])
+        run["held"] = run.get("held", True) and record["held"]

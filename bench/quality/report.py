@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..tables import processor
+from ..records import machine_text
 from . import plots
 from .compare import RESAMPLINGS, Table, differences
 from .results import Run, load
@@ -78,7 +78,7 @@ def source(head: dict[str, Any], runs: Sequence[Run]) -> str:
         f"`{how['model']}`, {how['train_pairs']} training pairs, {how['held_out_pairs']} held out,"
         f" {how['dropped_for_length']} dropped with more than {how['longest']} tokens; {how['epochs']:g} epochs,"
         f" {how['batch']} pairs per step, LoRA of rank {how['rank']} on the top {how['layers']} layers, learning"
-        f" rate {how['learning_rate']:g}; neighbours by {how['neighbours']}. {processor(of)},"
+        f" rate {how['learning_rate']:g}; neighbours by {how['neighbours']}. {machine_text(of)},"
         f" torch {of['versions']['torch']}, transformers {of['versions']['transformers']}, commit {commits}."
     )
 

@@ -15,8 +15,11 @@ from bench.cases.device import CASES
 from bench.device import check, report
 from bench.device.__main__ import main
 from bench.device.clock import Clock
+from bench.device.machine import machine
 from bench.device.samples import SampleLog, read_log
 from bench.device.timing import time_in_turn
+from bench.ratios import ahead, ratio_of, verdict_of
+from bench.records import read_rows
 
 pytest.importorskip("triton")
 from bench.device.variants import UNFUSED, VARIANTS, time_variants, variant
@@ -43,18 +46,18 @@ def test_every_row_is_measured_and_reported(tmp_path, capsys, undo):
     (tmp_path / "tests.xml").write_text(COUNTS)
     assert main(["peers", "--device", "cpu", "--smoke", "--log", str(log)]) == 0
     assert main(["report", str(log), "--steps", str(tmp_path), "-o", str(out)]) == 0
-    assert "info_nce ours_forward / products_1" in capsys.readouterr().out
+    assert "`info_nce`, forward" in capsys.readouterr().out
     made = json.loads(out.read_text())
     assert made["skipped"] == []
     assert [step["exit"] for step in made["steps"]] == ["0", "1", "missing"]
     assert made["steps"][1]["failures"] == "1"
     assert [row["case"] for row in made["rows"]] == NAMES
+    assert read_rows(out) == made["rows"]
     for row in made["rows"]:
-        for name in (*row["phases"], *row["floors"]):
-            run = row["runs"][name]
-            assert "missing" in run or (run["seconds"] and run["host_seconds"] and run["median_s"] > 0), name
+        for name, run in row["runs"].items():
+            assert "missing" in run or len(run["samples_s"]) == len(run["host_s"]) > 0, name
         for target in row["targets"]:
-            assert target["ratio"] > 0
+            assert ratio_of(row, target["run"], target["against"]).median > 0
             assert target["must"] > target["goal"]
 
 
@@ -72,7 +75,7 @@ def test_an_interrupted_row_keeps_its_samples(tmp_path):
         file.write('{"kind": "sample", "row": "r", "na')  # killed within a line
     SampleLog(tmp_path / "samples.jsonl").add("skipped", what="later")  # continues on a line of its own
     made = report.make_report(read_log([tmp_path / "samples.jsonl"]), [])
-    assert len(made["rows"][0]["runs"]["ours"]["seconds"]) >= 2
+    assert len(made["rows"][0]["runs"]["ours"]["samples_s"]) >= 2
     assert made["skipped"] == ["later"]
 
 
@@ -91,12 +94,19 @@ def test_a_wrong_op_is_found(tmp_path, monkeypatch):
 
 def test_targets_are_judged_by_medians_and_peers():
     phases = {"ours_forward": "forward", "peer": "forward", "slower": "forward", "trains": "forward+backward"}
-    rows = [{"kind": "row", "row": "r", "case": "info_nce", "shape": {}, "dtype": "x", "floors": [], "phases": phases}]
+    rows = [
+        {"kind": "machine", **machine("cpu")},
+        {"kind": "row", "row": "r", "case": "info_nce", "shape": {"n": 1}, "dtype": "x", "floors": ["products_1"]}
+        | {"phases": phases},
+    ]
     for name, seconds in {"ours_forward": 1.1, "products_1": 1.0, "peer": 1.05, "slower": 2, "trains": 0.1}.items():
         rows.append({"kind": "sample", "row": "r", "name": name, "seconds": seconds, "host_seconds": 0.1, "held": True})
-    target = report.make_report(rows, [])["rows"][0]["targets"][0]
-    assert target["ratio"] == pytest.approx(1.1)
-    assert (target["must_met"], target["goal_met"], target["peers_ahead"]) == (True, False, ["peer"])
+    made = report.make_report(rows, [])
+    (row,) = made["rows"]
+    assert ratio_of(row, "ours_forward", "products_1").median == pytest.approx(1.1)
+    assert verdict_of(row, row["targets"][0]) == "must"
+    assert [(peer, quantity) for _, peer, quantity, _ in ahead(row)] == [("peer", "time")]
+    assert "AHEAD OF US: peer, time 1.05" in report.table(made)
 
 
 def test_variants_change_what_launches_read_and_are_all_timed(tmp_path):
@@ -105,7 +115,7 @@ def test_variants_change_what_launches_read_and_are_all_timed(tmp_path):
     made = report.make_report(read_log([tmp_path / "samples.jsonl"]), [])
     for row in made["rows"]:
         assert list(row["runs"]) == [*VARIANTS, UNFUSED]
-        assert all("median_s" in run for run in row["runs"].values())
+        assert all(run["samples_s"] for run in row["runs"].values())
     before = configs.FUSED_REDUCE
     with variant("GROUP_M=4"):
         assert {tile.GROUP_M for tile in configs.FUSED_REDUCE if tile.architecture >= 90} == {4}

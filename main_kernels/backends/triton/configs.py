@@ -4,7 +4,7 @@ A fused kernel (16-bit operands) uses the rows of the newest ``architecture`` th
 A100 (compute capability 8.0), 90 for an H100 or H200, and for Blackwell (100), which has no rows of its own. Among them
 it uses the first whose ``max_pressure`` is enough. All other kernels have one row for every device.
 
-To change a tile, edit its row here. ``python -m bench.aot -k CASE`` compiles the kernels that use it and reports tile,
+To change a tile, edit its row here. ``python -m bench aot -k CASE`` compiles the kernels that use it and reports tile,
 registers, spills and shared memory; its ``--help`` explains CASE, and ``bench/results/aot.json`` has all kernels. No
 time has been measured, as nothing has run on a GPU. Launchers read this module's attributes at each launch: a test
 replaces a tile by setting one.

@@ -1,0 +1,71 @@
+"""readme_table: the README's table, a few rows of bench/results/kernels.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..ratios import ratio_of, verdict_of
+from ..records import kind_of, machine_text
+from .tables import NONE, VERDICTS, limit_text, megabytes, others, speedup, table
+
+ROWS = (
+    ("linear_cross_entropy", "float32"),
+    ("linear_cross_entropy", "bfloat16"),
+    ("info_nce", "float32"),
+    ("info_nce", "bfloat16"),
+    ("sigmoid_loss", "bfloat16"),
+    ("pair_scores", "bfloat16"),
+    ("linear_kl_forward", "float32"),
+    ("cyclic_consistency", "float32"),
+)
+HEADER = ("function", "time / bare products", "eager / ours", "torch.compile / ours", "best peer / ours", "peak MB")
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """Return one line: our first target of the row."""
+    target = next(t for t in row["targets"] if t["run"] in ("ours", "ours_forward") and t["quantity"] == "time")
+    ours = target["run"]
+    phase = row["runs"][ours]["phase"]
+    eager, compiled, best = others(row, phase)
+    got = ratio_of(row, ours, target["against"])
+    products = NONE
+    if got is not None and target["against"].startswith("products"):
+        products = f"{got.median:.2f} ({limit_text(target['must'])}){VERDICTS[verdict_of(row, target)]}"
+    shape = " ".join(f"{name.upper()}={size}" for name, size in row["shape"].items() if len(name) == 1)
+    memory = megabytes(row["runs"][ours])
+    if eager and row["runs"][eager].get("peak_mb") is not None:
+        memory += f" (eager {megabytes(row['runs'][eager])})"
+    return [
+        f"`{row['case']}` {shape} {row['dtype']}{', forward' if phase == 'forward' else ''}",
+        products,
+        speedup(row, eager, ours),
+        speedup(row, compiled, ours),
+        NONE if best is None else f"{speedup(row, best, ours)} {best}",
+        memory,
+    ]
+
+
+def readme_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table and its machine as Markdown: the machine that was measured last.
+
+    Args:
+        rows: the rows of the suite `kernels`.
+    """
+    last = max((row["machine"] for row in rows), key=lambda machine: machine["date"])
+    large = {
+        (row["case"], row["dtype"]): row
+        for row in rows
+        if row["size"] == "large" and row["inputs"] == "random" and kind_of(row["machine"]) == kind_of(last)
+    }
+    chosen = [large[key] for key in ROWS if key in large]
+    commits = list(dict.fromkeys(row["machine"]["commit"] for row in chosen))
+    here = chosen[0]["machine"]
+    return "\n".join(
+        [
+            table(HEADER, map(cells, chosen)),
+            "",
+            f"Measured on {machine_text(here)}, torch {here['versions']['torch']},"
+            f" commit{'s' if len(commits) > 1 else ''} {' and '.join(commits)}.",
+        ]
+    )

@@ -1,0 +1,210 @@
+"""The suite's commands, format of results, ratios, tables, pictures and checks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import check, kernels, peers, report
+from bench.__main__ import COMMANDS
+from bench.__main__ import main as bench
+from bench.cases import CASES
+from bench.peak_memory import PeakMemory
+from bench.ratios import ahead, noise_of, ratio_of, verdict_of
+from bench.records import machine_text, merged, read_rows, write_rows
+from bench.report import behind, pictures, reasons, scaling, tables
+
+ROOT = Path(__file__).parents[2]
+
+
+def row(ours=(1.1, 1.2, 1.3), peer=(2.2, 2.4, 2.6), again=(1.1, 1.21, 1.29), **changes):
+    target = {"run": "ours", "against": "products_3", "quantity": "time", "must": 1.25, "goal": 1.15}
+    machine = {"cpu": "X", "instruction_set": "AVX2", "threads": 1, "device": "cpu", "commit": "abc"}
+    return {
+        "suite": "kernels",
+        "case": "info_nce",
+        "family": "contrastive",
+        "size": "large",
+        "shape": {"n": 8, "d": 4},
+        "dtype": "float32",
+        "inputs": "random",
+        "machine": machine | {"versions": {"torch": "2"}, "date": "2026-01-01"},
+        "runs": {
+            "products_3": {"role": "floor", "phase": "floor", "samples_s": [1.0, 1.0, 1.0]},
+            "ours": {"role": "ours", "phase": "forward+backward", "samples_s": list(ours), "peak_mb": 9.0},
+            "ours_again": {"role": "again", "phase": "forward+backward", "samples_s": list(again)},
+            "eager": {"role": "peer", "phase": "forward+backward", "samples_s": list(peer), "peak_mb": 3.0},
+            "liger": {"role": "peer", "phase": "forward+backward", "missing": "needs a GPU"},
+        },
+        "targets": [target],
+        "differing": [],
+        "facts": {},
+    } | changes
+
+
+def test_every_command_has_a_main():
+    for module, _ in COMMANDS.values():
+        assert callable(importlib.import_module(module).main)
+
+
+def test_an_unknown_command_is_refused(capsys):
+    assert bench(["kernel"]) == 2
+    assert "no command kernel" in capsys.readouterr().err
+    assert bench(["--help"]) == 0
+    assert all(name in capsys.readouterr().out or name for name in COMMANDS)
+
+
+def test_ratios_are_paired_and_have_quartiles():
+    got = ratio_of(row(), "eager", "ours")
+    assert (got.median, got.low, got.high) == pytest.approx((2, 2, 2))
+    got = ratio_of(row(), "ours", "products_3")
+    assert (got.median, got.low, got.high) == pytest.approx((1.2, 1.15, 1.25))
+    assert ratio_of(row(), "ours", "eager", "memory").median == pytest.approx(3)
+    assert ratio_of(row(), "ours", "liger") is None
+    assert ratio_of(row(ours=(1.0, 2.0)), "ours", "products_3").median == pytest.approx(1.5)  # took no turns
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict"), [(1.1, "goal"), (1.2, "must"), (1.26, "noise"), (1.4, "missed")], ids=lambda x: str(x)
+)
+def test_a_verdict_allows_for_the_same_code_timed_twice(seconds, verdict):
+    measured = row(ours=[seconds] * 3, again=[seconds * 0.98, seconds, seconds * 1.04])
+    assert noise_of(measured) == pytest.approx(0.02)
+    assert verdict_of(measured, measured["targets"][0]) == verdict
+
+
+def test_a_difference_within_the_noise_is_none():
+    near = row(peer=(1.1, 1.21, 1.3), again=(1.0, 1.2, 1.4))
+    assert tables.speedup(near, "eager", "ours") == "none"
+    assert tables.speedup(row(), "eager", "ours") == "2.00×"
+    assert tables.speedup(row(peer=(0.55, 0.6, 0.65)), "eager", "ours") == "0.50× ✗"
+
+
+def test_what_is_ahead_of_us_is_listed_with_its_reason(monkeypatch):
+    faster = row(peer=(0.55, 0.6, 0.65))
+    assert [(peer, what) for _, peer, what, _ in ahead(faster)] == [("eager", "time"), ("eager", "memory")]
+    assert list(ahead(faster | {"differing": ["eager"]})) == []  # its result is wrong
+    monkeypatch.setattr(reasons, "REASONS", {("info*", "eager", "time"): "it cheats"})
+    text = behind.where_we_lose([faster])
+    assert "| `info_nce` | eager | 2.00× time | large float32 AVX2 | it cheats |" in text
+    assert "3.00× memory | large float32 AVX2 | not explained yet |" in text
+    assert behind.where_we_lose([row(ours=[0.1] * 3) | {"differing": ["eager"]}]) == behind.NOWHERE
+
+
+def test_rows_of_one_kind_of_machine_replace_each_other(tmp_path):
+    old, other = row(), row()
+    other["machine"] = other["machine"] | {"instruction_set": "AVX512"}
+    rows = merged([old, other], new := row(size="large", peer=(9.0, 9.0, 9.0)))
+    assert rows == [new, other]
+    write_rows(tmp_path / "new" / "rows.json", rows)
+    assert read_rows(tmp_path / "new" / "rows.json") == rows
+    assert read_rows(tmp_path / "none.json") == []
+
+
+def test_another_schema_is_refused(tmp_path):
+    (tmp_path / "old.json").write_text('{"rows": []}')
+    with pytest.raises(SystemExit, match=r"old\.json: schema None instead of 1"):
+        read_rows(tmp_path / "old.json")
+
+
+def test_a_table_has_one_line_per_target_and_names_what_is_missing():
+    text = tables.markdown([row()])
+    assert "| `info_nce` | N=8 D=4 | float32 | AVX2 | products 3 | 1.20 (1.15–1.25) ✓ | ≤ 1.25 | ≤ 1.15 | 2.00×" in text
+    assert "- liger: needs a GPU (info_nce)" in text
+    assert "N=8" in tables.plain([row()])
+
+
+@pytest.mark.parametrize(("threads", "text"), [(1, "1 thread of X (AVX2)"), (2, "2 threads of X (AVX2)")])
+def test_one_thread_is_a_singular(threads, text):
+    assert machine_text(row()["machine"] | {"threads": threads}) == text
+
+
+def test_exponents_are_slopes_of_logarithms():
+    swept = [
+        row(ours=[n**2 * 1e-9] * 3, size=f"n={n}", shape={"n": n, "d": 256}) for n in (512, 1024, 2048, 4096, 8192)
+    ]
+    (entry,) = scaling.scaled(swept)
+    assert entry.time("ours").exponent() == pytest.approx(2)
+    assert entry.time("products_3").exponent() == pytest.approx(0)
+    assert entry.memory("ours").exponent() == pytest.approx(0)
+    assert "| 2 | 2.00 | 0.00 |" in scaling.exponents(swept)
+
+
+def test_a_regression_is_found_and_noise_is_not(tmp_path, capsys):
+    write_rows(tmp_path / "before.json", [row(ours=[1.0] * 3, again=[1.0] * 3)])
+
+    def status(seconds, again=1.0, **changes):
+        write_rows(tmp_path / "now.json", [row(ours=[seconds] * 3, again=[seconds * again] * 3, **changes)])
+        return check.main([str(tmp_path / "now.json"), "--against", str(tmp_path / "before.json")])
+
+    assert status(1.04) == 0
+    assert status(1.2) == 1
+    assert "WORSE" in capsys.readouterr().out
+    assert status(1.2, again=1.3) == 0
+    assert status(1.2, size="small") == 2  # nothing to compare
+    assert "nothing to compare" in capsys.readouterr().err
+
+
+def test_pages_and_pictures_are_what_was_measured():
+    assert report.outdated(report.all_rows()) == []
+
+
+def test_a_changed_number_makes_its_page_and_picture_outdated():
+    rows = report.all_rows()
+    measured = next(r for r in rows if r["case"] == "info_nce" and r["size"] == "large" and r["dtype"] == "float32")
+    measured["runs"]["ours"]["samples_s"] = [9.0 for _ in measured["runs"]["ours"]["samples_s"]]
+    assert {"docs/benchmarks.md", "bench/results/kernels_ratios.png"} <= set(report.outdated(rows))
+
+
+def test_every_picture_is_drawn(tmp_path):
+    swept = [row(size=f"n={n}", shape={"n": n, "d": 256}) for n in (512, 1024, 2048)]
+    scoring = row(suite="scoring", facts={"tokens_per_pair": 64})
+    scoring["runs"]["products"] = scoring["runs"].pop("products_3")
+    rows = [row(), *swept, scoring]
+    for name in pictures.PICTURES:
+        pictures.draw(name, rows, tmp_path / name)
+        assert pictures.is_current(name, rows, tmp_path / name)
+        assert not pictures.is_current(name, [], tmp_path / name)
+
+
+def test_the_pinned_peers_are_those_that_are_compared():
+    pinned = {pin.partition("==")[0]: pin for pin in peers.pins() if "==" in pin}
+    assert set(peers.PACKAGES) <= set(pinned)
+
+
+def test_the_peers_are_listed(capsys):
+    assert peers.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"^{name}(==\S+)?  ", shown, re.MULTILINE) for name in peers.PACKAGES)
+
+
+@pytest.mark.slow
+def test_a_row_is_measured_from_the_command_line(tmp_path):
+    file = tmp_path / "rows.json"
+    words = ["bench", "kernels", "--op", "segment_pool_mean", "--size", "small", "--rounds", "3", "-o", str(file)]
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    (measured,) = read_rows(file)
+    assert "min left]" in done.stderr
+    assert len(measured["runs"]["ours_forward"]["samples_s"]) >= 3
+    assert noise_of(measured) is not None
+    assert json.loads(file.read_text())["schema"] == 1
+
+
+def test_real_states_are_an_input_of_the_heads():
+    assert CASES["linear_cross_entropy"].inputs("smollm2") == ("random", "smollm2")
+    assert CASES["linear_cross_entropy"].inputs("large") == ("random",)
+    chosen = list(kernels.chosen_rows([CASES["linear_cross_entropy"]], ["smollm2"], None))
+    assert [what.inputs for what in chosen] == ["random", "smollm2"]
+
+
+def test_no_row_begins_after_the_time_is_over(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(PeakMemory, "__enter__", lambda self: self)
+    monkeypatch.setattr(PeakMemory, "__exit__", lambda *arguments: None)
+    assert kernels.main(["--op", "info_nce", "--minutes", "0"]) == 0
+    assert "out of time: 3 rows are not measured" in capsys.readouterr().err
