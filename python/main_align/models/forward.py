@@ -18,6 +18,7 @@ from ..errors import UserError
 from .encoding import EncodedSequence
 from .packed_attention import packed_forward, packing_arguments, use_packed_attention
 from .projection_heads import AlignmentHead
+from .row_blocks import run_mlps_in_blocks
 
 KNOWN = ("llama", "mistral")  # covered by tests; any other model type is checked when it is loaded
 
@@ -41,7 +42,8 @@ class Forward:
     model's hidden size, or that of the projections.
 
     Args:
-        model: a causal language model in eval mode. Its attention implementation is changed.
+        model: a causal language model in eval mode. Its attention implementation is changed, and its MLPs run in
+            blocks of rows if it is a LLaMA or Mistral on the CPU.
         projection: trained projection heads for the embeddings. Default: none.
 
     Raises:
@@ -66,6 +68,7 @@ class Forward:
         self.logit_options = logit_options(model.config)
         if model.config.model_type in KNOWN:
             self.attention = use_packed_attention(model)
+            run_mlps_in_blocks(model)
         else:
             self.attention = self._switch_and_check()
 
