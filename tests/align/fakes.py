@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import signal
+import time
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -23,11 +25,20 @@ class FakeScorer:
     """Scores follow from a hash of the texts; packs hold `per_pack` pairs in order of length.
 
     An instruction "explode" comes back as non_finite. `ran` counts the packs run. If the file `dies` exists, the next
-    pack deletes it and kills the process.
+    pack deletes it and kills the process. A pack takes `seconds`.
     """
 
-    def __init__(self, *, per_pack: int = 3, bank: int = 16384, seed: int = 0, dies: str = "", **settings: Any):
-        self.dies = Path(dies) if dies else None
+    def __init__(
+        self,
+        *,
+        per_pack: int = 3,
+        bank: int = 16384,
+        seed: int = 0,
+        dies: str = "",
+        seconds: float = 0,
+        **settings: Any,
+    ):
+        self.dies, self.seconds = Path(dies) if dies else None, seconds
         self.per_pack, self.width, self.device = per_pack, WIDTH, "cpu"
         self.fingerprint = {"model": "fake", "dtype": "float32", "bank": bank, "seed": seed, "temperature": 0.07}
         self.fingerprint |= settings
@@ -60,6 +71,7 @@ class FakeScorer:
 
     def run(self, window: SortWindow, batch: MicroBatch) -> MicroBatchResult:
         self.ran += 1
+        time.sleep(self.seconds)
         if self.dies is not None and self.dies.exists():
             self.dies.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -73,6 +85,11 @@ class FakeScorer:
             if window.pairs[row].instruction == "explode":
                 result.fail(place, "non_finite", f"line {window.pairs[row].line}: NaN")
         return result
+
+
+def scorer_with_a_warning(**settings: Any) -> FakeScorer:
+    logging.getLogger(__name__).warning("the model has a peculiarity")
+    return FakeScorer(**settings)
 
 
 def _noise(pair: Pair) -> np.random.Generator:

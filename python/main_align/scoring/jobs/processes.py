@@ -103,11 +103,11 @@ class _Worker:
 
     def __init__(self, threads: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "main_align.scoring.jobs.worker_process"],
+            [sys.executable, "-m", "main_align.scoring.jobs.worker_process", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
             start_new_session=True,  # Ctrl-C reaches the parent, which ends its workers
         )
         self.lines: list[bytes] = []  # received and not read yet

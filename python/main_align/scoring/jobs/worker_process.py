@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..runner import Runner
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def main() -> None:
-    """Serve the parent process until it closes the pipe."""
+    """Serve the parent process, whose id is the argument, until it closes the pipe."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):
+        return  # the parent died before
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     serve(sys.stdin, answers)
@@ -42,7 +48,7 @@ def serve(messages: IO[str], answers: IO[str]) -> None:
 
 
 def _serve(messages: IO[str], answer: Any) -> None:
-    from .engine import JobSpec, make_scorer
+    from .engine import JobSpec
     from .worker import Finished, JobWorker, Task
 
     def report(finished: Finished) -> None:
@@ -52,7 +58,7 @@ def _serve(messages: IO[str], answer: Any) -> None:
     for line in messages:
         message = json.loads(line)
         if "settings" in message:
-            scorer = make_scorer(on_own_device(message["settings"], message["index"]))
+            scorer = load(message["settings"], message["index"])
             answer(fingerprint=scorer.fingerprint)
         elif "job" in message:
             worker = JobSpec(**message["job"]).worker(scorer)
@@ -60,6 +66,22 @@ def _serve(messages: IO[str], answer: Any) -> None:
             assert worker is not None
             worker.run(Task(*message["task"]), report)
             answer(done=True)
+
+
+def load(settings: dict[str, Any], index: int) -> Runner:
+    """Return the scorer of a worker. All workers load the same model, so only the first one logs warnings about it.
+
+    Args:
+        settings: arguments of `Scorer`.
+        index: number of the worker.
+    """
+    from .engine import make_scorer
+
+    logging.disable(logging.WARNING if index else logging.NOTSET)
+    try:
+        return make_scorer(on_own_device(settings, index))
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def on_own_device(settings: dict[str, Any], index: int) -> dict[str, Any]:

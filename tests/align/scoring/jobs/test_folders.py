@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from main_align.errors import UserError
 from main_align.filtering.filter import filter_scores
 from main_align.progress import Progress
 from main_align.reporting.files import open_scores
-from main_align.scoring import job
+from main_align.scoring import bank, job
 from main_align.scoring.job import score_file
 from main_align.scoring.jobs.shard import Shard
 from main_align.scoring.manifest import read_manifest
@@ -29,7 +31,11 @@ FAKE = {"class": "tests.align.fakes:FakeScorer", "bank": 4}
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """Three files, 110 rows: 68 are candidates for a bank of 4; some cannot be read or scored."""
+    return write_data(tmp_path)
+
+
+def write_data(tmp_path: Path) -> str:
+    """Write three files, 110 rows: 68 are candidates for a bank of 4; some cannot be read or scored."""
     (tmp_path / "data").mkdir()
     for file, count in enumerate((50, 7, 53)):
         rows = [{"instruction": f"say {n % 7} {file}", "response": f"word {n}"} for n in range(count)]
@@ -325,3 +331,26 @@ def test_the_disk_use_of_a_pair_does_not_depend_on_the_width(tmp_path: Path) -> 
         largest[width] = max(sizes)
     assert largest[8] == largest[4096]
     assert largest[8] < 300 * 600
+
+
+def test_the_memory_of_a_worker_does_not_depend_on_the_number_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bank, "HASHED_AT_A_TIME", 64)  # of 2^20 rows
+    peaks = {}
+    for count in (50, 200, 800):  # the first warms up
+        path, peak = tmp_path / f"{count}.jsonl", [0]
+        rows = ({"instruction": f"say {n}", "response": f"word {n}"} for n in range(count))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+        def watch(progress: Progress, peak: list[int] = peak) -> None:
+            peak[0] = tracemalloc.get_traced_memory()[1] if progress.stage == "scoring" else peak[0]
+
+        gc.collect()
+        tracemalloc.start()
+        score_file(
+            FakeScorer(bank=4, per_pack=16), path, tmp_path / f"scored-{count}", sort_window=50, on_progress=watch
+        )
+        tracemalloc.stop()
+        peaks[count] = peak[0]
+    assert peaks[800] - peaks[200] < 40 * 600, "40 bytes a row; the texts of a row alone take more"

@@ -17,6 +17,7 @@ from main_align.scoring.jobs import plan, reader
 from main_align.scoring.jobs.plan import JobPlan
 from main_align.scoring.jobs.reader import PairReader
 from main_align.scoring.jobs.shard import Shard
+from main_align.scoring.jobs.worker_process import load
 
 lengths = st.lists(st.integers(0, 60), max_size=6)
 
@@ -83,3 +84,9 @@ def test_a_job_reads_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for start in range(0, 50, 10):
         pairs.read(range(start, start + 5))
     assert opened == [0]
+
+
+def test_only_the_first_worker_logs_warnings_about_the_model(caplog: pytest.LogCaptureFixture) -> None:
+    for index in range(3):
+        load({"class": "tests.align.fakes:scorer_with_a_warning"}, index)
+    assert [record.getMessage() for record in caplog.records] == ["the model has a peculiarity"]
