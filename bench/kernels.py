@@ -37,17 +37,20 @@ from .records import merged, read_rows, shape_text, write_rows
 
 MIN_SECONDS = 1.0  # of measurement per row, so small shapes get more rounds
 MIN_ROUNDS = 5
+SWEPT = ("ours", "eager", "torch_compile")
+"""The contenders of a sweep."""
 AGREEMENT = {"float32": 2e-3, "bfloat16": 5e-2}  # relative tolerance; peers round losses to bfloat16
 
 
 class Measurement(NamedTuple):
-    """One row to measure. The size of a sweep is its dimension, as in "n=512"."""
+    """One row to measure. The size of a sweep is its dimension, as in "n=512"; `only` keeps just these contenders."""
 
     case: Case
     size: str
     shape: Mapping[str, int]
     dtype: str
     inputs: str
+    only: tuple[str, ...] | None = None
 
 
 def fastest(ways: list[Callable[[], Any]]) -> Callable[[], Any]:
@@ -96,6 +99,8 @@ def measure(what: Measurement, rounds: int, peak_memory: PeakMemory) -> dict[str
     """
     torch.compiler.reset()
     row = what.case.row(what.dtype, what.shape, what.inputs)
+    if what.only:
+        row.contenders = {name: contender for name, contender in row.contenders.items() if name in what.only}
     floors = {name: fastest(ways) for name, ways in row.floors.items()}
     computed, missing = warm_up(row)
     first = next((name for name in computed if name.startswith("ours")), None)
@@ -179,7 +184,7 @@ def sweeps(cases: Sequence[Case], dtypes: Sequence[str] | None) -> Iterator[Meas
             for size in sweep.sizes:
                 for dtype in dtypes or ("float32",):
                     shape = {**sweep.shape, dimension: size}
-                    yield Measurement(case, f"{dimension}={size}", shape, dtype, "random")
+                    yield Measurement(case, f"{dimension}={size}", shape, dtype, "random", SWEPT)
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:

@@ -20,7 +20,7 @@ from ..cases import CASES
 from ..ratios import median_of, ratio_of
 from ..records import machine_text, place_text
 from .scaling import Curve, Scaled, floor_of, scaled
-from .tables import variant
+from .tables import others, variant
 
 Rows = Sequence[Mapping[str, Any]]
 BLUE, ORANGE, GREEN, RED, GREY = "#3b6fb6", "#e08a3c", "#3a9a5b", "#c0443c", "#8a8a8a"
@@ -30,36 +30,38 @@ DIGEST = "Rows"
 
 
 def ratios(rows: Rows) -> Any:
-    """Draw a bar per case at its large size: the time of ours over bare products, with the quartiles."""
-    bars = []
+    """Draw a point per case at its large size: time over bare products with the quartiles, ours and torch.compile."""
+    points = []
     for row in rows:
         if row["size"] != "large" or row["inputs"] != "random":
             continue
         for target in row["targets"]:
             got = ratio_of(row, target["run"], target["against"])
             if got and target["quantity"] == "time" and target["against"].startswith("products") and target["must"]:
-                name = f"{row['case']}{variant(target['run'], row['runs'][target['run']]['phase'])}, {row['dtype']}"
-                bars.append((name, place_text(row["machine"]), got, target))
-    names = list(dict.fromkeys(name for name, *_ in bars))
-    machines = sorted({instruction_set for _, instruction_set, *_ in bars})
-    height = 0.8 / max(1, len(machines))
-    figure, axis = pyplot.subplots(figsize=(10, 1.2 + 0.34 * len(names)), layout="constrained")
-    for place, instruction_set in enumerate(machines):
-        own = [(names.index(name), got) for name, where, got, _ in bars if where == instruction_set]
-        positions = [y + (place - (len(machines) - 1) / 2) * height for y, _ in own]
-        medians = [got.median for _, got in own]
-        spread = [[got.median - got.low for _, got in own], [got.high - got.median for _, got in own]]
-        axis.barh(positions, medians, height, label=instruction_set, color=[BLUE, ORANGE, GREEN][place % 3])
-        axis.errorbar(medians, positions, xerr=spread, fmt="none", ecolor="#333333", elinewidth=1)
-    for name, _, _, target in bars:
-        y = names.index(name)
-        axis.plot([target["must"]] * 2, [y - 0.42, y + 0.42], color=RED, linewidth=1.5)
+                phase = row["runs"][target["run"]]["phase"]
+                name = f"{row['case']}{variant(target['run'], phase)}, {row['dtype']}"
+                _, compiled, _ = others(row, phase)
+                points.append((name, row, target, got, compiled and ratio_of(row, compiled, target["against"])))
+    names = list(dict.fromkeys(name for name, *_ in points))
+    places = sorted({place_text(row["machine"]) for _, row, *_ in points})
+    figure, axis = pyplot.subplots(figsize=(10, 1.2 + 0.3 * len(names)), layout="constrained")
+    for name, row, target, got, compiled in points:
+        place = places.index(place_text(row["machine"]))
+        y = names.index(name) + 0.3 * (place - (len(places) - 1) / 2)
+        colour = (BLUE, ORANGE, GREEN)[place % 3]
+        spread = [[got.median - got.low], [got.high - got.median]]
+        axis.errorbar(got.median, y, xerr=spread, fmt="o", markersize=5, color=colour, label=f"ours, {places[place]}")
+        if compiled:
+            label = f"torch.compile, {places[place]}"
+            axis.plot(compiled.median, y, "x", markersize=5, color=colour, alpha=0.6, label=label)
+        axis.plot([target["must"]] * 2, [names.index(name) - 0.4, names.index(name) + 0.4], color=RED, label="limit")
     axis.axvline(1, color=GREY, linewidth=1)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel="time / bare matrix products of the same run")
-    axis.set_xlim(0.5, None)
-    axis.invert_yaxis()
-    axis.legend(frameon=False, loc="lower right")
-    axis.set_title("Bars: median of the rounds, with quartiles. Red: the required limit.", fontsize=10, loc="left")
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.grid(axis="y", alpha=0.25)
+    handles = dict(reversed(pair) for pair in zip(*axis.get_legend_handles_labels(), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False)
+    axis.set_title("Median of the rounds with quartiles, large sizes", fontsize=10, loc="left")
     return figure
 
 
