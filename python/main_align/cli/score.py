@@ -72,6 +72,9 @@ def score(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Truncate longer pairs instead of leaving them unscored.")
     ] = False,
+    score_system: Annotated[
+        bool, typer.Option("--score-system", help="Score system prompt and instruction together as x.")
+    ] = False,
     bank: Annotated[int, typer.Option(min=1, help="Number of reference pairs for semantic and structural.")] = 16384,
     seed: Annotated[int, typer.Option(help="Random seed for sampling the reference pairs.")] = 0,
     heads: Annotated[
@@ -165,7 +168,7 @@ def score(
 
     fields = Fields(instruction_field, response_field, id_field, input_field, system_field, preference.value)
     scorer: dict[str, Any] = {"model": model, "dtype": dtype.value, "device": device, "revision": revision}
-    scorer |= {"max_length": max_length, "truncate": truncate, "bank": bank, "seed": seed}
+    scorer |= {"max_length": max_length, "truncate": truncate, "score_system": score_system, "bank": bank, "seed": seed}
     scorer |= {"batch_tokens": batch_tokens, "heads": heads, "trust_remote_code": trust_remote_code}
     # Everything that can be refused is refused before the model is loaded.
     if engine is Engine.local and (gpus_per_worker or address):

@@ -74,6 +74,15 @@ class Pair:
         return f"{self.unit} {self.line}"
 
 
+def with_system(pair: Pair) -> Pair:
+    """Return the pair with its system prompt in front of its instruction, and the other turns as its context."""
+    prompts = [turn.text for turn in pair.context if turn.role == "system"]
+    if not prompts:
+        return pair
+    others = tuple(turn for turn in pair.context if turn.role != "system")
+    return replace(pair, instruction="\n\n".join((*prompts, pair.instruction)), context=others)
+
+
 def check_text(pair: Pair, sides: Sequence[str] = SIDES) -> Pair:
     """Return the pair, with the status `empty_instruction` or `empty_response` if one of `sides` has no text."""
     for side in sides:

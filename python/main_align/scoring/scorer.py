@@ -20,7 +20,7 @@ import torch
 
 from ..data.fields import NO_FIELDS, Fields
 from ..data.in_memory import count_pairs, is_dict_of_lists, iter_pairs
-from ..data.pairs import Pair
+from ..data.pairs import Pair, with_system
 from ..errors import UserError
 from ..models.context_length import changes_rope, context_length
 from ..models.devices import pick_device, pick_dtype
@@ -57,6 +57,8 @@ class Scorer:
         max_length: longest sequence, in tokens. Default: the model's limit. If its RoPE depends on the longest
             sequence of a batch (longrope, dynamic), the limit is the length up to which it does not.
         truncate: cut longer pairs (status `truncated`) instead of refusing them (`too_long`). Default False.
+        score_system: score the system prompt and the instruction together as x, so that a wrong prompt costs. Default
+            False: the system prompt is context of both terms of every difference, and is not scored.
         bank: number of reference pairs for `semantic` and `structural`. Default 16384.
         seed: random seed for sampling the bank. Default 0.
         temperature: temperature tau of the semantic score. Default 0.07.
@@ -79,6 +81,7 @@ class Scorer:
         batch_tokens: int = BATCH_TOKENS,
         max_length: int | None = None,
         truncate: bool = False,
+        score_system: bool = False,
         bank: int = 16384,
         seed: int = 0,
         temperature: float = 0.07,
@@ -106,7 +109,7 @@ class Scorer:
             heads = AlignmentHead.from_pretrained(heads)
         self.forward = Forward(loaded.model, heads)
         self.max_length = _longest(loaded.model.config, max_length)
-        self.truncate, self.batch_tokens = truncate, batch_tokens
+        self.truncate, self.score_system, self.batch_tokens = truncate, score_system, batch_tokens
         self.bank, self.seed, self.temperature = bank, seed, temperature
         self.fingerprint = _fingerprint(self, loaded)
         self._logged_fields: set[str] = set()
@@ -133,7 +136,7 @@ class Scorer:
             skip: positions of pairs that need no forward pass. Default: none.
         """
         return prepare_window(
-            pairs,
+            [with_system(pair) for pair in pairs] if self.score_system else pairs,
             self.encoder,
             max_length=self.max_length,
             truncate=self.truncate,
@@ -300,6 +303,7 @@ def _fingerprint(scorer: Scorer, loaded: LoadedModel) -> dict[str, Any]:
         "batch_tokens": scorer.batch_tokens,
         "max_length": scorer.max_length,
         "truncate": scorer.truncate,
+        "score_system": scorer.score_system,
         "bank": scorer.bank,
         "seed": scorer.seed,
         "temperature": scorer.temperature,

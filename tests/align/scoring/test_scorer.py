@@ -304,3 +304,14 @@ def test_smollm2_matches_four_naive_passes_and_each_pair_alone():
     np.testing.assert_allclose(numbers(rows), alone, rtol=0, atol=1e-5)
     wrong = Pair("d", 4, pairs[0].instruction, pairs[2].response)
     assert rows[0]["mutual"] > scorer.score([wrong])[0]["mutual"]
+
+
+def test_the_system_prompt_is_scored_with_the_instruction_on_request(folder):
+    turns = (Turn("user", "hi"), Turn("system", "be brief"), Turn("assistant", "yes?"))
+    joined = Pair("a", 1, "be brief\n\nname a prime", "two", context=(turns[0], turns[2]))
+    apart = Pair("a", 1, "name a prime", "two", context=turns)
+    plain, together = (Scorer(folder, device=DEVICE, score_system=wanted) for wanted in (False, True))
+    (expected,) = plain.score([joined])
+    assert together.score([apart]) == [expected]
+    assert plain.score([apart]) != [expected]
+    assert together.fingerprint != plain.fingerprint  # so a job does not resume with the other setting
