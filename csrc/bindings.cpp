@@ -7,8 +7,10 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/divergence.h"
+#include "cpu/huge_pages.h"
 #include "cpu/pool.h"
 #include "cpu/reductions.h"
+#include "cpu/row_loss.h"
 #include "cpu/score_grad.h"
 #include "cpu/single_exp.h"
 #include "cpu/split_float32.h"
@@ -58,6 +60,16 @@ void bind_structs(py::module_& m) {
       .field("row_sum_grad", &ScoreGradTerms::row_sum_grad)
       .field("column_sum_grad", &ScoreGradTerms::column_sum_grad)
       .field("neg_entropy_grad", &ScoreGradTerms::neg_entropy_grad);
+  StructBinding<RowLossSums>(m, "RowLossSums")
+      .field("lse_high", &RowLossSums::lse_high)
+      .field("lse_low", &RowLossSums::lse_low)
+      .field("target", &RowLossSums::target)
+      .field("logits", &RowLossSums::logits);
+  StructBinding<RowLossTerms>(m, "RowLossTerms")
+      .field("row_lse_grad", &RowLossTerms::row_lse_grad)
+      .field("row_lse_slope", &RowLossTerms::row_lse_slope)
+      .field("target_grad", &RowLossTerms::target_grad)
+      .field("row_sum_grad", &RowLossTerms::row_sum_grad);
   StructBinding<SingleExpSums>(m, "SingleExpSums")
       .field("scale", &SingleExpSums::scale)
       .field("row_total", &SingleExpSums::row_total)
@@ -98,6 +110,7 @@ void bind_kernels(py::module_& m, const std::string& dtype) {
       .field("query", &PoolGradients<T>::query);
   m.def("reduce_rows", &reduce_rows<T>, Unlocked());
   m.def("reduce_columns", &reduce_columns<T>, Unlocked());
+  m.def("row_loss", &row_loss<T>, Unlocked());
   m.def("single_exp_reduce", &single_exp_reduce<T>, Unlocked());
   m.def("single_exp_score_grad", &single_exp_score_grad<T>, Unlocked());
   m.def("score_grad",
@@ -151,6 +164,7 @@ PYBIND11_MODULE(_C, m) {
           mk::round_scaled(sum, mk::at<const float>(scale), stride, threads);
         },
         mk::Unlocked());
+  m.def("advise_huge_pages", [](mk::Address begin, size_t bytes) { mk::advise_huge_pages(mk::at<void>(begin), bytes); });
   m.def("instruction_sets", &mk::instruction_sets);
   m.def("instruction_set", &mk::instruction_set);
   m.def("set_instruction_set", &mk::set_instruction_set);

@@ -20,18 +20,28 @@ struct SharedExpSums {
 
 // All three sums from one exponential per score, for scores up to zero, |zero| <= kModerate. n <= kBlock.
 MK_INLINE SharedExpSums reduce_shared_exp(const float* s, int64_t n, float zero, float clip) {
-  float exponentials[kBlock], softplus[kBlock], clipped[kBlock];
+  float exponentials[kBlock], positive[kBlock], small[kBlock], clipped[kBlock];
   const float unit = exp_(zero), low = exp_(-clip - zero), high = exp_(clip < zero ? clip - zero : 0.f);
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const float e = exp_(s[j] - zero), x = e * unit;  // x = e^s
     exponentials[j] = e;
     clipped[j] = select(s[j] > kNegInf, select(e < low, low, select(e > high, high, e)), 0.f);
-    // log(1 + u) as log1p_ has it, for u = e^-|s|: x, or 1 / x where that is smaller
-    const float z = select(x > 1.f, 1.f, x) / select(x > 1.f, 2.f * x + 1.f, 2.f + x);
-    softplus[j] = select(s[j] > 0.f, s[j], 0.f) + atanh2_(z);
+    positive[j] = select(s[j] > 0.f, s[j], 0.f);
+    small[j] = select(x > 1.f, 1.f, x) / select(x > 1.f, x, 1.f);  // e^-|s|
   }
-  return {sum(exponentials, n), sum(softplus, n), sum(clipped, n) * exp_(zero - clamp(zero, clip))};
+  return {sum(exponentials, n), sum(positive, n) + sum_log1p(small, n), sum(clipped, n) * exp_(zero - clamp(zero, clip))};
+}
+
+// Sum of log(1 + e^s), n <= kBlock.
+MK_INLINE float sum_softplus(const float* s, int64_t n) {
+  float positive[kBlock], small[kBlock];
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    positive[j] = select(s[j] > 0.f, s[j], 0.f);
+    small[j] = exp_(-absolute(s[j]));
+  }
+  return sum(positive, n) + sum_log1p(small, n);
 }
 
 template <class T>
@@ -40,8 +50,7 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
   float maximum = sums.total ? sums.maximum[i] : kNegInf;
   double total = sums.total ? sums.total[i] : 0, weighted = sums.weighted ? sums.weighted[i] : 0;
   double clipped = sums.clipped ? sums.clipped[i] : 0, logits = 0, softplus = 0, above = 0;
-  float poison = 0;  // 0 * s: NaN once a score is not finite, unless the bias excludes it
-  const float excluded = map.bias ? kNegInf : std::numeric_limits<float>::quiet_NaN();  // NaN equals nothing
+  float poison = 0;
   float at_target = 0;
   if (target >= 0 && target < M) {
     map_block(raw + target, 1, map, map.bias ? map.bias + target : nullptr, s);
@@ -49,13 +58,9 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
   }
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
     const int64_t n = std::min(kBlock, M - j0);
-    map_block(raw + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
-    float top = kNegInf;
-#pragma omp simd reduction(max : top) reduction(+ : poison)
-    for (int64_t j = 0; j < n; ++j) {
-      top = s[j] > top ? s[j] : top;
-      poison += select(s[j] == excluded, 0.f, s[j] * 0.f);
-    }
+    const BlockRange range = map_block(raw + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
+    float top = range.top;
+    poison += range.poison;
     if (mask.rows) {
       mask_block(s, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, kNegInf);
       top = kNegInf;
@@ -111,9 +116,7 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
       }
     }
     if (sums.softplus && !shared) {
-#pragma omp simd
-      for (int64_t j = 0; j < n; ++j) terms[j] = softplus_(s[j]);
-      softplus += sum(terms, n);
+      softplus += sum_softplus(s, n);
     }
     if (sums.rank) {
       int32_t count = 0;

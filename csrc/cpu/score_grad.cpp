@@ -16,7 +16,6 @@ template <class T>
 MK_INLINE void score_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int64_t target, Mask mask,
                               ScoreGradTerms terms, double* scale_grad) {
   float s[kBlock], g[kBlock];
-  const float lowest = -map.scale * map.cap;  // a finite stand-in for -inf, where tanh has no slope
   T* row = raw + i * M;
   double against_score = 0;
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
@@ -60,7 +59,7 @@ MK_INLINE void score_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int64_
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) {
         g[j] = select(s[j] == kNegInf, 0.f, g[j]);
-        s[j] = select(s[j] == kNegInf, lowest, s[j]);
+        s[j] = select(s[j] == kNegInf, -map.scale * map.cap, s[j]);  // where tanh has no slope
       }
     }
     if (terms.target_grad && target >= j0 && target < j0 + n) g[target - j0] += terms.target_grad[i];
@@ -70,17 +69,7 @@ MK_INLINE void score_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int64_
       for (int64_t j = 0; j < n; ++j) products[j] = g[j] * s[j];
       against_score += sum(products, n);
     }
-    if (map.cap > 0) {  // tanh' = 1 - tanh^2, and s / (scale cap) is the tanh
-      const float inverse = 1.f / (map.scale * map.cap);
-#pragma omp simd
-      for (int64_t j = 0; j < n; ++j) {
-        const float t = s[j] * inverse;
-        store(row + j0 + j, g[j] * map.scale * (1.f - t * t));
-      }
-    } else {
-#pragma omp simd
-      for (int64_t j = 0; j < n; ++j) store(row + j0 + j, g[j] * map.scale);
-    }
+    store_raw_grad(row + j0, g, s, n, map);
   }
   if (scale_grad) scale_grad[i] = against_score / map.scale;
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 from .accumulators import ColumnAccumulators, Lse, RowAccumulators
 from .in_steps import InSteps
 from .interface import FusedKernels, SingleExpKernels
-from .structs import Mask, Pooling, ScoreGradTerms, ScoreMap
+from .structs import LossTerms, Mask, Pooling, ScoreGradTerms, ScoreMap
 
 MODULE: ModuleType | None = None
 WHY_NOT = ""
@@ -238,6 +238,34 @@ class CpuBackend(InSteps):
         )
         chunk, out = _chunk(raw, targets, mask), address(scale_grad, torch.float64)
         MODULE.score_grad(chunk, _map(score_map), kernel_terms, out, torch.get_num_threads())  # type: ignore[union-attr]
+
+    def row_loss_(
+        self,
+        raw: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        sums: RowAccumulators,
+        loss: LossTerms,
+        grad: Tensor,
+    ) -> None:
+        if any(other is not None for other in (sums.weighted, sums.rank, sums.softplus, sums.clipped)):
+            super().row_loss_(raw, score_map, targets, mask, sums, loss, grad)
+            return
+        assert sums.finished_lse is not None
+        chunk = _chunk(raw, targets, mask)  # first: it names a dtype that has no kernels
+        lse = sums.finished_lse
+        results = _struct(
+            "RowLossSums",
+            lse_high=_floats(lse.high),
+            lse_low=_floats(lse.low),
+            target=_floats(sums.target),
+            logits=_doubles(sums.logits),
+        )
+        terms = _struct("RowLossTerms", **{name: _floats(vector) for name, vector in vars(loss).items()})
+        MODULE.row_loss(chunk, _map(score_map), results, terms, torch.get_num_threads())  # type: ignore[union-attr]
+        if grad is not raw:
+            grad.copy_(raw)
 
     def add_columns_(self, score_grad: Tensor, sums: Tensor) -> None:
         MODULE.add_columns(_chunk(score_grad), _floats(sums), torch.get_num_threads())  # type: ignore[union-attr]

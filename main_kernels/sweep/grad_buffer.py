@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend
+from ..backends.workspace import empty
 from . import products
 
 _SLICE_BYTES = 4 << 20  # a bfloat16 partial product of this size is added while it is still in the cache
@@ -33,8 +34,8 @@ class GradBuffer:
         is_split = like.dtype == torch.bfloat16 and not products.leaves_float32(like.device)
         dtype = like.dtype if is_split or like.dtype.itemsize > 2 else torch.float32
         return cls(
-            torch.empty(shape, dtype=dtype, device=like.device),
-            torch.empty(shape if is_split else (0, shape[1]), dtype=torch.int16, device=like.device),
+            empty(shape, dtype, like.device),
+            empty(shape if is_split else (0, shape[1]), torch.int16, like.device),
         )
 
     def clone(self) -> GradBuffer:

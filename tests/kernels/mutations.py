@@ -40,6 +40,7 @@ class Mutation(NamedTuple):
 SCORE_BLOCK, ROWS, COLUMNS = (
     f"csrc/cpu/{name}" for name in ("score_block.h", "row_reductions.cpp", "column_reductions.cpp")
 )
+SIMD, LOSS_KERNEL = "csrc/cpu/simd.h", "csrc/cpu/row_loss.cpp"
 SINGLE_EXP, SCORE_GRAD = "csrc/cpu/single_exp.cpp", "csrc/cpu/score_grad.cpp"
 PLAIN, TILING = "main_kernels/backends/plain.py", "main_kernels/sweep/tiling.py"
 CONTRASTIVE, LIKELIHOOD = "main_kernels/contrastive.py", "main_kernels/likelihood.py"
@@ -67,7 +68,7 @@ MUTATIONS = [
     Mutation(ROWS, "sums.logits[i] += logits + poison;", "sums.logits[i] = logits + poison;"),
     Mutation(ROWS, "const float start = clamp(zero, sums.clip);", "const float start = zero;"),
     Mutation(ROWS, "exp_(clamp(s[j], sums.clip) - start)", "exp_(s[j] - start)"),
-    Mutation(ROWS, "terms[j] = softplus_(s[j]);", "terms[j] = s[j] > 0.f ? s[j] : 0.f;"),
+    Mutation(ROWS, "small[j] = exp_(-absolute(s[j]));", "small[j] = 0.f;"),
     Mutation(ROWS, "count += s[j] > at_target ? 1 : 0;", "count += s[j] >= at_target ? 1 : 0;"),
     Mutation(ROWS, "const float zero = maximum > kNegInf ? maximum : 0.f;", "const float zero = maximum;"),
     Mutation(COLUMNS, "if (own >= 0 && own < n) s[own] = kNegInf;", ""),
@@ -75,7 +76,7 @@ MUTATIONS = [
     Mutation(COLUMNS, "sums.logits[j0 + j] += logits[j];", "sums.logits[j0 + j] = logits[j];"),
     Mutation(COLUMNS, "part[j] += select(s[j] == excluded, 0.f, s[j] * 0.f);", ""),
     Mutation(ROWS, "sum(clipped, n) * exp_(zero - clamp(zero, clip))", "sum(clipped, n)"),
-    Mutation(ROWS, "select(x > 1.f, 2.f * x + 1.f, 2.f + x)", "(2.f + x)"),
+    Mutation(ROWS, "/ select(x > 1.f, x, 1.f);", ";"),
     Mutation(ROWS, "select(e < low, low, select(e > high, high, e))", "select(e > high, high, e)"),
     # ... the single-exp kernels
     Mutation(SINGLE_EXP, "select(mask.columns[j] == id, 0.f, exp_(scale", "select(false, 0.f, exp_(scale"),
@@ -97,10 +98,20 @@ MUTATIONS = [
     Mutation(SCORE_GRAD, "g[j] += v[j];", ""),
     Mutation(SCORE_GRAD, "g[target - j0] += terms.target_grad[i];", "g[target - j0] -= terms.target_grad[i];"),
     Mutation(SCORE_GRAD, "mask.keep_target, 0.f);", "true, 0.f);"),
-    Mutation(SCORE_GRAD, "g[j] * map.scale * (1.f - t * t)", "g[j] * map.scale"),
+    Mutation(SCORE_BLOCK, "g[j] * map.scale * (1.f - t * t)", "g[j] * map.scale"),
     Mutation(SCORE_GRAD, "scale_grad[i] = against_score / map.scale;", "scale_grad[i] = against_score;"),
-    Mutation("csrc/cpu/simd.h", "float p = 1.f / 13.f;", "float p = 1.f / 3.f;"),
-    Mutation("csrc/cpu/simd.h", "return select(s > 0.f, q, small * q);", "return q;"),
+    Mutation(SIMD, "q[l] += q[l] * u[r * kLanes + l] + u[r * kLanes + l];", "q[l] += u[r * kLanes + l];"),
+    Mutation(SIMD, "return log_(w) + (q - (w - 1.f)) / w;", "return log_(w);"),
+    Mutation(SIMD, "exp_(select(s < -87.f, 87.f, -s))", "exp_(-s)"),
+    # ... the loss of a row
+    Mutation(LOSS_KERNEL, "if (maximum > kNegInf) total *= std::exp(static_cast<double>(maximum) - top);", ""),
+    Mutation(LOSS_KERNEL, "std::log(total + poison)", "std::log(total)"),
+    Mutation(LOSS_KERNEL, "std::exp(zeros[j0 / kBlock] - lse)", "std::exp(zeros[0] - lse)"),
+    Mutation(LOSS_KERNEL, "terms.row_lse_slope * sums.lse_high", "terms.row_lse_slope"),
+    Mutation(LOSS_KERNEL, "if (has_target) store(raw + target, at_target);", ""),
+    Mutation(LOSS_KERNEL, "if (has_target) g[target - j0] += d;", ""),
+    Mutation(LOSS_KERNEL, "sums.lse_high == kNegInf ? 0.f : terms.target_grad", "terms.target_grad"),
+    Mutation(LOSS_KERNEL, "mask.keep_target, 0.f);", "true, 0.f);"),
     # the same in torch
     Mutation(PLAIN, "return out & ~own if mask.keep_target else out | own", "return out & ~own"),
     Mutation(PLAIN, "return out & ~own if mask.keep_target else out | own", "return out"),
