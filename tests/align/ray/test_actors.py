@@ -37,7 +37,7 @@ def test_an_error_in_an_actor_is_the_users_own(tmp_path: Path, data: str) -> Non
     assert not ray.is_initialized(), "the actors and Ray end with the job"
 
 
-def test_actors_without_a_place_or_memory_are_reported() -> None:
+def test_actors_without_a_place_or_memory_or_disk_are_reported() -> None:
     def died(result: Any) -> None:
         raise ray.exceptions.RayActorError(error_msg="out of memory\nmore")
 
@@ -51,4 +51,8 @@ def test_actors_without_a_place_or_memory_are_reported() -> None:
     )
     with pytest.raises(UserError, match=r"an actor died while it loaded the model \(.*out of memory\)"):
         pool._loaded(None)
+    full = OSError(28, "No space left on device")
+    pool._ray.get = lambda result: (_ for _ in ()).throw(ray.exceptions.RayTaskError("run", "", full))
+    with pytest.raises(UserError, match=r"No space left on device. Check the path"):
+        pool._get(None)
     assert said == ["still waiting for 8 actors with one CPU and 0.5 GPUs each; free in Ray: 9 CPUs, 2 GPUs"]

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from main_align.data.fields import NO_FIELDS
 from main_align.data.journal import Journal
+from main_align.data.read import open_source
 from main_align.errors import UserError
 from main_align.filtering.filter import filter_scores
 from main_align.progress import Progress
 from main_align.reporting.files import open_scores
 from main_align.scoring import bank, job
 from main_align.scoring.job import score_file
+from main_align.scoring.jobs.engine import JobSpec
+from main_align.scoring.jobs.folder import JobFolder
 from main_align.scoring.jobs.shard import Shard
+from main_align.scoring.jobs.worker_process import serve
 from main_align.scoring.manifest import read_manifest
 from main_align.scoring.merge import merge_scores
 from main_align.scoring.score_file import score_rows_of
@@ -221,6 +228,23 @@ def test_a_full_disk_is_an_error_and_the_job_resumes(
         scored(tmp_path / "scored", data)
     scored(tmp_path / "scored", data)
     assert contents(tmp_path / "scored") == contents(tmp_path / "whole")
+
+
+def test_a_full_disk_in_a_worker_process_is_the_commands_error(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Journal, "append", full)
+    JobFolder(tmp_path / "scored").create()
+    spec = JobSpec(open_source(data).address(), asdict(NO_FIELDS), [50, 7, 53], 6, str(tmp_path / "scored"), "all")
+    messages = [{"settings": FAKE, "index": 0}, {"job": spec.as_json()}, {"task": ["measure", 0]}]
+    answers = io.StringIO()
+    serve(io.StringIO("".join(json.dumps(message) + "\n" for message in messages)), answers)
+    found = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert found[0]["fingerprint"]["model"] == "fake"
+    assert "No space left on device. Check the path, its permissions and the free disk space" in found[-1]["error"]
 
 
 def test_changed_files_and_settings_are_refused_by_name(tmp_path: Path, data: str) -> None:
