@@ -13,46 +13,57 @@ namespace {
 template <class T>
 MK_INLINE void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_t j0, int64_t n, ScoreMap map,
                                    const int64_t* targets, Mask mask, ColumnAccumulators sums) {
-  float s[kStrip], top[kStrip], zero[kStrip], part[kStrip], above[kStrip];
-  double total[kStrip] = {}, logits[kStrip];
+  // The scores of a run of rows are kept: their rows of raw may be a power of two apart and displace each other.
+  float s[kRun][kStrip], top[kStrip], zero[kStrip], part[kStrip], poison[kStrip] = {}, above[kStrip] = {};
+  double total[kStrip], logits[kStrip] = {};
   const float* bias = map.bias ? map.bias + j0 : nullptr;
   const float excluded = bias ? kNegInf : std::numeric_limits<float>::quiet_NaN();
   for (int64_t j = 0; j < n; ++j) {
     top[j] = sums.maximum[j0 + j];
-    part[j] = above[j] = logits[j] = 0;
+    total[j] = sums.total[j0 + j];
   }
-  for (int64_t i = 0; i < rows; ++i) {
-    map_block(raw + i * M + j0, n, map, bias, s);
-    if (mask.rows)
-      mask_block(s, n, mask.columns + j0, mask.rows[i], targets ? targets[i] - j0 : -1, mask.keep_target, kNegInf);
+  for (int64_t i0 = 0; i0 < rows; i0 += kRun) {
+    const int64_t height = std::min(kRun, rows - i0);
+    for (int64_t j = 0; j < n; ++j) zero[j] = top[j];
+    for (int64_t i = 0; i < height; ++i) {
+      const T* row = raw + (i0 + i) * M + j0;
+      if (i0 + i + 1 < rows) prefetch(row + M, n);
+      map_block(row, n, map, bias, s[i]);
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) top[j] = s[j] > top[j] ? s[j] : top[j];
-  }
+      for (int64_t j = 0; j < n; ++j) poison[j] += select(s[i][j] == excluded, 0.f, s[i][j] * 0.f);
+      const int64_t own = targets ? targets[i0 + i] - j0 : -1;
+      if (mask.rows) mask_block(s[i], n, mask.columns + j0, mask.rows[i0 + i], own, mask.keep_target, kNegInf);
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) zero[j] = select(top[j] > kNegInf, top[j], 0.f);
-  for (int64_t i = 0; i < rows; ++i) {
-    if (i % kRun == 0) end_run(part, n, total);
-    map_block(raw + i * M + j0, n, map, bias, s);
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) part[j] += select(s[j] == excluded, 0.f, s[j] * 0.f);
-    const int64_t own = targets ? targets[i] - j0 : -1;
-    if (mask.rows) mask_block(s, n, mask.columns + j0, mask.rows[i], own, mask.keep_target, kNegInf);
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) part[j] += exp_(s[j] - zero[j]);
-    if (sums.logits) {
-#pragma omp simd
-      for (int64_t j = 0; j < n; ++j) logits[j] += select(s[j] > kNegInf, s[j], 0.f);
+      for (int64_t j = 0; j < n; ++j) top[j] = s[i][j] > top[j] ? s[i][j] : top[j];
     }
-    if (sums.rank) {
-      if (own >= 0 && own < n) s[own] = kNegInf;  // a row does not count in the rank of its target column
-#pragma omp simd
-      for (int64_t j = 0; j < n; ++j) above[j] += s[j] > sums.target[j0 + j] ? 1.f : 0.f;
+    for (int64_t j = 0; j < n; ++j) {
+      const float before = zero[j];
+      if (before > kNegInf && before < top[j]) total[j] *= std::exp(static_cast<double>(before) - top[j]);
     }
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      zero[j] = select(top[j] > kNegInf, top[j], 0.f);
+      part[j] = 0;
+    }
+    for (int64_t i = 0; i < height; ++i) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) part[j] += exp_(s[i][j] - zero[j]);
+      if (sums.logits) {
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) logits[j] += select(s[i][j] > kNegInf, s[i][j], 0.f);
+      }
+      if (sums.rank) {
+        const int64_t own = targets ? targets[i0 + i] - j0 : -1;
+        if (own >= 0 && own < n) s[i][own] = kNegInf;  // a row does not count in the rank of its target column
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) above[j] += s[i][j] > sums.target[j0 + j] ? 1.f : 0.f;
+      }
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) total[j] += part[j];
   }
   for (int64_t j = 0; j < n; ++j) {
-    const float before = sums.maximum[j0 + j];
-    const double factor = before > kNegInf ? std::exp(static_cast<double>(before) - top[j]) : 1.;
-    sums.total[j0 + j] = sums.total[j0 + j] * factor + (total[j] + part[j]);
+    sums.total[j0 + j] = total[j] + poison[j];
     sums.maximum[j0 + j] = top[j];
     if (sums.rank) sums.rank[j0 + j] += above[j];
     if (sums.logits) sums.logits[j0 + j] += logits[j];

@@ -1,11 +1,12 @@
-// One row of each chunk at a time: both log-sum-exps, then the divergence, then the gradients. The row stays in the
-// cache between these passes, and the recomputed exponentials cost little next to the four matrix products. One thread
-// sums a row, so the bits do not depend on the number of threads.
+// One row of each chunk at a time: both log-sum-exps, then the divergence, then the gradients. The row and its
+// exponentials, which are computed once, stay in the cache between these passes. One thread sums a row, so the bits do
+// not depend on the number of threads.
 #include "divergence.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "dispatch.h"
 
@@ -19,8 +20,9 @@ struct Norm {  // a row's log-sum-exp in two parts, its largest score and the lo
   double log_sum;
 };
 
+// exps[M] receives e^(s - top).
 template <class T>
-MK_INLINE Norm row_norm(const T* raw, int64_t M, float scale) {
+MK_INLINE Norm row_norm(const T* raw, int64_t M, float scale, float* exps) {
   float top = -std::numeric_limits<float>::infinity(), poison = 0;  // 0 * s: NaN once a score is not finite
 #pragma omp simd reduction(max : top) reduction(+ : poison)
   for (int64_t j = 0; j < M; ++j) {
@@ -33,33 +35,37 @@ MK_INLINE Norm row_norm(const T* raw, int64_t M, float scale) {
     const int64_t end = std::min(j0 + kBlock, M);
     float terms[kBlock];
 #pragma omp simd
-    for (int64_t j = j0; j < end; ++j) terms[j - j0] = exp_(scale * load(raw[j]) - top);
+    for (int64_t j = j0; j < end; ++j) {
+      const float e = exp_(scale * load(raw[j]) - top);
+      exps[j] = e;
+      terms[j - j0] = e;
+    }
     total += sum(terms, end - j0);
   }
   return {top, std::log(total) + poison};
 }
 
-// log p, log q and log(p / q) of one outcome. The ratio is taken before the sums are subtracted: between two
-// log-probabilities of ten or twelve nats a small difference would lose its digits.
-struct Logs {
+// p, q and log(p / q) of one outcome. The ratio is taken before the sums are subtracted: between two log-probabilities of
+// ten or twelve nats a small difference would lose its digits.
+struct Outcome {
   float p, q, ratio;
 };
 
 struct Norms {
-  float p_top, q_top, p_sum, q_sum, shift;
+  float p_top, q_top, p_factor, q_factor, shift;  // p = p_factor e^(s - p_top)
 };
 
 template <class P, class Q>
-MK_INLINE Norms row_norms(const P* p_raw, const Q* q_raw, int64_t M, float scale) {
-  const Norm p = row_norm(p_raw, M, scale), q = row_norm(q_raw, M, scale);
-  return {p.top, q.top, static_cast<float>(p.log_sum), static_cast<float>(q.log_sum),
+MK_INLINE Norms row_norms(const P* p_raw, const Q* q_raw, int64_t M, float scale, float* p_exps, float* q_exps) {
+  const Norm p = row_norm(p_raw, M, scale, p_exps), q = row_norm(q_raw, M, scale, q_exps);
+  return {p.top, q.top, static_cast<float>(std::exp(-p.log_sum)), static_cast<float>(std::exp(-q.log_sum)),
           static_cast<float>(p.log_sum - q.log_sum)};
 }
 
 template <class P, class Q>
-MK_INLINE Logs logs(P p_raw, Q q_raw, float scale, Norms norms) {
+MK_INLINE Outcome outcome(P p_raw, Q q_raw, float p_exp, float q_exp, float scale, Norms norms) {
   const float p = scale * load(p_raw) - norms.p_top, q = scale * load(q_raw) - norms.q_top;
-  return {p - norms.p_sum, q - norms.q_sum, (p - q) - norms.shift};
+  return {p_exp * norms.p_factor, q_exp * norms.q_factor, (p - q) - norms.shift};
 }
 
 // One outcome's term of KL(p || q), ratio = log(p / q). It includes q - p, which sums to zero over all outcomes: no term
@@ -88,57 +94,60 @@ MK_INLINE Ratios to_mixture(float ratio, Mixture mixture, float level) {
 
 // Template parameters say which sides get a gradient: a condition inside the loop would prevent vectorisation.
 template <bool grad_p, bool grad_q, class P, class Q>
-MK_INLINE void kl_gradients(P* p_raw, Q* q_raw, int64_t M, float scale, Norms norms, float factor, float kl) {
+MK_INLINE void kl_gradients(P* p_raw, Q* q_raw, int64_t M, float scale, Norms norms, float factor, float kl,
+                            const float* p_exps, const float* q_exps) {
 #pragma omp simd
   for (int64_t j = 0; j < M; ++j) {
-    const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
-    const float p = exp_(log.p);
-    if (grad_p) store(p_raw + j, factor * p * (log.ratio - kl));
-    if (grad_q) store(q_raw + j, factor * (exp_(log.q) - p));
+    const Outcome at = outcome(p_raw[j], q_raw[j], p_exps[j], q_exps[j], scale, norms);
+    if (grad_p) store(p_raw + j, factor * at.p * (at.ratio - kl));
+    if (grad_q) store(q_raw + j, factor * (at.q - at.p));
   }
 }
 
 template <bool grad_p, bool grad_q, class P, class Q>
 MK_INLINE void js_gradients(P* p_raw, Q* q_raw, int64_t M, float scale, Norms norms, Mixture mixture, float level,
-                            float p_factor, float p_kl, float q_factor, float q_kl) {
+                            float p_factor, float p_kl, float q_factor, float q_kl, const float* p_exps,
+                            const float* q_exps) {
 #pragma omp simd
   for (int64_t j = 0; j < M; ++j) {
-    const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
-    const Ratios ratio = to_mixture(log.ratio, mixture, level);
-    if (grad_p) store(p_raw + j, p_factor * exp_(log.p) * (ratio.p - p_kl));
-    if (grad_q) store(q_raw + j, q_factor * exp_(log.q) * (ratio.q - q_kl));
+    const Outcome at = outcome(p_raw[j], q_raw[j], p_exps[j], q_exps[j], scale, norms);
+    const Ratios ratio = to_mixture(at.ratio, mixture, level);
+    if (grad_p) store(p_raw + j, p_factor * at.p * (ratio.p - p_kl));
+    if (grad_q) store(q_raw + j, q_factor * at.q * (ratio.q - q_kl));
   }
 }
 
 template <class P, class Q>
 MK_INLINE void kl_row(P* p_raw, Q* q_raw, int64_t M, float scale, float weight, float* value, bool grad_p,
-                      bool grad_q) {
-  const Norms norms = row_norms(p_raw, q_raw, M, scale);
+                      bool grad_q, float* exps) {
+  float *p_exps = exps, *q_exps = exps + M;
+  const Norms norms = row_norms(p_raw, q_raw, M, scale, p_exps, q_exps);
   double total = 0;
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
     const int64_t end = std::min(j0 + kBlock, M);
     float terms[kBlock];
 #pragma omp simd
     for (int64_t j = j0; j < end; ++j) {
-      const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
-      terms[j - j0] = kl_term(exp_(log.p), exp_(log.q), log.ratio);
+      const Outcome at = outcome(p_raw[j], q_raw[j], p_exps[j], q_exps[j], scale, norms);
+      terms[j - j0] = kl_term(at.p, at.q, at.ratio);
     }
     total += sum(terms, end - j0);
   }
   const float kl = *value = static_cast<float>(total);
   const float factor = weight * scale;
   if (grad_p && grad_q)
-    kl_gradients<true, true>(p_raw, q_raw, M, scale, norms, factor, kl);
+    kl_gradients<true, true>(p_raw, q_raw, M, scale, norms, factor, kl, p_exps, q_exps);
   else if (grad_p)
-    kl_gradients<true, false>(p_raw, q_raw, M, scale, norms, factor, kl);
+    kl_gradients<true, false>(p_raw, q_raw, M, scale, norms, factor, kl, p_exps, q_exps);
   else if (grad_q)
-    kl_gradients<false, true>(p_raw, q_raw, M, scale, norms, factor, kl);
+    kl_gradients<false, true>(p_raw, q_raw, M, scale, norms, factor, kl, p_exps, q_exps);
 }
 
 template <class P, class Q>
 MK_INLINE void js_row(P* p_raw, Q* q_raw, int64_t M, float scale, Mixture mixture, float weight, float* value,
-                      bool grad_p, bool grad_q) {
-  const Norms norms = row_norms(p_raw, q_raw, M, scale);
+                      bool grad_p, bool grad_q, float* exps) {
+  float *p_exps = exps, *q_exps = exps + M;
+  const Norms norms = row_norms(p_raw, q_raw, M, scale, p_exps, q_exps);
   const float level = std::log(mixture.rest / mixture.beta);
   double p_total = 0, q_total = 0;
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
@@ -146,11 +155,11 @@ MK_INLINE void js_row(P* p_raw, Q* q_raw, int64_t M, float scale, Mixture mixtur
     float p_terms[kBlock], q_terms[kBlock];
 #pragma omp simd
     for (int64_t j = j0; j < end; ++j) {
-      const Logs log = logs(p_raw[j], q_raw[j], scale, norms);
-      const float p = exp_(log.p), q = exp_(log.q), m = mixture.beta * p + mixture.rest * q;
-      const Ratios ratio = to_mixture(log.ratio, mixture, level);
-      p_terms[j - j0] = kl_term(p, m, ratio.p);
-      q_terms[j - j0] = kl_term(q, m, ratio.q);
+      const Outcome at = outcome(p_raw[j], q_raw[j], p_exps[j], q_exps[j], scale, norms);
+      const float m = mixture.beta * at.p + mixture.rest * at.q;
+      const Ratios ratio = to_mixture(at.ratio, mixture, level);
+      p_terms[j - j0] = kl_term(at.p, m, ratio.p);
+      q_terms[j - j0] = kl_term(at.q, m, ratio.q);
     }
     p_total += sum(p_terms, end - j0);
     q_total += sum(q_terms, end - j0);
@@ -159,11 +168,14 @@ MK_INLINE void js_row(P* p_raw, Q* q_raw, int64_t M, float scale, Mixture mixtur
   *value = mixture.beta * p_kl + mixture.rest * q_kl;
   const float p_factor = weight * scale * mixture.beta, q_factor = weight * scale * mixture.rest;
   if (grad_p && grad_q)
-    js_gradients<true, true>(p_raw, q_raw, M, scale, norms, mixture, level, p_factor, p_kl, q_factor, q_kl);
+    js_gradients<true, true>(p_raw, q_raw, M, scale, norms, mixture, level, p_factor, p_kl, q_factor, q_kl,
+                             p_exps, q_exps);
   else if (grad_p)
-    js_gradients<true, false>(p_raw, q_raw, M, scale, norms, mixture, level, p_factor, p_kl, q_factor, q_kl);
+    js_gradients<true, false>(p_raw, q_raw, M, scale, norms, mixture, level, p_factor, p_kl, q_factor, q_kl,
+                             p_exps, q_exps);
   else if (grad_q)
-    js_gradients<false, true>(p_raw, q_raw, M, scale, norms, mixture, level, p_factor, p_kl, q_factor, q_kl);
+    js_gradients<false, true>(p_raw, q_raw, M, scale, norms, mixture, level, p_factor, p_kl, q_factor, q_kl,
+                             p_exps, q_exps);
 }
 
 MK_KERNEL(Kl, kl_row)
@@ -174,15 +186,19 @@ MK_KERNEL(JensenShannon, js_row)
 template <class P, class Q>
 void divergence(ScorePair<P, Q> pair, int threads) {
   const int64_t M = pair.columns;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < pair.rows; ++i) {
-    P* p = pair.p_raw + i * M;
-    Q* q = pair.q_raw + i * M;
-    if (pair.mixture.beta > 0)
-      dispatch<JensenShannon>(p, q, M, pair.scale, pair.mixture, pair.weights[i], pair.values + i, pair.grad_p,
-                              pair.grad_q);
-    else
-      dispatch<Kl>(p, q, M, pair.scale, pair.weights[i], pair.values + i, pair.grad_p, pair.grad_q);
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> exps(2 * M);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < pair.rows; ++i) {
+      P* p = pair.p_raw + i * M;
+      Q* q = pair.q_raw + i * M;
+      if (pair.mixture.beta > 0)
+        dispatch<JensenShannon>(p, q, M, pair.scale, pair.mixture, pair.weights[i], pair.values + i, pair.grad_p,
+                                pair.grad_q, exps.data());
+      else
+        dispatch<Kl>(p, q, M, pair.scale, pair.weights[i], pair.values + i, pair.grad_p, pair.grad_q, exps.data());
+    }
   }
 }
 

@@ -91,6 +91,13 @@ MK_INLINE void store_raw_grad(T* raw, const float* g, const float* s, int64_t n,
   }
 }
 
+// Fetch part of the next row of a tile: it is pages away, so the processor does not do it by itself.
+template <class T>
+MK_INLINE void prefetch(const T* row, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t j = 0; j < n; j += kLine) __builtin_prefetch(row + j);
+}
+
 // Move the float32 sums of a run of rows to the sums of all rows.
 template <class Sum>
 MK_INLINE void end_run(float* run, int64_t n, Sum* total) {

@@ -21,6 +21,7 @@ MK_INLINE void reduce_tile(const T* raw, int64_t rows, int64_t n, int64_t stride
   for (int64_t i = 0; i < rows; ++i) {
     if (i % kRun == 0) end_run(run, n, col_part);
     const T* row = raw + i * stride;
+    if (i + 1 < rows) prefetch(row + stride, n);
     float terms[kBlock];
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
@@ -42,6 +43,7 @@ MK_INLINE void reduce_masked_tile(const T* raw, int64_t rows, int64_t n, int64_t
   for (int64_t i = 0; i < rows; ++i) {
     if (i % kRun == 0) end_run(run, n, col_part);
     const T* row = raw + i * stride;
+    if (i + 1 < rows) prefetch(row + stride, n);
     const int32_t id = mask.rows[i];
     float terms[kBlock];
 #pragma omp simd
