@@ -19,21 +19,17 @@ status is 1. The files' format is in bench/records.py.
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from . import peers
-from .cases import CASES, DEFAULT_SIZES, DTYPES, SIZES, Absent, Case, Row
+from .cases import CASES, DEFAULT_SIZES, DTYPES, SIZES, Case, Row
 from .command import command_parser
 from .measure import interleaved, machine
 from .peak_memory import PeakMemory
-from .ratios import ratio_of, verdict_of
-from .records import merged, read_rows, shape_text, write_rows
+from .session import add_options, attempt, measure_rows, wrong
 
 MIN_SECONDS = 1.0  # of measurement per row, so small shapes get more rounds
 MIN_ROUNDS = 5
@@ -75,14 +71,12 @@ def warm_up(row: Row) -> tuple[dict[str, list[float]], dict[str, str]]:
     for name, contender in row.contenders.items():
         for leaf in row.leaves:
             leaf.grad = None
-        try:
-            computed[name] = [float(contender.run())]
-        except Absent as absent:
-            missing[name] = str(absent)
-        except Exception as error:  # a peer may raise anything; the others are still measured
-            missing[name] = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        value, why = attempt(lambda run=contender.run: float(run()))
+        if value is None:
+            missing[name] = why
         else:
-            computed[name] += [float(leaf.grad.float().norm()) for leaf in row.leaves if leaf.grad is not None]
+            norms = [float(leaf.grad.float().norm()) for leaf in row.leaves if leaf.grad is not None]
+            computed[name] = [value, *norms]
     return computed, missing
 
 
@@ -152,20 +146,6 @@ def differing(row: Row, computed: Mapping[str, list[float]], tolerance: float) -
     return out
 
 
-def progress(row: Mapping[str, Any]) -> str:
-    """Describe a finished row in one line."""
-    parts = []
-    for target in row["targets"]:
-        what = f"{target['run']}/{target['against']}{' memory' if target['quantity'] == 'memory' else ''}"
-        got = ratio_of(row, target["run"], target["against"], target["quantity"])
-        verdict = verdict_of(row, target)
-        parts.append(f"{what} {'missing' if got is None else f'{got.median:.3f}'}{f' ({verdict})' if verdict else ''}")
-    if row["differing"]:
-        parts.append(f"DIFFERS FROM EAGER: {', '.join(row['differing'])}")
-    parts += [f"{n}: {run['missing']}" for n, run in row["runs"].items() if run.get("missing", "").startswith("failed")]
-    return f"{row['case']} {row['size']} {row['dtype']} {row['inputs']} {shape_text(row)}: " + "; ".join(parts)
-
-
 def chosen_rows(cases: Sequence[Case], sizes: Sequence[str], dtypes: Sequence[str] | None) -> Iterator[Measurement]:
     """Yield the rows of cases at named sizes; each case measures some dtypes unless others are asked for."""
     for size in sizes:
@@ -189,7 +169,6 @@ def sweeps(cases: Sequence[Case], dtypes: Sequence[str] | None) -> Iterator[Meas
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = command_parser("kernels", __doc__)
-    parser.add_argument("-o", "--out", type=Path, help="file of rows; rows of the same key are replaced, others kept")
     parser.add_argument("--op", nargs="+", choices=list(CASES), metavar="OP", help=f"only these: {', '.join(CASES)}")
     parser.add_argument(
         "--size",
@@ -200,10 +179,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--sweep", action="store_true", help="five sizes of each dimension instead")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="only these (default: bfloat16 at large sizes only)")
-    parser.add_argument(
-        "--rounds", type=int, default=MIN_ROUNDS, help="minimum number of rounds (default 5; small shapes get more)"
-    )
-    parser.add_argument("--minutes", type=float, help="begin no row after this time")
+    add_options(parser, rounds=MIN_ROUNDS, rounds_help="minimum number of rounds, of which small shapes get more")
     return parser.parse_args(words)
 
 
@@ -213,28 +189,7 @@ def main(words: list[str] | None = None) -> int:
     chosen = arguments(words)
     cases = [case for name, case in CASES.items() if not chosen.op or name in chosen.op]
     todo = list(sweeps(cases, chosen.dtype) if chosen.sweep else chosen_rows(cases, chosen.size, chosen.dtype))
-    kept = read_rows(chosen.out) if chosen.out else []
-    done: list[dict[str, Any]] = []
-    begin = time.perf_counter()
     with PeakMemory() as peak_memory:
-        for what in todo:
-            minutes = (time.perf_counter() - begin) / 60
-            if chosen.minutes is not None and minutes >= chosen.minutes:
-                print(f"out of time: {len(todo) - len(done)} rows are not measured", file=sys.stderr)
-                break
-            row = measure(what, chosen.rounds, peak_memory)
-            done.append(row)
-            minutes = (time.perf_counter() - begin) / 60
-            left = minutes / len(done) * (len(todo) - len(done))
-            print(f"[{len(done)}/{len(todo)}, {left:.0f} min left] {progress(row)}", file=sys.stderr, flush=True)
-            if chosen.out:  # after every row, so an interrupted run keeps its results
-                kept = merged(kept, row)
-                write_rows(chosen.out, kept)
+        done = measure_rows(todo, lambda what: measure(what, chosen.rounds, peak_memory), chosen.out, chosen.minutes)
     print(plain(done))
     return 1 if any(wrong(row) for row in done) else 0
-
-
-def wrong(row: Mapping[str, Any]) -> bool:
-    """Return True if one of ours failed or differs from eager torch."""
-    failed = [name for name, run in row["runs"].items() if run.get("missing", "").startswith("failed")]
-    return any(name.startswith("ours") for name in [*failed, *row["differing"]])

@@ -2,7 +2,7 @@
 
     python -m bench peers                       # which are installed, and what they are compared with
     python -m bench peers --install PEERS       # into a folder of their own; torch and the environment stay as they are
-    PYTHONPATH=PEERS python -m bench kernels
+    PYTHONPATH=PEERS python -m bench kernels    # and scoring
 
 The versions are pinned in the extra [bench] of pyproject.toml. Each peer is imported on its first call and raises
 `Absent` if that fails; the results then list it with the reason.
@@ -35,6 +35,8 @@ PACKAGES = {
     "memeff": "info_nce, on a GPU",
     "inf-cl": "info_nce, on a GPU",
     "siglip-kernel": "sigmoid_loss, on a GPU",
+    "lm-eval": "scoring: the log-likelihoods of HFLM",
+    "py-data-juicer": "scoring: instruction_following_difficulty_filter",
 }
 """Peers by package, with what they are compared with. pyproject.toml has their versions."""
 ON_A_GPU = (*PACKAGES, "nvidia-cutlass-dsl")
@@ -95,7 +97,7 @@ def cached_ranking_step(query: Tensor, key: Tensor, temperature: float) -> Tenso
 @functools.cache
 def cut_cross_entropy(impl: str = "torch_compile") -> Callable[..., Tensor]:
     """Return linear_cross_entropy of Cut Cross-Entropy. "torch_compile" runs on a CPU, "cce" needs a GPU."""
-    return functools.partial(_import("cut_cross_entropy").linear_cross_entropy, impl=impl)
+    return functools.partial(import_peer("cut_cross_entropy").linear_cross_entropy, impl=impl)
 
 
 def torch_linear_cross_entropy() -> Callable[..., Tensor]:
@@ -116,7 +118,7 @@ def needs_a_gpu() -> None:
 def liger(**options: Any) -> Callable[..., Tensor]:
     """Return Liger's fused linear cross-entropy: loss(hidden, weight, targets)."""
     needs_a_gpu()
-    loss = _import("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
+    loss = import_peer("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
     return functools.partial(loss, **options)
 
 
@@ -125,7 +127,7 @@ def liger_sm90() -> Callable[..., Tensor]:
     """Return Liger's head for Hopper, which needs CuTe's Python DSL."""
     needs_a_gpu()
     where = "liger_kernel.ops.cutedsl.ops.fused_linear_cross_entropy_sm90"
-    return _import(where).liger_fused_linear_cross_entropy_sm90
+    return import_peer(where).liger_fused_linear_cross_entropy_sm90
 
 
 @functools.cache
@@ -136,21 +138,21 @@ def quack(**options: Any) -> Callable[..., Tensor]:
     bfloat16, V a multiple of 128).
     """
     needs_a_gpu()
-    loss = _import("quack.linear_cross_entropy").chunked_linear_cross_entropy
+    loss = import_peer("quack.linear_cross_entropy").chunked_linear_cross_entropy
     return functools.partial(loss, **options)
 
 
 def memeff_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """Compute memeff's symmetric loss on unit embeddings. Its option `stable` would scale the gradient."""
     needs_a_gpu()
-    loss = _import("memeff").MemoryEfficientCLIPLoss(temperature, normalized_inputs=True, stable=False)
+    loss = import_peer("memeff").MemoryEfficientCLIPLoss(temperature, normalized_inputs=True, stable=False)
     return loss(query, key)
 
 
 def inf_cl_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """Compute Inf-CL on one device in both directions. It computes in float32."""
     needs_a_gpu()
-    loss = _import("inf_cl").cal_flash_loss
+    loss = import_peer("inf_cl").cal_flash_loss
     heads = {"scale": 1 / temperature, "head_dim": min(256, query.shape[1])}
     return (loss(query, key, **heads).mean() + loss(key, query, **heads).mean()) / 2
 
@@ -159,14 +161,14 @@ def inf_cl_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
 def siglip_kernel() -> Callable[..., Tensor]:
     """Return siglip-kernel's loss: loss(query, key, log_scale, bias). It chooses its kernel by dtype and GPU."""
     needs_a_gpu()
-    return _import("siglip_kernel").fused_siglip_loss
+    return import_peer("siglip_kernel").fused_siglip_loss
 
 
 def _ranking(temperature: float) -> tuple[Any, dict[str, Any]]:
     losses = _sentence_transformers()
     return losses, {
         "scale": 1 / temperature,
-        "similarity_fct": _import("sentence_transformers.util").dot_score,
+        "similarity_fct": import_peer("sentence_transformers.util").dot_score,
         "directions": ("query_to_doc", "doc_to_query"),
         "partition_mode": "per_direction",
     }
@@ -174,7 +176,7 @@ def _ranking(temperature: float) -> tuple[Any, dict[str, Any]]:
 
 @functools.cache
 def _sentence_transformers() -> ModuleType:
-    return _import("sentence_transformers.sentence_transformer.losses")
+    return import_peer("sentence_transformers.sentence_transformer.losses")
 
 
 @functools.cache
@@ -192,7 +194,12 @@ def _open_clip() -> ModuleType:
     return module
 
 
-def _import(name: str) -> ModuleType:
+def import_peer(name: str) -> ModuleType:
+    """Import a module of a peer.
+
+    Raises:
+        Absent: the import fails.
+    """
     try:
         return importlib.import_module(name)
     except Exception as error:  # a partly installed peer may raise anything

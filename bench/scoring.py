@@ -1,179 +1,331 @@
-"""Measure scoring speed and separation: our scorer, the bare backbone and the four-pass loop.
+"""Time scoring against its own matrix products and against the other ways to the same log-likelihoods.
 
-    python -m bench scoring seed_tasks.jsonl -o bench/results/scoring.json
+    python -m bench scoring -o bench/results/scoring.json
+    python -m bench scoring my_pairs.jsonl --pairs 48 --size mixed 256 --dtype bfloat16
 
-The three take turns, round after round, so other load on the machine affects all of them. `backbone` is only the packed
-forward on the scorer's micro-batches with prepared inputs. `scorer` is everything from text to rows, including
-tokenisation and memory bank. `four_pass` does what published tools do: p(x), p(y|x), p(y) and p(x|y), one sequence at a
-time with full logits. All times are in seconds.
+A row is some pairs in one dtype: pairs of a file as they are ("mixed"), or pairs of one length, cut or joined from its
+texts. The runs take turns, round after round, and read the same token ids:
+
+    products     every matrix product and the attention of the packed passes, head included, and nothing else
+    backbone     the packed passes of Hugging Face's model with prepared inputs, without its head
+    ours         `Scorer.score`: everything from text to rows, with tokenisation, embeddings and their bank
+    four_pass    what published tools do: p(y|x), p(y), p(x|y) and p(x), one sequence at a time with full logits
+    padded       padded batches of Hugging Face's model, sorted by length, with full logits: <x><y> and <y><x> only, as
+                 in ours, because p(x) and p(y) are in them
+    lm_eval      the log-likelihoods of lm-evaluation-harness, the same four per pair, in its batches of 8
+    data_juicer  data-juicer's instruction_following_difficulty_filter, which computes p(y|x) / p(y) alone: about half
+                 of the work, no reverse direction, no embeddings
+    vllm         prompt log-probabilities; not measured on a CPU
+
+Equality first: the log-likelihoods of every pair must be those of four_pass, and data-juicer's ratio must be that of
+eager torch on its sequences. A run that differs is listed; if one of ours differs or fails, the exit status is 1. The
+files' format is in bench/records.py.
 """
 
 from __future__ import annotations
 
-import json
-import random
+import argparse
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from main_align.data.pairs import SCORED, Pair, check_text
-from main_align.models.devices import DTYPES
-from main_align.models.encoding import EncodedSequence
-from main_align.models.load import load
-from main_align.models.packed_attention import packing_arguments
-from main_align.models.smollm2 import SMOLLM2
+from main_align.data.pairs import Pair
+from main_align.models.devices import DTYPES, has_bfloat16, pick_device
+from main_align.models.encoding import EncodedSequence, PairEncoder
+from main_align.models.load import LoadedModel, load
+from main_align.models.packed_attention import packed_forward, packing_arguments, use_packed_attention
 from main_align.scoring.batching import BATCH_TOKENS
 from main_align.scoring.scorer import Scorer
+from numpy.typing import NDArray
 
+from . import peers, scoring_peers, session, texts
 from .cases import Target
 from .command import command_parser
 from .measure import interleaved, machine
-from .records import merged, read_rows, write_rows
+from .products import Pack, Products
+from .records import Row
 from .report.tables import plain
 
-SEPARATED = ("pmi_forward", "pmi_reverse", "mutual", "semantic")
+PEERS = ("lm-eval", "py-data-juicer")
+LENGTHS = {"64": 4, "128": 2, "256": 1, "512": 1, "1024": 1}
+"""Size of a row: its number of pairs. The size is the length of a pair in tokens, both sides together."""
+SIZES = ("mixed", *LENGTHS)
+AGREEMENT = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}  # of a sum over tokens, relative
+ROLES = {"products": "floor", "backbone": "floor", "ours": "ours", "ours_again": "again"}  # all others: peers
+TARGETS = (
+    Target("ours", "products", {"float32": 1.10, "bfloat16": 1.12, "float16": 1.12}, 1.05),
+    Target("ours", "backbone"),
+)
+SCORES = {"nll_y_given_x": "tokens_y", "nll_y": "tokens_y", "nll_x_given_y": "tokens_x", "nll_x": "tokens_x"}
+"""Columns of the scores, nats per token, in the order of the results, and their numbers of tokens."""
+Results = NDArray[np.float64]
+"""[pairs, 4]: log p(y|x), log p(y), log p(x|y), log p(x) in nats; or [pairs, 1], the IFD."""
 
 
-def read_seed_tasks(path: Path) -> list[Pair]:
-    """Read a self-instruct file: the instruction with its input, and the first output."""
-    pairs = []
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        task = json.loads(text)
-        first = task["instances"][0]
-        parts = [part for part in (task["instruction"], first["input"]) if part]
-        pairs.append(Pair(task["id"], line, "\n".join(parts), first["output"]))
-    return pairs
+class Measurement(NamedTuple):
+    """One row to measure. `tokens` is the length of each pair, None if they are of any length."""
+
+    size: str
+    pairs: Sequence[Pair]
+    tokens: int | None = None
 
 
-def shuffled(pairs: list[Pair], seed: int) -> list[Pair]:
-    """Pair every instruction with another pair's response."""
-    order = random.Random(seed).sample(range(len(pairs)), len(pairs))
-    other = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [Pair(pair.id, pair.line, pair.instruction, pairs[other[row]].response) for row, pair in enumerate(pairs)]
+class Models:
+    """The model twice: in the scorer, and as Hugging Face's own for the peers."""
 
+    def __init__(self, name: str, dtype: str) -> None:
+        device = pick_device("auto")
+        self.dtype = dtype
+        self.scorer = Scorer(load(name, dtype=DTYPES[dtype], device=device))
+        self.backbone: Any = load(name, dtype=DTYPES[dtype], device=device).model
+        use_packed_attention(self.backbone)
+        self.plain: LoadedModel = load(name, dtype=DTYPES[dtype], device=device)
 
-def auc(aligned: list[float], other: list[float]) -> float:
-    """Return the probability that an aligned pair scores higher than a shuffled one; a tie counts half."""
-    a, b = np.array(aligned)[:, None], np.array(other)[None, :]
-    return float((a > b).mean() + 0.5 * (a == b).mean())
+    @functools.cached_property
+    def lm_eval(self) -> Callable[..., Any]:
+        return scoring_peers.lm_eval(self.plain)
+
+    @functools.cached_property
+    def data_juicer(self) -> Callable[..., Any]:
+        return scoring_peers.data_juicer(self.plain)
 
 
 class Contest:
-    """Time three ways of scoring the same pairs with the same token ids."""
+    """All ways of scoring the same pairs. Each returns its results, the floors None."""
 
-    def __init__(self, pairs: list[Pair], model: str, dtype: str, batch_tokens: int) -> None:
-        self.pairs = pairs
-        self.scorer = Scorer(model, dtype=dtype, batch_tokens=batch_tokens)
-        self.plain = load(model, dtype=DTYPES[dtype], device=self.scorer.forward.device).model
-        window = self.scorer.prepare(pairs)
-        self.sequences = [
-            [sequence for row in pack.rows for sequence in self._sequences(window.encoded[row])]
-            for pack in window.micro_batches
-        ]
-        device = self.scorer.forward.device
+    def __init__(self, pairs: Sequence[Pair], models: Models) -> None:
+        self.pairs, self.models = list(pairs), models
+        self.model: Any = models.plain.model
+        scorer = models.scorer
+        window = scorer.prepare(self.pairs)
+        encoded = [pair for pair in window.encoded if pair is not None]
+        if len(encoded) < len(self.pairs):
+            raise SystemExit(f"of {len(self.pairs)} pairs, the model can score {len(encoded)}: choose others")
+        self.sequences = [scorer.encoder.sequences(pair) for pair in encoded]  # (<x><y>, <y><x>) of each pair
+        packs = [[s for row in batch.rows for s in self.sequences[row]] for batch in window.micro_batches]
+        shapes = [Pack([len(s.ids) for s in pack], sum(_scored(s) for s in pack)) for pack in packs]
+        self.tokens, self.packs = sum(batch.tokens for batch in window.micro_batches), len(packs)
+        self.products = Products(self.model, shapes, self.model.dtype).run
+        device = self.model.device
         self.inputs = [
             {
                 "input_ids": torch.tensor([[i for sequence in pack for i in sequence.ids]]).to(device),
-                **packing_arguments([len(sequence.ids) for sequence in pack], device),
+                **packing_arguments(list(shape.lengths), device),
             }
-            for pack in self.sequences
+            for pack, shape in zip(packs, shapes, strict=True)
         ]
-        self.tokens = sum(pack.tokens for pack in window.micro_batches)
 
-    def _sequences(self, encoded: Any) -> tuple[EncodedSequence, EncodedSequence]:
-        return self.scorer.encoder.sequences(encoded)
+    def ways(self) -> dict[str, Callable[[], Results | None]]:
+        """Return the runs by name."""
+        ways = {name: getattr(self, name) for name in ("products", "backbone", "ours")} | {"ours_again": self.ours}
+        return ways | {name: getattr(self, name) for name in ("four_pass", "padded", "lm_eval", "data_juicer", "vllm")}
 
     @torch.inference_mode()
     def backbone(self) -> None:
-        for inputs in self.inputs:
-            self.scorer.forward.model.base_model(**inputs)
+        with packed_forward():
+            for inputs in self.inputs:
+                self.models.backbone.base_model(**inputs)
 
-    def score(self) -> list[dict[str, Any]]:
-        return self.scorer.score(self.pairs)
+    def ours(self) -> Results:
+        rows = self.models.scorer.score(self.pairs)
+        return np.array([[-row[name] * row[count] for name, count in SCORES.items()] for row in rows])
 
     @torch.inference_mode()
-    def four_pass(self) -> list[float]:
+    def four_pass(self) -> Results:
         out = []
-        for pack in self.sequences:
-            for sequence in pack:
-                alone = sequence.ids[: sequence.first_span[1]]
-                for ids, (start, stop) in ((alone, sequence.first_span), (sequence.ids, sequence.second_span)):
-                    row = torch.tensor([ids], device=self.plain.device)
-                    logits = self.plain(row).logits[0, start - 1 : stop - 1].float()
-                    out.append(float(-F.cross_entropy(logits, row[0, start:stop], reduction="sum")))
-        return out
+        for forward, reverse in self.sequences:
+            for sequence in (forward, reverse):
+                out.append(self._alone(sequence.ids, sequence.second_span))
+                other = reverse if sequence is forward else forward  # p(y) is the beginning of <y><x>
+                stop = other.first_span[1]
+                out.append(self._alone(other.ids[:stop], other.first_span))
+        return np.reshape(out, (-1, 4))
+
+    def _alone(self, ids: list[int], span: tuple[int, int]) -> float:
+        row = torch.tensor([ids], device=self.model.device)
+        return _sum_logp(self.model(row, use_cache=False).logits[0], ids, span)
+
+    @torch.inference_mode()
+    def padded(self) -> Results:
+        out = np.empty((len(self.sequences), 2, 2))  # pair, direction, segment
+        places = [(row, side) for row in range(len(self.sequences)) for side in (0, 1)]
+        for batch in _padded_batches(places, lambda place: len(self.sequences[place[0]][place[1]].ids)):
+            sequences = [self.sequences[row][side] for row, side in batch]
+            longest = max(len(sequence.ids) for sequence in sequences)
+            ids = torch.tensor([s.ids + [0] * (longest - len(s.ids)) for s in sequences], device=self.model.device)
+            mask = torch.tensor([[1] * len(s.ids) + [0] * (longest - len(s.ids)) for s in sequences])
+            logits = self.model(ids, attention_mask=mask.to(ids.device), use_cache=False).logits
+            for place, sequence, own in zip(batch, sequences, logits, strict=True):
+                out[place] = [_sum_logp(own, sequence.ids, s) for s in (sequence.first_span, sequence.second_span)]
+        (x, y_given_x), (y, x_given_y) = out[:, 0].T, out[:, 1].T
+        return np.stack([y_given_x, y, x_given_y, x], 1)
+
+    def lm_eval(self) -> Results:
+        requests = []
+        for forward, reverse in self.sequences:
+            for sequence, (start, stop) in (
+                (forward, forward.second_span),
+                (reverse, reverse.first_span),
+                (reverse, reverse.second_span),
+                (forward, forward.first_span),
+            ):
+                requests.append((sequence.ids[:start], sequence.ids[start:stop]))
+        return np.reshape(self.models.lm_eval(requests), (-1, 4))
+
+    def data_juicer(self) -> Results:
+        pieces = [(s.ids[: s.second_span[0]], s.ids[slice(*s.second_span)]) for s, _ in self.sequences]
+        return np.array(self.models.data_juicer(pieces))[:, None]
+
+    def vllm(self) -> Results:
+        return scoring_peers.vllm()
+
+    @torch.inference_mode()
+    def ifd(self) -> Results:
+        """Return the ratio of data-juicer: mean losses of y after <x> and of y alone, without headers."""
+        out = []
+        for sequence, _ in self.sequences:
+            start, stop = sequence.second_span
+            y = sequence.ids[start:stop]
+            alone = self._alone(y, (1, len(y))) / max(1, len(y) - 1)
+            out.append(self._alone(sequence.ids, (start, stop)) / len(y) / alone if alone else np.nan)
+        return np.array(out)[:, None]
 
 
-def measure(contest: Contest, dtype: str, rounds: int) -> dict[str, Any]:
-    """Return a row of bench/records.py. One untimed call warms up the backbone."""
-    contest.backbone()
-    ways = {"backbone": contest.backbone, "ours": contest.score, "ours_again": contest.score}
-    samples = interleaved({**ways, "four_pass": contest.four_pass}, rounds)
-    roles = {"backbone": "floor", "ours": "ours", "ours_again": "again", "four_pass": "peer"}
+def _scored(sequence: EncodedSequence) -> int:
+    return sum(stop - start for start, stop in (sequence.first_span, sequence.second_span))
+
+
+def _sum_logp(logits: torch.Tensor, ids: list[int], span: tuple[int, int]) -> float:
+    """Return the log-probability of a span of ids, given logits [T, V] from the beginning on."""
+    start, stop = span
+    targets = torch.tensor(ids[start:stop], device=logits.device)
+    return -float(F.cross_entropy(logits[start - 1 : stop - 1].float(), targets, reduction="sum"))
+
+
+def _padded_batches(
+    places: list[tuple[int, int]], length: Callable[[tuple[int, int]], int]
+) -> Iterator[list[tuple[int, int]]]:
+    """Yield batches of similar length with at most BATCH_TOKENS tokens, padding included."""
+    batch: list[tuple[int, int]] = []
+    for place in sorted(places, key=length):
+        if batch and (len(batch) + 1) * length(place) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(place)
+    yield batch
+
+
+def measure(what: Measurement, models: Models, inputs: str, rounds: int) -> Row:
+    """Measure one row.
+
+    Args:
+        what: the row.
+        models: the model in the dtype of the row.
+        inputs: name of the file that the texts come from.
+        rounds: number of rounds.
+
+    Returns:
+        A row of bench/records.py.
+    """
+    contest = Contest(what.pairs, models)
+    missing = {  # one pair warms everything up
+        name: why for name, way in Contest(what.pairs[:1], models).ways().items() if (why := session.attempt(way)[1])
+    }
+    results: dict[str, Results] = {}
+
+    def timed(name: str, way: Callable[[], Results | None]) -> None:
+        found = way()
+        if found is not None:
+            results[name] = found
+        elif torch.cuda.is_available():  # results are on the host already, what a floor computes is not
+            torch.cuda.synchronize()
+
+    running = {name: way for name, way in contest.ways().items() if name not in missing}
+    samples = interleaved({name: functools.partial(timed, name, way) for name, way in running.items()}, rounds)
+    expected = {"data_juicer": contest.ifd()} if "data_juicer" in results else {}
     return {
         "suite": "scoring",
         "case": "score",
         "family": "scoring",
-        "size": "mixed",
-        "shape": {"pairs": len(contest.pairs)},
-        "dtype": dtype,
-        "inputs": "self-instruct",
-        "machine": machine(),
-        "runs": {
-            name: {
-                "role": role,
-                "phase": "floor" if role == "floor" else "forward",
-                "samples_s": [float(f"{seconds:.4g}") for seconds in samples[name]],
-            }
-            for name, role in roles.items()
+        "size": what.size,
+        "shape": {"pairs": len(what.pairs), **({"tokens": what.tokens} if what.tokens else {})},
+        "dtype": models.dtype,
+        "inputs": inputs,
+        "machine": {**machine(), "peers": peers.versions(PEERS)},
+        "runs": {name: _run(name, samples, missing) for name in contest.ways()},
+        "targets": [target.in_row(models.dtype) for target in TARGETS],
+        "differing": [
+            name
+            for name, found in results.items()
+            if not _agree(found, expected.get(name, results["four_pass"]), AGREEMENT[models.dtype])
+        ],
+        "facts": {
+            "tokens": contest.tokens,
+            "packs": contest.packs,
+            **({"tokens_per_pair": what.tokens} if what.tokens else {}),
         },
-        "targets": [Target("ours", "backbone").in_row(dtype)],
-        "differing": [],
-        "facts": {"tokens": contest.tokens, "packs": len(contest.sequences)},
     }
 
 
-def separation(scorer: Scorer, pairs: list[Pair], seed: int) -> dict[str, float]:
-    """Return the AUC of aligned against shuffled pairs for each score."""
-    aligned, other = scorer.score(pairs), scorer.score(shuffled(pairs, seed))
-    both = [rows for rows in zip(aligned, other, strict=True) if _scored(rows)]
-    return {name: auc([row[name] for row, _ in both], [row[name] for _, row in both]) for name in SEPARATED}
+def _run(name: str, samples: Mapping[str, Sequence[float]], missing: Mapping[str, str]) -> dict[str, Any]:
+    role = ROLES.get(name, "peer")
+    run: dict[str, Any] = {"role": role, "phase": "floor" if role == "floor" else "forward"}
+    if name in missing:
+        return {**run, "missing": missing[name]}
+    return {**run, "samples_s": [float(f"{seconds:.4g}") for seconds in samples[name]]}
 
 
-def _scored(rows: tuple[dict[str, Any], ...]) -> bool:
-    return all(row["status"] in SCORED for row in rows)
+def _agree(found: Results, wanted: Results, tolerance: float) -> bool:
+    return found.shape == wanted.shape and bool(np.allclose(found, wanted, rtol=tolerance, atol=tolerance))
+
+
+def chosen_rows(source: str | Path, encoder: PairEncoder, sizes: Sequence[str], pairs: int) -> Iterator[Measurement]:
+    """Yield the rows of the named sizes.
+
+    Args:
+        source: the input.
+        encoder: the model's encoder.
+        sizes: some of SIZES.
+        pairs: number of pairs of "mixed".
+    """
+    for size in sizes:
+        if size == "mixed":
+            yield Measurement(size, texts.read(source, pairs))
+        else:
+            made = texts.of_length(texts.read(source), encoder, int(size), LENGTHS[size])
+            yield Measurement(size, made, int(size))
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = command_parser("scoring", __doc__)
+    texts.add_options(parser, pairs=24)
+    session.add_options(parser, rounds=3)
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=SIZES, help=f"only these of {', '.join(SIZES)}")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        help="only these (default: float32; bfloat16 at mixed only, on a device with instructions for it)",
+    )
+    return parser.parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = command_parser("scoring", __doc__)
-    parser.add_argument("seed_tasks", type=Path, help="a self-instruct seed_tasks.jsonl")
-    parser.add_argument("-o", "--out", type=Path, help="file of rows; rows of the same key are replaced, others kept")
-    parser.add_argument("--model", default=SMOLLM2)
-    parser.add_argument("--pairs", type=int, default=48, help="number of pairs, sampled with --seed; 0: all")
-    parser.add_argument("--tokens", type=int, default=400, help="longest side, in characters / 4")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
-    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
-    parser.add_argument("--no-auc", action="store_true", help="measure times only")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(words)
-
-    pairs = read_seed_tasks(args.seed_tasks)
-    random.Random(args.seed).shuffle(pairs)
-    every = [pair for pair in pairs if check_text(pair).status == "ok"]
-    drawn = [p for p in every if max(len(p.instruction), len(p.response)) <= 4 * args.tokens]
-    drawn = drawn[: args.pairs or None]
-    rows = []
-    for dtype in args.dtypes:
-        contest = Contest(drawn, args.model, dtype, args.batch_tokens)
-        row = measure(contest, dtype, args.rounds)
-        if not args.no_auc:
-            scored = separation(contest.scorer, drawn, args.seed)
-            row["facts"] |= {f"auc_{name}": value for name, value in scored.items()}
-        rows.append(row)
-        if args.out:
-            write_rows(args.out, merged(read_rows(args.out), row))
-    print(plain(rows))
-    return 0
+    chosen = arguments(words)
+    dtypes = chosen.dtype or ["float32", *(["bfloat16"] if has_bfloat16(pick_device("auto")) else [])]
+    models = functools.lru_cache(maxsize=1)(functools.partial(Models, chosen.model))  # rows are sorted by dtype
+    encoder = models(dtypes[0]).scorer.encoder
+    todo = []
+    for dtype in dtypes:
+        sizes = [size for size in chosen.size if chosen.dtype or dtype == "float32" or size == "mixed"]
+        todo += [(dtype, what) for what in chosen_rows(chosen.input, encoder, sizes, chosen.pairs)]
+    inputs = Path(chosen.input).name
+    done = session.measure_rows(
+        todo, lambda row: measure(row[1], models(row[0]), inputs, chosen.rounds), chosen.out, chosen.minutes
+    )
+    print(plain(done))
+    return 1 if any(session.wrong(row) for row in done) else 0

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from main_align.data.pairs import check_text
 from main_align.models.encoding import EncodedPair, PairEncoder
 from main_align.models.load import load
 from main_align.models.packed_attention import packed_forward, packing_arguments
@@ -37,7 +36,7 @@ from .command import command_parser
 from .measure import interleaved, machine, peak_over
 from .records import merged, read_rows, write_rows
 from .report.tables import plain
-from .scoring import read_seed_tasks
+from .texts import read
 
 NO_TERMS = {"semantic_weight": 0.0, "intentional_weight": 0.0, "structural_weight": 0.0}
 OURS: dict[str, dict[str, Any]] = {
@@ -59,9 +58,7 @@ class Contest:
         self.encoder = PairEncoder(tokenizer)
         self.tokenizer = tokenizer
         rows = []
-        for pair in read_seed_tasks(tasks):
-            if check_text(pair).status != "ok":
-                continue
+        for pair in read(tasks):
             (encoded,) = self.encoder.encode([(pair.instruction, pair.response)], [()])
             if self.encoder.length(encoded) <= longest:
                 rows.append({"prompt": pair.instruction, "completion": pair.response})

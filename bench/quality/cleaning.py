@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..scoring import auc
-from .measures import Floats, ModelOutputs, cosine_matrix, semantic_matrix
+from .measures import Floats, ModelOutputs, auc, cosine_matrix, semantic_matrix
 
 KINDS = ("shuffled", "hard")
 

@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..scoring import auc
-
 Floats = NDArray[np.float64]
 TEMPERATURE = 0.07  # of the semantic score, the default of Scorer
 BATCH_TOKENS = 2048
@@ -37,6 +35,12 @@ BETTER = {  # metric: +1 if higher is better, -1 if lower is better
     "auc_pmi_forward": 1,
     "auc_semantic": 1,
 }
+
+
+def auc(aligned: Sequence[float], other: Sequence[float]) -> float:
+    """Return the probability that an aligned pair scores higher than a shuffled one; a tie counts half."""
+    a, b = np.array(aligned)[:, None], np.array(other)[None, :]
+    return float((a > b).mean() + 0.5 * (a == b).mean())
 
 
 @dataclass

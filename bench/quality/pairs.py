@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 from main_align.data.pairs import Pair, check_text
+from main_align.data.read import read_pairs
 from main_align.models.encoding import PairEncoder
 from numpy.typing import NDArray
-
-from ..scoring import read_seed_tasks
 
 
 def read(seed_tasks: Path, examples: Path | None) -> list[Pair]:
     """Read the seed tasks and the aligned examples, without duplicates and empty sides."""
-    pairs = read_seed_tasks(seed_tasks)
+    pairs = list(read_pairs(seed_tasks))
     lines = examples.read_text(encoding="utf-8").splitlines() if examples else []
     for line, text in enumerate(lines, 1):
         row = json.loads(text)

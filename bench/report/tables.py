@@ -40,7 +40,7 @@ def lines(row: Mapping[str, Any]) -> Iterator[list[str]]:
         memory = target["quantity"] == "memory"
         yield [
             f"`{row['case']}`{variant(target['run'], ours.get('phase'))}",
-            shape_text(row) + ("" if row["inputs"] == "random" else f", {row['inputs']} states"),
+            shape_text(row) + inputs_text(row),
             row["dtype"],
             place_text(row["machine"]),
             ("memory of " if memory else "") + against.replace("_", " "),
@@ -51,6 +51,13 @@ def lines(row: Mapping[str, Any]) -> Iterator[list[str]]:
             NONE if memory or best is None else f"{speedup(row, best, target['run'])} {best.removesuffix('_forward')}",
             *(megabytes(row["runs"].get(name or "")) for name in (target["run"], eager, best)),
         ]
+
+
+def inputs_text(row: Mapping[str, Any]) -> str:
+    """Return what a row was measured on, unless it is random numbers: the states of a model, or the texts of a file."""
+    if row["inputs"] == "random":
+        return ""
+    return f", {row['inputs']} states" if row["suite"] == "kernels" else f", {row['inputs']}"
 
 
 def others(row: Mapping[str, Any], phase: str | None) -> tuple[str | None, str | None, str | None]:

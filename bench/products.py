@@ -1,0 +1,91 @@
+"""Products: the matrix products and the attention of packed passes: the floor of scoring and training.
+
+Nothing else: no embedding, norm, rotary embedding, activation, residual or softmax of the head. Operands are where the
+products read them, results go into buffers that were allocated before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .cases.case import CHUNK
+
+
+class Pack(NamedTuple):
+    """The shape of one packed pass.
+
+    Args:
+        lengths: tokens of each sequence; causal attention stays within it.
+        scored: number of states that the head reads.
+    """
+
+    lengths: Sequence[int]
+    scored: int
+
+
+class Products:
+    """Run the products of some packs.
+
+    Args:
+        model: a causal language model whose backbone consists of `nn.Linear` layers and grouped-query attention, such
+            as LLaMA. Its weights are operands.
+        packs: the passes.
+        dtype: dtype of all operands.
+        backward: for every product also those with its gradient, and the backward of attention. Default False.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, packs: Sequence[Pack], dtype: torch.dtype, *, backward: bool = False
+    ) -> None:
+        self.packs, self.backward = packs, backward
+        backbone: Any = model.base_model
+        linear = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
+        self.weights = [module.weight.detach().to(dtype) for module in linear]  # [out, in] each
+        head: Any = model.get_output_embeddings()
+        self.head = head.weight.detach().to(dtype)
+        config = model.config
+        self.layers = config.num_hidden_layers
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        tokens, longest = max(sum(pack.lengths) for pack in packs), max(max(pack.lengths) for pack in packs)
+        like = {"dtype": dtype, "device": model.device}
+        widths = {width for weight in (*self.weights, self.head) for width in weight.shape[1:]}
+        self.inputs = {width: torch.randn(tokens, width, **like) for width in widths}
+        self.outputs = {weight.shape[0]: torch.empty(tokens, weight.shape[0], **like) for weight in self.weights}
+        self.logits = torch.empty(min(CHUNK, tokens), len(self.head), **like)
+        self.qkv = torch.randn(3, 1, config.num_attention_heads, longest, size, **like)  # keys repeated beforehand
+        if backward:
+            self.d_inputs = {width: torch.empty(tokens, width, **like) for width in widths}
+            self.d_weights = {weight.shape: torch.empty_like(weight) for weight in (*self.weights, self.head)}
+            self.d_attended = torch.randn_like(self.qkv[0])
+
+    def run(self) -> None:
+        """Run all packs."""
+        for pack in self.packs:
+            tokens = sum(pack.lengths)
+            for weight in self.weights:
+                self._product(weight, tokens, self.outputs[weight.shape[0]])
+            for length in [length for _ in range(self.layers) for length in pack.lengths]:
+                self._attention(length)
+            for begin in range(0, pack.scored, CHUNK):
+                self._product(self.head, min(CHUNK, pack.scored - begin), self.logits)
+
+    def _product(self, weight: Tensor, rows: int, outputs: Tensor) -> None:
+        x, y = self.inputs[weight.shape[1]][:rows], outputs[:rows]
+        with torch.no_grad():
+            torch.mm(x, weight.T, out=y)
+            if self.backward:
+                torch.mm(y, weight, out=self.d_inputs[weight.shape[1]][:rows])
+                torch.mm(y.T, x, out=self.d_weights[weight.shape])
+
+    def _attention(self, length: int) -> None:
+        q, k, v = (side[:, :, :length].detach().requires_grad_(self.backward) for side in self.qkv)
+        with torch.set_grad_enabled(self.backward):
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            if self.backward:
+                torch.autograd.grad(attended, (q, k, v), self.d_attended[:, :, :length])
