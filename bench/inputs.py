@@ -45,12 +45,13 @@ def hidden_states(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
 def _read(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     from main_align.models.forward import Forward
     from main_align.models.load import load
+    from main_align.models.packing import pack
 
     loaded = load()
     forward, states, targets = Forward(loaded.model), [], []
     for text in _texts():
         ids = loaded.tokenizer(text).input_ids
-        states.append(forward.states([ids])[:-1])
+        states.append(forward.states(pack([ids]))[:-1])
         targets += ids[1:]
         if len(targets) >= tokens:
             head = loaded.model.get_output_embeddings().weight.detach().float().clone()

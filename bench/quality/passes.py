@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from main_align.data.pairs import Pair
 from main_align.models.encoding import EncodedSequence
+from main_align.models.packing import pack
 from main_align.scoring.scorer import Scorer
 from numpy.typing import NDArray
 
@@ -97,7 +98,7 @@ class PassCache:
             for layer in self.layers
         ]
         try:
-            hidden = forward.states([sequence.ids for sequence in sequences])
+            hidden = forward.states(pack([sequence.ids for sequence in sequences], share=False))
         finally:
             for hook in hooks:
                 hook.remove()

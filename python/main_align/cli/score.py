@@ -260,9 +260,10 @@ def _show(manifest: dict[str, Any], source: Source, out: Path, plot: Path | None
     console.print(status_table(manifest["counts"]), "", score_summary(columns), "")
     earlier = speed["pairs_from_earlier_runs"]
     resumed = f", {earlier:,} pairs from an earlier run" if earlier else ""
+    saved = f", {speed['shared_tokens']:,} tokens saved by shared prefixes" if speed["shared_tokens"] else ""
     console.print(
         f"{manifest['rows']:,} rows in {clock(speed['seconds'])} ({speed['pairs_per_second']:,.1f} pairs/s, "
-        f"{speed['tokens_per_second']:,.0f} tokens/s{resumed})\nscores: {out}",
+        f"{speed['tokens_per_second']:,.0f} tokens/s{saved}{resumed})\nscores: {out}",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -16,7 +16,8 @@ from main_kernels import segment_pool, token_logprobs
 
 from ..errors import UserError
 from .encoding import EncodedSequence
-from .packed_attention import packed_forward, packing_arguments, use_packed_attention
+from .packed_attention import FLASH, packed_forward, segment_arguments, use_packed_attention
+from .packing import LEAST_SHARED, Packing, pack
 from .projection_heads import AlignmentHead
 from .row_blocks import run_mlps_in_blocks
 
@@ -38,8 +39,8 @@ class SegmentLogps(NamedTuple):
 class Forward:
     """Run the backbone, then the language-model head on the states that predict a scored token.
 
-    `attention` is the name of the attention implementation in use. `width` is D, the width of an embedding: the
-    model's hidden size, or that of the projections.
+    `attention` is the name of the attention implementation in use. `shares_prefixes` is True if it lets sequences share
+    a prefix. `width` is D, the width of an embedding: the model's hidden size, or that of the projections.
 
     Args:
         model: a causal language model in eval mode. Its attention implementation is changed, and its MLPs run in
@@ -71,6 +72,7 @@ class Forward:
             run_mlps_in_blocks(model)
         else:
             self.attention = self._switch_and_check()
+        self.shares_prefixes = self.attention != FLASH
 
     @torch.inference_mode()
     def __call__(self, sequences: Sequence[EncodedSequence]) -> tuple[list[SegmentLogps], NDArray[np.float32]]:
@@ -83,33 +85,36 @@ class Forward:
             (logps, pooled): the log-probabilities of each sequence, and float32[n, D], mean states over the first
             segments' contents, projected if there are heads, and scaled to unit length.
         """
-        hidden = self.states([sequence.ids for sequence in sequences])
-        starts = np.cumsum([0] + [len(sequence.ids) for sequence in sequences])
-        spans, pooled = [], []
-        for start, sequence in zip(starts[:-1], sequences, strict=True):
-            spans += [(start + a, start + b) for a, b in (sequence.first_span, sequence.second_span)]
-            pooled.append((start + sequence.pool_span[0], start + sequence.pool_span[1]))
-        tokens = np.concatenate([np.arange(a, b) for a, b in spans])
-        ids = np.concatenate([sequence.ids for sequence in sequences])
-        logp = self.logprobs(hidden[self._to_device(tokens - 1)], self._to_device(ids[tokens]))
-        segments = np.split(logp.double().cpu().numpy(), np.cumsum([b - a for a, b in spans])[:-1])
+        packing = pack([sequence.ids for sequence in sequences], share=self.shares_prefixes)
+        hidden = self.states(packing)
+        spans, before, pooled = [], [], []
+        for rows, sequence in zip(packing.rows, sequences, strict=True):
+            for start, stop in (sequence.first_span, sequence.second_span):
+                spans.append(rows[start:stop])
+                before.append(rows[start - 1 : stop - 1])
+            pooled.append(rows[slice(*sequence.pool_span)])
+        # The row of a token determines the row before it, so a token that sequences share is predicted once.
+        scored, first, places = np.unique(np.concatenate(spans), return_index=True, return_inverse=True)
+        predictors = np.concatenate(before)[first]
+        logp = self.logprobs(hidden[self._to_device(predictors)], self._to_device(packing.ids[scored]))
+        values = logp.double().cpu().numpy()[places]
+        segments = np.split(values, np.cumsum([len(span) for span in spans])[:-1])
         return list(map(SegmentLogps, segments[0::2], segments[1::2])), self._pool(hidden, pooled)
 
-    def states(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """Return the final normed hidden states [T, D] of the concatenated sequences."""
-        ids = self._to_device(np.concatenate(sequences))
-        packing = packing_arguments([len(s) for s in sequences], self.device)
+    def states(self, packing: Packing) -> Tensor:
+        """Return the final normed hidden states [T, D] of a packed row."""
+        arguments = segment_arguments(packing.segments, self.device)
         with packed_forward():
-            return self.model.base_model(input_ids=ids[None], **packing).last_hidden_state[0]
+            return self.model.base_model(input_ids=self._to_device(packing.ids)[None], **arguments).last_hidden_state[0]
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return float32[R], the log-probabilities of targets [R] given hidden [R, D]."""
         bias = getattr(self.head, "bias", None)
         return token_logprobs(hidden, self.head.weight, targets, bias=bias, ignore_index=None, **self.logit_options)
 
-    def _pool(self, hidden: Tensor, spans: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
-        rows = self._to_device(np.concatenate([np.arange(a, b) for a, b in spans]))
-        bounds = self._to_device(np.cumsum([0] + [b - a for a, b in spans]))
+    def _pool(self, hidden: Tensor, spans: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        rows = self._to_device(np.concatenate(spans))
+        bounds = self._to_device(np.cumsum([0] + [len(span) for span in spans]))
         if self.projection is None:
             return segment_pool(hidden[rows].float(), bounds).cpu().numpy()
         pooled = segment_pool(hidden[rows].float(), bounds, normalize=False)
@@ -121,7 +126,8 @@ class Forward:
 
     def _switch_and_check(self) -> str:
         """Switch to packed attention and compare with the model's own logits of single sequences."""
-        sequences = [list(range(5, 12)), list(range(9, 21))]
+        prefix = list(range(5, 6 + LEAST_SHARED))
+        sequences = [prefix[:7], [*prefix, 9, 8, 7], [*prefix, 6, 9]]
         config = self.model.config
         with torch.inference_mode():
             own = []
@@ -130,10 +136,11 @@ class Forward:
                 logits = self.model(row, use_cache=False).logits[0, :-1].float()
                 own.append(logits.log_softmax(-1).gather(1, row[0, 1:, None])[:, 0])
             name = use_packed_attention(self.model)
-            hidden = self.states(sequences).split([len(ids) for ids in sequences])
+            packing = pack(sequences, share=name != FLASH)
+            hidden = self.states(packing)
             ours = [
-                self.logprobs(h[:-1], torch.tensor(ids[1:], dtype=torch.int64, device=self.device))
-                for h, ids in zip(hidden, sequences, strict=True)
+                self.logprobs(hidden[self._to_device(rows[:-1])], self._to_device(packing.ids[rows[1:]]))
+                for rows in packing.rows
             ]
         close = 1e-3 if self.model.dtype == torch.float32 else 0.25
         off = float((torch.cat(own) - torch.cat(ours)).abs().max())

@@ -2,7 +2,8 @@
 
 The function is registered with transformers' attention interface under `PACKED`. It takes segment boundaries as
 transformers passes them to flash attention (`cu_seq_lens_q/k`, `max_length_q/k`), so any model that uses the interface
-works unpatched. Without boundaries, as in generation, it calls transformers' sdpa attention.
+works unpatched. A segment that continues others attends to them too: `key_rows` has the rows of its keys. Without
+boundaries, as in generation, it calls transformers' sdpa attention.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,9 +26,12 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
 from ..errors import UserError
+from .packing import Segment
 
 PACKED = "main_align_packed"
 FLASH = "flash_attention_2"
+QUERY_BLOCK = 512
+"""queries that attend at once where a mask is needed, so memory is linear in the length of a segment"""
 
 
 def packed_attention(
@@ -40,7 +45,10 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,  # [B+1]
+    cu_seq_lens_k: Tensor | None = None,  # [B+1], bounds in key_rows
     max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    key_rows: Tensor | None = None,  # [K], rows of each segment's keys; its own are the last. Default: its own alone
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **others: Any,
@@ -60,39 +68,48 @@ def packed_attention(
                 f"{type(module).__name__} uses attention with {name}, which packed sequences "
                 "do not support: use a model without it, such as LLaMA or Mistral."
             )
+    if key_rows is None:
+        cu_seq_lens_k, max_length_k = cu_seq_lens_q, max_length_q
+    assert cu_seq_lens_k is not None
     if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary embeddings turn some into float32
         query, key, value = (t.to(torch.get_autocast_dtype("cuda")) for t in (query, key, value))
     half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
     varlen = _varlen_attention() if half else None
     if varlen is not None:
         q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, H, d]
-        bounds, longest = (cu_seq_lens_q,) * 2, (max_length_q,) * 2
+        if key_rows is not None:
+            k, v = k[key_rows], v[key_rows]
+        bounds, longest = (cu_seq_lens_q, cu_seq_lens_k), (max_length_q, max_length_k)
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         return varlen(q, k, v, *bounds, *longest, scale=scaling, window_size=window)[None], None
     segments = []
-    for start, stop in itertools.pairwise(cu_seq_lens_q.tolist()):
+    bounds_q, bounds_k = (itertools.pairwise(bounds.tolist()) for bounds in (cu_seq_lens_q, cu_seq_lens_k))
+    for (start, stop), (first, last) in zip(bounds_q, bounds_k, strict=True):
         q, k, v = (t[:, :, start:stop] for t in (query, key, value))
+        if key_rows is not None and last - first > stop - start:
+            k, v = (t.index_select(2, key_rows[first:last]) for t in (key, value))
         segments.append(_segment(q, k, v, scaling, sliding_window).transpose(1, 2))
     return torch.cat(segments, 1), None
 
 
 def _segment(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
-    """Attend within one segment [1, H, L, d]; a longer one in blocks of the window, so memory is O(window²)."""
-    length = query.shape[2]
-    if window is None or length <= window:
+    """Attend from the L queries [1, H, L, d] of a segment, the last of its keys, to the keys before each of them."""
+    length, keys = query.shape[2], key.shape[2]
+    if length == keys and (window is None or length <= window):
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-    blocks = []
-    for start in range(0, length, window):
-        stop, first = min(start + window, length), max(0, start - window + 1)
+    blocks, window = [], window or keys
+    for start in range(0, length, step := min(window, QUERY_BLOCK)):
+        begin, end = keys - length + start, min(keys - length + start + step, keys)  # positions of the queries
+        first = max(0, begin - window + 1)
         ahead = (
-            torch.arange(start, stop, dtype=torch.int64, device=query.device)[:, None]
-            - torch.arange(first, stop, dtype=torch.int64, device=query.device)[None, :]
+            torch.arange(begin, end, dtype=torch.int64, device=query.device)[:, None]
+            - torch.arange(first, end, dtype=torch.int64, device=query.device)[None, :]
         )  # [block, keys]: positions from key to query
         blocks.append(
             F.scaled_dot_product_attention(
-                query[:, :, start:stop],
-                key[:, :, first:stop],
-                value[:, :, first:stop],
+                query[:, :, start : start + step],
+                key[:, :, first:end],
+                value[:, :, first:end],
                 attn_mask=(ahead >= 0) & (ahead < window),
                 scale=scale,
                 enable_gqa=True,
@@ -140,20 +157,34 @@ AttentionMaskInterface.register(PACKED, _mask)
 
 def packing_arguments(lengths: list[int], device: torch.device | str) -> dict[str, Any]:
     """Return the arguments of a model's forward, besides `input_ids`, for segments of these lengths."""
-    sizes = torch.tensor(lengths, dtype=torch.int32, device="cpu")
-    bounds = F.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
-    positions = torch.arange(int(bounds[-1]), dtype=torch.int64, device="cpu") - bounds[:-1].long().repeat_interleave(
-        sizes
+    rows = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
+    return segment_arguments([Segment(len(path), path) for path in rows], device)
+
+
+def segment_arguments(segments: Sequence[Segment], device: torch.device | str) -> dict[str, Any]:
+    """Return the arguments of a model's forward, besides `input_ids`, for the segments of a Packing.
+
+    Args:
+        segments: the segments in the order of their rows.
+        device: device of the model.
+    """
+    lengths, keys = [segment.length for segment in segments], [len(segment.path) for segment in segments]
+    positions = np.concatenate([np.arange(k - n, k) for n, k in zip(lengths, keys, strict=True)])
+    bounds, key_bounds = (
+        F.pad(torch.tensor(sizes, dtype=torch.int32, device="cpu").cumsum(0, dtype=torch.int32), (1, 0)).to(device)
+        for sizes in (lengths, keys)
     )
-    bounds, longest = bounds.to(device), max(lengths)
-    return {
-        "position_ids": positions[None].to(device),
+    arguments = {
+        "position_ids": torch.from_numpy(positions)[None].to(device),
         "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": longest,
-        "max_length_k": longest,
+        "cu_seq_lens_k": key_bounds,
+        "max_length_q": max(lengths),
+        "max_length_k": max(keys),
         "use_cache": False,
     }
+    if keys == lengths:
+        return arguments
+    return arguments | {"key_rows": torch.from_numpy(np.concatenate([s.path for s in segments])).to(device)}
 
 
 def use_packed_attention(model: PreTrainedModel) -> str:

@@ -1,13 +1,15 @@
 """SortWindow, MicroBatch, prepare_window: pairs tokenised, checked and grouped into micro-batches by a token budget.
 
-A micro-batch is one forward pass over whole pairs of similar length, both directions of each. It depends only on the
-window's pairs and the settings, so every run makes the same micro-batches.
+A micro-batch is one forward pass over whole pairs, both directions of each. Pairs with the same instruction or response
+are neighbours, since a pass computes a prefix that sequences share once; the others are sorted by length. Micro-batches
+depend only on the window's pairs and the settings, so every run makes the same ones.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..data.pairs import SCORED, Pair, check_text
 from ..models.encoding import EncodedPair, PairEncoder, shortened
+from ..models.packing import added_tokens, pack
 from .columns import COUNTS, TOKEN_SCORES, token_scores
 from .flags import is_refusal
 
@@ -23,6 +26,8 @@ SORT_WINDOW = 4096
 """pairs that are sorted by length together"""
 BATCH_TOKENS = 2048
 """tokens of one forward pass, both directions of its pairs together"""
+MOST_SHARING = 8
+"""tokens of a micro-batch with every shared prefix in full, as a multiple of its budget: a bound on keys and results"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +36,25 @@ class MicroBatch:
 
     Args:
         rows: positions in the sort window.
-        tokens: tokens of both directions of all pairs, headers included.
+        tokens: tokens of both directions of all pairs, headers included; those of a shared prefix count once.
+        shared_tokens: tokens that need no computation, since another sequence of the pass begins with them. Default 0.
     """
 
     rows: tuple[int, ...]
     tokens: int
+    shared_tokens: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[int], sequences: Sequence[list[int]], *, share: bool) -> MicroBatch:
+        """Return the micro-batch of some rows.
+
+        Args:
+            rows: positions in the sort window.
+            sequences: the token ids of all their sequences.
+            share: count the tokens of a shared prefix once.
+        """
+        tokens = len(pack(sequences, share=share).ids)
+        return cls(tuple(rows), tokens, sum(map(len, sequences)) - tokens)
 
 
 @dataclass
@@ -80,6 +99,7 @@ def prepare_window(
     max_length: int,
     truncate: bool,
     batch_tokens: int,
+    share: bool = True,
     skip: Collection[int] = (),
 ) -> SortWindow:
     """Tokenise pairs, give a status to those that cannot be scored, and fill micro-batches with the others.
@@ -90,6 +110,7 @@ def prepare_window(
         max_length: longest sequence, in tokens. A longer pair gets the status too_long.
         truncate: cut the ends of x and y of a longer pair, in proportion to their lengths; its status is `truncated`.
         batch_tokens: tokens of a micro-batch.
+        share: let sequences share prefixes. Default True.
         skip: positions of pairs that need no forward pass, as their results are known. Default: none.
     """
     n = len(pairs)
@@ -133,29 +154,70 @@ def prepare_window(
             window.token_scores[name][row] = value
         if row not in skip:
             lengths[row] = sum(len(sequence.ids) for sequence in encoder.sequences(fitted))
-    window.micro_batches = bucket_by_length(lengths, batch_tokens)
+
+    def sequences(row: int) -> list[list[int]]:
+        pair = window.encoded[row]
+        assert pair is not None
+        return [sequence.ids for sequence in encoder.sequences(pair)]
+
+    order = _order(window, lengths) if share else _by_length(lengths)
+    window.micro_batches = fill_micro_batches(order, sequences, batch_tokens, share=share)
     return window
 
 
-def bucket_by_length(lengths: dict[int, int], budget: int) -> list[MicroBatch]:
-    """Group rows of similar length into micro-batches.
+def fill_micro_batches(
+    order: Sequence[int], sequences: Callable[[int], list[list[int]]], budget: int, *, share: bool = True
+) -> list[MicroBatch]:
+    """Group neighbouring rows into micro-batches.
 
     Args:
-        lengths: tokens of each row, by its position in the window.
+        order: rows in the order in which they run.
+        sequences: returns the token ids of a row's sequences.
         budget: tokens of a micro-batch; a longer row gets its own.
+        share: let sequences share prefixes. Default True.
     """
     batches: list[MicroBatch] = []
     rows: list[int] = []
-    tokens = 0
-    for row in sorted(lengths, key=lambda row: (lengths[row], row)):
-        if rows and tokens + lengths[row] > budget:
-            batches.append(MicroBatch(tuple(rows), tokens))
-            rows, tokens = [], 0
+    ids: list[list[int]] = []
+    tokens = in_full = 0
+    for row in order:
+        own = sequences(row)
+        length = sum(map(len, own))
+        added = added_tokens(own, ids[-len(own) :]) if share else length
+        if rows and (tokens + added > budget or in_full + length > MOST_SHARING * budget):
+            batches.append(MicroBatch.of(rows, ids, share=share))
+            rows, ids, tokens, in_full = [], [], 0, 0
+            added = added_tokens(own, []) if share else length
         rows.append(row)
-        tokens += lengths[row]
+        ids += own
+        tokens, in_full = tokens + added, in_full + length
     if rows:
-        batches.append(MicroBatch(tuple(rows), tokens))
+        batches.append(MicroBatch.of(rows, ids, share=share))
     return batches
+
+
+def _by_length(lengths: Mapping[int, int]) -> list[int]:
+    return sorted(lengths, key=lambda row: (lengths[row], row))
+
+
+def _order(window: SortWindow, lengths: Mapping[int, int]) -> list[int]:
+    """Return rows by length, but those with a common instruction, response or context after the shortest of them."""
+
+    def parts(row: int) -> Iterator[tuple[str, tuple[int, ...], int]]:
+        pair = window.encoded[row]
+        assert pair is not None
+        context = tuple(pair.context)
+        yield "x", context, int(window.text_x[row])
+        yield "y", context, int(window.text_y[row])
+        if context:
+            yield "context", context, 0
+
+    counts = Counter(part for row in lengths for part in parts(row))
+    groups: dict[object, list[int]] = {}
+    for row in _by_length(lengths):
+        common = (part for part in parts(row) if counts[part] > 1)
+        groups.setdefault(next(common, row), []).append(row)
+    return [row for group in groups.values() for row in group]
 
 
 def _digest(ids: Sequence[int]) -> int:

@@ -38,7 +38,7 @@ from .resume import check_output, delete, delete_unless_locked, is_complete, ope
 from .runner import Runner
 from .score_file import write_scores
 
-FORMAT = 5
+FORMAT = 6
 """version of the units, the journals and the reading of rows; raise it on a change, so that older jobs do not resume"""
 
 Input = str | Path | Sequence[str | Path] | Source
@@ -205,19 +205,21 @@ def _settings(
 
 @dataclass(slots=True)
 class _Totals:
-    """The progress of a job: pairs finished, in all and by earlier runs, and tokens of this run."""
+    """The progress of a job: pairs finished, in all and by earlier runs; tokens of this run, computed and shared."""
 
     total: int
     on_progress: Callable[[Progress], None]
     pairs: int = 0
     earlier: int = 0
     tokens: int = 0
+    shared_tokens: int = 0
     stage: str = "scoring"
     started: float = field(default_factory=time.monotonic)
 
     def add(self, finished: Finished) -> None:
         self.pairs += finished.pairs
         self.tokens += finished.tokens
+        self.shared_tokens += finished.shared_tokens
         if finished.is_earlier:
             self.earlier += finished.pairs
         if finished.tokens:
@@ -266,6 +268,7 @@ def _manifest(
             "pairs_per_second": round(fresh / seconds, 3),
             "tokens_per_second": round(totals.tokens / seconds, 1),
             "tokens": totals.tokens,
+            "shared_tokens": totals.shared_tokens,
             "resumed": totals.earlier > 0,
             "pairs_from_earlier_runs": totals.earlier,
         },

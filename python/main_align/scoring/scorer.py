@@ -3,7 +3,7 @@
 Two packed sequences per pair give all four likelihoods and both embeddings: <x><y> gives log p(x) and log p(y|x),
 <y><x> gives log p(y) and log p(x|y). Attention is causal, so the states over a sequence's first segment do not depend
 on the second segment; their means are the embeddings. Logits are never stored: the language-model head is applied only
-to the states that predict a scored token.
+to the states that predict a scored token. Sequences of one pass that begin alike share the states of their beginning.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Scorer:
         dtype: "float32", "bfloat16", "float16" or "auto": bfloat16 if the device has instructions for it, else
             float32. Default "float32".
         device: a torch device, or "auto": CUDA if available, else the CPU. Default "auto".
-        batch_tokens: tokens of one forward pass, both directions of its pairs together. Default 2048.
+        batch_tokens: tokens of one forward pass, both directions of its pairs together; those of a prefix that several
+            sequences share count once. Default 2048.
         max_length: longest sequence, in tokens. Default: the model's limit. If its RoPE depends on the longest
             sequence of a batch (longrope, dynamic), the limit is the length up to which it does not.
         truncate: cut longer pairs (status `truncated`) instead of refusing them (`too_long`). Default False.
@@ -141,6 +142,7 @@ class Scorer:
             max_length=self.max_length,
             truncate=self.truncate,
             batch_tokens=self.batch_tokens,
+            share=self.forward.shares_prefixes,
             skip=skip,
         )
 
@@ -283,8 +285,8 @@ class Scorer:
 
     def _micro_batch(self, window: SortWindow, rows: tuple[int, ...]) -> MicroBatch:
         encoded = [self._encoded(window, row) for row in rows]
-        tokens = sum(len(sequence.ids) for pair in encoded for sequence in self.encoder.sequences(pair))
-        return MicroBatch(rows, tokens)
+        sequences = [sequence.ids for pair in encoded for sequence in self.encoder.sequences(pair)]
+        return MicroBatch.of(rows, sequences, share=self.forward.shares_prefixes)
 
 
 def _fingerprint(scorer: Scorer, loaded: LoadedModel) -> dict[str, Any]:

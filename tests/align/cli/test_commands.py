@@ -120,6 +120,18 @@ def test_shards_of_a_folder_can_be_merged_and_filtered(tmp_path: Path, pairs: Pa
     assert (code, "need --engine ray" in log) == (1, True)
 
 
+def test_tokens_of_shared_prefixes_are_counted_and_printed(tmp_path: Path, model: Path) -> None:
+    source, out = tmp_path / "answers.jsonl", tmp_path / "scores.csv"
+    question = "Which of these animals is the largest?"
+    pairs = [{"instruction": question, "response": text} for text in ("whale", "dog", "the blue whale")]
+    source.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    code, text, log = invoke("score", source, "-o", out, "--model", model)
+    assert code == 0, log
+    saved = json.loads(manifest_path(out).read_text())["throughput"]["shared_tokens"]
+    assert saved > 2 * len(question)  # the tokenizer has one token per byte
+    assert f"{saved:,} tokens saved by shared prefixes" in text
+
+
 def test_scores_can_be_filtered(tmp_path: Path, pairs: Path, model: Path) -> None:
     out, kept = tmp_path / "scores.parquet", tmp_path / "kept.jsonl"
     plots = tmp_path / "a.png", tmp_path / "b.png"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from main_align.errors import UserError
 from main_align.models import checkpoint, load
+from main_align.models.packing import pack
 from main_align.scoring.scorer import Scorer
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
@@ -231,5 +232,5 @@ def test_without_the_limit_the_batch_would_change_the_scores(tmp_path):
     forward = Forward(loaded.model.to(DEVICE))
     short, long = list(range(3, 40)), list(range(3, 150))
     with torch.inference_mode():
-        alone, together = forward.states([short]), forward.states([short, long])
+        alone, together = (forward.states(pack(ids)) for ids in ([short], [short, long]))
     assert (alone - together[: len(short)]).abs().max() > 1e-2

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from main_align.errors import UserError
+from main_align.models import packed_attention as attention
 from main_align.models.packed_attention import (
     PACKED,
     _varlen_attention,
     packed_attention,
     packed_forward,
     packing_arguments,
+    segment_arguments,
     use_packed_attention,
 )
+from main_align.models.packing import pack
 
 from tests.align.tiny_models import DEVICE, tiny_model
 
@@ -40,6 +43,46 @@ def test_packed_states_equal_each_sequence_alone(kind, heads):
     assert use_packed_attention(model) == PACKED
     packed = packed_states(model, torch.cat(sequences), LENGTHS)
     torch.testing.assert_close(packed, wanted, rtol=0, atol=1e-5)
+
+
+def sharing(stem=(20, 3)):
+    """Sequences that share prefixes of several lengths, one of which is a whole sequence, and one that shares none."""
+    ids = torch.randint(3, 259, (sum(stem) + 60,)).tolist()
+    one, two, rest = ids[: stem[0]], ids[: sum(stem)], ids[sum(stem) :]
+    return [one + rest[:30], two, two + rest[30:31], two + rest[40:57], rest[:20]]
+
+
+def shared_states(model, sequences):
+    packing = pack(sequences)
+    assert len(packing.ids) < sum(map(len, sequences))
+    ids = torch.from_numpy(packing.ids).to(DEVICE)
+    with packed_forward():
+        states = model.model(ids[None], **segment_arguments(packing.segments, DEVICE)).last_hidden_state[0]
+    return torch.cat([states[torch.from_numpy(rows).to(DEVICE)] for rows in packing.rows])
+
+
+@pytest.mark.parametrize("block", [8, 512])
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@torch.inference_mode()
+def test_states_behind_a_shared_prefix_equal_each_sequence_alone(kind, block, monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", block)
+    model = tiny_model(kind)
+    sequences = sharing()
+    wanted = alone(model, list(map(torch.tensor, sequences)))
+    use_packed_attention(model)
+    torch.testing.assert_close(shared_states(model, sequences), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="flash attention of 16-bit states needs a CUDA device")
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@torch.inference_mode()
+def test_states_in_16_bits_behind_a_shared_prefix_equal_each_sequence_alone(kind):
+    model = tiny_model(kind)
+    sequences = sharing()
+    wanted = alone(model, list(map(torch.tensor, sequences)))
+    if use_packed_attention(model.bfloat16()) != PACKED:
+        pytest.skip("flash-attn is installed, with which prefixes are not shared")
+    torch.testing.assert_close(shared_states(model, sequences).float(), wanted, rtol=0, atol=0.1)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="flash attention of 16-bit states needs a CUDA device")

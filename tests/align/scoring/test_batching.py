@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from main_align.data.pairs import Pair, Turn
 from main_align.models.encoding import PairEncoder
-from main_align.scoring.batching import bucket_by_length, prepare_window
+from main_align.models.packing import pack
+from main_align.scoring.batching import MOST_SHARING, fill_micro_batches, prepare_window
 
 from tests.align.tiny_models import byte_tokenizer
 
@@ -22,16 +23,41 @@ def window(encoder, pairs, *, max_length=200, truncate=False, batch_tokens=300):
     return prepare_window(pairs, encoder, max_length=max_length, truncate=truncate, batch_tokens=batch_tokens)
 
 
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
-def test_micro_batches_hold_every_pair_once_within_the_budget(sizes, budget):
-    lengths = dict(enumerate(sizes))
-    packs = bucket_by_length(lengths, budget)
-    assert sorted(row for pack in packs for row in pack.rows) == sorted(lengths)
-    for pack in packs:
-        assert pack.tokens == sum(lengths[row] for row in pack.rows)
-        assert pack.tokens <= budget or len(pack.rows) == 1
-    in_order = [lengths[row] for pack in packs for row in pack.rows]
-    assert in_order == sorted(in_order)
+BEGINNINGS = st.sampled_from([[], [1] * 16, [1] * 20, [1] * 20 + [2] * 9, [1] * 15])
+SEQUENCES = st.tuples(BEGINNINGS, st.lists(st.integers(3, 5), min_size=1, max_size=30)).map(
+    lambda both: both[0] + both[1]
+)
+
+
+@given(st.lists(st.tuples(SEQUENCES, SEQUENCES), max_size=20), st.integers(1, 120), st.booleans())
+def test_micro_batches_hold_every_pair_once_within_the_budget(pairs, budget, share):
+    packs = fill_micro_batches(range(len(pairs)), lambda row: list(pairs[row]), budget, share=share)
+    assert [row for pack in packs for row in pack.rows] == list(range(len(pairs)))
+    for micro_batch in packs:
+        sequences = [ids for row in micro_batch.rows for ids in pairs[row]]
+        assert micro_batch.tokens == len(pack(sequences, share=share).ids)
+        assert micro_batch.tokens <= budget or len(micro_batch.rows) == 1
+        in_full = micro_batch.tokens + micro_batch.shared_tokens
+        assert in_full == sum(map(len, sequences))
+        assert in_full <= MOST_SHARING * budget or len(micro_batch.rows) == 1
+
+
+def test_pairs_with_a_common_side_or_context_are_neighbours_and_the_others_are_sorted_by_length(encoder):
+    system = (Turn("system", "be brief, and say nothing that is not so"),)
+    pairs = [
+        Pair("0", 1, "what is the second prime", "3"),
+        Pair("1", 2, "abc", "a response of middle length"),
+        Pair("2", 3, "abc", "z"),
+        Pair("3", 4, "what is the second prime", "the second prime is three, after two"),
+        Pair("4", 5, "name it", "3"),
+        Pair("5", 6, "z", "ab", system),
+        Pair("6", 7, "q" * 20, "r" * 9),
+        Pair("7", 8, "z" * 20, "abcd", system),
+    ]
+    w = window(encoder, pairs, batch_tokens=10**6)
+    (batch,) = w.micro_batches
+    assert batch.rows == (2, 1, 4, 0, 3, 6, 5, 7)
+    assert batch.shared_tokens > 2 * len("what is the second prime") + 3 * len(system[0].text)
 
 
 def test_a_micro_batch_counts_the_tokens_of_both_directions(encoder):

@@ -187,11 +187,11 @@ def test_out_of_memory_splits_the_micro_batch(scorer, monkeypatch, error):
     largest = max(2 * scorer.encoder.length(e) for e in window.encoded)
     states, sizes = Forward.states, []
 
-    def scarce(self, sequences):
-        sizes.append(sum(map(len, sequences)))
+    def scarce(self, packing):
+        sizes.append(len(packing.ids))
         if sizes[-1] >= largest:  # so that the longest pair does not fit even alone
             raise error
-        return states(self, sequences)
+        return states(self, packing)
 
     monkeypatch.setattr(Forward, "states", scarce)
     rows = scorer.score(pairs)
@@ -209,7 +209,7 @@ def test_out_of_memory_splits_the_micro_batch(scorer, monkeypatch, error):
 
 
 def test_other_errors_are_not_swallowed(scorer, monkeypatch):
-    def broken(self, sequences):
+    def broken(self, packing):
         raise RuntimeError("shape mismatch")
 
     monkeypatch.setattr(Forward, "states", broken)
@@ -221,8 +221,8 @@ def test_non_finite_states_have_no_score(scorer, monkeypatch):
     pairs = some_pairs(4)
     states = Forward.states
 
-    def poisoned(self, sequences):
-        hidden = states(self, sequences).clone()
+    def poisoned(self, packing):
+        hidden = states(self, packing).clone()
         hidden[-3:] = math.nan
         return hidden
 
@@ -288,6 +288,52 @@ def test_progress_counts_every_pair(scorer):
 def test_wrong_settings_are_refused_by_name(folder, wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Scorer(folder, **wrong)
+
+
+def preferences(instructions=4, responses=3):
+    """Instructions with several responses each, in mixed order; some have a context, and one response comes twice."""
+    texts = [pair for pair in some_pairs(instructions * responses, seed=3)[:-1] if pair.response]
+    contexts = ((), (Turn("system", "be brief and kind"), Turn("user", "hi"), Turn("assistant", "yes?")))
+    pairs = [
+        Pair(f"p{number}", number + 1, texts[i].instruction, texts[number].response, contexts[i % 2])
+        for number, i in enumerate(i for _ in range(responses) for i in range(instructions))
+    ]
+    return [
+        *pairs,
+        Pair("y", 98, "why?", pairs[0].response),
+        Pair("again", 99, pairs[0].instruction, pairs[0].response),
+    ]
+
+
+def test_shared_prefixes_are_computed_once_with_the_scores_of_naive_passes(folder, scorer):
+    pairs = preferences()
+    ran, states = [], Forward.states
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Forward, "states", lambda self, packing: ran.append(len(packing.ids)) or states(self, packing))
+        rows = scorer.score(pairs)
+    batches = scorer.prepare(pairs).micro_batches
+    assert len(batches) > 1
+    assert ran == [batch.tokens for batch in batches]
+    every = [scorer.encoder.sequences(pair) for pair in scorer.prepare(pairs).encoded]
+    in_full = sum(len(sequence.ids) for both in every for sequence in both)
+    assert sum(batch.tokens + batch.shared_tokens for batch in batches) == in_full
+    assert sum(ran) < 0.85 * in_full
+    np.testing.assert_allclose(numbers(rows), naive(folder, scorer, pairs), rtol=0, atol=1e-5)
+
+
+def test_scores_and_embeddings_do_not_depend_on_what_is_shared(folder, scorer):
+    pairs = preferences()
+    apart = Scorer(folder, device=DEVICE, batch_tokens=700)
+    apart.forward.shares_prefixes = False
+    shared, unshared = scorer.measure(pairs), apart.measure(pairs)
+    names = ("mutual", "mutual_novel", "nll_end")
+    np.testing.assert_allclose(
+        *(numbers(m.rows(None), (*LIKELIHOODS, *names)) for m in (shared, unshared)), rtol=0, atol=1e-5
+    )
+    np.testing.assert_allclose(shared.embed_x, unshared.embed_x, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(shared.embed_y, unshared.embed_y, rtol=0, atol=1e-5)
+    alone = np.vstack([numbers(scorer.score([pair])) for pair in pairs])
+    np.testing.assert_allclose(numbers(shared.rows(None)), alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -42,10 +42,11 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Finished(NamedTuple):
-    """Pairs that are finished: `tokens` is 0 unless the model ran; `is_earlier` if an earlier run finished them."""
+    """Pairs that are finished: tokens are 0 unless the model ran; `is_earlier` if an earlier run finished them."""
 
     pairs: int
     tokens: int = 0
+    shared_tokens: int = 0
     is_earlier: bool = False
 
 
@@ -213,7 +214,10 @@ class JobWorker:
             result = join_results([self.runner.run(window, batch) for batch in batches])
             failures = {row: (status, result.reason[row]) for row, status in result.status.items()}
             log.append(_header(result.rows, failures), arrays(result))
-            report(Finished(len(rows), sum(batch.tokens for batch in batches)))
+            tokens, shared = (
+                sum(counts) for counts in zip(*((b.tokens, b.shared_tokens) for b in batches), strict=True)
+            )
+            report(Finished(len(rows), tokens, shared))
 
     @cached_property
     def _bank(self) -> Bank | None:
