@@ -48,8 +48,10 @@ quick: setup ## run the tests without the slow ones
 ttir: setup ## execute every Triton kernel on the CPU from its TTIR, about three minutes
 	$(BIN)/python -m tests.ttir -q
 
-bench: setup ## time the ops against their peers on a CPU, in ten minutes; results in out/
-	$(BIN)/python -m bench kernels --size large --minutes 10 -o $(OUT)/kernels.json
+bench: setup ## time ops, scoring and a training step on two quiet cores, in 15 minutes; results in out/
+	$(BIN)/python -m bench kernels --size large --minutes 7 -o $(OUT)/kernels.json
+	$(BIN)/python -m bench scoring --minutes 3 -o $(OUT)/scoring.json
+	$(BIN)/python -m bench training --rounds 3 -o $(OUT)/training.json
 
 clean: ## remove builds and results
 	rm -rf build dist $(OUT) *.egg-info main_kernels/*.so

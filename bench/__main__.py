@@ -8,7 +8,7 @@ import sys
 COMMANDS = {
     "kernels": ("bench.kernels", "every op against bare products and the peers, on a CPU"),
     "scoring": ("bench.scoring", "scoring pairs against its own products, the backbone and the peers"),
-    "training": ("bench.training", "a training step against the backbone and TRL's SFTTrainer"),
+    "training": ("bench.training", "a training step against its own products and TRL's SFTTrainer"),
     "device": ("bench.device.__main__", "the ops on a GPU; bench/device.sh runs all stages"),
     "quality": ("bench.quality.__main__", "how well each score finds corrupted pairs"),
     "report": ("bench.report", "write every table and picture of README and docs from bench/results/"),
