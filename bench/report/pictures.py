@@ -17,7 +17,7 @@ from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from ..cases import CASES
-from ..ratios import median_of, ratio_of
+from ..ratios import ratio_of
 from ..records import machine_text, place_text
 from .scaling import Curve, Scaled, floor_of, scaled
 from .tables import others, variant
@@ -25,6 +25,7 @@ from .tables import others, variant
 Rows = Sequence[Mapping[str, Any]]
 BLUE, ORANGE, GREEN, RED, GREY = "#3b6fb6", "#e08a3c", "#3a9a5b", "#c0443c", "#8a8a8a"
 RUNS = {"ours": BLUE, "eager": ORANGE, "torch_compile": GREEN}
+PEERS = (ORANGE, GREEN, RED, "#8a5fb0", GREY)
 DIGEST = "Rows"
 """The field of a PNG file with the digest of its rows."""
 
@@ -125,19 +126,17 @@ def _shares(rows: Rows) -> Any:
     for axis, ((dtype, where), group) in zip(axes[0], groups.items(), strict=False):
         group.sort(key=lambda row: row["facts"]["tokens_per_pair"])
         names = dict.fromkeys(n for row in group for n, run in row["runs"].items() if run["role"] in ("ours", "peer"))
+        colours = iter(PEERS)
         for name in names:
-            points = [
-                (row["facts"]["tokens_per_pair"], floor / median_of(row["runs"][name]))
-                for row in group
-                if row["runs"].get(name, {}).get("samples_s")
-                for floor in [median_of(row["runs"]["products"])]
-            ]
+            found = [(row["facts"]["tokens_per_pair"], ratio_of(row, name, "products")) for row in group]
+            points = [(tokens, 1 / got.median) for tokens, got in found if got is not None]
             if points:
-                style = {"linewidth": 2.2, "color": BLUE} if name == "ours" else {"linewidth": 1.2}
+                style = {"linewidth": 2.2, "color": BLUE} if name == "ours" else {"color": next(colours, GREY)}
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name.replace("_", " "), **style)
         axis.axhline(1, color="#333333", linewidth=1)
         axis.set_title(f"{dtype}\n{where}", fontsize=9)
-        axis.set(xscale="log", ylim=(0, 1.05), xlabel="tokens per pair, both sides")
+        axis.set(xscale="log", xlabel="tokens per pair, both sides")
+        axis.set_ylim(0, max(1.05, axis.get_ylim()[1]))
         axis.set_xticks([row["facts"]["tokens_per_pair"] for row in group])
         axis.get_xaxis().set_major_formatter(lambda value, _: f"{value:.0f}")
         axis.xaxis.set_minor_formatter(NullFormatter())
