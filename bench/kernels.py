@@ -19,7 +19,7 @@ status is 1. The files' format is in bench/records.py.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ import torch
 from . import peers
 from .cases import CASES, DEFAULT_SIZES, DTYPES, SIZES, Case, Row
 from .command import command_parser
-from .measure import interleaved, machine
+from .measure import fastest, interleaved, machine
 from .peak_memory import PeakMemory
 from .session import add_options, attempt, measure_rows, wrong
 
@@ -47,16 +47,6 @@ class Measurement(NamedTuple):
     dtype: str
     inputs: str
     only: tuple[str, ...] | None = None
-
-
-def fastest(ways: list[Callable[[], Any]]) -> Callable[[], Any]:
-    """Run every variant once, then return the one with the best of two timed runs."""
-    for way in ways:
-        way()
-    if len(ways) == 1:
-        return ways[0]
-    samples = interleaved({str(place): way for place, way in enumerate(ways)}, 2)
-    return ways[min(range(len(ways)), key=lambda place: min(samples[str(place)]))]
 
 
 def warm_up(row: Row) -> tuple[dict[str, list[float]], dict[str, str]]:

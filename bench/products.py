@@ -6,7 +6,7 @@ products read them, results go into buffers that were allocated before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .cases.case import CHUNK
+from .measure import fastest
+
+HEAD_ROWS = (128, CHUNK)
 
 
 class Pack(NamedTuple):
@@ -38,12 +41,19 @@ class Products:
         packs: the passes.
         dtype: dtype of all operands.
         backward: for every product also those with its gradient, and the backward of attention. Default False.
+        head_rows: rows that the head reads at once. Default CHUNK.
     """
 
     def __init__(
-        self, model: PreTrainedModel, packs: Sequence[Pack], dtype: torch.dtype, *, backward: bool = False
+        self,
+        model: PreTrainedModel,
+        packs: Sequence[Pack],
+        dtype: torch.dtype,
+        *,
+        backward: bool = False,
+        head_rows: int = CHUNK,
     ) -> None:
-        self.packs, self.backward = packs, backward
+        self.packs, self.backward, self.head_rows = packs, backward, head_rows
         backbone: Any = model.base_model
         linear = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
         self.weights = [module.weight.detach().to(dtype) for module in linear]  # [out, in] each
@@ -57,7 +67,7 @@ class Products:
         widths = {width for weight in (*self.weights, self.head) for width in weight.shape[1:]}
         self.inputs = {width: torch.randn(tokens, width, **like) for width in widths}
         self.outputs = {weight.shape[0]: torch.empty(tokens, weight.shape[0], **like) for weight in self.weights}
-        self.logits = torch.empty(min(CHUNK, tokens), len(self.head), **like)
+        self.logits = torch.empty(min(head_rows, tokens), len(self.head), **like)
         self.qkv = torch.randn(3, 1, config.num_attention_heads, longest, size, **like)  # keys repeated beforehand
         if backward:
             self.d_inputs = {width: torch.empty(tokens, width, **like) for width in widths}
@@ -72,8 +82,8 @@ class Products:
                 self._product(weight, tokens, self.outputs[weight.shape[0]])
             for length in [length for _ in range(self.layers) for length in pack.lengths]:
                 self._attention(length)
-            for begin in range(0, pack.scored, CHUNK):
-                self._product(self.head, min(CHUNK, pack.scored - begin), self.logits)
+            for begin in range(0, pack.scored, self.head_rows):
+                self._product(self.head, min(self.head_rows, pack.scored - begin), self.logits)
 
     def _product(self, weight: Tensor, rows: int, outputs: Tensor) -> None:
         x, y = self.inputs[weight.shape[1]][:rows], outputs[:rows]
@@ -89,3 +99,15 @@ class Products:
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             if self.backward:
                 torch.autograd.grad(attended, (q, k, v), self.d_attended[:, :, :length])
+
+
+def fastest_products(
+    model: PreTrainedModel, packs: Sequence[Pack], dtype: torch.dtype, *, backward: bool = False
+) -> Callable[[], None]:
+    """Return the faster of the products with a few and with many rows of the head at once.
+
+    Args:
+        model, packs, dtype, backward: as for Products.
+    """
+    ways = [Products(model, packs, dtype, backward=backward, head_rows=rows).run for rows in HEAD_ROWS]
+    return fastest(ways)

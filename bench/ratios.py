@@ -11,6 +11,10 @@ ROLES = ("floor", "ours", "again", "peer")
 """floor: bare products or another op; again: the same code as one of ours; peer: eager torch and other libraries."""
 
 
+MEDIAN_ERROR = 0.93
+"""The standard error of a median of n normal values, times sqrt(n), in units of their interquartile range."""
+
+
 @dataclass(frozen=True)
 class Ratio:
     """Time of one run in units of another.
@@ -62,7 +66,8 @@ def median_of(run: Mapping[str, Any]) -> float:
 
 
 def noise_of(row: Mapping[str, Any]) -> float | None:
-    """Return how far apart the same code is that was timed twice: the farther quartile of its ratio from 1.
+    """Return how far apart the same code is that was timed twice: |its median ratio - 1|, or the standard error of that
+    median if it is larger.
 
     A smaller difference between two runs of the row is none. None if nothing was timed twice.
     """
@@ -70,7 +75,8 @@ def noise_of(row: Mapping[str, Any]) -> float | None:
         if row["runs"][name]["role"] == "again":
             twice = ratio_of(row, name, name.removesuffix("_again"))
             if twice is not None:
-                return max(abs(twice.low - 1), abs(twice.high - 1))
+                rounds = len(row["runs"][name]["samples_s"])
+                return max(abs(twice.median - 1), MEDIAN_ERROR * (twice.high - twice.low) / rounds**0.5)
     return None
 
 
@@ -78,18 +84,18 @@ def verdict_of(row: Mapping[str, Any], target: Mapping[str, Any]) -> str | None:
     """Judge a target of a row.
 
     Returns:
-        "goal", "must" (met, but not the goal), "noise" (above the limit by less than the same code timed twice),
-        "missed"; None without a limit or without a measurement.
+        "goal", "must" (met, but not the goal), "missed", or "noise": nearer to the limit than the same code timed
+        twice; None without a limit or without a measurement.
     """
     got = ratio_of(row, target["run"], target["against"], target["quantity"])
     if got is None or target["must"] is None:
         return None
-    if target["goal"] is not None and got.median <= target["goal"]:
-        return "goal"
-    if got.median <= target["must"]:
-        return "must"
-    noise = noise_of(row) if target["quantity"] == "time" else None
-    return "noise" if got.median <= target["must"] * (1 + (noise or 0.0)) else "missed"
+    noise = (noise_of(row) or 0.0) if target["quantity"] == "time" else 0.0
+    if got.median > target["must"] * (1 + noise):
+        return "missed"
+    if got.median * (1 + noise) > target["must"]:
+        return "noise"
+    return "goal" if target["goal"] is not None and got.median <= target["goal"] else "must"
 
 
 def main_run(row: Mapping[str, Any], phase: str) -> str | None:

@@ -46,7 +46,7 @@ from . import peers, scoring_peers, session, texts
 from .cases import Target
 from .command import command_parser
 from .measure import interleaved, machine
-from .products import Pack, Products
+from .products import Pack, fastest_products
 from .records import Row
 from .report.tables import plain
 
@@ -109,7 +109,7 @@ class Contest:
         packs = [[s for row in batch.rows for s in self.sequences[row]] for batch in window.micro_batches]
         shapes = [Pack([len(s.ids) for s in pack], sum(_scored(s) for s in pack)) for pack in packs]
         self.tokens, self.packs = sum(batch.tokens for batch in window.micro_batches), len(packs)
-        self.products = Products(self.model, shapes, self.model.dtype).run
+        self.products = fastest_products(self.model, shapes, self.model.dtype)
         device = self.model.device
         self.inputs = [
             {

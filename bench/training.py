@@ -46,7 +46,7 @@ from . import peers, session, texts
 from .cases import Target
 from .command import command_parser
 from .measure import interleaved, machine, peak_over
-from .products import Pack, Products
+from .products import Pack, fastest_products
 from .records import Row
 from .report.tables import plain
 
@@ -93,7 +93,7 @@ class Contest:
         lengths = [len(sequence.ids) for sequence in self.sequences]
         scored = sum(sequence.second_span[1] - sequence.second_span[0] for sequence in self.sequences)
         model = load(self.model, device=self.device).model
-        return Products(model, [Pack(lengths, scored)], DTYPES[self.dtype], backward=True).run
+        return fastest_products(model, [Pack(lengths, scored)], DTYPES[self.dtype], backward=True)
 
     def backbone(self) -> Callable[[], None]:
         model: Any = load(self.model, device=self.device).model.train()

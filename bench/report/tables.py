@@ -29,7 +29,7 @@ COLUMNS = [
 ]
 NONE = "–"
 VERDICTS = {"goal": " ✓✓", "must": " ✓", "noise": " ≈", "missed": " ✗", None: ""}
-"""goal met; required limit met; above it by less than the same code timed twice; missed."""
+"""goal met; required limit met; nearer to the limit than the same code timed twice; missed."""
 
 
 def lines(row: Mapping[str, Any]) -> Iterator[list[str]]:
