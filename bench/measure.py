@@ -15,6 +15,7 @@ import torch
 
 PACKAGES = ("main-kernels", "torch", "transformers", "triton", "numpy")
 MAX_ROUNDS = 40
+FOLDER = Path(__file__).parent
 
 
 def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int, seconds: float = 0.0) -> dict[str, list[float]]:
@@ -87,11 +88,6 @@ def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     described = cpuinfo.read_text() if cpuinfo.exists() else ""
     models = [x for x in described.splitlines() if x.startswith("model name")]
-    describe = ["git", "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    except OSError:  # git is not installed
-        commit = ""
     return {
         "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -100,6 +96,19 @@ def machine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
-        "commit": commit or None,
+        "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _commit() -> str | None:
+    """Return the commit, with "-dirty" if a file besides the results differs from it; None without git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=FOLDER).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/results")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "") or None
+    except OSError:  # git is not installed
+        return None
