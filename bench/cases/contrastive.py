@@ -16,7 +16,7 @@ SHAPES = {"small": {"n": 1024, "d": 256}, "medium": {"n": 2048, "d": 512}, "larg
 MUST, GOAL = {"float32": 1.06, "bfloat16": 1.10}, {"float32": 1.03, "bfloat16": 1.06}
 FORWARD_MUST, FORWARD_GOAL = {"float32": 1.12, "bfloat16": 1.15}, 1.08
 SWEEPS = {
-    "n": Sweep({"d": 256}, (512, 1024, 2048, 4096, 8192), time=2, memory=1),
+    "n": Sweep({"d": 256}, (512, 1024, 2048, 4096, 8192), time=2, memory=2),
     "d": Sweep({"n": 2048}, (64, 128, 256, 512, 1024), time=1, memory=0),
 }
 

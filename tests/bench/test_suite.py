@@ -93,10 +93,10 @@ def test_what_is_ahead_of_us_is_listed_with_its_reason(monkeypatch):
     faster = row(peer=(0.55, 0.6, 0.65))
     assert [(peer, what) for _, peer, what, _ in ahead(faster)] == [("eager", "time"), ("eager", "memory")]
     assert list(ahead(faster | {"differing": ["eager"]})) == []  # its result is wrong
-    monkeypatch.setattr(reasons, "REASONS", {("info*", "eager", "time"): "it cheats"})
+    monkeypatch.setattr(reasons, "REASONS", {("info*", "eager", "time", "*"): "it cheats"})
     text = behind.where_we_lose([faster])
-    assert "| `info_nce` | eager | 2.00× time | large float32 AVX2 | it cheats |" in text
-    assert "3.00× memory | large float32 AVX2 | not explained yet |" in text
+    assert "| `info_nce` | large | eager | 2.00× time | float32 AVX2 | it cheats |" in text
+    assert "3.00× memory | float32 AVX2 | not explained yet |" in text
     assert behind.where_we_lose([row(ours=[0.1] * 3) | {"differing": ["eager"]}]) == behind.NOWHERE
 
 
