@@ -1,7 +1,7 @@
 """Compile every Triton kernel in every configuration that the backend launches, for three architectures, and read
 registers, spills, shared memory and matrix instructions from the machine code. Needs no GPU.
 
-    python -m bench aot -o bench/results/aot.json         # every case, about ten minutes
+    python -m bench aot -o bench/results/aot.json         # every case, over an hour
     python -m bench aot -a 90 -k "reduce rows"            # some, for an H100 (compute capability 9.0)
 
 The name of a case is `reduce` (forward) or `score_grad` (backward), what is computed, an optional input, and the dtype.
