@@ -29,6 +29,7 @@ from .cases import CASES, DEFAULT_SIZES, DTYPES, SIZES, Case, Row
 from .command import command_parser
 from .measure import fastest, interleaved, machine
 from .peak_memory import PeakMemory
+from .records import rounded
 from .session import add_options, attempt, measure_rows, wrong
 
 MIN_SECONDS = 1.0  # of measurement per row, so small shapes get more rounds
@@ -105,7 +106,7 @@ def measure(what: Measurement, rounds: int, peak_memory: PeakMemory) -> dict[str
     if first:
         runs[f"{first}_again"] = {"role": "again", "phase": row.contenders[first].phase}
     for name, taken in samples.items():
-        runs[name]["samples_s"] = [float(f"{seconds:.4g}") for seconds in taken]
+        runs[name]["samples_s"] = rounded(taken)
     return {
         "suite": "kernels",
         "case": what.case.name,

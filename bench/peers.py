@@ -39,7 +39,6 @@ PACKAGES = {
     "py-data-juicer": "scoring: instruction_following_difficulty_filter",
 }
 """Peers by package, with what they are compared with. pyproject.toml has their versions."""
-ON_A_GPU = (*PACKAGES, "nvidia-cutlass-dsl")
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 MINI_BATCH = 512  # rows per mini-batch of the cached loss, as in the chunks of the floors
 

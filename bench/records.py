@@ -70,6 +70,11 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         partial.write_text(f'{{"schema": {SCHEMA}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
+def rounded(seconds: Iterable[float]) -> list[float]:
+    """Return samples as rows hold them, with four digits."""
+    return [float(f"{sample:.4g}") for sample in seconds]
+
+
 def kind_of(machine: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what machines of one kind have in common."""
     return tuple(machine[field] for field in MACHINE)

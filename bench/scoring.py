@@ -47,7 +47,7 @@ from .cases import Target
 from .command import command_parser
 from .measure import interleaved, machine
 from .products import Pack, fastest_products
-from .records import Row
+from .records import Row, rounded
 from .report.tables import plain
 
 PEERS = ("lm-eval", "py-data-juicer")
@@ -276,7 +276,7 @@ def _run(name: str, samples: Mapping[str, Sequence[float]], missing: Mapping[str
     run: dict[str, Any] = {"role": role, "phase": "floor" if role == "floor" else "forward"}
     if name in missing:
         return {**run, "missing": missing[name]}
-    return {**run, "samples_s": [float(f"{seconds:.4g}") for seconds in samples[name]]}
+    return {**run, "samples_s": rounded(samples[name])}
 
 
 def _agree(found: Results, wanted: Results, tolerance: float) -> bool:

@@ -47,7 +47,7 @@ from .cases import Target
 from .command import command_parser
 from .measure import interleaved, machine, peak_over
 from .products import Pack, fastest_products
-from .records import Row
+from .records import Row, rounded
 from .report.tables import plain
 
 NO_TERMS = {"semantic_weight": 0.0, "intentional_weight": 0.0, "structural_weight": 0.0}
@@ -209,7 +209,7 @@ def measure(contest: Contest, inputs: str, rounds: int, peak: Callable[[str], fl
         if name in missing:
             runs[name]["missing"] = missing[name]
             continue
-        runs[name]["samples_s"] = [float(f"{seconds:.4g}") for seconds in samples[name]]
+        runs[name]["samples_s"] = rounded(samples[name])
         if name in losses:
             runs[name]["peak_mb"] = peak(name)
     return {

@@ -112,7 +112,7 @@ def main(words: list[str] | None = None) -> int:
     if chosen.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("bench.device: no CUDA device (--device cpu --smoke runs without one)")
     log = SampleLog(chosen.log)
-    versions = peers.versions((*peers.ON_A_GPU, "open-clip-torch"))
+    versions = peers.versions((*peers.PACKAGES, "nvidia-cutlass-dsl"))
     log.add("machine", **machine(chosen.device), peers=versions, smoke=chosen.smoke)
     log.add("gpu", stage=chosen.stage, state=gpu_state() if chosen.device == "cuda" else None)
     if chosen.smoke:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..report.tables import inserted, table
+
 Cell = Mapping[str, float]
 
 MARKS = ("<!-- bench.quality writes from here -->", "<!-- bench.quality ends here -->")
@@ -46,10 +48,7 @@ def write_page(result: Mapping[str, Any], page: Path) -> None:
         result: the results of the benchmark.
         page: a Markdown file with both MARKS.
     """
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0], 1)
-    after = rest.split(MARKS[1], 1)[1]
-    page.write_text(f"{before}{MARKS[0]}\n{tables(result)}\n{MARKS[1]}{after}", encoding="utf-8")
+    page.write_text(inserted(page.read_text(encoding="utf-8"), MARKS, tables(result)), encoding="utf-8")
 
 
 def tables(result: Mapping[str, Any]) -> str:
@@ -87,11 +86,11 @@ def tables(result: Mapping[str, Any]) -> str:
             "**Differences of AUC between definitions of a score**, reporting part",
             _auc_table(differences, tuple(differences), quoted=False, signed=True),
             f"**Rows that `--recommended` removes** ({', '.join(result['recommended'])}), reporting part",
-            _markdown(("kind", "removed", "n"), removed),
+            table(("kind", "removed", "n"), removed),
             "**Flags**, reporting part; precision is among the flagged pairs of all kinds of this part",
-            _markdown(("flag", "recall", "precision", "good pairs flagged"), flags),
+            table(("flag", "recall", "precision", "good pairs flagged"), flags),
             "**AUC by layer and transform of the states**, choosing part (80 pairs a kind)",
-            _markdown(("layer", "states", *LAYER_KEYS), layers),
+            table(("layer", "states", *LAYER_KEYS), layers),
         ]
     )
 
@@ -106,11 +105,7 @@ def _auc_table(cells: Mapping[str, Any], scores: Sequence[str], *, quoted: bool,
         [NAMES[kind], str(kinds[kind]["n"]), *(_interval(cells[score][kind], signed) for score in scores)]
         for kind in kinds
     ]
-    return _markdown(head, rows)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+    return table(head, rows)
 
 
 def _interval(cell: Cell, signed: bool = False) -> str:

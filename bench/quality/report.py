@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..records import machine_text
+from ..report.tables import inserted
+from ..report.tables import table as markdown_table
 from . import plots
 from .compare import RESAMPLINGS, Table, differences
 from .results import Run, load
@@ -175,22 +177,16 @@ def _difference(table: Table, experiment: str, metric: str) -> str:
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    first, *rest = (_bars(row) for row in rows)
-    return "\n".join([first, _bars(["---"] * len(rows[0])), *rest])
-
-
-def _bars(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return markdown_table(rows[0], rows[1:])
 
 
 def insert(file: Path, text: str) -> None:
     """Replace the text between the two marks of a file; create the file if it does not exist."""
     content = file.read_text() if file.exists() else "\n".join((*MARKS, ""))
-    before, begin, rest = content.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not begin or not end:
-        raise SystemExit(f"{file}: no {MARKS[0]} ... {MARKS[1]}")
-    file.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+    try:
+        file.write_text(inserted(content, MARKS, text))
+    except ValueError as error:
+        raise SystemExit(f"{file}: {error}") from None
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from ..records import RESULTS, SUITES, read_rows
 from .behind import where_we_lose
 from .scaling import exponents
 from .summary import readme_table
-from .tables import markdown
+from .tables import inserted, markdown
 
 ROOT = Path(__file__).parents[2]
 README, BENCHMARKS, QUALITY = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "quality.md"
@@ -50,20 +50,6 @@ def marks(name: str) -> tuple[str, str]:
     return f"<!-- bench report writes {name} from here -->", "<!-- to here -->"
 
 
-def inserted(page: str, name: str, table: str) -> str:
-    """Return a page with a table between its marks.
-
-    Raises:
-        ValueError: the page has no such marks.
-    """
-    begin, end = marks(name)
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"no {begin} ... {end}")
-    return f"{before}{begin}\n{table}\n{end}{after}"
-
-
 def all_rows(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """Return the rows of all suites."""
     return [row for suite in SUITES for row in read_rows(folder / f"{suite}.json")]
@@ -73,7 +59,7 @@ def pages(rows: Rows) -> dict[Path, str]:
     """Return every page that has a table of timings, as it should be."""
     out: dict[Path, str] = {}
     for (page, name), make in TABLES.items():
-        out[page] = inserted(out.get(page) or page.read_text(encoding="utf-8"), name, make(rows))
+        out[page] = inserted(out.get(page) or page.read_text(encoding="utf-8"), marks(name), make(rows))
     return out
 
 

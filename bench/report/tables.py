@@ -1,4 +1,4 @@
-"""markdown and plain: the tables of timings. One line is one target of one row of bench/records.py.
+"""markdown, plain and inserted: the tables of timings. One line is one target of one row of bench/records.py.
 
 Ratios come from the samples (bench/ratios.py); no time is shown, because times of a shared machine mean little.
 """
@@ -168,6 +168,24 @@ def differing(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body))
+
+
+def inserted(page: str, marks: tuple[str, str], text: str) -> str:
+    """Return a page with a text between two marks.
+
+    Args:
+        page: the content of the page.
+        marks: the comments before and after the place.
+        text: what replaces everything between them.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not begin or not end:
+        raise ValueError(f"no {marks[0]} ... {marks[1]}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
