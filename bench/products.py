@@ -24,12 +24,20 @@ class Pack(NamedTuple):
     """The shape of one packed pass.
 
     Args:
-        lengths: tokens of each sequence; causal attention stays within it.
+        lengths: tokens of each segment.
         scored: number of states that the head reads.
+        keys: tokens that those of each segment attend to, its own and those of the prefix that it continues. Default:
+            its own, before each of them.
     """
 
     lengths: Sequence[int]
     scored: int
+    keys: Sequence[int] | None = None
+
+    @property
+    def attended(self) -> list[tuple[int, int]]:
+        """Return the number of queries and of keys of each segment."""
+        return list(zip(self.lengths, self.keys or self.lengths, strict=True))
 
 
 class Products:
@@ -62,7 +70,8 @@ class Products:
         config = model.config
         self.layers = config.num_hidden_layers
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        tokens, longest = max(sum(pack.lengths) for pack in packs), max(max(pack.lengths) for pack in packs)
+        tokens = max(sum(pack.lengths) for pack in packs)
+        longest = max(keys for pack in packs for _, keys in pack.attended)
         like = {"dtype": dtype, "device": model.device}
         widths = {width for weight in (*self.weights, self.head) for width in weight.shape[1:]}
         self.inputs = {width: torch.randn(tokens, width, **like) for width in widths}
@@ -80,8 +89,8 @@ class Products:
             tokens = sum(pack.lengths)
             for weight in self.weights:
                 self._product(weight, tokens, self.outputs[weight.shape[0]])
-            for length in [length for _ in range(self.layers) for length in pack.lengths]:
-                self._attention(length)
+            for queries, keys in pack.attended * self.layers:
+                self._attention(queries, keys)
             for begin in range(0, pack.scored, self.head_rows):
                 self._product(self.head, min(self.head_rows, pack.scored - begin), self.logits)
 
@@ -93,12 +102,13 @@ class Products:
                 torch.mm(y, weight, out=self.d_inputs[weight.shape[1]][:rows])
                 torch.mm(y.T, x, out=self.d_weights[weight.shape])
 
-    def _attention(self, length: int) -> None:
-        q, k, v = (side[:, :, :length].detach().requires_grad_(self.backward) for side in self.qkv)
+    def _attention(self, queries: int, keys: int) -> None:
+        sizes = (queries, keys, keys)
+        q, k, v = (x[:, :, :n].detach().requires_grad_(self.backward) for x, n in zip(self.qkv, sizes, strict=True))
         with torch.set_grad_enabled(self.backward):
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=queries == keys)
             if self.backward:
-                torch.autograd.grad(attended, (q, k, v), self.d_attended[:, :, :length])
+                torch.autograd.grad(attended, (q, k, v), self.d_attended[:, :, :queries])
 
 
 def fastest_products(

@@ -37,7 +37,8 @@ from main_align.data.pairs import Pair
 from main_align.models.devices import DTYPES, has_bfloat16, pick_device
 from main_align.models.encoding import EncodedSequence, PairEncoder
 from main_align.models.load import LoadedModel, load
-from main_align.models.packed_attention import packed_forward, packing_arguments, use_packed_attention
+from main_align.models.packed_attention import packed_forward, segment_arguments, use_packed_attention
+from main_align.models.packing import Packing, pack
 from main_align.scoring.batching import BATCH_TOKENS
 from main_align.scoring.scorer import Scorer
 from numpy.typing import NDArray
@@ -107,16 +108,17 @@ class Contest:
             raise SystemExit(f"of {len(self.pairs)} pairs, the model can score {len(encoded)}: choose others")
         self.sequences = [scorer.encoder.sequences(pair) for pair in encoded]  # (<x><y>, <y><x>) of each pair
         packs = [[s for row in batch.rows for s in self.sequences[row]] for batch in window.micro_batches]
-        shapes = [Pack([len(s.ids) for s in pack], sum(_scored(s) for s in pack)) for pack in packs]
+        packings = [pack([s.ids for s in own], share=scorer.forward.shares_prefixes) for own in packs]
+        shapes = [_shape(packing, own) for packing, own in zip(packings, packs, strict=True)]
         self.tokens, self.packs = sum(batch.tokens for batch in window.micro_batches), len(packs)
         self.products = fastest_products(self.model, shapes, self.model.dtype)
         device = self.model.device
         self.inputs = [
             {
-                "input_ids": torch.tensor([[i for sequence in pack for i in sequence.ids]]).to(device),
-                **packing_arguments(list(shape.lengths), device),
+                "input_ids": torch.from_numpy(packing.ids)[None].to(device),
+                **segment_arguments(packing.segments, device),
             }
-            for pack, shape in zip(packs, shapes, strict=True)
+            for packing in packings
         ]
 
     def ways(self) -> dict[str, Callable[[], Results | None]]:
@@ -195,8 +197,15 @@ class Contest:
         return np.array(out)[:, None]
 
 
-def _scored(sequence: EncodedSequence) -> int:
-    return sum(stop - start for start, stop in (sequence.first_span, sequence.second_span))
+def _shape(packing: Packing, sequences: Sequence[EncodedSequence]) -> Pack:
+    """Return the shape of a pass, in which tokens that sequences share count once."""
+    spans = [
+        rows[slice(*span)]
+        for rows, sequence in zip(packing.rows, sequences, strict=True)
+        for span in (sequence.first_span, sequence.second_span)
+    ]
+    lengths, keys = ([segment.length for segment in packing.segments], [len(s.path) for s in packing.segments])
+    return Pack(lengths, len(np.unique(np.concatenate(spans))), keys)
 
 
 def _sum_logp(logits: torch.Tensor, ids: list[int], span: tuple[int, int]) -> float:

@@ -69,9 +69,21 @@ def test_the_ifd_is_the_ratio_of_mean_losses_of_one_response(contest):
 def test_the_floor_has_exactly_the_products_of_the_packed_passes(contest):
     forward = contest.models.scorer.forward
     sequences = [sequence for pair in contest.sequences for sequence in pair]
-    head = sum(scoring._scored(sequence) for sequence in sequences) * 2 * forward.head.weight.numel()
+    spans = [span for sequence in sequences for span in (sequence.first_span, sequence.second_span)]
+    head = sum(stop - start for start, stop in spans) * 2 * forward.head.weight.numel()
     assert flops(contest.products) == flops(contest.backbone) + head
     assert flops(lambda: forward(sequences)) == flops(contest.products)
+
+
+@cpu_only("the counter knows CUDA's attention by another name")
+def test_the_floor_counts_a_prefix_that_pairs_share_once(models):
+    texts = [
+        ("Name one of the many colours that you can see in a rainbow.", answer) for answer in ("Red.", "Blue it is")
+    ]
+    contest = scoring.Contest([Pair(str(row), row, *pair) for row, pair in enumerate(texts)], models)
+    sequences = [sequence for pair in contest.sequences for sequence in pair]
+    assert contest.tokens < sum(len(sequence.ids) for sequence in sequences)
+    assert flops(lambda: models.scorer.forward(sequences)) == flops(contest.products)
 
 
 def test_padded_batches_hold_every_sequence_and_few_tokens():
