@@ -77,7 +77,7 @@ class Setting:
 
 @dataclass
 class TrainedModel:
-    """A model with its adapter (never merged, because the base is in bfloat16) and its training facts."""
+    """A model with its adapter (not merged, because the base can be in bfloat16) and its training facts."""
 
     model: Any
     loaded: LoadedModel
@@ -85,12 +85,19 @@ class TrainedModel:
     facts: dict[str, Any]
 
 
-def load_base(setting: Setting) -> LoadedModel:
+def load_base(setting: Setting, dtype: torch.dtype = torch.bfloat16) -> LoadedModel:
     """Load the model without an adapter."""
-    return load(setting.model, dtype=torch.bfloat16)
+    return load(setting.model, dtype=dtype)
 
 
-def train(setting: Setting, experiment: str, pairs: Sequence[Pair], seed: int, steps: int = -1) -> TrainedModel:
+def train(
+    setting: Setting,
+    experiment: str,
+    pairs: Sequence[Pair],
+    seed: int,
+    steps: int = -1,
+    dtype: torch.dtype = torch.bfloat16,
+) -> TrainedModel:
     """Train one experiment.
 
     Args:
@@ -99,10 +106,11 @@ def train(setting: Setting, experiment: str, pairs: Sequence[Pair], seed: int, s
         pairs: training pairs.
         seed: random seed of the adapter and of the order of pairs.
         steps: number of optimizer steps. Default: the epochs decide.
+        dtype: dtype of the base model; bfloat16 trains with autocast.
     """
     terms = {"directions": "forward"} | NO_TERMS | EXPERIMENTS[experiment]
     repeat = terms.pop(REPEAT, 1)
-    loaded = load_base(setting)
+    loaded = load_base(setting, dtype)
     layers = int(loaded.model.config.num_hidden_layers)
     lora = LoraConfig(
         r=setting.rank,
@@ -123,7 +131,7 @@ def train(setting: Setting, experiment: str, pairs: Sequence[Pair], seed: int, s
             max_steps=steps,
             warmup_steps=2,
             gradient_checkpointing=False,
-            bf16=True,
+            bf16=dtype == torch.bfloat16,
             use_cpu=not torch.cuda.is_available(),
             seed=seed,
             data_seed=seed,

@@ -202,7 +202,8 @@ class ModelPair:
         if self.config.use_peft:
             name = ADAPTERS[direction]
             lora = model.peft_config[name]
-            lora.target_modules = sorted(lora.target_modules)  # a set has no fixed order
+            if not isinstance(lora.target_modules, str):  # text is a regular expression
+                lora.target_modules = sorted(lora.target_modules)  # a set has no fixed order
             model.save_pretrained(folder, selected_adapters=[name])
             (folder / name).rename(folder / direction)
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

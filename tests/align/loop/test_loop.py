@@ -255,6 +255,16 @@ def test_checkpoints_are_ordinary_adapters(ground: Path, finished: Path) -> None
     assert model.active_peft_config.base_model_name_or_path == str(ground / "model")
 
 
+def test_a_regular_expression_selects_the_adapted_modules(ground: Path, tmp_path: Path) -> None:
+    pattern = r".*\.layers\.1\..*[qv]_proj"
+    changes = {"unpaired_responses": None, "lora_target_modules": pattern}
+    report = MutualAlignmentLoop(config_of(ground, tmp_path / "run", **changes)).run()
+    for checkpoint in map(Path, report["models"].values()):
+        assert json.loads((checkpoint / "adapter_config.json").read_text())["target_modules"] == pattern
+        modules = {name.split(".lora_")[0] for name in load_file(checkpoint / "adapter_model.safetensors")}
+        assert modules == {f"base_model.model.model.layers.1.self_attn.{each}_proj" for each in "qv"}
+
+
 @cpu_only("forked processes cannot share a device")
 def test_resume_after_a_kill_in_any_stage_gives_the_same_bytes(ground: Path, finished: Path) -> None:
     out, config = ground / "killed", ground / "killed.json"
