@@ -78,7 +78,8 @@ class FusedKernels(Protocol):
         rows: RowAccumulators,
         columns: ColumnAccumulators | None,
     ) -> None:
-        """Add all scores to the accumulators, which already hold the target scores."""
+        """Add all scores to the accumulators. They already hold the target scores if ranks are requested, or if a mask
+        keeps the targets."""
 
     def score_grad(
         self,

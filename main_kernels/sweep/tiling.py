@@ -71,13 +71,15 @@ def tiled_forward(
     if spec.column_lse:
         columns = ColumnAccumulators.empty(problem.key.shape[0], accumulator, device, spec, maximum=maximum)
     if problem.fused is not None:
-        if spec.entropy_and_ranks:  # ranks compare with the targets' scores
+        # ranks compare with the targets' scores, and ids mask a target, which is then put back
+        target_first = spec.entropy_and_ranks or problem.mask is not None
+        if target_first:
             _fused_target_scores(problem, rows)
-            if columns is not None:
+            if columns is not None and spec.entropy_and_ranks:
                 columns.target = _of_columns(problem, rows.target)
         scored = *problem.fused_operands, problem.score_map, problem.targets, problem.mask
         problem.fused.reduce(*scored, rows, columns)
-        if not spec.entropy_and_ranks:  # the device has enough to do before the host gets here
+        if not target_first:  # the device has enough to do before the host gets here
             _fused_target_scores(problem, rows)
         return _reductions(problem, rows, columns, row_loss)
     if spec.column_lse or spec.entropy_and_ranks or saved_scores.numel() or grads.is_needed:

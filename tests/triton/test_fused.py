@@ -87,6 +87,14 @@ def test_ragged_shapes_match_the_reference(fused, dtype, drawn):
     likelihood.check(Matrices(*drawn, dtype, 1.0, True, 7), masked="some")
 
 
+@LOADS_TOO
+def test_ids_do_not_mask_the_pairs_of_info_nce(fused):
+    """Scores so large that a pair's own is most of its row: a target put back with another score shows."""
+    drawn = Matrices(700, 700, 64, torch.bfloat16, 1.0, False, 5)
+    contrastive.check(drawn, temperature=1.0, ids=True, workspace_bytes=0)
+    assert fused == {"reduce": 1, "score_grad": 2, "target_scores": 1}
+
+
 @pytest.mark.parametrize("ids", [False, True])
 def test_sigmoid_loss_matches_the_reference(fused, ids):
     check = contrastive.test_sigmoid_loss_matches_the_reference.hypothesis.inner_test

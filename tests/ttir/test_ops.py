@@ -56,7 +56,10 @@ IDS = torch.arange(ROWS, dtype=torch.int64) // 3
     [
         pytest.param({"workspace_bytes": 0}, id="recomputed"),
         pytest.param({}, id="kept"),
-        pytest.param({"workspace_bytes": 0, "pair_ids": IDS, "label_smoothing": 0.1}, id="ids", marks=pytest.mark.slow),
+        pytest.param({"workspace_bytes": 0, "pair_ids": IDS}, id="ids", marks=pytest.mark.slow),
+        pytest.param(
+            {"workspace_bytes": 0, "pair_ids": IDS, "label_smoothing": 0.1}, id="smoothed ids", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_info_nce(architecture, options):
