@@ -278,12 +278,10 @@ class _Fused:
     def reduce(self, wants: ReductionSpec, extra: str) -> None:
         n, m, fused = self.n, self.m, _BACKEND.fused
         score_map, mask = _given(extra, n, m)
-        rows = RowAccumulators.empty(n, torch.float32, self.query.device, wants)
-        columns = ColumnAccumulators.empty(m, torch.float32, self.query.device, wants) if wants.column_lse else None
-        if columns is not None and wants.entropy_and_ranks:
-            columns.target = empty(m)
-        fused.target_scores(self.query, self.key, score_map, self.targets, rows.target)
-        fused.reduce(self.query, self.key, score_map, self.targets, mask, rows, columns)
+        ranked, target = wants.entropy_and_ranks, empty(n)
+        fused.target_scores(self.query, self.key, score_map, self.targets, target)
+        given = target if ranked or mask is not None else None, empty(m) if wants.column_lse and ranked else None
+        fused.reduce(self.query, self.key, score_map, self.targets, mask, wants, *given)
 
     def score_grad(self, terms: Callable[[int, int], ScoreGradTerms], extra: str) -> None:
         n, m, fused = self.n, self.m, _BACKEND.fused

@@ -6,7 +6,8 @@ Triton's runtime launches over a stand-in for the driver (stand_in.py), where a 
 do nothing either. Tensors are on the CPU and short, so torch's own operations take about as long as queueing them on a
 GPU would. The main launch is the first matrix product, or the first kernel that contains one. Each op runs many times
 in turn with the others; the table has the median and the least, and the operations of torch and the calls of Python
-functions before the main launch, which do not depend on the machine's load.
+functions before the main launch, which do not depend on the machine's load. The first two rows are torch's own floor:
+an op, and an autograd.Function, that contain one product and nothing else.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from main_kernels import (
     sigmoid_loss,
     token_logprobs,
 )
+from main_kernels.backends.workspace import WorkspacePool
 from main_kernels.sweep import plan, products
 
 from . import stand_in
@@ -46,20 +48,51 @@ PREPARING = ("target_scores",)
 
 PASSES = ("forward", "backward")
 
-SCALE = torch.ones((), requires_grad=True)
+
+@torch.library.custom_op("main_kernels_bench::empty_op", mutates_args=())
+def empty_op(left: Tensor, right: Tensor) -> Tensor:
+    """An op that only multiplies: what precedes its product is torch's own."""
+    products.multiply(left, right, left)
+    return left.new_empty(left.shape[0])
+
+
+def _empty_backward(_: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    products.multiply(grad, grad, grad)
+    return grad.new_empty(len(grad), 64), grad.new_empty(len(grad), 64)
+
+
+empty_op.register_autograd(_empty_backward)
+
+
+class EmptyFunction(torch.autograd.Function):
+    """The same without torch.library."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+        products.multiply(left, right, left)
+        return left.new_empty(left.shape[0])
+
+    backward = staticmethod(_empty_backward)
+
+
+SCALE, BIAS = torch.ones((), requires_grad=True), -torch.ones(())
 CALLS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "info_nce": lambda h, w, t: info_nce(h, w[: len(h)], workspace_bytes=0),
-    "info_nce kept": lambda h, w, t: info_nce(h, w[: len(h)]),
-    "sigmoid_loss": lambda h, w, t: sigmoid_loss(
-        h, w[: len(h)], logit_scale=SCALE, logit_bias=-SCALE, workspace_bytes=0
-    ),
+    "empty torch.library op": lambda h, k, t: empty_op(h, k).sum(),
+    "empty autograd.Function": lambda h, k, t: EmptyFunction.apply(h, k).sum(),
+    "info_nce": lambda h, k, t: info_nce(h, k, workspace_bytes=0),
+    "info_nce kept": lambda h, k, t: info_nce(h, k),
+    "sigmoid_loss": lambda h, k, t: sigmoid_loss(h, k, logit_scale=SCALE, logit_bias=BIAS, workspace_bytes=0),
     "token_logprobs": lambda h, w, t: token_logprobs(h, w, t, ignore_index=None).sum(),
     "linear_cross_entropy": lambda h, w, t: linear_cross_entropy(h, w, t, ignore_index=None),
     "linear_kl": lambda h, w, t: linear_kl(h, w, h.detach(), w.detach()),
-    "pair_scores": lambda h, w, t: pair_scores(h, w[: len(h)]).pmi.sum(),
+    "pair_scores": lambda h, k, t: pair_scores(h, k).pmi.sum(),
     "row_logsumexp": lambda h, w, t: row_logsumexp(h, w, workspace_bytes=0).sum(),
 }
-"""One call of each op on hidden[rows, width], weight[columns, width] in bfloat16 and targets[rows]."""
+"""One call of each op on two matrices in bfloat16 and the targets of the first one's rows."""
+FLOORS = "empty torch.library op", "empty autograd.Function"
+"""What torch itself takes before the first product of an op, and of a function with a gradient."""
+PAIRED = (*FLOORS, "info_nce", "info_nce kept", "sigmoid_loss", "pair_scores")
+"""The ops whose matrices have as many rows."""
 
 
 class Products:
@@ -74,13 +107,16 @@ class Products:
 
 @contextmanager
 def pretended_products() -> Iterator[Products]:
-    """Run products as on a device that leaves them in float32, except that they do nothing."""
+    """Run products as on a device that leaves them in float32, except that they do nothing. Scratch memory comes from
+    torch, as that of a device does."""
     made = Products()
     with (
         patch.object(products, "multiply", made),
         patch.object(products, "add_product", made),
         patch.object(products, "leaves_float32", lambda _: True),
         patch.object(plan, "has_fast_bfloat16", lambda: True),
+        patch.object(WorkspacePool, "acquire", lambda _, shape, dtype, device: torch.empty(shape, dtype=dtype)),
+        patch.object(WorkspacePool, "release", lambda *_: None),
     ):
         yield made
 
@@ -139,12 +175,10 @@ def calls_before_main(run: Callable[[], Any]) -> int | None:
 class Op:
     """One op on its operands, which `forward` and `backward` run in turn."""
 
-    def __init__(
-        self, call: Callable[[Tensor, Tensor, Tensor], Tensor], rows: int = 640, columns: int = 1152, width: int = 64
-    ) -> None:
-        draw = torch.Generator().manual_seed(0)
+    def __init__(self, name: str, rows: int = 640, columns: int = 1152, width: int = 64) -> None:
+        draw, columns = torch.Generator().manual_seed(0), rows if name in PAIRED else columns
         self._leaves = [torch.randn(n, width, generator=draw).bfloat16().requires_grad_() for n in (rows, columns)]
-        self._targets, self._call = torch.randint(columns, (rows,), generator=draw), call
+        self._targets, self._call = torch.randint(columns, (rows,), generator=draw), CALLS[name]
         self._out: Tensor | None = None
 
     def forward(self) -> None:
@@ -158,7 +192,7 @@ class Op:
 
 def measured(rounds: int) -> list[dict[str, Any]]:
     """Return one row for each op and pass."""
-    ops = {name: Op(call) for name, call in CALLS.items()}
+    ops = {name: Op(name) for name in CALLS}
     samples: dict[tuple[str, str], list[Measured]] = {(name, pass_): [] for name in ops for pass_ in PASSES}
     with stand_in.standing_in(), pretended_products() as made:
         for _ in range(3):  # compiles, and fills every cache
@@ -196,12 +230,12 @@ def main(words: list[str] | None = None) -> int:
         parser.error(reason)
     torch.set_num_threads(1)
     rows = measured(options.rounds)
-    print(f"{'':31}{'before the main launch':>30}{'the whole call':>22}")
-    print(f"{'op':21}{'pass':10}{'calls':>10}{'median us':>11}{'least':>9}{'median us':>13}{'least':>9}")
+    print(f"{'':35}{'before the main launch':>30}{'the whole call':>22}")
+    print(f"{'op':25}{'pass':10}{'calls':>10}{'median us':>11}{'least':>9}{'median us':>13}{'least':>9}")
     for row in rows:
         before, least = (row[name] for name in ("us_before", "least_us_before"))
         numbers = "" if before is None else f"{row['calls_before']:10}{before:11.0f}{least:9.0f}"
-        print(f"{row['op']:21}{row['pass']:10}{numbers:30}{row['us']:13.0f}{row['least_us']:9.0f}")
+        print(f"{row['op']:25}{row['pass']:10}{numbers:30}{row['us']:13.0f}{row['least_us']:9.0f}")
     if options.output is not None:
         made = {"machine": machine(), "rounds": options.rounds, "rows": rows}
         options.output.write_text(json.dumps(made, indent=1) + "\n")

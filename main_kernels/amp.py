@@ -20,7 +20,8 @@ def operand_dtype(tensor: Tensor) -> torch.dtype:
 
 def autocast(operand: Tensor) -> Tensor:
     """Cast a matrix-product operand as autocast does."""
-    return operand.to(operand_dtype(operand))
+    dtype = operand_dtype(operand)
+    return operand if operand.dtype == dtype else operand.to(dtype)
 
 
 def disabled(tensor: Tensor) -> AbstractContextManager[object]:

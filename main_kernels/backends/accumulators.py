@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ def is_whole(rows: slice | Tensor, vector: Tensor) -> bool:
     return isinstance(rows, slice) and rows.start == 0 and rows.stop == vector.shape[0]
 
 
+_ROW_SUMS = ("total", "weighted", "rank", "logits", "softplus", "clipped")
+_COLUMN_SUMS = ("total", "rank", "logits")
+
+
 @dataclass(frozen=True)
 class ReductionSpec:
     """The reductions that a forward pass computes besides the target scores."""
@@ -29,6 +34,18 @@ class ReductionSpec:
     logit_sums: bool = False
     softplus: bool = False
     clip: float = 0.0  # positive: also the clipped log-sum-exps of the rows
+
+    @property
+    def row_sums(self) -> tuple[str, ...]:
+        """The running sums of RowAccumulators that it takes, besides the maximum."""
+        more = self.entropy_and_ranks
+        wanted = self.row_lse, more, more, self.logit_sums, self.softplus, self.clip > 0
+        return tuple(compress(_ROW_SUMS, wanted))
+
+    @property
+    def column_sums(self) -> tuple[str, ...]:
+        """The same of ColumnAccumulators; empty if no column is reduced."""
+        return tuple(compress(_COLUMN_SUMS, (True, self.entropy_and_ranks, self.logit_sums))) if self.column_lse else ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,11 @@ class Lse:
         return Lse(select_rows(self.high, rows), select_rows(self.low, rows))
 
 
+def _zeros(names: tuple[str, ...], n: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    kinds = {"rank": dtype}
+    return {name: torch.zeros(n, dtype=kinds.get(name, torch.float64), device=device) for name in names}
+
+
 @dataclass
 class RowAccumulators:
     """Running row reductions over the unmasked entries. A backend adds each chunk to a slice of them.
@@ -77,21 +99,17 @@ class RowAccumulators:
         cls, rows: int, dtype: torch.dtype, device: torch.device, spec: ReductionSpec, *, maximum: float = -torch.inf
     ) -> RowAccumulators:
         """Allocate accumulators for ``rows`` rows that have seen no score."""
-
-        def zeros(requested: bool, kind: torch.dtype = torch.float64) -> Tensor | None:
-            return torch.zeros(rows, dtype=kind, device=device) if requested else None
-
         return cls(
             maximum=torch.full((rows,), maximum, dtype=dtype, device=device),
             target=torch.zeros(rows, dtype=dtype, device=device),
-            total=zeros(spec.row_lse),
-            weighted=zeros(spec.entropy_and_ranks),
-            rank=zeros(spec.entropy_and_ranks, dtype),
-            logits=zeros(spec.logit_sums),
-            softplus=zeros(spec.softplus),
-            clipped=zeros(spec.clip > 0),
             clip=spec.clip,
+            **_zeros(spec.row_sums, rows, dtype, device),  # type: ignore[arg-type]
         )
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """The running sums that there are, besides the maximum."""
+        return tuple([name for name in _ROW_SUMS if getattr(self, name) is not None])
 
     def __getitem__(self, rows: slice) -> RowAccumulators:
         if is_whole(rows, self.maximum):
@@ -131,16 +149,15 @@ class ColumnAccumulators:
         cls, columns: int, dtype: torch.dtype, device: torch.device, spec: ReductionSpec, *, maximum: float = -torch.inf
     ) -> ColumnAccumulators:
         """Allocate accumulators for ``columns`` columns that have seen no score."""
-
-        def zeros(kind: torch.dtype = torch.float64) -> Tensor:
-            return torch.zeros(columns, dtype=kind, device=device)
-
         return cls(
             maximum=torch.full((columns,), maximum, dtype=dtype, device=device),
-            total=zeros(),
-            rank=zeros(dtype) if spec.entropy_and_ranks else None,
-            logits=zeros() if spec.logit_sums else None,
+            **_zeros(spec.column_sums, columns, dtype, device),
         )
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """The running sums that there are, besides the maximum."""
+        return tuple([name for name in _COLUMN_SUMS if getattr(self, name) is not None])
 
     def lse(self) -> Lse:
         return Lse.of(self.maximum, self.total)

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .accumulators import ColumnAccumulators, RowAccumulators
+from .accumulators import ColumnAccumulators, ReductionSpec, RowAccumulators
 from .structs import LossTerms, Mask, Pooling, ScoreGradTerms, ScoreMap
 
 
@@ -75,11 +75,24 @@ class FusedKernels(Protocol):
         score_map: ScoreMap,
         targets: Tensor | None,
         mask: Mask | None,
-        rows: RowAccumulators,
-        columns: ColumnAccumulators | None,
-    ) -> None:
-        """Add all scores to the accumulators. They already hold the target scores if ranks are requested, or if a mask
-        keeps the targets."""
+        spec: ReductionSpec,
+        target: Tensor | None = None,
+        column_target: Tensor | None = None,
+    ) -> tuple[RowAccumulators, ColumnAccumulators | None]:
+        """Reduce all scores.
+
+        Args:
+            query: [N, D].
+            key: [M, D].
+            score_map: map from products to scores.
+            targets: int64 [N], or None.
+            mask: mask of the entries, or None.
+            spec: the reductions.
+            target: [N], scores of the targets. Required for ranks, and with a mask that keeps the targets.
+            column_target: [M], see ColumnAccumulators.target. Required for the ranks of columns.
+
+        Returns:
+            The accumulators of rows and columns. Those of rows hold ``target`` if it is given, else zeros."""
 
     def score_grad(
         self,

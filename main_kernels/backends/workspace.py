@@ -39,8 +39,10 @@ class WorkspacePool:
 
     def acquire(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return an uninitialised tensor, in released memory if some fits and is at most twice as large."""
+        if device.type != "cpu":  # the device has a pool of its own
+            return torch.empty(shape, dtype=dtype, device=device)
         fresh = torch.empty(0, dtype=dtype, device=device)
-        if type(fresh) is not Tensor or device.type != "cpu":  # a graph is being traced, or the device has a pool
+        if type(fresh) is not Tensor:  # a graph is being traced
             return torch.empty(shape, dtype=dtype, device=device)
         needed = math.prod(shape) * dtype.itemsize
         for index in reversed(range(len(self._free))):

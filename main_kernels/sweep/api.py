@@ -160,7 +160,7 @@ def sweep(
     query, key = autocast(query), autocast(key)
     accumulator = accumulator_dtype(query.dtype)
     if isinstance(scale, Tensor):
-        scale = scale.to(accumulator)
+        scale = scale if scale.dtype == accumulator else scale.to(accumulator)
     else:
         scale = torch.full((), scale, dtype=accumulator, device=query.device)
     is_enabled = torch.is_grad_enabled()

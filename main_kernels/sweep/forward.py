@@ -31,13 +31,15 @@ def _run(args: SweepArgs) -> SweepOutputs:
     query = args.query
     _check_targets(args)
     rows = valid_rows(valid_mask(args))
-    saved, grads = _allocate_saved(args)
+    # what is empty can wait until the device has something to do
+    saved = _saved_scores(args) if args.gradient == "saved" else None
+    grads = problem_grads = _grad_buffers(args) if args.gradient == "forward" else None
     problem, row_loss = make_problem(args, rows), row_loss_of(args) if args.has_row_loss else None
-    problem_grads = grads
     if rows is not None:
         row_loss = None if row_loss is None else row_loss.of_rows(rows)
-        saved[rows.shape[0] :].zero_()  # the scores of the valid rows come first
-        if grads.query.is_needed:
+        if saved is not None:
+            saved[rows.shape[0] :].zero_()  # the scores of the valid rows come first
+        if grads is not None and grads.query.is_needed:
             problem_grads = GradBuffers(GradBuffer.empty(query, rows.shape[0]), grads.key)
     reductions = tiled_forward(
         problem,
@@ -48,9 +50,10 @@ def _run(args: SweepArgs) -> SweepOutputs:
     )
     if rows is not None:
         _scatter_rows(reductions, rows, query.shape[0])
-        if grads.query.is_needed:
+        if grads is not None and problem_grads is not None and grads.query.is_needed:
             grads.query.scatter_rows_(rows, problem_grads.query)
-    return _outputs(args, reductions, saved, grads)
+    saved = _saved_scores(args) if saved is None else saved
+    return _outputs(args, reductions, saved, grads or _grad_buffers(args))
 
 
 def _fake(args: SweepArgs) -> SweepOutputs:
@@ -77,8 +80,7 @@ def _fake(args: SweepArgs) -> SweepOutputs:
         length = 0 if not is_requested[name] else columns if name.startswith("column") else rows
         return _empty_vector(args, name, length)
 
-    saved, grads = _allocate_saved(args)
-    return _with_saved({name: vector(name) for name in VECTORS}, saved, grads)
+    return _with_saved({name: vector(name) for name in VECTORS}, _saved_scores(args), _grad_buffers(args))
 
 
 def _flops(args: SweepArgs) -> int:
@@ -124,15 +126,19 @@ def _check_distinct_targets(targets: Tensor, ignore_index: int | None) -> None:
         )
 
 
-def _allocate_saved(args: SweepArgs) -> tuple[Tensor, GradBuffers]:
-    """Allocate the saved scores and the gradients that the forward computes; both empty unless the mode needs them."""
-    query, key, mode = args.query, args.key, args.gradient
-    grads = GradBuffers(
-        GradBuffer.empty(query, None if mode == "forward" and args.grad_query else 0),
-        GradBuffer.empty(key, None if mode == "forward" and args.grad_key else 0),
+def _saved_scores(args: SweepArgs) -> Tensor:
+    """Allocate the scores that the forward saves; empty unless the mode needs them."""
+    rows, backend = args.query.shape[0] if args.gradient == "saved" else 0, get_backend(args.backend)
+    return score_matrix(rows, args.key.shape[0], plan_of(args).scores, args.query.device, backend)
+
+
+def _grad_buffers(args: SweepArgs) -> GradBuffers:
+    """Allocate the gradients that the forward computes; empty unless the mode needs them."""
+    computes = args.gradient == "forward"
+    return GradBuffers(
+        GradBuffer.empty(args.query, None if computes and args.grad_query else 0),
+        GradBuffer.empty(args.key, None if computes and args.grad_key else 0),
     )
-    rows, backend = query.shape[0] if mode == "saved" else 0, get_backend(args.backend)
-    return score_matrix(rows, key.shape[0], plan_of(args).scores, query.device, backend), grads
 
 
 def _outputs(args: SweepArgs, reductions: Reductions, saved: Tensor, grads: GradBuffers) -> SweepOutputs:

@@ -31,7 +31,7 @@ class GradBuffer:
     def empty(cls, like: Tensor, rows: int | None = None) -> GradBuffer:
         """Allocate the buffer for the gradient of ``like`` [n, D]. ``rows``: n by default, 0 for a frozen operand."""
         shape = (like.shape[0] if rows is None else rows, like.shape[1])
-        is_split = like.dtype == torch.bfloat16 and not products.leaves_float32(like.device)
+        is_split = like.dtype == torch.bfloat16 and not products.leaves_float32(like.device.type)
         dtype = like.dtype if is_split or like.dtype.itemsize > 2 else torch.float32
         return cls(
             empty(shape, dtype, like.device),
@@ -58,7 +58,7 @@ class GradBuffer:
     def with_output(self, dtype: torch.dtype) -> GradBuffer:
         """Return this buffer with room for a result of ``dtype``, if a CUDA device keeps a wider sum: it is then
         scaled and rounded in one pass."""
-        if not products.leaves_float32(self.high.device) or self.high.dtype == dtype:
+        if not products.leaves_float32(self.high.device.type) or self.high.dtype == dtype:
             return self
         return GradBuffer(self.high, torch.empty_like(self.high, dtype=dtype))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend
+from ..backends.accumulators import select_rows
 from ..backends.workspace import WORKSPACE
 from . import products
 from .grad_buffer import GradBuffer
@@ -38,7 +39,8 @@ class Operand:
 
     def rows(self, rows: slice) -> Tensor:
         """Return the rows of one chunk."""
-        return self.tensor[rows].to(self.compute)
+        chosen = select_rows(self.tensor, rows)
+        return chosen if chosen.dtype == self.compute else chosen.to(self.compute)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield blocks of rows with their values. A block is overwritten by the next one."""
@@ -56,7 +58,7 @@ class Operand:
     def scores(self, left: Tensor, out: Tensor) -> Tensor:
         """out[c, n] = left[c, D] selfᵀ, in the dtype of ``out``."""
         for rows, block in self.blocks():
-            products.multiply(left, block.T, out[:, rows])
+            products.multiply(left, block.T, out if rows.stop == out.shape[1] else out[:, rows])
         return out
 
     def add_to(self, grad: GradBuffer, score_grad: Tensor, backend: Backend) -> None:

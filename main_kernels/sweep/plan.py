@@ -66,8 +66,11 @@ def make_plan(
     With ``saved``, all scores are in memory anyway: a CUDA device then needs no second chunk.
     """
     is_small = rows * columns * width < SMALL_PROBLEM
-    is_slow = {torch.bfloat16: device == "cpu" and not has_fast_bfloat16(), torch.float16: not leaves_float32(device)}
-    compute = torch.float32 if dtype in is_slow and (is_small or is_slow[dtype]) else dtype
+    if dtype == torch.bfloat16:
+        in_float32 = is_small or (device == "cpu" and not has_fast_bfloat16())
+    else:
+        in_float32 = dtype == torch.float16 and (is_small or not leaves_float32(device))
+    compute = torch.float32 if in_float32 else dtype
     scores = torch.float32 if compute == torch.float16 else compute
     if device == "cuda":
         chunk = max(rows, 1) if saved else cuda_chunk_rows(rows, columns, scores.itemsize)

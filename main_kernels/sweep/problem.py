@@ -108,9 +108,10 @@ def score_matrix(rows: int, columns: int, dtype: torch.dtype, device: torch.devi
     """Allocate raw scores [rows, columns]. On a backend with fused kernels, rows start at aligned addresses."""
     pitch = columns if backend.fused is None else -(-columns // _ROW_ALIGNMENT) * _ROW_ALIGNMENT
     buffer = WORKSPACE.acquire((rows, pitch), dtype, device)
-    if pitch == columns or not rows:
-        return buffer[:, :columns]
-    buffer[:, columns:] = 0  # some products read the padding between the rows and multiply it by zero
+    if pitch == columns:
+        return buffer
+    if rows:
+        buffer[:, columns:] = 0  # some products read the padding between the rows and multiply it by zero
     return buffer[:, :columns]
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 _TORCH_LEAVES_FLOAT32 = torch.__version__ >= "2.10"  # parsed once: a comparison takes ten microseconds
 
 
-def leaves_float32(device: torch.device | str) -> bool:
-    """Return True if the device leaves products of 16-bit operands in a float32 tensor, or adds them to one."""
-    return _TORCH_LEAVES_FLOAT32 and torch.device(device).type == "cuda"
+def leaves_float32(device: str) -> bool:
+    """Return True if devices of this type leave products of 16-bit operands in a float32 tensor, or add them to one."""
+    return _TORCH_LEAVES_FLOAT32 and device == "cuda"
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators, select_rows
-from ..backends.interface import SingleExpKernels
-from ..backends.structs import ScoreGradTerms
+from ..backends.interface import FusedKernels, SingleExpKernels
+from ..backends.structs import LossTerms, ScoreGradTerms
 from ..backends.workspace import WORKSPACE
 from . import products
 from .grad_buffer import GradBuffers
@@ -50,7 +51,12 @@ class _Accumulators:
 
 
 def tiled_forward(
-    problem: Problem, spec: ReductionSpec, *, row_loss: RowLoss | None, saved_scores: Tensor, grads: GradBuffers
+    problem: Problem,
+    spec: ReductionSpec,
+    *,
+    row_loss: RowLoss | None,
+    saved_scores: Tensor | None,
+    grads: GradBuffers | None,
 ) -> Reductions:
     """Compute the reductions of the score matrix, at the cost of one product.
 
@@ -58,40 +64,49 @@ def tiled_forward(
         problem: the score matrix.
         spec: the reductions.
         row_loss: also return this loss.
-        saved_scores: [N, M] or empty; receives the raw scores.
-        grads: receive the gradients of the sum of the row losses, if they are needed.
+        saved_scores: [N, M], receives the raw scores; None if they are not needed.
+        grads: receive the gradients of the sum of the row losses; None if they are not needed.
     """
-    device, accumulator = problem.query.device, accumulator_dtype(problem.query.dtype)
+    if problem.fused is not None:
+        return _reductions(problem, *_fused_forward(problem, problem.fused, spec), row_loss)
+    accumulator = accumulator_dtype(problem.query.dtype)
     pointwise = spec.entropy_and_ranks or spec.logit_sums or spec.softplus or spec.clip
     is_infonce = spec.column_lse and spec.row_lse and not pointwise
     single_exp = problem.backend.single_exp if is_infonce and problem.suits_single_exp() else None
-    maximum = -torch.inf if single_exp is None else 0.0
-    rows = RowAccumulators.empty(problem.query.shape[0], accumulator, device, spec, maximum=maximum)
-    columns = None
-    if spec.column_lse:
-        columns = ColumnAccumulators.empty(problem.key.shape[0], accumulator, device, spec, maximum=maximum)
-    if problem.fused is not None:
-        # ranks compare with the targets' scores, and ids mask a target, which is then put back
-        target_first = spec.entropy_and_ranks or problem.mask is not None
-        if target_first:
-            _fused_target_scores(problem, rows)
-            if columns is not None and spec.entropy_and_ranks:
-                columns.target = _of_columns(problem, rows.target)
-        scored = *problem.fused_operands, problem.score_map, problem.targets, problem.mask
-        problem.fused.reduce(*scored, rows, columns)
-        if not target_first:  # the device has enough to do before the host gets here
-            _fused_target_scores(problem, rows)
-        return _reductions(problem, rows, columns, row_loss)
-    if spec.column_lse or spec.entropy_and_ranks or saved_scores.numel() or grads.is_needed:
-        _by_row_chunks(problem, _Accumulators(rows, columns, single_exp), row_loss, saved_scores, grads)
+
+    def empty() -> _Accumulators:
+        device, maximum = problem.query.device, -torch.inf if single_exp is None else 0.0
+        rows = RowAccumulators.empty(problem.query.shape[0], accumulator, device, spec, maximum=maximum)
+        columns = None
+        if spec.column_lse:
+            columns = ColumnAccumulators.empty(problem.key.shape[0], accumulator, device, spec, maximum=maximum)
+        return _Accumulators(rows, columns, single_exp)
+
+    if spec.column_lse or spec.entropy_and_ranks or saved_scores is not None or grads is not None:
+        sums = _by_row_chunks(problem, empty, row_loss, saved_scores, grads)
     else:
-        _by_tiles(problem, rows)
-    return _reductions(problem, rows, columns, row_loss)
+        sums = empty()
+        _by_tiles(problem, sums.rows)
+    return _reductions(problem, sums.rows, sums.columns, row_loss)
 
 
-def _fused_target_scores(problem: Problem, rows: RowAccumulators) -> None:
-    if problem.fused is not None and problem.targets is not None:
-        problem.fused.target_scores(*problem.fused_operands, problem.score_map, problem.targets, rows.target)
+def _fused_forward(
+    problem: Problem, fused: FusedKernels, spec: ReductionSpec
+) -> tuple[RowAccumulators, ColumnAccumulators | None]:
+    query, key = problem.fused_operands
+    target = column_target = None
+    # ranks compare with the targets' scores, and ids mask a target, which is then put back
+    is_first = problem.targets is not None and (spec.entropy_and_ranks or problem.mask is not None)
+    if is_first and problem.targets is not None:
+        target = query.new_empty(query.shape[0], dtype=torch.float32)
+        fused.target_scores(query, key, problem.score_map, problem.targets, target)
+        if spec.column_lse and spec.entropy_and_ranks:
+            column_target = _of_columns(problem, target)
+    scored = query, key, problem.score_map, problem.targets, problem.mask
+    rows, columns = fused.reduce(*scored, spec, target, column_target)
+    if not is_first and problem.targets is not None:
+        fused.target_scores(query, key, problem.score_map, problem.targets, rows.target)
+    return rows, columns
 
 
 def _reductions(
@@ -125,26 +140,33 @@ def _reductions(
 
 
 def _by_row_chunks(
-    problem: Problem, sums: _Accumulators, row_loss: RowLoss | None, saved_scores: Tensor, grads: GradBuffers
-) -> None:
+    problem: Problem,
+    empty: Callable[[], _Accumulators],
+    row_loss: RowLoss | None,
+    saved_scores: Tensor | None,
+    grads: GradBuffers | None,
+) -> _Accumulators:
     """Reduce chunks of whole rows, and compute the gradients of the row losses while a chunk is in memory."""
-    backend, score_map, columns = problem.backend, problem.score_map, sums.columns
-    if not problem.query.shape[0]:
+    backend, score_map = problem.backend, problem.score_map
+    if grads is not None and not problem.query.shape[0]:
         grads.key.zero_()
-    buffer = None if saved_scores.numel() else problem.score_buffer()
-    narrow = problem.gradient_buffer(separate=False) if grads.is_needed else None
-    terms = None
-    if grads.is_needed and row_loss is not None:
-        has_targets, like = problem.targets is not None, sums.rows.maximum
-        terms = row_loss.terms(like, problem.valid_columns, has_targets=has_targets)
-        terms = terms.scaled(loss_power(problem, row_loss))
-        sums.rows.finished_lse = Lse(torch.empty_like(like), torch.empty_like(like))
+    buffer = problem.score_buffer() if saved_scores is None else None
+    sums = terms = narrow = None
     for chunk in problem.chunks():
-        targets, mask, rows = problem.targets_of(chunk), problem.mask_of(chunk), sums.rows[chunk]
-        scores = saved_scores[chunk] if buffer is None else buffer[: chunk.stop - chunk.start]
+        size = chunk.stop - chunk.start
+        if saved_scores is None:
+            assert buffer is not None
+            scores = select_rows(buffer, slice(0, size))
+        else:
+            scores = select_rows(saved_scores, chunk)
         problem.raw_scores(chunk, scores)
-        if terms is not None:
-            score_grad = scores if narrow is None else narrow[: scores.shape[0]]
+        if sums is None:  # not before: by now a device has enough to do
+            sums = empty()
+            if grads is not None and grads.is_needed and row_loss is not None:
+                terms, narrow = _loss_terms(problem, row_loss, sums.rows), problem.gradient_buffer(separate=False)
+        targets, mask, rows, columns = problem.targets_of(chunk), problem.mask_of(chunk), sums.rows[chunk], sums.columns
+        if terms is not None and grads is not None:
+            score_grad = scores if narrow is None else narrow[:size]
             backend.row_loss_(scores, score_map, targets, mask, rows, terms.of_rows(chunk), score_grad)
             _add_products(problem, score_grad, chunk, grads)
         elif sums.single_exp is not None and columns is not None and targets is not None:
@@ -155,11 +177,20 @@ def _by_row_chunks(
             backend.reduce_rows(scores, score_map, targets, mask, rows)
             if columns is not None:
                 if columns.target is None:
-                    is_whole = chunk.stop - chunk.start == problem.query.shape[0]
+                    is_whole = size == problem.query.shape[0]
                     columns.target = _of_columns(problem, rows.target) if is_whole else _column_targets(problem)
                 backend.reduce_columns(scores, score_map, targets, mask, columns)
     if buffer is not None:
         WORKSPACE.release(buffer)
+    return sums or empty()
+
+
+def _loss_terms(problem: Problem, row_loss: RowLoss, rows: RowAccumulators) -> LossTerms:
+    """Return the coefficients of the gradient of the row losses, and make room for the rows' log-sum-exps."""
+    has_targets, like = problem.targets is not None, rows.maximum
+    rows.finished_lse = Lse(torch.empty_like(like), torch.empty_like(like))
+    terms = row_loss.terms(like, problem.valid_columns, has_targets=has_targets)
+    return terms.scaled(loss_power(problem, row_loss))
 
 
 def _by_tiles(problem: Problem, rows: RowAccumulators) -> None:
@@ -221,12 +252,12 @@ def tiled_backward(
         if fused is not None and narrow is not None:
             score_grad = select_rows(narrow, slice(0, size))
             (query, key), masking = problem.fused_operands, (problem.targets_of(chunk), problem.mask_of(chunk))
-            coefficients = terms.of_rows(chunk)
+            coefficients = terms if size == problem.query.shape[0] else terms.of_rows(chunk)
             fused.score_grad(
                 select_rows(query, chunk), key, problem.score_map, *masking, coefficients, score_grad, scale_parts
             )
         else:
-            scores = saved_scores[chunk] if buffer is None else problem.raw_scores(chunk, buffer[:size])
+            scores = select_rows(saved_scores, chunk) if buffer is None else problem.raw_scores(chunk, buffer[:size])
             _score_grad_(problem, scores, chunk, terms, factors, scale_parts)
             score_grad = _narrowed(scores, narrow)
         if scale_parts is not None:

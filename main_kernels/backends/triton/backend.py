@@ -47,7 +47,7 @@ class TritonBackend(PlainBackend):
         if not down:
             return
         with torch.cuda.device_of(raw):
-            parts = partial_sums(sums, across, targets=targets is not None)
+            parts = partial_sums(sums.sums, raw, across, raw.shape[0], targets=targets is not None)
             launch(
                 reduce_rows,
                 down * across,
@@ -71,7 +71,8 @@ class TritonBackend(PlainBackend):
         if not down:
             return
         with torch.cuda.device_of(raw):
-            parts = partial_sums(sums, down, targets=targets is not None and sums.target is not None)
+            ranked = targets is not None and sums.target is not None
+            parts = partial_sums(sums.sums, raw, down, raw.shape[1], targets=ranked)
             launch(
                 reduce_columns,
                 down * across,
@@ -103,8 +104,8 @@ class TritonBackend(PlainBackend):
             return
         with torch.cuda.device_of(raw):
             row_parts, column_parts = (
-                partial_sums(rows, across, targets=False),
-                partial_sums(columns, down, targets=False),
+                partial_sums(rows.sums, raw, across, raw.shape[0], targets=False),
+                partial_sums(columns.sums, raw, down, raw.shape[1], targets=False),
             )
             launch(
                 reduce_both,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..accumulators import ColumnAccumulators, RowAccumulators, select_rows
+from ..accumulators import ColumnAccumulators, ReductionSpec, RowAccumulators, select_rows
 from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .configs import WholeTile
@@ -23,21 +23,24 @@ _POINTWISE, _SOFTCAP = 5, 3
 _ROW_SUMS = 4  # of whole_score_grad
 
 
-def _reduce_pressure(rows: RowAccumulators, columns: ColumnAccumulators | None, score_map: ScoreMap) -> int:
+def _sums(spec: ReductionSpec) -> tuple[int, int]:
+    """Return how many partial sums a tile leaves of a row and of a column, the largest score among them."""
+    return 1 + len(spec.row_sums), 1 + len(spec.column_sums) if spec.column_lse else 0
+
+
+def _reduce_pressure(spec: ReductionSpec, score_map: ScoreMap) -> int:
     """Estimate the register pressure of a forward epilogue: one per reduction, more for a softcap or a pointwise
     function."""
-    sums = sum(getattr(each, name, None) is not None for each in (rows, columns) for name in Sums._fields)
-    pointwise = sum(sums is not None for sums in (rows.softplus, rows.clipped))
-    others = sum(x is not None for x in (rows.rank, score_map.bias))
+    pointwise = spec.softplus + (spec.clip > 0)
+    others = spec.entropy_and_ranks + (score_map.bias is not None)
     softcap = _SOFTCAP * bool(score_map.softcap)
-    return min(sums + others + softcap + _POINTWISE * pointwise, configs.MAX_PRESSURE)
+    return min(sum(_sums(spec)) + others + softcap + _POINTWISE * pointwise, configs.MAX_PRESSURE)
 
 
-def _is_two_sided(rows: RowAccumulators, columns: ColumnAccumulators | None, score_map: ScoreMap) -> bool:
+def _is_two_sided(spec: ReductionSpec, score_map: ScoreMap) -> bool:
     """Return True if only the log-sum-exps of rows and columns are reduced, of scores without softcap and bias."""
-    others = (rows.weighted, rows.rank, rows.logits, rows.softplus, rows.clipped, score_map.bias)
-    is_plain = not score_map.softcap and all(x is None for x in others)
-    return columns is not None and rows.total is not None and is_plain
+    is_plain = not score_map.softcap and score_map.bias is None
+    return is_plain and spec.row_sums == spec.column_sums == ("total",)
 
 
 def _whole_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> int:
@@ -57,17 +60,22 @@ def _score_grad_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, s
     return min(count + _SOFTCAP * bool(score_map.softcap), configs.MAX_PRESSURE)
 
 
-def _passes(
-    count: int, width: int, tile: WholeTile, rows: RowAccumulators, columns: ColumnAccumulators | None
-) -> Iterator[slice]:
+def _passes(count: int, width: int, tile: WholeTile, spec: ReductionSpec) -> Iterator[slice]:
     """Yield the row ranges of the fewest passes whose partial sums fit into PARTIAL_SUMS_BYTES."""
-    row_sums, column_sums = (sum(getattr(x, name, None) is not None for name in Sums._fields) for x in (rows, columns))
+    row_sums, column_sums = _sums(spec)
     tile_row_bytes = 4 * width * (row_sums * tile.BLOCK_M // tile.BLOCK_N + column_sums)
     down = -(-count // tile.BLOCK_M)
     passes = -(-down // max(configs.PARTIAL_SUMS_BYTES // tile_row_bytes, 1))
     step = max(-(-down // max(passes, 1)), 1) * tile.BLOCK_M
     for begin in range(0, count, step):
         yield slice(begin, min(begin + step, count))
+
+
+def _accumulators(query: Tensor, key: Tensor, spec: ReductionSpec) -> tuple[RowAccumulators, ColumnAccumulators | None]:
+    rows = RowAccumulators.empty(query.shape[0], torch.float32, query.device, spec)
+    if not spec.column_lse:
+        return rows, None
+    return rows, ColumnAccumulators.empty(key.shape[0], torch.float32, query.device, spec)
 
 
 class TritonFused:
@@ -115,21 +123,32 @@ class TritonFused:
         score_map: ScoreMap,
         targets: Tensor | None,
         mask: Mask | None,
-        rows: RowAccumulators,
-        columns: ColumnAccumulators | None,
-    ) -> None:
+        spec: ReductionSpec,
+        target: Tensor | None = None,
+        column_target: Tensor | None = None,
+    ) -> tuple[RowAccumulators, ColumnAccumulators | None]:
         tile: WholeTile
-        if _is_two_sided(rows, columns, score_map):
+        if _is_two_sided(spec, score_map):
             ids = int(mask is not None)
             tile, reduce = configs.tile_for(configs.TWO_SIDED_REDUCE, query.device, ids), self._reduce_two_sided
         else:
-            pressure = _reduce_pressure(rows, columns, score_map)
+            pressure = _reduce_pressure(spec, score_map)
             tile, reduce = configs.tile_for(configs.FUSED_REDUCE, query.device, pressure), self._reduce
-        for part in _passes(query.shape[0], key.shape[0], tile, rows, columns):
-            part_targets = None if targets is None else select_rows(targets, part)
-            part_mask = None if mask is None else mask[part]
-            part_query = select_rows(query, part)
-            reduce(part_query, key, score_map, part_targets, part_mask, tile, rows[part], columns)
+        sums: tuple[RowAccumulators, ColumnAccumulators | None] | None = None
+        with torch.cuda.device_of(query):
+            for rows in _passes(query.shape[0], key.shape[0], tile, spec):
+                of_rows = [None if x is None else select_rows(x, rows) for x in (targets, target)]
+                masking = of_rows[0], None if mask is None else mask[rows]
+                part_query = select_rows(query, rows)
+                parts = reduce(part_query, key, score_map, *masking, tile, spec, of_rows[1], column_target)
+                sums = sums or _accumulators(query, key, spec)  # not before: by now the device has enough to do
+                for part, each in zip(parts, (sums[0][rows], sums[1]), strict=True):
+                    if each is not None:
+                        reduce_partials_(part, each)
+        sums = sums or _accumulators(query, key, spec)
+        if target is not None:
+            sums[0].target = target
+        return sums
 
     def _reduce(
         self,
@@ -139,37 +158,33 @@ class TritonFused:
         targets: Tensor | None,
         mask: Mask | None,
         tile: WholeTile,
-        rows: RowAccumulators,
-        columns: ColumnAccumulators | None,
-    ) -> None:
-        count, width = query.shape
-        with torch.cuda.device_of(query):
-            down, across = -(-count // tile.BLOCK_M), -(-key.shape[0] // tile.BLOCK_N)
-            row_parts = partial_sums(rows, across, targets=targets is not None)
-            column_parts = partial_sums(columns, down, targets=targets is not None)
-            q, k, use_tma = kernel_operands(query, key, tile)
-            programs = persistent_programs(count, key.shape[0], tile, query.device)
-            launch(
-                fused_reduce,
-                programs,
-                tile,
-                q,
-                k,
-                count,
-                key.shape[0],
-                width,
-                scoring_of(score_map),
-                masking_of(targets, mask),
-                rows.target,
-                None if columns is None else columns.target,
-                rows.clip,
-                row_parts,
-                column_parts,
-                USE_TMA=use_tma,
-            )
-            reduce_partials_(row_parts, rows)
-            if columns is not None:
-                reduce_partials_(column_parts, columns)
+        spec: ReductionSpec,
+        target: Tensor | None,
+        column_target: Tensor | None,
+    ) -> tuple[Sums, Sums]:
+        (count, width), columns, ranked = query.shape, key.shape[0], targets is not None
+        row_parts = partial_sums(spec.row_sums, query, -(-columns // tile.BLOCK_N), count, targets=ranked)
+        column_parts = partial_sums(spec.column_sums, query, -(-count // tile.BLOCK_M), columns, targets=ranked)
+        q, k, use_tma = kernel_operands(query, key, tile)
+        launch(
+            fused_reduce,
+            persistent_programs(count, columns, tile, query.device),
+            tile,
+            q,
+            k,
+            count,
+            columns,
+            width,
+            scoring_of(score_map),
+            masking_of(targets, mask),
+            target,
+            column_target,
+            spec.clip,
+            row_parts,
+            column_parts,
+            USE_TMA=use_tma,
+        )
+        return row_parts, column_parts
 
     def _reduce_two_sided(
         self,
@@ -179,28 +194,22 @@ class TritonFused:
         targets: Tensor | None,
         mask: Mask | None,
         tile: WholeTile,
-        rows: RowAccumulators,
-        columns: ColumnAccumulators | None,
-    ) -> None:
-        assert columns is not None
-        (count, width), device = query.shape, query.device
-        exact = configs.tile_for(configs.EXACT_COLUMNS, device)
-        with torch.cuda.device_of(query):
-            down, across = -(-count // tile.BLOCK_M), -(-key.shape[0] // tile.BLOCK_N)
-            row_parts, column_parts = (
-                partial_sums(rows, across, targets=False),
-                partial_sums(columns, down, targets=False),
-            )
-            marked = query.new_empty((down, key.shape[0]), dtype=torch.int8)
-            q, k, use_tma = kernel_operands(query, key, tile)
-            shared = q, k, count, key.shape[0], width, scoring_of(score_map), masking_of(targets, mask)
-            programs = persistent_programs(count, key.shape[0], tile, device)
-            launch(
-                two_sided_reduce, programs, tile, *shared, rows.target, row_parts, column_parts, marked, USE_TMA=use_tma
-            )
-            launch(exact_columns, programs, exact, *shared, column_parts, marked, USE_TMA=use_tma)
-            reduce_partials_(row_parts, rows)
-            reduce_partials_(column_parts, columns)
+        spec: ReductionSpec,
+        target: Tensor | None,
+        column_target: Tensor | None,
+    ) -> tuple[Sums, Sums]:
+        (count, width), columns = query.shape, key.shape[0]
+        down = -(-count // tile.BLOCK_M)
+        row_parts = partial_sums(spec.row_sums, query, -(-columns // tile.BLOCK_N), count, targets=False)
+        column_parts = partial_sums(spec.column_sums, query, down, columns, targets=False)
+        marked = query.new_empty((down, columns), dtype=torch.int8)
+        q, k, use_tma = kernel_operands(query, key, tile)
+        shared = q, k, count, columns, width, scoring_of(score_map), masking_of(targets, mask)
+        programs = persistent_programs(count, columns, tile, query.device)
+        launch(two_sided_reduce, programs, tile, *shared, target, row_parts, column_parts, marked, USE_TMA=use_tma)
+        exact = configs.tile_for(configs.EXACT_COLUMNS, query.device)
+        launch(exact_columns, programs, exact, *shared, column_parts, marked, USE_TMA=use_tma)
+        return row_parts, column_parts
 
     def score_grad(
         self,

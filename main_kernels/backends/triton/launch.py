@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -42,15 +43,20 @@ def launch(kernel: Any, programs: int, config: configs.Config, *args: Any, **con
     if not _launches_directly(kernel):
         kernel[(programs,)](*args, **constants, **config.options, **NO_FMA)
         return
-    key = id(kernel), id(config), driver.active.get_current_device(), *constants.values(), *map(_kind, args)
+    device = driver.active.get_current_device()
+    key = id(kernel), id(config), device, *constants.values(), *_kinds(args)
     plan = _PLANS.get(key)
-    if plan is not None:
-        compiled, tail, _ = plan
+    if plan is None:
+        options = {**constants, **config.options, **NO_FMA}
+        compiled = kernel[(programs,)](*args, **options)
+        _PLANS[key] = compiled, tuple(options[name] for name in kernel.arg_names[len(args) :]), config
+        return
+    compiled, tail, _ = plan
+    if knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls:  # a profiler's
         compiled[programs, 1, 1](*args, *tail)
         return
-    options = {**constants, **config.options, **NO_FMA}
-    compiled = kernel[(programs,)](*args, **options)
-    _PLANS[key] = compiled, tuple(options[name] for name in kernel.arg_names[len(args) :]), config
+    stream, code = driver.active.get_current_stream(device), compiled.function
+    compiled.run(programs, 1, 1, stream, code, compiled.packed_metadata, None, None, None, *args, *tail)
 
 
 def _launches_directly(kernel: Any) -> bool:
@@ -59,37 +65,38 @@ def _launches_directly(kernel: Any) -> bool:
     return isinstance(kernel, JITFunction) and JITFunction.run.__module__ == JITFunction.__module__
 
 
-def _kind(arg: Any) -> Any:
+def _kinds(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return all that a kernel may be specialised for: dtype and alignment of a tensor; whether an integer is 1, a
     multiple of 16, or too large for 32 bits; the value of a constant; and which arguments are None. The alignment of
     what a descriptor describes is known."""
-    of_type = _KINDS.get(type(arg))
-    if of_type is None:
-        of_type = next((kind for base, kind in _KINDS.items() if isinstance(arg, base)), None)
-        if of_type is None:
-            raise TypeError(f"kernel argument: expected one of {[kind.__name__ for kind in _KINDS]}, got {type(arg)}")
-        _KINDS[type(arg)] = of_type  # of a struct, or a subclass of Tensor
-    return of_type(arg)
+    return tuple([None if arg is None else _KINDS[type(arg)](arg) for arg in args])
 
 
 def _tensor_kind(tensor: Tensor) -> Any:
     return tensor.dtype if tensor.data_ptr() % 16 == 0 else (tensor.dtype,)
 
 
-def _struct_kind(struct: tuple[Any, ...]) -> Any:
-    return tuple([None if field is None else _kind(field) for field in struct])
+class _Kinds(dict[type, Callable[[Any], Any]]):
+    def __missing__(self, missing: type) -> Callable[[Any], Any]:
+        """Learn the kind of a struct, or of a subclass of Tensor."""
+        kind = next((kind for base, kind in self.items() if issubclass(missing, base)), None)
+        if kind is None:
+            raise TypeError(f"kernel argument: expected one of {[base.__name__ for base in self]}, got {missing}")
+        self[missing] = kind
+        return kind
 
 
-_KINDS: dict[type, Callable[[Any], Any]] = {
-    Tensor: _tensor_kind,
-    tuple: _struct_kind,
-    bool: type,
-    int: lambda number: (number == 1, number % 16 == 0, number.bit_length() > 31),
-    float: type,
-    type(None): type,
-    tl.constexpr: lambda constant: constant.value,
-    TensorDescriptor: lambda descriptor: (descriptor.base.dtype,),
-}
+_KINDS = _Kinds(
+    {
+        Tensor: _tensor_kind,
+        tuple: _kinds,
+        bool: type,
+        int: lambda number: (number == 1, number % 16 == 0, number.bit_length() > 31),
+        float: type,
+        tl.constexpr: lambda constant: constant.value,
+        TensorDescriptor: lambda descriptor: (descriptor.base.dtype,),
+    }
+)
 
 
 def sums_of(sums: RowAccumulators | ColumnAccumulators | None, *, targets: bool) -> Sums:
@@ -102,10 +109,15 @@ def sums_of(sums: RowAccumulators | ColumnAccumulators | None, *, targets: bool)
     return Sums(**requested)
 
 
-def partial_sums(sums: RowAccumulators | ColumnAccumulators | None, count: int, *, targets: bool) -> Sums:
-    """Allocate buffers [count, n] for the partial sums of the requested reductions."""
-    requested = sums_of(sums, targets=targets)
-    return Sums(*(None if v is None else v.new_empty((count, v.shape[0]), dtype=torch.float32) for v in requested))
+def partial_sums(names: tuple[str, ...], like: Tensor, count: int, n: int, *, targets: bool) -> Sums:
+    """Allocate buffers [count, n] for the partial sums with these names; a rank needs a target."""
+    wanted = {*names, "maximum"} if "total" in names else {*names}
+    if not targets:
+        wanted.discard("rank")
+    shape, device = (count, n), like.device
+    return Sums(
+        *[torch.empty(shape, dtype=torch.float32, device=device) if x in wanted else None for x in Sums._fields]
+    )
 
 
 def reduce_partials_(parts: Sums, sums: RowAccumulators | ColumnAccumulators) -> None:
