@@ -83,10 +83,11 @@ def packed_attention(
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         return varlen(q, k, v, *bounds, *longest, scale=scaling, window_size=window)[None], None
     segments = []
-    bounds_q, bounds_k = (itertools.pairwise(bounds.tolist()) for bounds in (cu_seq_lens_q, cu_seq_lens_k))
-    for (start, stop), (first, last) in zip(bounds_q, bounds_k, strict=True):
-        q, k, v = (t[:, :, start:stop] for t in (query, key, value))
-        if key_rows is not None and last - first > stop - start:
+    lengths = cu_seq_lens_q.diff().tolist()
+    # a gradient for each slice would be as long as the row, so split, which has one for all segments
+    parts = zip(*(t.split(lengths, 2) for t in (query, key, value)), strict=True)
+    for (q, k, v), (first, last) in zip(parts, itertools.pairwise(cu_seq_lens_k.tolist()), strict=True):
+        if key_rows is not None and last - first > q.shape[2]:
             k, v = (t.index_select(2, key_rows[first:last]) for t in (key, value))
         segments.append(_segment(q, k, v, scaling, sliding_window).transpose(1, 2))
     return torch.cat(segments, 1), None

@@ -16,8 +16,9 @@ from main_align.models.packed_attention import (
     use_packed_attention,
 )
 from main_align.models.packing import pack
+from torch.profiler import ProfilerActivity, profile
 
-from tests.align.tiny_models import DEVICE, tiny_model
+from tests.align.tiny_models import DEVICE, cpu_only, tiny_model
 
 pytestmark = pytest.mark.usefixtures("on_the_device")
 LENGTHS = [1, 7, 40, 16, 17]  # the tiny Mistral's window is 16
@@ -133,6 +134,22 @@ def test_a_segment_does_not_see_its_neighbours():
     other[:5], other[14:] = 7, 9
     first, second = (packed_states(model, i, [5, 9, 4])[5:14] for i in (ids, other))
     assert torch.equal(first, second)
+
+
+@cpu_only("a GPU has an attention for all segments at once")
+def test_the_backward_of_attention_is_linear_in_the_number_of_segments():
+    """The gradient of a slice is as long as the whole row; there is none for each segment."""
+
+    def bytes_of_backward(segments: int) -> int:
+        query, key, value = (torch.randn(1, heads, 8 * segments, 4, requires_grad=True) for heads in (4, 2, 2))
+        bounds = torch.arange(0, 8 * segments + 1, 8, dtype=torch.int32)
+        lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 8, "max_length_k": 8}
+        out, _ = packed_attention(torch.nn.Identity(), query, key, value, None, **lengths)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            out.sum().backward()
+        return sum(max(0, event.self_cpu_memory_usage) for event in profiled.events())
+
+    assert bytes_of_backward(32) < 5 * bytes_of_backward(8)
 
 
 def test_positions_restart():
