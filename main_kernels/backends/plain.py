@@ -138,13 +138,13 @@ class PlainBackend(InSteps):
         sums += weights.sum(0, dtype=sums.dtype)
 
     def accumulate_(self, high: Tensor, low: Tensor, x: Tensor) -> None:
-        total = _join(high, low) + x
+        total = join_planes(high, low) + x
         bits = total.view(torch.int32)
         high.view(torch.int16).copy_(bits >> 16)
         low.copy_(bits)  # keeps the lower 16 bits
 
     def round_scaled_(self, high: Tensor, low: Tensor, scale: Tensor) -> None:
-        high.copy_(_join(high, low) * scale[:, None])
+        high.copy_(join_planes(high, low) * scale[:, None])
 
     def divergence_(
         self,
@@ -303,7 +303,7 @@ def _to_mixture(ratio: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     return torch.where(mostly_p, 0, x) - h, torch.where(mostly_p, x, 0) - h
 
 
-def _join(high: Tensor, low: Tensor) -> Tensor:
+def join_planes(high: Tensor, low: Tensor) -> Tensor:
     upper = high.view(torch.int16).to(torch.int32) << 16
     return (upper | (low.to(torch.int32) & 0xFFFF)).view(torch.float32)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend
+from ..backends.plain import join_planes
 from ..backends.workspace import empty
 from . import products
 
@@ -100,6 +101,10 @@ class GradBuffer:
             torch.mul(self.high, 1 if scale is None else scale[:, None], out=self.low)
         elif scale is not None:
             self.high.mul_(scale[:, None])
+
+    def sums(self, rows: slice) -> Tensor:
+        """Return some rows of the sum, before ``finalize_``: float32 (float64 for float64)."""
+        return join_planes(self.high[rows], self.low[rows]) if self.is_split else self.high[rows]
 
     def result(self, dtype: torch.dtype) -> Tensor:
         """Return the gradient after ``finalize_``."""

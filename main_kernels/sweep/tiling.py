@@ -245,7 +245,10 @@ def tiled_backward(
     power = gradient_power(problem, terms)
     terms = terms.scaled(power)
     factors = _single_exp_factors(problem, terms)
-    row_parts = problem.query.new_empty(problem.plan.rows, dtype=torch.float64) if scale_grad.numel() else None
+    from_products = fused is not None and _products_have_scale_grad(problem, grads, bias_grad)
+    row_parts = None
+    if scale_grad.numel() and not from_products:
+        row_parts = problem.query.new_empty(problem.plan.rows, dtype=torch.float64)
     for chunk in problem.chunks():
         size = chunk.stop - chunk.start
         scale_parts = None if row_parts is None else row_parts[:size]
@@ -267,10 +270,30 @@ def tiled_backward(
         _add_products(problem, score_grad, chunk, grads)
     if buffer is not None:
         WORKSPACE.release(buffer)
+    if scale_grad.numel() and from_products:
+        scale_grad += _scale_grad(problem, grads, bias_grad)
     if power is not None:
         bias_grad /= power
         scale_grad /= power
     return power
+
+
+def _products_have_scale_grad(problem: Problem, grads: GradBuffers, bias_grad: Tensor) -> bool:
+    """Return True if _scale_grad applies: row sums in the epilogue of a fused kernel would cost more."""
+    biases = problem.score_map.bias is None or bias_grad.numel() > 0
+    return not problem.score_map.softcap and grads.query.is_needed and biases
+
+
+def _scale_grad(problem: Problem, grads: GradBuffers, bias_grad: Tensor) -> Tensor:
+    """Return the gradient of the scale from that of the query: with S = scale (Q Kᵀ + bias), scale dL/dscale =
+    Σ_ij dL/dS_ij S_ij = Σ_i q_i·dL/dq_i + Σ_j bias_j dL/dbias_j."""
+    total = problem.query.new_zeros((), dtype=torch.float64)
+    for chunk in problem.chunks():
+        total += (problem.query[chunk] * grads.query.sums(chunk)).sum(dtype=torch.float64)
+    bias = problem.score_map.bias
+    if bias is not None:
+        total += torch.where(bias == -torch.inf, 0, bias * bias_grad).sum(dtype=torch.float64)
+    return total / problem.score_map.scale
 
 
 def _score_grad_(

@@ -95,6 +95,31 @@ def test_ids_do_not_mask_the_pairs_of_info_nce(fused):
     assert fused == {"reduce": 1, "score_grad": 2, "target_scores": 1}
 
 
+@DTYPES
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_gradient_of_a_scale_takes_no_row_sums(fused, monkeypatch, dtype, frozen):
+    """Unless the query is frozen, whose gradient it follows from."""
+    row_sums, before = [], TritonFused.score_grad
+
+    def watched(*args):  # type: ignore[no-untyped-def]
+        row_sums.append(args[-1] is not None)
+        before(*args)
+
+    monkeypatch.setattr(TritonFused, "score_grad", watched)
+    draw = torch.Generator().manual_seed(0)
+    query, key = ((0.3 * torch.randn(700, 64, generator=draw)).to(dtype) for _ in range(2))
+    grads = []
+    for loss, leaf in ((info_nce, torch.float32), (reference.info_nce, torch.float64)):
+        scale = torch.tensor(0.5, dtype=leaf, requires_grad=True)
+        operands = [x if loss is info_nce else x.double() for x in (query, key)]
+        operands[0].requires_grad_(not frozen)
+        options = {"workspace_bytes": 0} if loss is info_nce else {}
+        grads.append(torch.autograd.grad(loss(*operands, logit_scale=scale, **options), scale)[0].double())
+        query.requires_grad_(False)
+    assert abs(grads[0] / grads[1] - 1) < (1e-5 if dtype == torch.float32 else 1e-3)
+    assert row_sums == [frozen] * 2
+
+
 @pytest.mark.parametrize("ids", [False, True])
 def test_sigmoid_loss_matches_the_reference(fused, ids):
     check = contrastive.test_sigmoid_loss_matches_the_reference.hypothesis.inner_test
