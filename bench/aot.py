@@ -3,6 +3,7 @@ registers, spills, shared memory and matrix instructions from the machine code. 
 
     python -m bench aot -o bench/results/aot.json         # every case, over an hour
     python -m bench aot -a 90 -k "reduce rows"            # some, for an H100 (compute capability 9.0)
+    python -m bench aot -a 90 -k "chunk score_grad" --renew bench/results/aot.json   # only these rows of the table
 
 The name of a case is `reduce` (forward) or `score_grad` (backward), what is computed, an optional input, and the dtype.
 "chunk" precedes the name for kernels over scores in memory, which float32 uses after cuBLAS's products. What is
@@ -55,8 +56,8 @@ PERSISTENT = (*WALKS, "row_loss", "divergence")
 EPILOGUE_LIMITS = (
     (r"reduce both b?float16 8192x", "two_sided_reduce", 1024, 0.5),
     (r"reduce both (ids|left out) b?float16 8192x", "two_sided_reduce", 1024, 0.6),
-    (r"score_grad (both|softplus|softplus bias) b?float16 8192x", "whole_score_grad", 1024, 0.5),
-    (r"score_grad both (ids|left out) b?float16 8192x", "whole_score_grad", 1024, 0.65),
+    (r"score_grad (both|softplus|softplus bias) b?float16 ", "whole_score_grad", 1024, 0.5),
+    (r"score_grad both (ids|left out) b?float16 ", "whole_score_grad", 1024, 0.65),
     (r"reduce rows b?float16 8192x", "fused_reduce", 4096, 0.1),
 )
 """(cases, kernel, width D, limit): the modelled cycles of the epilogue on sm_90 over those of the tile's products, at D
@@ -309,6 +310,8 @@ def chunk_cases() -> Iterator[tuple[str, Callable[[], None]]]:
                     sides = "both" if all(trained) else "p" if trained[0] else "q"
                     name = f"divergence {'KL' if beta is None else 'JS'} {sides} {about} {str(other)[6:]}"
                     yield name, partial(_diverge, raw, empty(4096, 32768, dtype=other), beta, trained)
+    raw, grad = empty(4096, 32768), empty(4096, 32768, dtype=torch.float16)
+    yield "chunk score_grad both into float16", partial(_weigh_chunk, raw, UPSTREAM["both"], "", grad)
     yield "gradient planes", _planes
 
 
@@ -329,11 +332,14 @@ def _reduce_chunk(raw: torch.Tensor, wants: ReductionSpec, extra: str) -> None:
     _BACKEND.reduce_columns(raw, score_map, targets, mask, columns)
 
 
-def _weigh_chunk(raw: torch.Tensor, upstream: Callable[[int, int], ScoreGradTerms], extra: str) -> None:
+def _weigh_chunk(
+    raw: torch.Tensor, upstream: Callable[[int, int], ScoreGradTerms], extra: str, grad: torch.Tensor | None = None
+) -> None:
     n, m = raw.shape
     score_map, mask = _given(extra, n, m)
     d_scale = empty(n, dtype=torch.float64) if extra == "everything" else None
-    _BACKEND.score_grad_(raw, score_map, empty(n, dtype=torch.int64), mask, upstream(n, m), d_scale)
+    given = raw, score_map, empty(n, dtype=torch.int64), mask
+    _BACKEND.score_grad_(*given, upstream(n, m), d_scale, raw if grad is None else grad)
 
 
 def _row_loss(raw: torch.Tensor, wants: ReductionSpec, extra: str) -> None:
@@ -460,9 +466,25 @@ def slow_epilogue(row: dict[str, Any]) -> list[str]:
     return wrong
 
 
+def renewed(rows: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a table with the new ones in the places of those of the same architecture, kernel and case. A
+    new row without a place is added, unless the table has the same binary with another case."""
+    waiting: dict[Any, list[dict[str, Any]]] = {}
+    for row in new:
+        waiting.setdefault(_place(row), []).append(row)
+    kept = [waiting[place].pop(0) if waiting.get(place := _place(row)) else row for row in rows]
+    known = {json.dumps({**row, "case": ""}) for row in kept}
+    return kept + [row for left in waiting.values() for row in left if json.dumps({**row, "case": ""}) not in known]
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["architecture"], row["kernel"], row["case"]
+
+
 def main(words: list[str] | None = None) -> int:
     parser = command_parser("aot", __doc__)
     parser.add_argument("-o", "--output", type=Path, help="a JSON file for the rows")
+    parser.add_argument("--renew", type=Path, help="a JSON file whose rows of the cases that run are replaced")
     parser.add_argument("-k", "--only", default="", help="cases whose name contains this")
     parser.add_argument("-a", "--architecture", type=int, choices=ARCHITECTURES, action="append")
     arguments = parser.parse_args(words)
@@ -484,4 +506,9 @@ def main(words: list[str] | None = None) -> int:
     if arguments.output:
         about = {"triton": triton.__version__, "torch": torch.__version__, "faulty": failed}
         arguments.output.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    if arguments.renew:
+        table = json.loads(arguments.renew.read_text())
+        table["rows"] = renewed(table["rows"], rows)
+        table["faulty"] = sum(bool(row["faults"]) for row in table["rows"])
+        arguments.renew.write_text(json.dumps(table, indent=1) + "\n")
     return 1 if failed else 0

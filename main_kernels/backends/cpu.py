@@ -223,6 +223,7 @@ class CpuBackend(InSteps):
         mask: Mask | None,
         terms: ScoreGradTerms,
         scale_grad: Tensor | None,
+        grad: Tensor,
     ) -> None:
         kernel_terms = _struct(
             "ScoreGradTerms",
@@ -238,6 +239,8 @@ class CpuBackend(InSteps):
         )
         chunk, out = _chunk(raw, targets, mask), address(scale_grad, torch.float64)
         MODULE.score_grad(chunk, _map(score_map), kernel_terms, out, torch.get_num_threads())  # type: ignore[union-attr]
+        if grad is not raw:
+            grad.copy_(raw)
 
     def row_loss_(
         self,

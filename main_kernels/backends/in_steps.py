@@ -44,6 +44,4 @@ class InSteps:
         lse = Lse.of(sums.maximum, sums.total)
         sums.finished_lse.high.copy_(lse.high)
         sums.finished_lse.low.copy_(lse.low)
-        self.score_grad_(raw, score_map, targets, mask, loss.at(lse), None)
-        if grad is not raw:
-            grad.copy_(raw)
+        self.score_grad_(raw, score_map, targets, mask, loss.at(lse), None, grad)

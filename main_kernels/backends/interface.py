@@ -105,7 +105,8 @@ class FusedKernels(Protocol):
         out: Tensor,
         scale_grad: Tensor | None,
     ) -> None:
-        """Write dL/draw to out[c, M]; scale_grad as in Backend.score_grad_."""
+        """Write dL/draw to out[c, M], whose rows lie a multiple of 16 elements apart, and zeros to the padding between
+        them; scale_grad as in Backend.score_grad_."""
 
 
 class Backend(Protocol):
@@ -171,16 +172,18 @@ class Backend(Protocol):
         mask: Mask | None,
         terms: ScoreGradTerms,
         scale_grad: Tensor | None,
+        grad: Tensor,
     ) -> None:
-        """Replace a chunk of products by their gradient dL/draw.
+        """Compute the gradient dL/draw of a chunk of products.
 
         Args:
-            raw: [c, M], compute dtype. The products; receives the gradient.
+            raw: [c, M]. The products. Overwritten.
             score_map: map from products to scores.
             targets: int64 [c], or None.
             mask: mask of the chunk's rows and columns, or None.
             terms: coefficients of dL/ds.
             scale_grad: float64 [c]. Receives each row's part of dL/dscale; None if no gradient is needed.
+            grad: [c, M]. Receives the gradient; may be raw itself.
         """
 
     def row_loss_(

@@ -101,6 +101,7 @@ class PlainBackend(InSteps):
         mask: Mask | None,
         terms: ScoreGradTerms,
         scale_grad: Tensor | None,
+        grad: Tensor,
     ) -> None:
         r, c = terms.row_lse, terms.column_lse
         s = score_map.apply(raw, torch.promote_types(raw.dtype, torch.float32))
@@ -132,7 +133,7 @@ class PlainBackend(InSteps):
         g *= score_map.scale
         if score_map.softcap:
             g *= 1 - (s / (score_map.scale * score_map.softcap)).square()
-        raw.copy_(g)
+        grad.copy_(g)
 
     def add_columns_(self, weights: Tensor, sums: Tensor) -> None:
         sums += weights.sum(0, dtype=sums.dtype)

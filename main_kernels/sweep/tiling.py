@@ -261,8 +261,8 @@ def tiled_backward(
             )
         else:
             scores = select_rows(saved_scores, chunk) if buffer is None else problem.raw_scores(chunk, buffer[:size])
-            _score_grad_(problem, scores, chunk, terms, factors, scale_parts)
-            score_grad = _narrowed(scores, narrow)
+            score_grad = scores if narrow is None else narrow[:size]
+            _score_grad_(problem, scores, chunk, terms, factors, scale_parts, score_grad)
         if scale_parts is not None:
             scale_grad += scale_parts.sum()
         if bias_grad.numel():
@@ -303,20 +303,18 @@ def _score_grad_(
     terms: ScoreGradTerms,
     factors: _SingleExpFactors | None,
     scale_grad: Tensor | None,
+    grad: Tensor,
 ) -> None:
-    """Replace the raw scores of a chunk by their gradient."""
+    """Compute the gradient of the raw scores of a chunk; ``grad`` receives it, which may be the scores."""
     backend, score_map, part = problem.backend, problem.score_map, terms.of_rows(chunk)
     targets, mask = problem.targets_of(chunk), problem.mask_of(chunk)
     if factors is None or backend.single_exp is None or targets is None:
-        backend.score_grad_(scores, score_map, targets, mask, part, scale_grad)
+        backend.score_grad_(scores, score_map, targets, mask, part, scale_grad, grad)
         return
     scale, rows = float(score_map.scale), factors.rows[chunk]
     backend.single_exp.score_grad_(scores, scale, targets, mask, rows, factors.columns, part.target_grad, scale_grad)
-
-
-def _narrowed(score_grad: Tensor, narrow: Tensor | None) -> Tensor:
-    """Return the gradient in the dtype of the products, for which ``narrow`` has room unless it is its own."""
-    return score_grad if narrow is None else narrow[: score_grad.shape[0]].copy_(score_grad)
+    if grad is not scores:
+        grad.copy_(scores)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from main_kernels import info_nce, pair_scores, reference
+from main_kernels.backends.structs import ScoreGradTerms, ScoreMap
 from main_kernels.backends.triton import TritonBackend, configs, matmul_tile
 from main_kernels.backends.triton.fused import TritonFused
 from main_kernels.sweep import grad_buffer, plan, products, sweep
@@ -93,6 +94,20 @@ def test_ids_do_not_mask_the_pairs_of_info_nce(fused):
     drawn = Matrices(700, 700, 64, torch.bfloat16, 1.0, False, 5)
     contrastive.check(drawn, temperature=1.0, ids=True, workspace_bytes=0)
     assert fused == {"reduce": 1, "score_grad": 2, "target_scores": 1}
+
+
+@pytest.mark.parametrize("columns", [515, 528])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_a_score_gradient_leaves_zeros_between_its_rows(fused, columns, softcap):
+    """Some products read them, and multiply them by zero."""
+    rows, pitch = 520, -(-columns // 16) * 16
+    query, key = torch.randn(rows, 64).bfloat16(), torch.randn(columns, 64).bfloat16()
+    terms = ScoreGradTerms(row_sum_grad=torch.ones(rows))
+    out = torch.full((rows, pitch), torch.nan).bfloat16()
+    score_map = ScoreMap(torch.tensor(2.0), softcap)
+    TritonFused().score_grad(query, key, score_map, None, None, terms, out[:, :columns], None)
+    assert (out[:, :columns] > 0).all() if softcap else (out[:, :columns] == 2).all()
+    assert (out[:, columns:] == 0).all()
 
 
 @DTYPES

@@ -132,6 +132,7 @@ class TritonBackend(PlainBackend):
         mask: Mask | None,
         terms: ScoreGradTerms,
         scale_grad: Tensor | None,
+        grad: Tensor,
     ) -> None:
         tile = configs.SCORE_GRAD
         down, across = tiles(raw, tile)
@@ -152,6 +153,8 @@ class TritonBackend(PlainBackend):
                 masking_of(targets, mask),
                 terms_of(terms, targets=targets is not None),
                 row_partials,
+                grad,
+                grad.stride(0),
             )
             if scale_grad is not None and row_partials is not None:
                 scale_grad.copy_(row_partials.sum(0, dtype=torch.float64) / score_map.scale)

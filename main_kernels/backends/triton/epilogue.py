@@ -148,6 +148,23 @@ def store_tile(x, start, pitch, entries):
     tl.store(_addresses(start, pitch, entries), x, mask)
 
 
+ROW_ALIGNMENT = tl.constexpr(16)
+
+
+@triton.jit
+def store_padded_tile(x, start, pitch, entries, is_last, RAGGED: tl.constexpr):
+    """store_tile for rows that lie a multiple of ROW_ALIGNMENT elements apart. If the columns are RAGGED, no such
+    multiple, the padding between the rows receives zeros: a mask that ends with it leaves whole vectors to store.
+    ``is_last``: the tile reaches beyond the columns."""
+    i, columns = entries.i, entries.columns
+    padded = tl.cdiv(columns, ROW_ALIGNMENT) * ROW_ALIGNMENT if RAGGED else columns
+    store_tile(x, start, pitch, Entries(i, entries.j, entries.rows, padded))
+    if RAGGED and is_last:
+        tl.debug_barrier()  # another thread has stored what it is to overwrite
+        padding = Entries(i, columns + tl.arange(0, ROW_ALIGNMENT), entries.rows, padded)
+        store_tile(tl.zeros((x.shape[0], ROW_ALIGNMENT), tl.float32), start, pitch, padding)
+
+
 @triton.jit
 def load_scoring(scoring, entries):
     """The scale's value and the biases of the tile's columns."""

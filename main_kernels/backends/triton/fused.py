@@ -11,6 +11,7 @@ from ..accumulators import ColumnAccumulators, ReductionSpec, RowAccumulators, s
 from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
 from .configs import WholeTile
+from .epilogue import ROW_ALIGNMENT
 from .fused_backward import fused_score_grad, whole_score_grad
 from .fused_forward import fused_reduce, target_scores
 from .kernel_args import Sums, Terms
@@ -252,6 +253,7 @@ class TritonFused:
                 out.stride(0),
                 row_partials,
                 USE_TMA=use_tma,
+                RAGGED=key.shape[0] % ROW_ALIGNMENT.value != 0,
             )
             if scale_grad is not None and row_partials is not None:
                 scale_grad.copy_(row_partials.sum(0, dtype=torch.float64) / score_map.scale)

@@ -14,7 +14,7 @@ from .epilogue import (
     map_tile,
     score_grad_of,
     score_grad_tile,
-    store_tile,
+    store_padded_tile,
     target_mask,
     tile_entries,
     times_terms,
@@ -38,6 +38,7 @@ def fused_score_grad(
     pitch,
     row_partials,
     USE_TMA: tl.constexpr,
+    RAGGED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -60,7 +61,7 @@ def fused_score_grad(
             entries = tile_entries(y, right, rows, columns, BLOCK_M, BLOCK_N >> EPILOGUE_SUBTILES_LOG2)
             vectors = load_scoring(scoring, entries), load_masking(masking, entries), load_terms(terms, entries)
             g, subtile_sums = score_grad_tile(raw, entries, *vectors, row_partials)
-            store_tile(g, out, pitch, entries)
+            store_padded_tile(g, out, pitch, entries, (x + 1) * BLOCK_N > columns, RAGGED)
             row_sums += subtile_sums
         if row_partials is not None:
             i = y * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -81,6 +82,7 @@ def whole_score_grad(
     pitch,
     row_partials,
     USE_TMA: tl.constexpr,
+    RAGGED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -120,4 +122,4 @@ def whole_score_grad(
                 counts = counts & (s != NOTHING)
             row_sums = tl.sum(tl.where(counts, g * s, 0.0), 1) / scoring.scale
             tl.store(row_partials + x * rows + entries.i, row_sums, entries.i < rows)
-        store_tile(g, out, pitch, entries)
+        store_padded_tile(g, out, pitch, entries, (x + 1) * BLOCK_N > columns, RAGGED)

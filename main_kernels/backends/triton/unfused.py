@@ -106,10 +106,13 @@ def score_grad(
     masking,
     terms,
     row_partials,
+    grad,
+    grad_pitch,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Replace raw by dL/draw, and write to row_partials[tiles across, rows] the partial sums of dL/ds s."""
+    """Write dL/draw to ``grad``, which may be ``raw``, and to row_partials[tiles across, rows] the partial sums of
+    dL/ds s."""
     down, right = _tile_position(columns, BLOCK_N)
     entries = tile_entries(down, right, rows, columns, BLOCK_M, BLOCK_N)
     scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
@@ -117,4 +120,4 @@ def score_grad(
     g, row_sums = score_grad_tile(load_tile(raw, pitch, entries), entries, scoring, masking, terms, row_partials)
     if row_partials is not None:
         tl.store(row_partials + right * rows + entries.i, row_sums, entries.i < rows)
-    store_tile(g, raw, pitch, entries)
+    store_tile(g, grad, grad_pitch, entries)
