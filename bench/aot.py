@@ -281,7 +281,8 @@ class _Fused:
         score_map, mask = _given(extra, n, m)
         ranked, target = wants.entropy_and_ranks, empty(n)
         fused.target_scores(self.query, self.key, score_map, self.targets, target)
-        given = target if ranked or mask is not None else None, empty(m) if wants.column_lse and ranked else None
+        put_back = mask is not None and mask.keep_target
+        given = target if ranked or put_back else None, empty(m) if wants.column_lse and ranked else None
         fused.reduce(self.query, self.key, score_map, self.targets, mask, wants, *given)
 
     def score_grad(self, terms: Callable[[int, int], ScoreGradTerms], extra: str) -> None:

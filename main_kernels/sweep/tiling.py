@@ -96,7 +96,8 @@ def _fused_forward(
     query, key = problem.fused_operands
     target = column_target = None
     # ranks compare with the targets' scores, and ids mask a target, which is then put back
-    is_first = problem.targets is not None and (spec.entropy_and_ranks or problem.mask is not None)
+    is_put_back = problem.mask is not None and problem.mask.keep_target
+    is_first = problem.targets is not None and (spec.entropy_and_ranks or is_put_back)
     if is_first and problem.targets is not None:
         target = query.new_empty(query.shape[0], dtype=torch.float32)
         fused.target_scores(query, key, problem.score_map, problem.targets, target)
