@@ -64,9 +64,11 @@ def pages(rows: Rows) -> dict[Path, str]:
 
 
 def quality_page(folder: Path, into: Path) -> None:
-    """Write the tables of `python -m bench quality` into a page, and its picture into the folder of the results."""
+    """Write the tables of the scores and of the loop into a page, and their picture into the folder of the results."""
+    from ..quality import loop_report
     from ..quality.detection_report import plot, write_page
 
+    loop_report.write(folder / "loop.json", into)
     detection = json.loads((folder / "detection.json").read_text(encoding="utf-8"))
     write_page(detection, into)
     plot(detection, folder / "detection.png")
@@ -80,7 +82,8 @@ def outdated(rows: Rows) -> list[str]:
     found += [f"bench/results/{name}" for name in PICTURES if not is_current(name, rows, RESULTS / name)]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copy(QUALITY, folder))
-        shutil.copy(RESULTS / "detection.json", folder)
+        for name in ("detection.json", "loop.json"):
+            shutil.copy(RESULTS / name, folder)
         quality_page(Path(folder), copy)
         if copy.read_text("utf-8") != QUALITY.read_text("utf-8"):
             found.append(str(QUALITY.relative_to(ROOT)))
