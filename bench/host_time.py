@@ -90,7 +90,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 """One call of each op on two matrices in bfloat16 and the targets of the first one's rows."""
 FLOORS = "empty torch.library op", "empty autograd.Function"
-"""What torch itself takes before the first product of an op, and of a function with a gradient."""
+"""An op and a function that contain one product and nothing else: torch's own share."""
 PAIRED = (*FLOORS, "info_nce", "info_nce kept", "sigmoid_loss", "pair_scores")
 """The ops whose matrices have as many rows."""
 
