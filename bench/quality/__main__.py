@@ -21,14 +21,16 @@ import torch
 from main_align.filtering.limits import RECOMMENDED
 from main_align.models.smollm2 import SMOLLM2
 from main_align.scoring.flags import FLAGS, is_refusal
+from main_align.scoring.other_script import is_other_script
 from main_align.scoring.scorer import Scorer
 from numpy.typing import NDArray
 
 from ..command import command_parser
 from ..measure import machine
 from . import encoder
+from .contrast import contrast
 from .corruptions import PARTS, Case, build, read_rows
-from .detection import FLAG_OF, Part, bank_scores, values_of
+from .detection import FLAG_OF, TEXT_RULES, ZEROED, Part, bank_scores, values_of
 from .detection_report import plot, write_page
 from .passes import PassCache
 
@@ -36,7 +38,8 @@ Floats32 = NDArray[np.float32]
 
 COMPARED = {
     "mutual": ("mutual, common root",),
-    "mutual_novel": ("mutual", "mutual_novel, 6-grams only"),
+    "mutual_novel": ("mutual", ZEROED),
+    "nll_end": ("nll_end without x", "nll_end minus that without x"),
 }
 """scores and the alternatives that their difference is reported to"""
 ENCODER = "sentence encoder"
@@ -56,6 +59,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--layers", type=int, nargs="+", default=range(3, 31, 3), help="layers to cache; the last one too"
     )
+    parser.add_argument("--contrast", type=int, default=0, help="base rows that contrastive PMI is tried on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cached-only", action="store_true", help="run no passes; report on what the cache holds")
     args = parser.parse_args(words)
@@ -81,8 +85,23 @@ def main(words: list[str] | None = None) -> int:
         "recommended": [str(limit) for limit in RECOMMENDED],
         "parts": {name: _tables(part) for name, part in parts.items()},
         "layers": _layers(cases, cache, parts["choosing"]),
-        "refusals_in_all_responses": [sum(is_refusal(row.output) for row in rows), len(rows)],
+        "flagged_in_all_rows": {
+            "refusal": sum(is_refusal(row.output) for row in rows),
+            "other_script": sum(is_other_script(row.x, row.output) for row in rows),
+            "rows": len(rows),
+        },
     }
+    if args.contrast:
+        journal = args.cache / "contrast.jsonl"
+        result["contrast"] = contrast(
+            cases,
+            cache.passes,
+            values,
+            scorer,
+            journal,
+            args.contrast,
+            lambda done, total: print(f"{done} of {total} passes"),
+        )
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, args.out.with_suffix(".png"))
     if args.into:
@@ -100,7 +119,7 @@ def _encoder_cosine(cases: list[Case]) -> NDArray[np.float64]:
 
 def _tables(part: Part) -> dict[str, Any]:
     good = [kind for kind in part.at if kind not in part.kinds]
-    scores = [score for score in part.values if score != "refusal"]
+    scores = [score for score in part.values if score not in TEXT_RULES]
     return {
         "auc": {score: {kind: part.auc(score, kind) for kind in part.kinds} for score in scores},
         "differences": {

@@ -11,12 +11,14 @@ import json
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from main_align.data.pairs import Pair, Turn
+from main_align.data.pairs import Pair, Turn, with_system
 from numpy.typing import NDArray
+
+from .written import FILLERS, OTHER_SCRIPTS, REFUSALS
 
 PARTS = ("choosing", "reporting")
 GENERAL = (
@@ -29,43 +31,24 @@ GENERAL = (
     "refusal",
     "filler",
     "wrong_fact",
+    "other_script",
+    "near_echo",
 )
-WITH_INPUT = ("good_input", "wrong_input", "missing_input", "good_system", "swapped_system")
+WITH_INPUT = (
+    "good_input",
+    "wrong_input",
+    "missing_input",
+    "good_system",
+    "swapped_system",
+    "good_system_scored",
+    "swapped_system_scored",
+)
 KINDS = (*GENERAL, *WITH_INPUT)
 """kinds of pairs, in the order in which they are scored"""
 
 WORDS = 8  # fewest words of a response, so that half of it is still text
 LONGEST = 640  # characters of a pair without an input
 LONGEST_INPUT = 1000  # characters of a pair with one
-
-REFUSALS = (
-    "I'm sorry, but I cannot help with that request.",
-    "As an AI language model, I am not able to answer this question.",
-    "I apologize, but I can't assist with that.",
-    "Unfortunately, I do not have enough information to answer this.",
-    "I'm afraid I can't provide that information. Please consult a professional.",
-    "Sorry, I am unable to complete this task.",
-    "I cannot fulfill this request because it goes against my guidelines.",
-    "I don't have access to real-time data, so I can't answer that.",
-    "As a language model, I don't have personal opinions on this topic.",
-    "I'm not comfortable discussing this. Is there anything else I can help you with?",
-    "I am not sure what you mean. Could you please rephrase your question?",
-    "Sorry, this is beyond my capabilities as a text-based assistant.",
-)
-FILLERS = (
-    "Sure! Here is the answer to your question. I hope this helps!",
-    "That is a great question. There are many things to consider, and it depends on your situation.",
-    "Thank you for reaching out! Let me know if you have any other questions.",
-    "Of course, I would be happy to help you with this. Please see the details below.",
-    "There are several important factors here, and each of them plays a significant role.",
-    "This is an interesting topic that has been discussed by many people over the years.",
-    "Absolutely! I have completed the task as requested. Have a great day!",
-    "In conclusion, it is important to keep an open mind and to consider all perspectives.",
-    "Here is some general information that you may find useful.",
-    "It really depends. Some people say yes and others say no, and both have good reasons.",
-    "Great! Let's get started. First, make sure that you have everything you need.",
-    "The answer to this varies from case to case, so it is best to do your own research.",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +146,19 @@ def _general(
         "echo_neighbour": (x, f"{x}\n{neighbour}"),
         "refusal": (x, draw.choice(REFUSALS[part :: len(PARTS)])),
         "filler": (x, draw.choice(FILLERS[part :: len(PARTS)])),
+        "near_echo": (x, _without_middle(x)),
+        "other_script": (x, OTHER_SCRIPTS[part :: len(PARTS)][row % (len(OTHER_SCRIPTS) // len(PARTS))]),
     }
     wrong = _wrong_fact(x, y, rows[other].output, draw)
     if wrong:
         pairs["wrong_fact"] = (x, wrong)
     return [(kind, Pair(f"{row}-{kind}", 1, *texts)) for kind, texts in pairs.items()]
+
+
+def _without_middle(x: str) -> str:
+    """Return x without its middle word."""
+    words = x.split()
+    return " ".join(words[: len(words) // 2] + words[len(words) // 2 + 1 :])
 
 
 def _wrong_fact(x: str, y: str, other: str, draw: random.Random) -> str | None:
@@ -187,13 +178,15 @@ def _with_input(number: int, row: Row, other: Row) -> list[tuple[str, Pair]]:
     def pair(kind: str, x: str, *context: Turn) -> tuple[str, Pair]:
         return kind, Pair(f"{number}-{kind}", 1, x, row.output, context)
 
-    return [
+    pairs = [
         pair("good_input", row.x),
         pair("wrong_input", f"{row.instruction}\n{other.input}"),
         pair("missing_input", row.instruction),
         pair("good_system", row.instruction, Turn("system", row.input)),
         pair("swapped_system", row.instruction, Turn("system", other.input)),
     ]
+    # what Scorer(score_system=True) scores
+    return pairs + [(f"{kind}_scored", replace(with_system(p), id=f"{p.id}_scored")) for kind, p in pairs if p.context]
 
 
 def _neighbours(rows: Sequence[Row], states: NDArray[np.float32], pool: Sequence[int]) -> dict[int, int]:

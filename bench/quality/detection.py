@@ -15,7 +15,8 @@ from main_align.filtering.limits import RECOMMENDED
 from main_align.scoring.bank import Bank, PairStates
 from main_align.scoring.columns import COLUMNS, SCORES, likelihood_scores, lower_is_better, token_scores
 from main_align.scoring.flags import FLAGS, is_refusal
-from main_align.scoring.ngrams import NGRAM, ngram_size, novel_sum
+from main_align.scoring.ngrams import NGRAM, SHORTEST, copied, novel_sums
+from main_align.scoring.other_script import is_other_script
 from numpy.typing import NDArray
 
 from .corruptions import Case
@@ -23,13 +24,28 @@ from .passes import LOGPS, Passes
 
 Floats = NDArray[np.float64]
 
-GOOD_OF = {"wrong_input": "good_input", "missing_input": "good_input", "swapped_system": "good_system"}
+GOOD_OF = {
+    "wrong_input": "good_input",
+    "missing_input": "good_input",
+    "swapped_system": "good_system",
+    "swapped_system_scored": "good_system_scored",
+}
 """the kind of good pairs that a kind is compared with; `good` if it is not listed"""
-FLAG_OF = {"echo": ("echo", "echo_neighbour"), "cut_off": ("truncated",), "refusal": ("refusal",)}
+FLAG_OF = {
+    "echo": ("echo", "echo_neighbour", "near_echo"),
+    "cut_off": ("truncated",),
+    "refusal": ("refusal",),
+    "other_script": ("other_script",),
+}
 """the kinds that each flag is meant to find"""
+CUT_SENTENCE = "cut_sentence"
+"""the truncated pairs whose response does not end like a sentence; half a response can be a complete answer"""
 FOLDS = 3
 TEMPERATURE = 0.07
 RESAMPLINGS = 1000
+ZEROED = "mutual_novel, copied 6-grams add 0"
+TEXT_RULES = ("refusal", "other_script")
+"""columns that are 0 or 1"""
 
 
 def values_of(cases: Sequence[Case], passes: Mapping[str, Passes]) -> dict[str, Floats]:
@@ -42,8 +58,11 @@ def values_of(cases: Sequence[Case], passes: Mapping[str, Passes]) -> dict[str, 
     found = [passes[case.pair.id] for case in cases]
     logp = np.array([[p.logp[name].astype(np.float64).sum() for name in LOGPS] for p in found])
     counts = {f"tokens_{side}": np.array([len(p.logp[side]) for p in found]) for side in "xy"}
-    novel, fixed = (np.array([_novel(p, size) for p in found]) for size in (ngram_size, lambda _: NGRAM))
-    y_end = np.array([p.logp["y_given_x"][len(p.ids["y"]) :].astype(np.float64).sum() for p in found])
+    novel, zeroed = (np.array([of(*_ratios(p)) for p in found]) for of in (novel_sums, _zeroed))
+    y_end, y_end_alone = (
+        np.array([p.logp[name][len(p.ids["y"]) :].astype(np.float64).sum() for p in found])
+        for name in ("y_given_x", "y")
+    )
     scores = likelihood_scores(logp, **counts, novel=novel, y_end=y_end)
     tokens = [token_scores(p.ids["x"].tolist(), p.ids["y"].tolist()) for p in found]
     scores |= {name: np.array([row[name] for row in tokens]) for name in tokens[0]}
@@ -51,19 +70,29 @@ def values_of(cases: Sequence[Case], passes: Mapping[str, Passes]) -> dict[str, 
     out = {name: -scores[name] if lower_is_better(name) else scores[name] for name in SCORES}
     root = 2 * np.sqrt(counts["tokens_x"] + counts["tokens_y"])
     out["mutual, common root"] = (logp[:, 0] - logp[:, 1] + logp[:, 2] - logp[:, 3]) / root
-    six = likelihood_scores(logp, **counts, novel=fixed, y_end=y_end)
-    out["mutual_novel, 6-grams only"] = six["mutual_novel"]
+    out[ZEROED] = likelihood_scores(logp, **counts, novel=zeroed, y_end=y_end)["mutual_novel"]
+    out["nll_end without x"], out["nll_end minus that without x"] = y_end_alone, y_end - y_end_alone
     out["ifd as published"] = np.where(scores["ifd"] < 1, scores["ifd"], -scores["ifd"])
     out["refusal"] = np.array([is_refusal(case.pair.response) for case in cases], np.float64)
+    out["other_script"] = np.array(
+        [is_other_script(case.pair.instruction, case.pair.response) for case in cases], np.float64
+    )
     out["length of the response"] = counts["tokens_y"].astype(np.float64)
     return out
 
 
-def _novel(passes: Passes, size: Callable[[list[int]], int]) -> tuple[float, float]:
-    x, y = (passes.ids[side].tolist() for side in "xy")
-    logp, n = passes.logp, size(x)
-    ratio_y, ratio_x = (logp[f"{a}_given_{b}"].astype(np.float64) - logp[a] for a, b in ("yx", "xy"))
-    return novel_sum(ratio_y, y, x, n), novel_sum(ratio_x, x, y, n)
+def _ratios(passes: Passes) -> tuple[Floats, Floats, list[int], list[int]]:
+    """Return the arguments of `novel_sums`."""
+    ratio_y, ratio_x = (passes.logp[f"{a}_given_{b}"].astype(np.float64) - passes.logp[a] for a, b in ("yx", "xy"))
+    return ratio_y, ratio_x, passes.ids["y"].tolist(), passes.ids["x"].tolist()
+
+
+def _zeroed(ratio_y: Floats, ratio_x: Floats, y: list[int], x: list[int]) -> tuple[float, float]:
+    """Return the sums of both log-ratios without all tokens that lie in a shared 6-gram (or one of a shorter x)."""
+    n = max(SHORTEST, min(NGRAM, len(x)))
+    sides = ((ratio_y, copied(y, x, n)), (ratio_x, copied(x, y, n)))
+    sum_y, sum_x = (float(ratio.sum() - ratio[: len(mask)][mask].sum()) for ratio, mask in sides)
+    return sum_y, sum_x
 
 
 def bank_scores(
@@ -119,6 +148,8 @@ class Part:
         for place, case in enumerate(cases):
             if case.part == part:
                 self.at.setdefault(case.kind, {})[case.base] = place
+                if case.kind == "truncated" and not _ends_sentence(case.pair.response):
+                    self.at.setdefault(CUT_SENTENCE, {})[case.base] = place
         self.kinds = [kind for kind in self.at if kind not in ("good", *GOOD_OF.values())]
 
     def auc(self, score: str, kind: str, minus: str | None = None) -> dict[str, float]:
@@ -160,6 +191,7 @@ class Part:
         is_set = {
             kind: np.array([rule.is_set(self._row(place)) for place in places.values()])
             for kind, places in self.at.items()
+            if kind != CUT_SENTENCE
         }
         recall = {kind: _fraction(is_set[kind]) for kind in FLAG_OF[flag] if kind in is_set}
         hits = sum(int(is_set[kind].sum()) for kind in FLAG_OF[flag] if kind in is_set)
@@ -171,7 +203,11 @@ class Part:
         return -self.values[name] if COLUMNS[name].better == "lower" else self.values[name]
 
     def _row(self, place: int) -> dict[str, float]:
-        return {name: float(self._column(name)[place]) for name in ("echo", "nll_end", "refusal")}
+        return {name: float(self._column(name)[place]) for name in ("echo", "nll_end", *TEXT_RULES)}
+
+
+def _ends_sentence(text: str) -> bool:
+    return text.rstrip("\"')]*\u201d").endswith((".", "!", "?"))
 
 
 def _wins(good: Floats, bad: Floats) -> Floats:

@@ -28,16 +28,21 @@ NAMES = {
     "neighbour": "response of the nearest instruction",
     "echo": "echo of the instruction",
     "echo_neighbour": "echo + the neighbour's response",
+    "near_echo": "echo without its middle word",
     "truncated": "truncated at half",
+    "cut_sentence": "truncated inside a sentence",
+    "other_script": "answer in another script",
     "refusal": "refusal",
     "filler": "filler",
     "wrong_fact": "one number or name wrong",
     "wrong_input": "wrong input",
     "missing_input": "missing input",
     "swapped_system": "swapped system prompt",
+    "swapped_system_scored": "swapped system prompt, with `--score-system`",
     "good": "good",
     "good_input": "good, with an input",
     "good_system": "good, with a system prompt",
+    "good_system_scored": "good, with a system prompt and `--score-system`",
 }
 
 
@@ -76,6 +81,7 @@ def tables(result: Mapping[str, Any]) -> str:
         for name, cell in cells.items()
         if int(layer) % 6 == 0
     ]
+    contrast = result.get("contrast")
     return "\n\n".join(
         [
             setting,
@@ -91,7 +97,23 @@ def tables(result: Mapping[str, Any]) -> str:
             table(("flag", "recall", "precision", "good pairs flagged"), flags),
             "**AUC by layer and transform of the states**, choosing part (80 pairs a kind)",
             table(("layer", "states", *LAYER_KEYS), layers),
+            *(_contrast(contrast) if contrast else ()),
         ]
+    )
+
+
+def _contrast(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the title and the tables of contrastive PMI."""
+    auc, differences = (
+        {name.replace(" - ", " − "): values for name, values in result[key].items()} for key in ("auc", "differences")
+    )
+    title = (
+        f"**Contrastive PMI**, choosing part; {result['passes']:.1f} passes per pair, random and nearest x_k together"
+    )
+    return (
+        title,
+        _auc_table(auc, tuple(auc), quoted=False),
+        _auc_table(differences, tuple(differences), quoted=False, signed=True),
     )
 
 
@@ -135,7 +157,8 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     scores = ("mutual", "mutual_novel", "nll_end", "semantic", "ifd", "sentence encoder")
     colors = ("#3b6fb6", "#2a9d5c", "#8a5fb0", "#e08a3c", "#999999", "#c0504d")
     kinds = list(part[scores[0]])
-    figure, axis = pyplot.subplots(figsize=(10, 0.62 * len(kinds) + 1.2), layout="constrained")
+    height = 0.62 * len(kinds) + 1.2
+    figure, axis = pyplot.subplots(figsize=(10, height), layout="constrained")
     for place, (score, color) in enumerate(zip(scores, colors, strict=True)):
         cells = [part[score][kind] for kind in kinds]
         y = np.arange(len(kinds)) + (place - (len(scores) - 1) / 2) * 0.13
@@ -150,6 +173,6 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     axis.set(xlim=(-0.02, 1.02), ylim=(len(kinds) - 0.5, -0.5), xlabel="AUC, with 95% intervals; 0.5 is chance")
     axis.set_title(f"Good against corrupted pairs, {result['model']['model']}", loc="left", fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, ncols=len(scores), loc="lower center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
+    axis.legend(frameon=False, ncols=len(scores), loc="lower center", bbox_to_anchor=(0.5, -1 / height), fontsize=8)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

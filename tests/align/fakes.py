@@ -61,9 +61,8 @@ class FakeScorer:
             np.array([zlib.crc32(text.encode()) for text in side], np.int64)
             for side in ([p.instruction for p in pairs], [p.response for p in pairs])
         ]
-        window = SortWindow(
-            pairs, status, reason, [None] * len(pairs), *tokens, *texts, np.zeros(len(pairs), np.int64), token_scores
-        )
+        flagged = np.zeros((2, len(pairs)), np.int64)
+        window = SortWindow(pairs, status, reason, [None] * len(pairs), *tokens, *texts, *flagged, token_scores)
         window.micro_batches = [
             MicroBatch(tuple(rows[start : start + self.per_pack]), 10) for start in range(0, len(rows), self.per_pack)
         ]

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from main_align.data.pairs import Pair
 from main_align.scoring.columns import lower_is_better
 from main_align.scoring.scorer import Scorer
 
 from bench.quality import corruptions
+from bench.quality.contrast import contrast
 from bench.quality.corruptions import GENERAL, KINDS, PARTS, Case, Row, build
 from bench.quality.detection import Part, values_of
 from bench.quality.detection_report import MARKS, write_page
@@ -77,6 +79,36 @@ def test_values_from_cached_passes_equal_the_scorer(tmp_path: Path) -> None:
     assert part.auc("echo", "echo")["value"] == 1
     assert part.auc("mutual", "random", "mutual")["high"] == 0
     assert part.flagged("refusal")["recall"]["refusal"]["value"] == 1
+
+
+def test_contrastive_pmi_is_that_of_naive_passes_and_resumes(tmp_path: Path) -> None:
+    made = [case for case in cases() if case.part == "choosing" and case.kind in ("good", "neighbour", "good_input")]
+    scorer = Scorer(tiny_model_folder(tmp_path), device=DEVICE)
+    cache = PassCache(tmp_path / "passes", scorer, (1, 2))
+    cache.run([case.pair for case in made])
+    values, journal = values_of(made, cache.passes), tmp_path / "contrast.jsonl"
+    blocks: list[int] = []
+    result = contrast(made, cache.passes, values, scorer, journal, 2, lambda done, _: blocks.append(done))
+    assert result["auc"]["random"]["neighbour"]["n"] == 2
+    assert set(result["differences"]) == {
+        f"{name} - {rival}" for name in ("random", "nearest") for rival in ("pmi_forward", "mutual")
+    }
+    x, y, logp = json.loads(journal.read_text().splitlines()[0])
+    (row,) = scorer.score([Pair("0", 1, x, y)])
+    assert logp == pytest.approx(-row["nll_y_given_x"] * row["tokens_y"], abs=1e-4)
+    again = contrast(made, cache.passes, values, scorer, journal, 2, lambda done, _: blocks.append(-1))
+    assert again == result
+    assert -1 not in blocks
+
+
+def test_the_kinds_that_score_the_system_prompt_hold_the_pairs_that_the_scorer_scores(tmp_path: Path) -> None:
+    made = {case.pair.id: case.pair for case in cases()}
+    scored = {name: pair for name, pair in made.items() if name.endswith("_scored")}
+    assert len(scored) == 8
+    scorer = Scorer(tiny_model_folder(tmp_path), device=DEVICE, score_system=True)
+    wanted = scorer.score([made[name.removesuffix("_scored")] for name in scored])
+    found = Scorer(tiny_model_folder(tmp_path), device=DEVICE).score(list(scored.values()))
+    assert [row["mutual"] for row in found] == [row["mutual"] for row in wanted]
 
 
 def test_an_auc_and_its_interval_by_hand() -> None:

@@ -54,8 +54,8 @@ class Limit:
 
 
 RECOMMENDED = (
-    Limit("mutual_novel", min=1.0),
-    Limit("nll_end", max=12.0),
+    Limit("mutual_novel", min=1.1),
+    Limit("nll_end", max=10.0),
     Limit("echo", max=0.9),
     Limit("refusal", max=0),
 )

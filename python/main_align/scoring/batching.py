@@ -21,6 +21,7 @@ from ..models.encoding import EncodedPair, PairEncoder, shortened
 from ..models.packing import added_tokens, pack
 from .columns import COUNTS, TOKEN_SCORES, token_scores
 from .flags import is_refusal
+from .other_script import is_other_script
 
 SORT_WINDOW = 4096
 """pairs that are sorted by length together"""
@@ -71,6 +72,7 @@ class SortWindow:
         text_x: int64[n], a digest of x's token ids, 0 for a row that cannot be scored.
         text_y: int64[n], a digest of y's token ids.
         refusal: int64[n], 1 for a response that opens with the wording of a refusal, else 0.
+        other_script: int64[n], 1 for a response in a script that the instruction neither uses nor asks for, else 0.
         token_scores: float64[n] for each score that follows from token ids, NaN if the row has no value.
         micro_batches: the forward passes.
     """
@@ -84,6 +86,7 @@ class SortWindow:
     text_x: NDArray[np.int64]
     text_y: NDArray[np.int64]
     refusal: NDArray[np.int64]
+    other_script: NDArray[np.int64]
     token_scores: dict[str, NDArray[np.float64]]
     micro_batches: list[MicroBatch] = field(default_factory=list)
 
@@ -124,6 +127,7 @@ def prepare_window(
         text_x=np.zeros(n, np.int64),
         text_y=np.zeros(n, np.int64),
         refusal=np.zeros(n, np.int64),
+        other_script=np.zeros(n, np.int64),
         token_scores={name: np.full(n, np.nan) for name in TOKEN_SCORES},
     )
     for row, pair in enumerate(pairs):
@@ -150,6 +154,7 @@ def prepare_window(
         window.tokens_x[row], window.tokens_y[row] = encoder.tokens(fitted)
         window.text_x[row], window.text_y[row] = _digest(fitted.x), _digest(fitted.y)
         window.refusal[row] = is_refusal(pairs[row].response)
+        window.other_script[row] = is_other_script(pairs[row].instruction, pairs[row].response)
         for name, value in token_scores(fitted.x, fitted.y).items():
             window.token_scores[name][row] = value
         if row not in skip:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from .flags import FLAGS
-from .ngrams import NGRAM, copy_overlap, echo
+from .ngrams import COPIED, NGRAM, SHORTEST, copy_overlap, echo
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -36,8 +36,8 @@ class PairLikelihoods:
         x: float64[n], log p(x).
         tokens_x: int64[n], |x|.
         tokens_y: int64[n], |y|.
-        novel_y: float64[n], log p(y|x) - log p(y) over the tokens of y that are not copied from x (see ngrams.py).
-        novel_x: float64[n], log p(x|y) - log p(x) over the tokens of x that are not copied from y.
+        novel_y: float64[n], log p(y|x) - log p(y), in which tokens copied from x count less (`ngrams.novel_sums`).
+        novel_x: float64[n], log p(x|y) - log p(x), likewise.
         y_end: float64[n], log-probability of y's end-of-turn token given x and y; NaN where the template has none.
     """
 
@@ -163,10 +163,10 @@ _COLUMNS = (
     ),
     Column(
         "mutual_novel",
-        f"as mutual, but a token in an n-gram that occurs on the other side adds 0; n is |x| within 3 to {NGRAM}",
+        "as mutual, but the log-ratio of a token in an n-gram of `echo` that both sides have counts min(1, 2 - 2 echo)",
         better="higher",
         group="mutual",
-        panel="nats per √token, copied tokens add 0",
+        panel="nats per √token, without copied tokens",
         from_likelihoods=lambda p: mutual(p.novel_y, p.novel_x, p),
     ),
     Column(
@@ -208,7 +208,7 @@ _COLUMNS = (
     ),
     Column(
         "echo",
-        f"fraction of x's tokens in an n-gram that occurs in y; n is |x| within 3 to {NGRAM}",
+        f"fraction of x's tokens in an n-gram that occurs in y; n is {COPIED}, or {SHORTEST} if x is shorter",
         better="lower",
         group="diagnostic",
         from_tokens=echo,
@@ -228,6 +228,11 @@ _COLUMNS = (
         panel="correlation",
     ),
     Column("refusal", "1 if y opens with the wording of a refusal, else 0", kind="count"),
+    Column(
+        "other_script",
+        "1 if most letters of y are of one script other than Latin that x neither uses nor asks for, else 0",
+        kind="count",
+    ),
     Column(
         "flags", f"those of {', '.join(flag.name for flag in FLAGS)} that are set, separated by commas", kind="text"
     ),
@@ -288,7 +293,7 @@ def likelihood_scores(
             A row of NaN gives NaN in every score.
         tokens_x: int64[n], |x|.
         tokens_y: int64[n], |y|.
-        novel: float64[n, 2], log-ratios over the tokens of y and of x that are not copied. Default: NaN.
+        novel: float64[n, 2], novel_y and novel_x of PairLikelihoods. Default: NaN.
         y_end: float64[n], log-probability of y's end-of-turn token. Default: NaN.
 
     Returns:

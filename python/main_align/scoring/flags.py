@@ -13,7 +13,7 @@ from typing import Any
 
 ECHO = 0.9
 """lowest `echo` that is flagged"""
-NLL_END = 12.0
+NLL_END = 10.0
 """`nll_end` above which a response is flagged as cut off, nats"""
 
 _OPENING = 160  # characters of a response in which a refusal is looked for
@@ -65,6 +65,11 @@ FLAGS = (
         "refusal",
         f"the first {_OPENING} characters of y have the wording of a refusal",
         lambda row: row["refusal"] == 1,
+    ),
+    Flag(
+        "other_script",
+        "most letters of y are of one script other than Latin that x neither uses nor asks for",
+        lambda row: row["other_script"] == 1,
     ),
 )
 

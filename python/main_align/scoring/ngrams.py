@@ -1,4 +1,4 @@
-"""copy_overlap, echo, copied, novel_sum: tokens that one side of a pair copies from the other."""
+"""copy_overlap, echo, copied, novel_sums: tokens that one side of a pair copies from the other."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 NGRAM = 6
-"""tokens of an n-gram"""
+"""tokens of an n-gram of `copy_overlap`"""
+COPIED = 4
+"""tokens of an n-gram that counts as copied"""
 SHORTEST = 3
-"""tokens of an n-gram of a short instruction"""
+"""the same for an instruction of fewer than COPIED tokens"""
 
 
 def copy_overlap(x: Sequence[int], y: Sequence[int], n: int = NGRAM) -> float:
@@ -34,7 +36,7 @@ def ngram_size(x: Sequence[int]) -> int:
     Args:
         x: token ids of the instruction.
     """
-    return max(SHORTEST, min(NGRAM, len(x)))
+    return SHORTEST if len(x) < COPIED else COPIED
 
 
 def echo(x: Sequence[int], y: Sequence[int]) -> float:
@@ -64,17 +66,26 @@ def copied(ids: Sequence[int], other: Sequence[int], n: int) -> NDArray[np.bool_
     return mask
 
 
-def novel_sum(values: NDArray[np.float64], ids: Sequence[int], other: Sequence[int], n: int) -> float:
-    """Return the sum of the values of all tokens that are not copied.
+def novel_sums(
+    ratio_y: NDArray[np.float64], ratio_x: NDArray[np.float64], y: Sequence[int], x: Sequence[int]
+) -> tuple[float, float]:
+    """Return the sums of both sides' log-ratios, in which a copied token counts min(1, 2 - 2 echo).
+
+    A pair that shares a phrase keeps its evidence; one that repeats the whole instruction loses all that it copied.
 
     Args:
-        values: float64[m], the values of the tokens of `ids`, followed by those of end-of-turn tokens.
-        ids: token ids of one side.
-        other: token ids of the other side.
-        n: tokens of an n-gram.
+        ratio_y: float64[m], log p(y|x) - log p(y) of the tokens of y, followed by those of end-of-turn tokens.
+        ratio_x: float64[k], log p(x|y) - log p(x) of the tokens of x, likewise.
+        y: token ids of the response.
+        x: token ids of the instruction.
     """
-    mask = copied(ids, other, n)
-    return float(values[: len(ids)][~mask].sum() + values[len(ids) :].sum())
+    n = ngram_size(x)
+    in_y, in_x = copied(y, x, n), copied(x, y, n)
+    lost = 1 - min(1.0, 2 - 2 * float(in_x.mean()))
+    sum_y, sum_x = (
+        float(r.sum() - lost * r[: len(mask)][mask].sum()) for r, mask in ((ratio_y, in_y), (ratio_x, in_x))
+    )
+    return sum_y, sum_x
 
 
 def _ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:

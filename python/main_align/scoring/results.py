@@ -18,7 +18,7 @@ class Likelihoods(NamedTuple):
 
     Attributes:
         logp: float64[n, 4], summed log-probabilities in nats; the columns are those of `encoding.LogpColumn`.
-        novel: float64[n, 2], log-ratios over the tokens of y and of x that are not copied, as in PairLikelihoods.
+        novel: float64[n, 2], novel_y and novel_x of PairLikelihoods.
         y_end: float64[n], log-probability of y's end-of-turn token given x and y; NaN where the template has none.
     """
 

@@ -34,7 +34,7 @@ from .bank import Bank
 from .batching import BATCH_TOKENS, SORT_WINDOW, MicroBatch, SortWindow, prepare_window
 from .columns import COLUMNS
 from .measured import Measured, measure_windows
-from .ngrams import ngram_size, novel_sum
+from .ngrams import novel_sums
 from .results import MicroBatchResult, empty_result, join_results
 
 WITHIN_A_BATCH = (
@@ -265,9 +265,8 @@ class Scorer:
             logp = result.logp[index]
             logp[LogpColumn.Y_GIVEN_X], logp[LogpColumn.X] = forward.second.sum(), forward.first.sum()
             logp[LogpColumn.X_GIVEN_Y], logp[LogpColumn.Y] = reverse.second.sum(), reverse.first.sum()
-            n = ngram_size(pair.x)
-            result.novel[index, 0] = novel_sum(forward.second - reverse.first, pair.y, pair.x, n)
-            result.novel[index, 1] = novel_sum(reverse.second - forward.first, pair.x, pair.y, n)
+            ratio_y, ratio_x = forward.second - reverse.first, reverse.second - forward.first
+            result.novel[index] = novel_sums(ratio_y, ratio_x, pair.y, pair.x)
             if len(end := forward.second[len(pair.y) :]):
                 result.y_end[index] = end.sum()
         finite = np.isfinite(result.logp).all(1) & np.isfinite(pooled).all(1).reshape(-1, 2).all(1)

@@ -102,7 +102,7 @@ def test_null_columns_of_parquet_keep_their_types(tmp_path: Path) -> None:
     write_scores(tmp_path / "s.parquet", [ROWS[1]])
     schema = pq.read_schema(tmp_path / "s.parquet")
     kinds = {"id": "string", "flags": "string", "status": "string", "reason": "string"}
-    kinds |= {"tokens_x": "int64", "tokens_y": "int64", "refusal": "int64"}
+    kinds |= {"tokens_x": "int64", "tokens_y": "int64", "refusal": "int64", "other_script": "int64"}
     assert {n: str(schema.field(n).type) for n in COLUMNS} == {n: kinds.get(n, "double") for n in COLUMNS}
 
 

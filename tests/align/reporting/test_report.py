@@ -343,7 +343,9 @@ def preset_scores(folder: Path, count: int, **columns: np.ndarray) -> Path:
         texts = {name: str(number + 1) for name, column in COLUMNS.items() if column.kind == "text"}
         found = {name: column[number].item() for name, column in values.items()}
         found = {name: None if value != value else value for name, value in found.items()}
-        return texts | dict.fromkeys(("tokens_x", "tokens_y"), 9) | found | {"status": "ok", "flags": ""}
+        return (
+            texts | dict.fromkeys(("tokens_x", "tokens_y", "other_script"), 9) | found | {"status": "ok", "flags": ""}
+        )
 
     folder.mkdir(exist_ok=True)
     write_scores(folder / "scores.parquet", map(row, range(count)))
@@ -362,7 +364,7 @@ def test_the_recommended_conditions_keep_what_the_filter_keeps(tmp_path: Path, e
     assert preset["kept"][0] == [kept.sum()]
     assert np.array_equal(unpacked(preset["met"], "u1").astype(bool), kept)
     assert preset["of"] == kept.tolist()
-    assert ("nll_end <= 12" in preset["conditions"]) is ends
+    assert ("nll_end <= 10" in preset["conditions"]) is ends
 
 
 def test_the_conditions_of_a_folder_are_those_of_each_file(tmp_path: Path) -> None:

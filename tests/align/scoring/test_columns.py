@@ -48,6 +48,7 @@ def test_the_columns_and_their_order_are_fixed():
         "semantic",
         "structural",
         "refusal",
+        "other_script",
         "flags",
         "status",
         "reason",
@@ -92,11 +93,16 @@ def test_derived_tables_follow_the_columns():
         *("nll_y_given_x", "nll_y", "nll_x_given_y", "nll_x"),
     ) == SCORES
     assert tuple(PANELS) == (*SCORES[:7], "nll_end")
-    assert set(NUMERIC) == {*SCORES, "tokens_x", "tokens_y", "refusal"}
+    assert set(NUMERIC) == {*SCORES, "tokens_x", "tokens_y", "refusal", "other_script"}
     assert TOKEN_SCORES == ("copy_overlap", "echo")
     assert ALIASES == {"forward_nll": "nll_y_given_x", "reverse_nll": "nll_x_given_y"}
     types = {name: str(kind) for name, kind in score_types(COLUMNS).items()}
-    assert {name for name, kind in types.items() if kind == "int64"} == {"tokens_x", "tokens_y", "refusal"}
+    assert {name for name, kind in types.items() if kind == "int64"} == {
+        "tokens_x",
+        "tokens_y",
+        "refusal",
+        "other_script",
+    }
     assert {name for name, kind in types.items() if kind == "string"} == {"id", "flags", "status", "reason"}
 
 

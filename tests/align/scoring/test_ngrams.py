@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from main_align.scoring.ngrams import copied, copy_overlap, echo, ngram_size, novel_sum
+from main_align.scoring.ngrams import copied, copy_overlap, echo, ngram_size, novel_sums
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,23 @@ def test_a_token_of_a_shared_ngram_is_copied(ids, other, where):
     assert np.flatnonzero(copied(list(ids), list(other), 6)).tolist() == list(where)
 
 
-def test_copied_tokens_add_nothing_and_the_end_of_turn_counts():
-    values = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0])
-    assert novel_sum(values, [0, 1, 2, 3, 4, 5, 99], [7, 0, 1, 2, 3, 4, 5], 6) == 64 + 128
-    assert novel_sum(values, [0, 1, 2, 3, 4, 98, 99], [7, 0, 1, 2, 3, 4, 5], 6) == values.sum()
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (range(8), 0.0),  # all of x is copied
+        ([*range(6), 50, 51], 0.5),  # 6 of 8 tokens
+        ([*range(4), 50, 51, 52, 53], 1.0),  # half
+        ([*range(3), 50, 51, 52, 53, 54], 1.0),  # no 4-gram
+    ],
+)
+def test_copied_tokens_count_less_the_more_of_the_instruction_is_copied(x, weight):
+    x, y = list(x), [60, *range(8), 61]
+    ratio_y, ratio_x = 2.0 ** np.arange(11.0), 3.0 ** np.arange(9.0)  # both end in an end-of-turn, which always counts
+    shared = len({*x} & {*range(8)})
+    shared = shared if shared > 3 else 0
+    lost_y, lost_x = ratio_y[1 : 1 + shared].sum(), ratio_x[:shared].sum()
+    wanted = [ratio_y.sum() - (1 - weight) * lost_y, ratio_x.sum() - (1 - weight) * lost_x]
+    np.testing.assert_allclose(novel_sums(ratio_y, ratio_x, y, x), wanted)
 
 
 @pytest.mark.parametrize(
@@ -57,4 +70,4 @@ def test_echo_is_the_fraction_of_the_instruction_that_is_copied(x, y, fraction):
 
 
 def test_a_short_instruction_is_one_ngram():
-    assert [ngram_size(range(n)) for n in (1, 3, 5, 6, 50)] == [3, 3, 5, 6, 6]
+    assert [ngram_size(range(n)) for n in (1, 3, 4, 50)] == [3, 3, 4, 4]

@@ -11,6 +11,7 @@ from main_align.scoring.rows import score_rows
 
 def test_rows_have_the_columns_and_nulls_where_nothing_was_scored():
     columns = {"tokens_x": np.array([2, 0]), "tokens_y": np.array([3, 0]), "refusal": np.array([1, 0])}
+    columns["other_script"] = np.array([0, 0])
     columns |= dict.fromkeys(TOKEN_SCORES, np.full(2, np.nan))
     likelihoods = Likelihoods(
         logp=np.array([[-6.0, -12.0, -4.0, -7.0], [np.nan] * 4]),

@@ -106,16 +106,22 @@ def test_copied_tokens_and_the_end_of_turn_against_naive_passes(folder, scorer):
     pairs = [*some_pairs(3), Pair("echo", 9, x, f"rivers run {x}")]
     rows = scorer.score(pairs)
     for row, (encoded, y_given_x, x, x_given_y, y) in zip(rows, naive_tokens(folder, scorer, pairs), strict=True):
-        ratios = [(y_given_x - y, encoded.y, encoded.x), (x_given_y - x, encoded.x, encoded.y)]
+        copied = [
+            [
+                any(
+                    ids[start : start + 4] == other[at : at + 4]
+                    for start in range(max(0, place - 3), min(place + 1, len(ids) - 3))
+                    for at in range(len(other) - 3)
+                )
+                for place in range(len(ids))
+            ]
+            for ids, other in ((encoded.y, encoded.x), (encoded.x, encoded.y))
+        ]
+        weight = min(1, 2 - 2 * sum(copied[1]) / len(copied[1]))
         novel = sum(
-            ratio[place] / (2 * math.sqrt(len(ratio)))
-            for ratio, ids, other in ratios
-            for place in range(len(ratio))
-            if not any(
-                ids[start : start + 6] == other[at : at + 6]
-                for start in range(max(0, place - 5), min(place + 1, len(ids) - 5))
-                for at in range(len(other) - 5)
-            )
+            value * (weight if place < len(is_copied) and is_copied[place] else 1) / (2 * math.sqrt(len(ratio)))
+            for ratio, is_copied in zip((y_given_x - y, x_given_y - x), copied, strict=True)
+            for place, value in enumerate(ratio)
         )
         assert row["mutual_novel"] == pytest.approx(novel, abs=1e-5)
         end = y_given_x[len(encoded.y) :]
