@@ -139,20 +139,28 @@ class Op(Generic[Args, Outputs]):
         Args:
             label: the op's name in the error of a second derivative.
             save: called after the forward as ``save(ctx, args, outputs)``.
-            backward: called as ``backward(ctx, grads, needs_grad)``, with the outputs' gradients and, per argument, a
-                bool. Returns the gradients by the argument's name; a missing one is None.
+            backward: called as ``backward(ctx, grads, needs_grad)``, with the outputs' gradients (None for those that
+                have none, which are not all) and, per argument, a bool. Returns the gradients by the argument's name; a
+                missing one is None.
         """
         names: Sequence[str] = self._args._fields  # type: ignore[attr-defined]
         outputs = self._outputs
         assert outputs is not None
 
+        def keep(ctx: Any, args: Args, result: Outputs) -> None:
+            save(ctx, args, result)
+            ctx.set_materialize_grads(False)  # else autograd allocates zeros for every output without a gradient
+
         def setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-            save(ctx, self._args(*inputs), outputs(*output))
+            keep(ctx, self._args(*inputs), outputs(*output))
 
         @first_only(label)
-        def rule(ctx: Any, grads: Sequence[Any]) -> tuple[Tensor | None, ...]:
+        def gradients(ctx: Any, grads: Sequence[Any]) -> tuple[Tensor | None, ...]:
             by_name = backward(ctx, outputs(*grads), self._args(*ctx.needs_input_grad))
             return tuple(by_name.get(name) for name in names)
+
+        def rule(ctx: Any, grads: Sequence[Any]) -> tuple[Tensor | None, ...]:
+            return gradients(ctx, grads) if any(grad is not None for grad in grads) else (None,) * len(names)
 
         class Rule(torch.autograd.Function):
             """The same rule for a plain call."""
@@ -161,7 +169,7 @@ class Op(Generic[Args, Outputs]):
             def forward(ctx: Any, *values: Any) -> Any:
                 args = self._args(*values)
                 result = self._run_directly(args)
-                save(ctx, args, result)
+                keep(ctx, args, result)
                 return tuple(result)
 
             @staticmethod

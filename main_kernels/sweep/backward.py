@@ -210,7 +210,6 @@ def _save(ctx: Any, args: SweepArgs, outputs: SweepOutputs) -> None:
         GradBuffer(outputs.key_grad_high, outputs.key_grad_low),
     )
     ctx.mark_non_differentiable(*(t for name, t in outputs._asdict().items() if name not in DIFFERENTIABLE))
-    ctx.set_materialize_grads(False)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from main_kernels import info_nce, linear_cross_entropy, mutual_information
 
@@ -54,3 +55,27 @@ def test_ordinary_torch_keeps_its_derivatives():
     assert torch.autograd.gradgradcheck(
         lambda q: mutual_information(q, key, estimator="club"), (query.requires_grad_(),), check_fwd_over_rev=True
     )
+
+
+class _Zeros(TorchDispatchMode):
+    """Record the shapes of the zeros that autograd makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.zeros.default:
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name != "segment_pool_attention"])  # its query is a row of k
+def test_outputs_without_a_gradient_cost_no_memory(name):
+    """The gradients that a forward leaves to its backward are outputs of the op, as large as a head's weight."""
+    query, key = (torch.randn(12, 5, requires_grad=True) for _ in range(2))
+    loss = total(name, query, key)
+    with _Zeros() as zeros:
+        loss.backward()
+    assert (12, 5) not in zeros.shapes
