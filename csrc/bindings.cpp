@@ -74,7 +74,11 @@ void bind_structs(py::module_& m) {
       .field("scale", &SingleExpSums::scale)
       .field("row_total", &SingleExpSums::row_total)
       .field("target_score", &SingleExpSums::target_score)
-      .field("column_total", &SingleExpSums::column_total);
+      .field("column_total", &SingleExpSums::column_total)
+      .field("row_weighted", &SingleExpSums::row_weighted)
+      .field("row_rank", &SingleExpSums::row_rank)
+      .field("column_rank", &SingleExpSums::column_rank)
+      .field("column_target", &SingleExpSums::column_target);
   StructBinding<SingleExpTerms>(m, "SingleExpTerms")
       .field("scale", &SingleExpTerms::scale)
       .field("row_factor", &SingleExpTerms::row_factor)

@@ -10,6 +10,8 @@
 namespace mk {
 namespace {
 
+constexpr int64_t kAhead = 4;  // rows between the one that is added and the one that is fetched
+
 template <class T>
 MK_INLINE void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_t j0, int64_t n, ScoreMap map,
                                    const int64_t* targets, Mask mask, ColumnAccumulators sums) {
@@ -76,6 +78,7 @@ MK_INLINE void add_column_strip(const T* raw, int64_t rows, int64_t M, int64_t n
   float run[kStrip] = {};
   for (int64_t i = 0; i < rows; ++i) {
     if (i % kRun == 0) end_run(run, n, total);
+    if (i + kAhead < rows) prefetch(raw + (i + kAhead) * M, n);
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) run[j] += load(raw[i * M + j]);
   }

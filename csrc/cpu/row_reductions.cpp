@@ -63,9 +63,11 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
     poison += range.poison;
     if (mask.rows) {
       mask_block(s, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, kNegInf);
-      top = kNegInf;
+      if (sums.total) {
+        top = kNegInf;
 #pragma omp simd reduction(max : top)
-      for (int64_t j = 0; j < n; ++j) top = s[j] > top ? s[j] : top;
+        for (int64_t j = 0; j < n; ++j) top = s[j] > top ? s[j] : top;
+      }
     }
     if (sums.logits) {  // in double: an offset common to all scores costs no digits
       double part = 0;

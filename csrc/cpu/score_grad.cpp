@@ -12,6 +12,63 @@ namespace {
 
 constexpr float kLowest = -1e4f;  // a finite stand-in for the logarithm of 0; e^x is 0 long before
 
+// The softplus term alone, in one loop: sigmoid and pairwise losses have no other. Returns sum_j dL/ds_j s_j if sums.
+template <bool biased, bool masked, class T>
+MK_INLINE float softplus_grad_block(T* row, int64_t n, ScoreMap map, const float* bias, const int32_t* columns,
+                                    int32_t id, float softplus_grad, bool sums) {
+  float products[kBlock];
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const float x = load(row[j]);
+    float s = biased ? map.scale * (x + bias[j]) + x * 0.f : map.scale * x;
+    float g = softplus_grad * sigmoid_(s);
+    if (masked) g = select(columns[j] == id, 0.f, g);
+    if (biased) {
+      g = select(s == kNegInf, 0.f, g);
+      s = select(s == kNegInf, 0.f, s);
+    }
+    products[j] = g * s;
+    store(row + j, g * map.scale);
+  }
+  return sums ? sum(products, n) : 0.f;
+}
+
+template <class T>
+MK_INLINE void softplus_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int64_t target, Mask mask,
+                                 ScoreGradTerms terms, double* scale_grad) {
+  T* row = raw + i * M;
+  const float e = terms.softplus_grad[i];
+  const int32_t id = mask.rows ? mask.rows[i] : 0;
+  float at_target = 0, own = 0, in_sum = 0;  // the target's score, its gradient, and what the loops take it for
+  const bool has_target = target >= 0 && target < M;
+  if (has_target) {
+    map_block(row + target, 1, map, map.bias ? map.bias + target : nullptr, &at_target);
+    const bool is_excluded = map.bias && at_target == kNegInf;
+    const float of_softplus = is_excluded ? 0.f : e * sigmoid_(at_target);
+    in_sum = mask.rows && mask.columns[target] == id ? 0.f : of_softplus;
+    own = (mask.rows && !mask.keep_target ? 0.f : of_softplus) + (terms.target_grad ? terms.target_grad[i] : 0.f);
+    if (is_excluded) at_target = 0;
+  }
+  double against_score = 0;
+  for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
+    const int64_t n = std::min(kBlock, M - j0);
+    const float* bias = map.bias ? map.bias + j0 : nullptr;
+    const int32_t* columns = mask.rows ? mask.columns + j0 : nullptr;
+    T* block = row + j0;
+    const bool sums = scale_grad != nullptr;
+    if (bias && columns)
+      against_score += softplus_grad_block<true, true>(block, n, map, bias, columns, id, e, sums);
+    else if (bias)
+      against_score += softplus_grad_block<true, false>(block, n, map, bias, columns, id, e, sums);
+    else if (columns)
+      against_score += softplus_grad_block<false, true>(block, n, map, bias, columns, id, e, sums);
+    else
+      against_score += softplus_grad_block<false, false>(block, n, map, bias, columns, id, e, sums);
+  }
+  if (has_target) store(row + target, own * map.scale);
+  if (scale_grad) scale_grad[i] = (against_score + (static_cast<double>(own) - in_sum) * at_target) / map.scale;
+}
+
 template <class T>
 MK_INLINE void score_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int64_t target, Mask mask,
                               ScoreGradTerms terms, double* scale_grad) {
@@ -75,14 +132,21 @@ MK_INLINE void score_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int64_
 }
 
 MK_KERNEL(ScoreGradRow, score_grad_row)
+MK_KERNEL(SoftplusGradRow, softplus_grad_row)
 
 }  // namespace
 
 template <class T>
 void score_grad(Chunk<T> chunk, ScoreMap map, ScoreGradTerms terms, double* scale_grad, int threads) {
+  const bool softplus_alone = terms.softplus_grad && !terms.row_lse_grad && !terms.column_lse_grad &&
+                              !terms.row_sum_grad && !terms.column_sum_grad && map.cap == 0;
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < chunk.rows; ++i)
-    dispatch<ScoreGradRow>(chunk.raw, i, chunk.columns, map, chunk.target(i), chunk.mask, terms, scale_grad);
+  for (int64_t i = 0; i < chunk.rows; ++i) {
+    if (softplus_alone)
+      dispatch<SoftplusGradRow>(chunk.raw, i, chunk.columns, map, chunk.target(i), chunk.mask, terms, scale_grad);
+    else
+      dispatch<ScoreGradRow>(chunk.raw, i, chunk.columns, map, chunk.target(i), chunk.mask, terms, scale_grad);
+  }
 }
 
 template void score_grad<float>(Chunk<float>, ScoreMap, ScoreGradTerms, double*, int);

@@ -34,6 +34,44 @@ MK_INLINE void reduce_tile(const T* raw, int64_t rows, int64_t n, int64_t stride
   end_run(run, n, col_part);
 }
 
+struct RankedParts {
+  float *row_total, *row_weighted, *row_rank;  // [rows]
+  float *column_total, *column_rank;           // [n]
+};
+
+// targets and target_scores belong to the rows of the tile, which begins at column j0, column_target to its columns.
+template <class T>
+MK_INLINE void reduce_ranked_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale,
+                                  const int64_t* targets, int64_t j0, const float* target_scores,
+                                  const float* column_target, RankedParts parts) {
+  float run[kBlock] = {}, above[kBlock] = {};
+  std::fill(parts.column_total, parts.column_total + n, 0.f);
+  for (int64_t i = 0; i < rows; ++i) {
+    if (i % kRun == 0) end_run(run, n, parts.column_total);
+    const T* row = raw + i * stride;
+    if (i + 1 < rows) prefetch(row + stride, n);
+    const float at_target = target_scores[i];
+    float terms[kBlock], products[kBlock];
+    int32_t count = 0;
+#pragma omp simd reduction(+ : count)
+    for (int64_t j = 0; j < n; ++j) {
+      const float s = scale * load(row[j]), e = exp_(s);
+      terms[j] = e;
+      products[j] = e * s;
+      run[j] += e;
+      above[j] += select(s > column_target[j], 1.f, 0.f);
+      count += s > at_target ? 1 : 0;
+    }
+    const int64_t own = targets[i] - j0;  // a row does not count in the rank of its target column
+    if (own >= 0 && own < n && at_target > column_target[own]) above[own] -= 1.f;
+    parts.row_total[i] = sum(terms, n);
+    parts.row_weighted[i] = sum(products, n);
+    parts.row_rank[i] = static_cast<float>(count);
+  }
+  end_run(run, n, parts.column_total);
+  std::copy(above, above + n, parts.column_rank);
+}
+
 // targets, mask.rows and mask.columns belong to the tile, which begins at column j0; targets stay unmasked.
 template <class T>
 MK_INLINE void reduce_masked_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale,
@@ -107,6 +145,7 @@ MK_INLINE void single_exp_grad_row(T* row, int64_t M, float scale, int64_t targe
 
 MK_KERNEL(ReduceTile, reduce_tile)
 MK_KERNEL(ReduceMaskedTile, reduce_masked_tile)
+MK_KERNEL(ReduceRankedTile, reduce_ranked_tile)
 MK_KERNEL(SingleExpGradRow, single_exp_grad_row)
 
 }  // namespace
@@ -117,7 +156,11 @@ void single_exp_reduce(Chunk<T> chunk, SingleExpSums sums, int threads) {
   const int64_t rows = chunk.rows, M = chunk.columns;
   const Mask mask = chunk.mask;
   const int64_t down = (rows + kTileRows - 1) / kTileRows, across = (M + kBlock - 1) / kBlock;
-  std::vector<float> row_parts(across * rows), col_parts(down * M);  // one entry per tile: no sum crosses threads
+  const bool ranked = sums.row_rank != nullptr;
+  const int64_t of_rows = across * rows, of_columns = down * M;
+  // one entry per tile: no sum crosses threads
+  std::vector<float> row_parts(of_rows * (ranked ? 3 : 1)), col_parts(of_columns * (ranked ? 2 : 1));
+  for (int64_t i = 0; i < rows; ++i) sums.target_score[i] = sums.scale * load(raw[i * M + chunk.targets[i]]);
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
   for (int64_t u = 0; u < down; ++u)
     for (int64_t v = 0; v < across; ++v) {
@@ -125,17 +168,27 @@ void single_exp_reduce(Chunk<T> chunk, SingleExpSums sums, int threads) {
       const int64_t height = std::min(kTileRows, rows - i0), width = std::min(kBlock, M - j0);
       float *row_part = row_parts.data() + v * rows + i0, *col_part = col_parts.data() + u * M + j0;
       const T* tile = raw + i0 * M + j0;
-      if (mask.rows)
+      if (ranked)
+        dispatch<ReduceRankedTile>(
+            tile, height, width, M, sums.scale, chunk.targets + i0, j0, static_cast<const float*>(sums.target_score + i0),
+            sums.column_target + j0,
+            RankedParts{row_part, row_part + of_rows, row_part + 2 * of_rows, col_part, col_part + of_columns});
+      else if (mask.rows)
         dispatch<ReduceMaskedTile>(tile, height, width, M, sums.scale, chunk.targets + i0, j0,
                                    Mask{mask.rows + i0, mask.columns + j0, true}, row_part, col_part);
       else
         dispatch<ReduceTile>(tile, height, width, M, sums.scale, row_part, col_part);
     }
-  for (int64_t v = 0; v < across; ++v)
-    for (int64_t i = 0; i < rows; ++i) sums.row_total[i] += row_parts[v * rows + i];
-  for (int64_t u = 0; u < down; ++u)
-    for (int64_t j = 0; j < M; ++j) sums.column_total[j] += col_parts[u * M + j];
-  for (int64_t i = 0; i < rows; ++i) sums.target_score[i] = sums.scale * load(raw[i * M + chunk.targets[i]]);
+  const auto add = [](const float* parts, int64_t count, int64_t n, auto* total) {
+    for (int64_t part = 0; part < count; ++part)
+      for (int64_t i = 0; i < n; ++i) total[i] += parts[part * n + i];
+  };
+  add(row_parts.data(), across, rows, sums.row_total);
+  add(col_parts.data(), down, M, sums.column_total);
+  if (!ranked) return;
+  add(row_parts.data() + of_rows, across, rows, sums.row_weighted);
+  add(row_parts.data() + 2 * of_rows, across, rows, sums.row_rank);
+  add(col_parts.data() + of_columns, down, M, sums.column_rank);
 }
 
 template <class T>

@@ -152,6 +152,10 @@ class CpuSingleExp:
             row_total=_doubles(rows.total),
             target_score=_floats(rows.target),
             column_total=_doubles(columns.total),
+            row_weighted=_doubles(rows.weighted),
+            row_rank=_floats(rows.rank),
+            column_rank=_floats(columns.rank),
+            column_target=_floats(columns.target),
         )
         MODULE.single_exp_reduce(_chunk(raw, targets, mask), sums, torch.get_num_threads())  # type: ignore[union-attr]
 

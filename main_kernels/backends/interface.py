@@ -29,7 +29,9 @@ class SingleExpKernels(Protocol):
         rows: RowAccumulators,
         columns: ColumnAccumulators,
     ) -> None:
-        """Add raw[c, M] to the row and the column accumulators in one pass. All of their ``maximum`` entries are 0."""
+        """Add raw[c, M] to the row and the column accumulators in one pass. All of their ``maximum`` entries are 0.
+
+        Ranks and the sums that the entropy needs are all requested or none; without a mask only."""
 
     def score_grad_(
         self,

@@ -70,8 +70,9 @@ def tiled_forward(
     if problem.fused is not None:
         return _reductions(problem, *_fused_forward(problem, problem.fused, spec), row_loss)
     accumulator = accumulator_dtype(problem.query.dtype)
-    pointwise = spec.entropy_and_ranks or spec.logit_sums or spec.softplus or spec.clip
+    pointwise = spec.logit_sums or spec.softplus or spec.clip
     is_infonce = spec.column_lse and spec.row_lse and not pointwise
+    is_infonce &= not spec.entropy_and_ranks or problem.mask is None
     single_exp = problem.backend.single_exp if is_infonce and problem.suits_single_exp() else None
 
     def empty() -> _Accumulators:
@@ -171,6 +172,10 @@ def _by_row_chunks(
             backend.row_loss_(scores, score_map, targets, mask, rows, terms.of_rows(chunk), score_grad)
             _add_products(problem, score_grad, chunk, grads)
         elif sums.single_exp is not None and columns is not None and targets is not None:
+            if columns.rank is not None and columns.target is None:
+                own = score_map.apply(scores.gather(1, targets[:, None])[:, 0], rows.target.dtype)
+                is_whole = size == problem.query.shape[0]
+                columns.target = _of_columns(problem, own) if is_whole else _column_targets(problem)
             sums.single_exp.reduce(scores, float(score_map.scale), targets, mask, rows, columns)
         elif columns is not None and columns.rank is None:
             backend.reduce_both(scores, score_map, targets, mask, rows, columns)
