@@ -16,8 +16,12 @@ import sys
 from collections.abc import Mapping
 from types import TracebackType
 
+import torch
+
+from main_kernels.processor import has_fast_bfloat16
+
 from . import peers
-from .cases import CASES
+from .cases import CASES, DTYPES
 from .measure import peak_over
 
 SETTINGS = {
@@ -53,6 +57,17 @@ class PeakMemory:
         self.server.wait()
 
 
+def warm_up_products(dtype: torch.dtype) -> None:
+    """Run large products: MKL keeps up to 5 MB per thread for them, which the first run of a compiled contender
+    allocates before the measurement."""
+    left, right = torch.randn(1024, 512), torch.randn(8192, 512)
+    if has_fast_bfloat16():  # elsewhere such products take seconds
+        left, right = left.to(dtype), right.to(dtype)
+    scores = left @ right.T
+    scores @ right
+    scores.T @ left
+
+
 def measure(case: str, dtype: str, shape: Mapping[str, int], inputs: str, contender: str) -> float:
     """Measure one contender in this process."""
     row = CASES[case].row(dtype, shape, inputs)
@@ -63,6 +78,7 @@ def measure(case: str, dtype: str, shape: Mapping[str, int], inputs: str, conten
             leaf.grad = None
     else:
         CASES[case].tiny(dtype).contenders[contender].run()  # libraries and thread pools allocate on first use
+        warm_up_products(DTYPES[dtype])
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # otherwise memory freed by earlier calls would hide the need of this one
     return peak_over(chosen.run, lambda: sum(leaf.grad.nbytes for leaf in row.leaves if leaf.grad is not None))
