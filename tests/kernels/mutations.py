@@ -153,8 +153,8 @@ MUTATIONS = [
         "mask = None if True else Mask(mask.rows[rows]",
     ),
     Mutation(OPERAND, "first=rows.start == 0", "first=True"),
-    Mutation(OPERAND, "block.T, out[:, rows]", "block.T, out[:, : len(block)]"),
-    Mutation("main_kernels/sweep/plan.py", "(is_small or is_slow[dtype])", "is_small"),
+    Mutation(OPERAND, "else out[:, rows])", "else out[:, : len(block)])"),
+    Mutation("main_kernels/sweep/plan.py", 'is_small or (device == "cpu" and not has_fast_bfloat16())', "is_small"),
     Mutation(
         "main_kernels/backends/cpu.py", "hidden.new_empty(segments, dtype=torch.float32)", "torch.empty(segments)"
     ),

@@ -33,7 +33,7 @@ def test_softplus_gradients_match_the_plain_backend(instruction_set, dtype, bias
     for name in ("cpu", "plain"):
         grad, scale_grad = raw.clone(), torch.empty(ROWS, dtype=torch.float64)
         with cpu.use_instruction_set(instruction_set):
-            get_backend(name).score_grad_(grad, score_map, targets, mask, terms, scale_grad)
+            get_backend(name).score_grad_(grad, score_map, targets, mask, terms, scale_grad, grad)
         results.append((grad.float(), scale_grad))
     (got, got_scale), (want, want_scale) = results
     torch.testing.assert_close(got, want, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
