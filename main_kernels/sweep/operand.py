@@ -58,7 +58,7 @@ class Operand:
     def scores(self, left: Tensor, out: Tensor) -> Tensor:
         """out[c, n] = left[c, D] selfᵀ, in the dtype of ``out``."""
         for rows, block in self.blocks():
-            products.multiply(left, block.T, out if rows.stop == out.shape[1] else out[:, rows])
+            products.multiply(left, block.T, out if len(block) == out.shape[1] else out[:, rows])
         return out
 
     def add_to(self, grad: GradBuffer, score_grad: Tensor, backend: Backend) -> None:

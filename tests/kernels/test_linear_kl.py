@@ -132,19 +132,26 @@ def test_several_chunks_match_the_reference(backend, options, dtypes, upstream, 
     drawn = Matrices(600, 1300, 48, dtypes[0], 0.4, False, 5)
     computes = [plan.make_plan(600, 1300, 40, dtype).compute for dtype in dtypes]
     assert computes == (list(dtypes) if fast_bfloat16 else [torch.float32, torch.float32])
-    assert plan.pair_chunk_rows(600, 1300, sum(compute.itemsize for compute in computes)) < 600
+    assert plan.pair_chunk_rows(600, 1300, sum(compute.itemsize for compute in computes)) <= 300
     check(*draw(drawn, dtypes[1], 40), upstream=upstream, reduction="none", **options)
 
 
-@pytest.mark.parametrize("rows", [1, 383, 384, 385, 768, 769, 1000])
+@pytest.mark.parametrize("rows", [1, 255, 256, 257, 511, 513, 1000])
 def test_chunks_cover_the_rows_evenly(rows):
     step = plan.pair_chunk_rows(rows, 1 << 20, 8)
-    assert step <= 384
+    assert step <= 256
+    assert -(-rows // step) == -(-rows // 256)
+    assert plan.pair_chunk_rows(rows, 1, 8) == rows
+
+
+@pytest.mark.parametrize("rows", [1, 383, 384, 385, 768, 769, 1000])
+def test_affordable_chunks_are_larger_and_hold_a_multiple_of_64_rows(rows):
+    step = plan.pair_chunk_rows(rows, columns := 16384, 8)
     chunks = -(-rows // step)
     assert chunks == -(-rows // 384)
     assert step == rows or step % 64 == 0
     assert chunks * step - rows < 64 * chunks
-    assert plan.pair_chunk_rows(rows, 1, 8) == rows
+    assert step * columns * 8 <= 2 * plan.CHUNK_BYTES
 
 
 @pytest.mark.parametrize("divergence", KINDS)
