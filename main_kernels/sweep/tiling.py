@@ -174,8 +174,7 @@ def _by_row_chunks(
         elif sums.single_exp is not None and columns is not None and targets is not None:
             if columns.rank is not None and columns.target is None:
                 own = score_map.apply(scores.gather(1, targets[:, None])[:, 0], rows.target.dtype)
-                is_whole = size == problem.query.shape[0]
-                columns.target = _of_columns(problem, own) if is_whole else _column_targets(problem)
+                columns.target = _column_targets(problem, own)
             sums.single_exp.reduce(scores, float(score_map.scale), targets, mask, rows, columns)
         elif columns is not None and columns.rank is None:
             backend.reduce_both(scores, score_map, targets, mask, rows, columns)
@@ -183,8 +182,7 @@ def _by_row_chunks(
             backend.reduce_rows(scores, score_map, targets, mask, rows)
             if columns is not None:
                 if columns.target is None:
-                    is_whole = size == problem.query.shape[0]
-                    columns.target = _of_columns(problem, rows.target) if is_whole else _column_targets(problem)
+                    columns.target = _column_targets(problem, rows.target)
                 backend.reduce_columns(scores, score_map, targets, mask, columns)
     if buffer is not None:
         WORKSPACE.release(buffer)
@@ -362,11 +360,13 @@ def _of_columns(problem: Problem, row_target_scores: Tensor) -> Tensor:
     return empty if problem.targets is None else empty.index_copy_(0, problem.targets, row_target_scores)
 
 
-def _column_targets(problem: Problem) -> Tensor:
-    """Return the same before the pass has computed the rows' scores.
+def _column_targets(problem: Problem, first_rows: Tensor) -> Tensor:
+    """Return the same from the scores of the first chunk's rows, before the pass has computed those of the others.
 
     The columns' ranks are then available from the same pass. The scores are rounded as the pass rounds
-    its own, but they are other products: a score may not tie with its equal."""
+    its own, but those of several chunks are other products: a score may not tie with its equal."""
+    if len(first_rows) == problem.query.shape[0]:
+        return _of_columns(problem, first_rows)
     query, key, targets = problem.query, problem.key, problem.targets
     accumulator = accumulator_dtype(query.dtype)
     dot = query.new_zeros(key.shape[0], dtype=problem.plan.scores)
