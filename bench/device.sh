@@ -1,20 +1,29 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in two calls of under nine minutes each:
+# Everything that needs a GPU, in calls that end in time:
 #
-#     bench/device.sh ours [folder]       # build, products, correctness, our timings, variants, profiles, tests, memcheck
-#     bench/device.sh peers [folder]      # the peers and the largest shapes
-#     bench/device.sh --exercise [folder] # the stages that run without a GPU, on the CPU with tiny shapes
+#     bench/device.sh ours [seconds] [folder]    # build, products, correctness, our timings, variants, profiles, tests,
+#                                                # memcheck: 480 s by default
+#     bench/device.sh peers [seconds] [folder]   # the peers and the largest shapes: 300 s by default
+#     bench/device.sh --exercise                 # the stages that run without a GPU, on the CPU with tiny shapes
 #
-# The folder is $OUT or out/device by default. Samples go to samples-ours.jsonl and samples-peers.jsonl there as they are
-# taken, and a table and bench/results/<device>.json are made from them after every stage that measures. Nothing is
-# fetched: peers in .whl/ are installed beside the machine's own packages, others are recorded as missing.
+# Stages come in order of importance; one that finds less than 15 s left is recorded as out of time. Logs, profiles and
+# the samples, appended as they are taken, are in out/device. The folder (out by default) gets device.tar.gz with all of
+# it after every stage, so that a killed call leaves it too, and <device>.json and the table. Nothing is fetched: peers in
+# .whl/ are installed beside the machine's own packages, others are recorded as missing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 call=${1:?expected ours, peers or --exercise}
-logs=${2:-${OUT:-out/device}}
-mkdir -p "$logs"
-logs=$(cd "$logs" && pwd)
+case $call in
+  ours) seconds=${2:-480} ;;
+  peers) seconds=${2:-300} ;;
+  --exercise) seconds=${2:-1500} ;;
+  *) echo "expected ours, peers or --exercise, got $call" >&2 && exit 2 ;;
+esac
+[[ $seconds =~ ^[0-9]+$ ]] || { echo "seconds: expected a whole number, got $seconds" >&2 && exit 2; }
+logs=$root/out/device
+mkdir -p "$logs" "${3:-out}"
+folder=$(cd "${3:-out}" && pwd)
 python=${PYTHON:-python3}
 export PYTHONPATH="$root:$root/python" PYTHONUNBUFFERED=1
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True # large rows follow one another; no fragments between them
@@ -27,34 +36,48 @@ if compgen -G ".whl/*.whl" >/dev/null; then
   compgen -G "$peers/*.pth" >/dev/null && echo "import site; site.addsitedir('$peers')" >"$peers/sitecustomize.py"
 fi
 
+left() { # seconds for the next step; the last ten are for its report
+  echo $((seconds - SECONDS - 10))
+}
+
+note() { # name, exit status, seconds
+  printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$logs/steps.tsv"
+  echo "$1: $([[ $2 =~ ^[0-9]+$ ]] && echo "exit $2 after $3 s" || echo "$2")"
+}
+
 step() { # name, seconds, command: output to a log, exit status and time to steps.tsv; SIGINT lets tests report
-  local name=$1 seconds=$2 begin=$SECONDS status
+  local name=$1 limit=$2 begin=$SECONDS
   shift 2
-  timeout -s INT -k 10 "$seconds" "$@" >"$logs/$name.log" 2>&1
-  status=$?
-  printf '%s\t%s\t%s\n' "$name" "$status" $((SECONDS - begin)) >>"$logs/steps.tsv"
-  echo "$name: exit $status after $((SECONDS - begin)) s"
+  ((limit > $(left))) && limit=$(left)
+  ((limit < 15)) && note "$name" "out of time" 0 && return
+  timeout -s INT -k 5 "$limit" "$@" >"$logs/$name.log" 2>&1
+  note "$name" $? $((SECONDS - begin))
   tail -n 4 "$logs/$name.log"
 }
 
-measure() { # stage, seconds, options: one stage of bench.device, and the table so far
-  local stage=$1 seconds=$2
+measure() { # stage, seconds, options: one stage of bench.device; it begins no row in the last quarter of its time
+  local stage=$1 limit=$2
   shift 2
-  step "$stage" "$seconds" "$python" -m bench device "$stage" --log "$samples" "$@"
+  ((limit > $(left))) && limit=$(left)
+  step "$stage" "$limit" "$python" -m bench device "$stage" --log "$samples" --seconds $((limit * 3 / 4)) "$@"
+  pack
 }
 
-report() {
-  "$python" -m bench device report "$logs"/samples-*.jsonl --steps "$logs" -o "$logs/$result" >"$logs/table.txt"
+pack() {
+  tar -czf "$folder/.device.tar.gz" -C "$root/out" device && mv "$folder/.device.tar.gz" "$folder/device.tar.gz"
 }
 
-missing() {
-  printf '%s\tmissing\t0\n' "$1" >>"$logs/steps.tsv"
-  echo "$1: missing"
+report() { # takes seconds, because it imports torch
+  "$python" -m bench device report "$logs"/samples-*.jsonl --steps "$logs" -o "$logs/$result" >"$logs/table.txt" 2>&1
+  cp "$logs/table.txt" "$folder"
+  [ -e "$logs/$result" ] && cp "$logs/$result" "$folder"
+  pack
 }
 
-samples=$logs/samples-$call.jsonl
+samples=$logs/samples-${call#--}.jsonl
+rm -f "$samples" # samples of other code
 if [ "$call" = --exercise ]; then
-  samples=$logs/samples-exercise.jsonl result=cpu.json
+  result=cpu.json
   : >"$logs/steps.tsv"
   for stage in check time peers variants profile; do
     measure $stage 300 --device cpu --smoke
@@ -72,10 +95,9 @@ result=$(tr -cs 'a-z0-9\n' - <<<"${name,,}" | sed 's/-$//').json
 nvidia-smi -q >"$logs/nvidia-smi.txt"
 
 if [ "$call" = peers ]; then
-  measure peers 500 --seconds 420
+  measure peers "$(left)"
   report
   cat "$logs/table.txt"
-  cp "$logs/$result" bench/results/
   exit
 fi
 
@@ -83,13 +105,12 @@ fi
 [ "$capability" = 9.0 ] && capability=9.0a
 step build 150 env MAIN_KERNELS_CUDA=1 TORCH_CUDA_ARCH_LIST="$capability" "$python" setup.py build_ext --inplace &
 build=$!
-measure products 50
+step products 50 "$python" -m bench device products --log "$samples"
 wait $build
 measure check 60
-measure time 130 --seconds 100
+measure time 130
 report
-measure variants 80 --seconds 60 --op info_nce token_logprobs
-report
+measure variants 80 --op info_nce token_logprobs
 if command -v ncu >/dev/null; then # clocks are left as they are
   for op in info_nce token_logprobs linear_kl; do
     step "ncu-$op" 40 ncu --clock-control none --profile-from-start off --launch-count 12 --import-source no \
@@ -99,23 +120,24 @@ if command -v ncu >/dev/null; then # clocks are left as they are
     [ -e "$logs/$op.ncu-rep" ] && ncu --import "$logs/$op.ncu-rep" --page details --csv >"$logs/ncu-$op.csv"
   done
 else
-  missing ncu
+  note ncu missing 0
 fi
+pack
 parallel=()
 "$python" -c "import xdist" 2>/dev/null && parallel=(-n 12 --dist worksteal)
 # one thread per worker; the session ends in time to report
-step tests 110 env OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1 \
+time=$(($(left) < 110 ? $(left) : 110))
+step tests $time env OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1 \
   "$python" -m pytest -q -p no:cacheprovider "${parallel[@]}" --junitxml "$logs/tests.xml" --durations 15 \
-  --session-timeout 95 -m "not slow" tests/kernels tests/cuda_cpp tests/device
+  --session-timeout $((time - 15)) -m "not slow" tests/kernels tests/cuda_cpp tests/device
+pack
 step sanitize 60 "$python" -m bench.sanitize # compiles what memcheck will run
 if command -v compute-sanitizer >/dev/null; then
   # without torch's allocator, every tensor has its own bounds
-  left=$((520 - SECONDS))
-  step memcheck $((left > 30 ? left : 30)) env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
+  step memcheck "$(left)" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
     --error-exitcode 9 --target-processes all "$python" -m bench.sanitize
 else
-  missing memcheck
+  note memcheck missing 0
 fi
 report
 cat "$logs/table.txt"
-cp "$logs/$result" bench/results/

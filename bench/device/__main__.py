@@ -53,12 +53,13 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     report = stages.add_parser("report", help="make the results file and the table from logs")
     report.add_argument("logs", nargs="+", type=Path, help="logs of one or more runs")
     report.add_argument("--steps", type=Path, help="folder with the steps of device.sh")
+    report.add_argument("--commit", help="commit of the code, if the logs come from a copy without git")
     report.add_argument("-o", "--out", type=Path, required=True, help="results file")
     return parser.parse_args(words)
 
 
 def report(chosen: argparse.Namespace) -> int:
-    made = make_report(read_log(chosen.logs), read_steps(chosen.steps) if chosen.steps else [])
+    made = make_report(read_log(chosen.logs), read_steps(chosen.steps) if chosen.steps else [], chosen.commit)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(made, indent=1) + "\n")
     print(table(made))

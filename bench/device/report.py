@@ -17,12 +17,13 @@ Record = dict[str, Any]
 TARGETS = {case.name: case.targets for case in CASES}
 
 
-def make_report(records: Iterable[Record], steps: list[Record]) -> Record:
+def make_report(records: Iterable[Record], steps: list[Record], commit: str | None = None) -> Record:
     """Combine the records of one or more logs.
 
     Args:
         records: as read by `read_log`.
         steps: as read by `read_steps`.
+        commit: of the code, for logs of a copy without git.
 
     Returns:
         JSON-ready: rows in the format of bench/records.py, each with the states of the GPU, and beside them the steps,
@@ -36,6 +37,7 @@ def make_report(records: Iterable[Record], steps: list[Record]) -> Record:
         kind = record["kind"]
         if kind == "machine":
             machine = {name: value for name, value in record.items() if name != "kind"}
+            machine["commit"] = machine["commit"] or commit
         elif kind == "check":
             report["checks"].append({name: value for name, value in record.items() if name != "kind"})
         elif kind == "skipped":
@@ -51,7 +53,8 @@ def make_report(records: Iterable[Record], steps: list[Record]) -> Record:
 def read_steps(folder: Path) -> list[Record]:
     """Read the steps of device.sh from its folder: exit status, seconds, last lines, and the counts of its tests.
 
-    The status is "missing" if the tool is not installed, and 124 after a timeout.
+    The status is "missing" if the tool is not installed, "out of time" if the step did not begin, and 124 after a
+    timeout.
     """
     steps: list[Record] = []
     file = folder / "steps.tsv"
@@ -61,10 +64,17 @@ def read_steps(folder: Path) -> list[Record]:
         steps.append({"step": name, "exit": status, "seconds": int(seconds)})
         if log.exists():
             steps[-1]["end"] = log.read_text(errors="replace").splitlines()[-4:]
-        suite = ElementTree.parse(counts).getroot().find("testsuite") if counts.exists() else None
+        suite = _counts(counts)
         if suite is not None:
             steps[-1] |= {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")}
     return steps
+
+
+def _counts(file: Path) -> ElementTree.Element | None:
+    try:
+        return ElementTree.parse(file).getroot().find("testsuite")
+    except (OSError, ElementTree.ParseError):  # no tests, or killed while they wrote it
+        return None
 
 
 def table(report: Mapping[str, Any]) -> str:

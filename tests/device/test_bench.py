@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,8 @@ def test_every_row_is_measured_and_reported(tmp_path, capsys, undo):
     assert made["skipped"] == []
     assert [step["exit"] for step in made["steps"]] == ["0", "1", "missing"]
     assert made["steps"][1]["failures"] == "1"
+    (tmp_path / "tests.xml").write_text(COUNTS[:30])  # killed while it was written
+    assert "failures" not in report.read_steps(tmp_path)[1]
     assert [row["case"] for row in made["rows"]] == NAMES
     assert read_rows(out) == made["rows"]
     for row in made["rows"]:
@@ -95,14 +98,15 @@ def test_a_wrong_op_is_found(tmp_path, monkeypatch):
 def test_targets_are_judged_by_medians_and_peers():
     phases = {"ours_forward": "forward", "peer": "forward", "slower": "forward", "trains": "forward+backward"}
     rows = [
-        {"kind": "machine", **machine("cpu")},
+        {"kind": "machine", **machine("cpu"), "commit": None},  # a copy without git
         {"kind": "row", "row": "r", "case": "info_nce", "shape": {"n": 1}, "dtype": "x", "floors": ["products_1"]}
         | {"phases": phases},
     ]
     for name, seconds in {"ours_forward": 1.1, "products_1": 1.0, "peer": 1.05, "slower": 2, "trains": 0.1}.items():
         rows.append({"kind": "sample", "row": "r", "name": name, "seconds": seconds, "host_seconds": 0.1, "held": True})
-    made = report.make_report(rows, [])
+    made = report.make_report(rows, [], commit="1a2b3c4")
     (row,) = made["rows"]
+    assert row["machine"]["commit"] == "1a2b3c4"
     assert ratio_of(row, "ours_forward", "products_1").median == pytest.approx(1.1)
     assert verdict_of(row, row["targets"][0]) == "must"
     assert [(peer, quantity) for _, peer, quantity, _ in ahead(row)] == [("peer", "time")]
@@ -122,8 +126,62 @@ def test_variants_change_what_launches_read_and_are_all_timed(tmp_path):
     assert before is configs.FUSED_REDUCE
 
 
-def test_the_script_is_bash():
-    subprocess.run(["bash", "-n", "bench/device.sh"], cwd=ROOT, check=True)
+@pytest.fixture
+def script(tmp_path):
+    """bench/device.sh in a folder of its own, with an nvidia-smi and a Python that do what the tests say."""
+    for folder in ("bench", "bin"):
+        (tmp_path / folder).mkdir()
+    copied = tmp_path / "bench" / "device.sh"
+    copied.write_text((ROOT / "bench" / "device.sh").read_text())
+
+    def program(name: str, text: str) -> None:
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def run(python: str, *words: str, **options) -> subprocess.CompletedProcess:
+        program("python", f"echo $* >>{tmp_path}/calls\n{python}")
+        return subprocess.run(["bash", copied, *words], env=environment, capture_output=True, text=True, **options)
+
+    environment = {**ENVIRONMENT, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": "python"}
+    program("nvidia-smi", 'case "$*" in *cap*) echo 9.0 ;; *) echo NVIDIA H100 80GB HBM3 ;; esac')
+    program("ncu", "true")
+    program("compute-sanitizer", "exit 9")
+    return run
+
+
+def steps(folder: Path) -> dict[str, str]:
+    lines = (folder / "out" / "device" / "steps.tsv").read_text().splitlines()
+    return {line.split("\t")[0]: line.split("\t")[1] for line in lines}
+
+
+def test_the_script_runs_all_stages_and_packs_what_they_leave(script, tmp_path):
+    (tmp_path / "out" / "device").mkdir(parents=True)
+    (tmp_path / "out" / "device" / "samples-ours.jsonl").write_text("of an earlier commit\n")
+    done = script('[[ $4 = time ]] && echo "{}" >>"$6"; [[ $4 = report ]] && echo "{}" >"${@: -1}"; true', "ours")
+    assert done.returncode == 0, done.stderr
+    names = ["check", "time", "variants", "ncu-info_nce", "ncu-token_logprobs", "ncu-linear_kl"]
+    found = steps(tmp_path)
+    assert [name for name in found if name not in ("build", "products")] == [*names, "tests", "sanitize", "memcheck"]
+    assert {name for name, status in found.items() if status != "0"} == {"memcheck"}
+    assert (tmp_path / "out" / "nvidia-h100-80gb-hbm3.json").read_text() == "{}\n"
+    with tarfile.open(tmp_path / "out" / "device.tar.gz") as packed:
+        assert packed.extractfile("device/samples-ours.jsonl").read() == b"{}\n"
+        assert {"device/steps.tsv", "device/tests.log"} <= set(packed.getnames())
+
+
+def test_a_killed_script_leaves_the_stages_that_ended(script, tmp_path):
+    with pytest.raises(subprocess.TimeoutExpired):
+        script('case $4 in check) echo sample >>"$6" ;; time) sleep 30 ;; esac', "ours", "480", "kept", timeout=5)
+    with tarfile.open(tmp_path / "kept" / "device.tar.gz") as packed:
+        assert packed.extractfile("device/samples-ours.jsonl").read() == b"sample\n"
+
+
+def test_the_script_begins_nothing_that_does_not_fit(script, tmp_path):
+    assert script("true", "ours", "20").returncode == 0
+    assert set(steps(tmp_path).values()) == {"out of time"}
+    assert "device check" not in (tmp_path / "calls").read_text()
+    assert script("true", "theirs").returncode == 2
+    assert "expected a whole number" in script("true", "ours", "8 minutes").stderr
 
 
 @pytest.mark.slow
