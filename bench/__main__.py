@@ -15,7 +15,7 @@ COMMANDS = {
     "check": ("bench.check", "compare a run with the results of the same kind of machine"),
     "peers": ("bench.peers", "list the peers with their pinned versions, or install them beside torch"),
     "host-time": ("bench.host_time", "what the host does before an op's main launch, without a GPU"),
-    "aot": ("bench.aot", "compile every Triton kernel for three architectures, without a GPU"),
+    "aot": ("bench.aot.__main__", "compile every Triton kernel for three architectures, without a GPU"),
     "mutual-information": ("bench.mutual_information", "estimators against known mutual information"),
 }
 """Command: its module, which has `main(words) -> exit status`, and what it does."""

@@ -1,5 +1,5 @@
 """The Triton kernels compiled ahead of time for three architectures: no spills, shared memory within limits, matrix
-instructions of the architecture's own. A subset of what bench/aot.py compiles; bench/results/aot.json has all of it."""
+instructions of the architecture's own. A subset of what bench/aot/ compiles; bench/results/aot.json has all of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-from bench import aot
+from bench.aot.__main__ import ARCHITECTURES, measured
+from bench.aot.cases import chunk_cases, fused_cases
+from bench.aot.limits import faults
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,10 +32,10 @@ CASES = {80: PLAIN, 90: PLAIN + HEAVIEST, 100: PLAIN}  # the heaviest take ptxas
 
 @pytest.mark.slow
 @pytest.mark.longest
-@pytest.mark.parametrize("architecture", aot.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nothing_spills_and_products_run_on_tensor_cores(architecture):
-    cases = (case for some in (aot.fused_cases(), aot.chunk_cases()) for case in some if case[0] in CASES[architecture])
-    rows = list(aot.measured(cases, architecture))
+    cases = (case for some in (fused_cases(), chunk_cases()) for case in some if case[0] in CASES[architecture])
+    rows = list(measured(cases, architecture))
     assert {row["kernel"] for row in rows} >= {
         "fused_reduce",
         "fused_score_grad",
@@ -49,36 +51,36 @@ def test_nothing_spills_and_products_run_on_tensor_cores(architecture):
     }
     assert {row["case"] for row in rows} == set(CASES[architecture])
     for row in rows:
-        assert not aot.faults(row), row
+        assert not faults(row), row
 
 
 def test_walks_of_an_h100_are_recorded_and_limited():
     name = f"reduce both {SHAPE}"
-    cases = (case for case in aot.fused_cases() if case[0] == name)
-    row = next(row for row in aot.measured(cases, 90) if row["kernel"] == "two_sided_reduce")
+    cases = (case for case in fused_cases() if case[0] == name)
+    row = next(row for row in measured(cases, 90) if row["kernel"] == "two_sided_reduce")
     assert row["epilogue_instructions"] > 500
     assert row["epilogue_barriers"] > 0
-    assert not aot.faults(row)
-    assert "cycles" in aot.faults({**row, "epilogue_cycles": 5000})[0]
-    assert "global loads" in aot.faults({**row, "epilogue_global_loads": 3})[0]
-    assert "in flight" in aot.faults({**row, "pending_products": 0})[0]
-    assert "bytes per cycle" in aot.faults({**row, "product_columns": 64})[0]
-    assert "2 planned" in aot.faults({**row, "num_warps": 8})[0]
+    assert not faults(row)
+    assert "cycles" in faults({**row, "epilogue_cycles": 5000})[0]
+    assert "global loads" in faults({**row, "epilogue_global_loads": 3})[0]
+    assert "in flight" in faults({**row, "pending_products": 0})[0]
+    assert "bytes per cycle" in faults({**row, "product_columns": 64})[0]
+    assert "2 planned" in faults({**row, "num_warps": 8})[0]
 
 
 def test_kernels_between_products_are_limited_by_memory():
     name = "chunk row_loss rows bfloat16"
-    (row,) = aot.measured((case for case in aot.chunk_cases() if case[0] == name), 90)
+    (row,) = measured((case for case in chunk_cases() if case[0] == name), 90)
     assert row["programs_planned"] == 1
-    assert not aot.faults(row)
-    assert "instructions" in aot.faults({**row, "issued": 1400})[0]
+    assert not faults(row)
+    assert "instructions" in faults({**row, "issued": 1400})[0]
 
 
 def test_the_table_that_is_kept_has_no_faults():
     kept = ROOT / "bench" / "results" / "aot.json"
     if not kept.exists():
-        pytest.skip("bench/aot.py has not been run")
+        pytest.skip("python -m bench aot has not been run")
     table = json.loads(kept.read_text())
     assert table["faulty"] == 0
-    assert {row["architecture"] for row in table["rows"]} == set(aot.ARCHITECTURES)
-    assert not any(aot.faults(row) for row in table["rows"])
+    assert {row["architecture"] for row in table["rows"]} == set(ARCHITECTURES)
+    assert not any(faults(row) for row in table["rows"])

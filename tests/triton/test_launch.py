@@ -19,7 +19,8 @@ pytest.importorskip("triton")
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
-from bench import aot, stand_in
+from bench import stand_in
+from bench.aot.limits import WALKS
 from main_kernels import info_nce, linear_cross_entropy, linear_kl, pair_scores, sigmoid_loss
 from main_kernels.backends.triton import configs, launch
 from main_kernels.backends.triton.epilogue import NO_FMA
@@ -70,8 +71,8 @@ def test_a_driver_accepts_every_launch(noted, name, dtype):
     else:
         assert asked["target_scores"] == asked["fused_reduce"] + asked["two_sided_reduce"] == 1
         assert asked["exact_columns"] == asked["two_sided_reduce"]
-        assert asked["map"] == 2 * sum(asked[walk] for walk in aot.WALKS)
-        assert all(note.size <= 2 * 132 for note in notes if note.what in aot.WALKS)
+        assert asked["map"] == 2 * sum(asked[walk] for walk in WALKS)
+        assert all(note.size <= 2 * 132 for note in notes if note.what in WALKS)
 
 
 def test_the_stand_in_driver_refuses_what_cuda_refuses(noted):

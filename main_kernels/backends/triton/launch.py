@@ -61,7 +61,7 @@ def launch(kernel: Any, programs: int, config: configs.Config, *args: Any, **con
 
 def _launches_directly(kernel: Any) -> bool:
     """Return False for an interpreted kernel, and where JITFunction.run is replaced by one that wants to see every
-    launch: bench/aot.py compiles there, sanitizers check."""
+    launch: bench/aot/ compiles there, sanitizers check."""
     return isinstance(kernel, JITFunction) and JITFunction.run.__module__ == JITFunction.__module__
 
 
