@@ -42,6 +42,7 @@ void bind_structs(py::module_& m) {
       .field("rank", &RowAccumulators::rank)
       .field("logits", &RowAccumulators::logits)
       .field("softplus", &RowAccumulators::softplus)
+      .field("sigmoid", &RowAccumulators::sigmoid)
       .field("clipped", &RowAccumulators::clipped)
       .field("clip", &RowAccumulators::clip);
   StructBinding<ColumnAccumulators>(m, "ColumnAccumulators")

@@ -172,7 +172,7 @@ def sigmoid_loss(
         query,
         key,
         scale=scale,
-        bias=(logit_bias.to(scale) / scale).expand(count),  # the sweep adds the bias before it scales
+        bias=logit_bias.to(scale) / scale,  # the sweep adds the bias before it scales
         targets=torch.arange(count, dtype=torch.int64, device=query.device),
         check_targets=False,
         row_ids=pair_ids,

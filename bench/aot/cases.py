@@ -27,6 +27,7 @@ WANTS = {
     "both": ReductionSpec(column_lse=True),
     "sums": ReductionSpec(column_lse=True, logit_sums=True),
     "softplus": ReductionSpec(row_lse=False, softplus=True),
+    "sigmoid": ReductionSpec(row_lse=False, softplus=True, sigmoid=True),
     "bounds": ReductionSpec(softplus=True, clip=5.0),
     "statistics": ReductionSpec(entropy_and_ranks=True),
     "all rows": ReductionSpec(entropy_and_ranks=True, logit_sums=True, softplus=True, clip=5.0),
@@ -66,8 +67,8 @@ UPSTREAM: dict[str, Callable[[int, int], ScoreGradTerms]] = {
 }
 """sets of gradients, by name"""
 
-EXTRAS = ("", "ids", "left out", "bias", "softcap")
-"""optional inputs of a call; "left out" is ids whose targets are masked"""
+EXTRAS = ("", "ids", "left out", "others", "bias", "softcap")
+"""optional inputs of a call; "left out" is ids whose targets are masked, "others" masks the targets alone"""
 
 
 def _name(words: str) -> str:
@@ -80,6 +81,8 @@ def _given(extra: str, n: int, m: int) -> tuple[ScoreMap, Mask | None]:
     everything = extra == "everything"
     biased = everything or "bias" in extra
     score_map = ScoreMap(empty(), 30.0 if extra == "softcap" or everything else 0.0, empty(m) if biased else None)
+    if "others" in extra:
+        return score_map, Mask(None, None, False)
     masked = everything or extra in ("ids", "left out", "bias ids")
     ids = Mask(empty(n, dtype=torch.int32), empty(m, dtype=torch.int32), extra != "left out") if masked else None
     return score_map, ids
@@ -90,8 +93,10 @@ def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     all at once, and all of that for sizes that are a multiple of everything and of nothing. float16 operands make the
     same code but for the products: there the plain ones do, and all at once."""
     reduced = [(w, "") for w in WANTS] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
+    reduced += [("sigmoid", "bias others"), ("rows", "others")]
     weighed = [(u, "") for u in UPSTREAM] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
     weighed += [("softplus", "bias"), ("softplus", "scale"), ("softplus", "bias ids"), ("both", "scale")]
+    weighed += [("softplus", "others"), ("softplus", "bias others"), ("rows", "others")]
     weighed += [("both", "bias ids"), ("both sums", "bias"), ("both sums", "ids")]
     plain = ("rows", ""), ("both", ""), ("everything", "everything")
     for dtype, n, m in (

@@ -18,7 +18,7 @@ PERSISTENT = (*WALKS, "row_loss", "divergence")
 EPILOGUE_LIMITS = (
     (r"reduce both b?float16 8192x", "two_sided_reduce", 1024, 0.5),
     (r"reduce both (ids|left out) b?float16 8192x", "two_sided_reduce", 1024, 0.6),
-    (r"score_grad (both|softplus|softplus bias) b?float16 ", "whole_score_grad", 1024, 0.5),
+    (r"score_grad (both|(softplus|softplus bias)( others)?) b?float16 ", "whole_score_grad", 1024, 0.5),
     (r"score_grad both (ids|left out) b?float16 ", "whole_score_grad", 1024, 0.65),
     (r"reduce rows b?float16 8192x", "fused_reduce", 4096, 0.1),
 )

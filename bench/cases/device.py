@@ -50,8 +50,8 @@ def info_nce(dtype: torch.dtype, n: int, d: int) -> Row:
 def sigmoid_loss(dtype: torch.dtype, n: int, d: int) -> Row:
     """Build a row without dense torch: the scores alone would take 17 GB, and its backward several times that."""
     query, key = unit(n, d, dtype), unit(n, d, dtype)
-    scale, shift = torch.tensor(math.log(10.0)), torch.tensor(-10.0)
-    row = Row([query, key])
+    scale, shift = torch.tensor(math.log(10.0), requires_grad=True), torch.tensor(-10.0, requires_grad=True)
+    row = Row([query, key, scale, shift])
     row.products(query, key, 4)
     loss = op("sigmoid_loss")
     row.train("ours_recomputed", lambda: loss(query, key, logit_scale=scale, logit_bias=shift, workspace_bytes=0))

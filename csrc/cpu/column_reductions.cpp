@@ -34,7 +34,7 @@ MK_INLINE void reduce_column_strip(const T* raw, int64_t rows, int64_t M, int64_
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) poison[j] += select(s[i][j] == excluded, 0.f, s[i][j] * 0.f);
       const int64_t own = targets ? targets[i0 + i] - j0 : -1;
-      if (mask.rows) mask_block(s[i], n, mask.columns + j0, mask.rows[i0 + i], own, mask.keep_target, kNegInf);
+      if (mask.any()) mask_block(s[i], n, mask.columns_from(j0), mask.id(i0 + i), own, mask.keep_target, kNegInf);
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) top[j] = s[i][j] > top[j] ? s[i][j] : top[j];
     }

@@ -7,7 +7,7 @@ namespace mk {
 // Running row reductions, one entry per row; all except target are null if not requested. total is the sum of
 // e^(s - maximum), weighted of e^(s - maximum) (s - maximum), clipped of e^(clamp(s) - clamp(maximum)), clamped to
 // +-clip. rank counts the scores above the target's; it is valid only if the chunk holds whole rows. weighted and
-// clipped need total.
+// clipped need total, sigmoid needs softplus, whose derivative it is.
 struct RowAccumulators {
   float* maximum = nullptr;
   double* total = nullptr;
@@ -16,6 +16,7 @@ struct RowAccumulators {
   float* rank = nullptr;
   double* logits = nullptr;
   double* softplus = nullptr;
+  double* sigmoid = nullptr;
   double* clipped = nullptr;
   float clip = 0;
 };

@@ -39,8 +39,8 @@ MK_INLINE RowSums reduce_whole_row(const T* raw, int64_t M, ScoreMap map, int32_
     const BlockRange range = map_block(raw + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
     poison += range.poison;
     float top = range.top;
-    if (mask.rows) {
-      mask_block(s, n, mask.columns + j0, id, target - j0, mask.keep_target, kNegInf);
+    if (mask.any()) {
+      mask_block(s, n, mask.columns_from(j0), id, target - j0, mask.keep_target, kNegInf);
       top = kNegInf;
 #pragma omp simd reduction(max : top)
       for (int64_t j = 0; j < n; ++j) top = s[j] > top ? s[j] : top;
@@ -77,7 +77,7 @@ MK_INLINE void grad_of_row(T* raw, int64_t M, ScoreMap map, int32_t id, Mask mas
   const double lse = static_cast<double>(sums.lse_high) + sums.lse_low;
   const float a = terms.row_lse_grad + terms.row_lse_slope * sums.lse_high, u = terms.row_sum_grad;
   const float d = sums.lse_high == kNegInf ? 0.f : terms.target_grad;
-  const bool plain = !mask.rows && !map.bias && map.cap == 0;
+  const bool plain = !mask.any() && !map.bias && map.cap == 0;
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
     const int64_t n = std::min(kBlock, M - j0);
     float* g = exps + j0;
@@ -94,7 +94,7 @@ MK_INLINE void grad_of_row(T* raw, int64_t M, ScoreMap map, int32_t id, Mask mas
     map_block(raw + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) g[j] = factor * g[j] + u;
-    if (mask.rows) mask_block(g, n, mask.columns + j0, id, target - j0, mask.keep_target, 0.f);
+    if (mask.any()) mask_block(g, n, mask.columns_from(j0), id, target - j0, mask.keep_target, 0.f);
     if (map.bias) {
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) {
@@ -132,8 +132,8 @@ void row_loss(Chunk<T> chunk, ScoreMap map, RowLossSums sums, RowLossTerms terms
     for (int64_t i = 0; i < chunk.rows; ++i) {
       const RowTerms row_terms = {terms.row_lse_grad[i], entry(terms.row_lse_slope, i), entry(terms.target_grad, i),
                                   entry(terms.row_sum_grad, i)};
-      const RowSums row = dispatch<RowLossRow>(chunk.row(i), M, map, chunk.mask.rows ? chunk.mask.rows[i] : 0,
-                                               chunk.mask, chunk.target(i), sums.logits != nullptr, row_terms,
+      const RowSums row = dispatch<RowLossRow>(chunk.row(i), M, map, chunk.mask.id(i), chunk.mask,
+                                               chunk.target(i), sums.logits != nullptr, row_terms,
                                                exps.data());
       sums.lse_high[i] = row.lse_high;
       sums.lse_low[i] = row.lse_low;

@@ -33,15 +33,22 @@ MK_INLINE SharedExpSums reduce_shared_exp(const float* s, int64_t n, float zero,
   return {sum(exponentials, n), sum(positive, n) + sum_log1p(small, n), sum(clipped, n) * exp_(zero - clamp(zero, clip))};
 }
 
-// Sum of log(1 + e^s), n <= kBlock.
-MK_INLINE float sum_softplus(const float* s, int64_t n) {
-  float positive[kBlock], small[kBlock];
+struct SoftplusSums {
+  float softplus, sigmoid;  // sums of log(1 + e^s) and of its derivative 1 / (1 + e^-s)
+};
+
+// sigmoid is 0 unless with_sigmoid. n <= kBlock.
+template <bool with_sigmoid>
+MK_INLINE SoftplusSums sum_softplus(const float* s, int64_t n) {
+  float positive[kBlock], small[kBlock], sigmoid[kBlock];
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
+    const float e = exp_(-absolute(s[j]));
     positive[j] = select(s[j] > 0.f, s[j], 0.f);
-    small[j] = exp_(-absolute(s[j]));
+    small[j] = e;
+    if (with_sigmoid) sigmoid[j] = select(s[j] > 0.f, 1.f, e) / (1.f + e);
   }
-  return sum(positive, n) + sum_log1p(small, n);
+  return {sum(positive, n) + sum_log1p(small, n), with_sigmoid ? sum(sigmoid, n) : 0.f};
 }
 
 template <class T>
@@ -49,7 +56,7 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
   float s[kBlock], terms[kBlock];
   float maximum = sums.total ? sums.maximum[i] : kNegInf;
   double total = sums.total ? sums.total[i] : 0, weighted = sums.weighted ? sums.weighted[i] : 0;
-  double clipped = sums.clipped ? sums.clipped[i] : 0, logits = 0, softplus = 0, above = 0;
+  double clipped = sums.clipped ? sums.clipped[i] : 0, logits = 0, softplus = 0, sigmoid = 0, above = 0;
   float poison = 0;
   float at_target = 0;
   if (target >= 0 && target < M) {
@@ -61,8 +68,8 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
     const BlockRange range = map_block(raw + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
     float top = range.top;
     poison += range.poison;
-    if (mask.rows) {
-      mask_block(s, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, kNegInf);
+    if (mask.rows || (!mask.keep_target && target >= j0 && target < j0 + n)) {
+      mask_block(s, n, mask.columns_from(j0), mask.id(i), target - j0, mask.keep_target, kNegInf);
       if (sums.total) {
         top = kNegInf;
 #pragma omp simd reduction(max : top)
@@ -98,7 +105,7 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
         }
         part = sum(terms, n);
         weighted += sum(products, n);
-      } else if (sums.softplus && std::fabs(zero) <= kModerate) {
+      } else if (sums.softplus && !sums.sigmoid && std::fabs(zero) <= kModerate) {
         const SharedExpSums sum_of = reduce_shared_exp(s, n, zero, sums.clip);
         part = sum_of.exponentials;
         softplus += sum_of.softplus;
@@ -118,7 +125,9 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
       }
     }
     if (sums.softplus && !shared) {
-      softplus += sum_softplus(s, n);
+      const SoftplusSums sum_of = sums.sigmoid ? sum_softplus<true>(s, n) : sum_softplus<false>(s, n);
+      softplus += sum_of.softplus;
+      sigmoid += sum_of.sigmoid;
     }
     if (sums.rank) {
       int32_t count = 0;
@@ -135,6 +144,7 @@ MK_INLINE void reduce_row(const T* raw, int64_t M, ScoreMap map, int64_t target,
   if (sums.clipped) sums.clipped[i] = clipped + poison;
   if (sums.logits) sums.logits[i] += logits + poison;
   if (sums.softplus) sums.softplus[i] += softplus + poison;
+  if (sums.sigmoid) sums.sigmoid[i] += sigmoid + poison;
   if (sums.rank) sums.rank[i] += static_cast<float>(above);
 }
 

@@ -65,13 +65,15 @@ MK_INLINE BlockRange map_block(const T* raw, int64_t n, ScoreMap map, const floa
   return {top, poison};
 }
 
-// Set the masked entries of x[n] to fill. target counts from x[0] and may lie outside.
+// Set the masked entries of x[n] to fill. target counts from x[0] and may lie outside; columns may be null.
 MK_INLINE void mask_block(float* x, int64_t n, const int32_t* columns, int32_t row, int64_t target, bool keep_target,
                           float fill) {
   const bool inside = target >= 0 && target < n;
   const float own = inside ? x[target] : 0.f;
+  if (columns) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) x[j] = select(columns[j] == row, fill, x[j]);
+    for (int64_t j = 0; j < n; ++j) x[j] = select(columns[j] == row, fill, x[j]);
+  }
   if (inside) x[target] = keep_target ? own : fill;
 }
 

@@ -38,7 +38,7 @@ MK_INLINE void softplus_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int
                                  ScoreGradTerms terms, double* scale_grad) {
   T* row = raw + i * M;
   const float e = terms.softplus_grad[i];
-  const int32_t id = mask.rows ? mask.rows[i] : 0;
+  const int32_t id = mask.id(i);
   float at_target = 0, own = 0, in_sum = 0;  // the target's score, its gradient, and what the loops take it for
   const bool has_target = target >= 0 && target < M;
   if (has_target) {
@@ -46,14 +46,14 @@ MK_INLINE void softplus_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int
     const bool is_excluded = map.bias && at_target == kNegInf;
     const float of_softplus = is_excluded ? 0.f : e * sigmoid_(at_target);
     in_sum = mask.rows && mask.columns[target] == id ? 0.f : of_softplus;
-    own = (mask.rows && !mask.keep_target ? 0.f : of_softplus) + (terms.target_grad ? terms.target_grad[i] : 0.f);
+    own = (mask.keep_target ? of_softplus : 0.f) + (terms.target_grad ? terms.target_grad[i] : 0.f);
     if (is_excluded) at_target = 0;
   }
   double against_score = 0;
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
     const int64_t n = std::min(kBlock, M - j0);
     const float* bias = map.bias ? map.bias + j0 : nullptr;
-    const int32_t* columns = mask.rows ? mask.columns + j0 : nullptr;
+    const int32_t* columns = mask.columns_from(j0);
     T* block = row + j0;
     const bool sums = scale_grad != nullptr;
     if (bias && columns)
@@ -111,7 +111,7 @@ MK_INLINE void score_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int64_
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) g[j] += v[j];
     }
-    if (mask.rows) mask_block(g, n, mask.columns + j0, mask.rows[i], target - j0, mask.keep_target, 0.f);
+    if (mask.any()) mask_block(g, n, mask.columns_from(j0), mask.id(i), target - j0, mask.keep_target, 0.f);
     if (map.bias) {
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) {

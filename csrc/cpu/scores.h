@@ -4,12 +4,16 @@
 
 namespace mk {
 
-// Masked entries: those of row i and column j with rows[i] == columns[j]. With keep_target the row's target stays
-// unmasked; without it, the target is masked as well. rows null: no mask.
+// Masked entries: those of row i and column j with rows[i] == columns[j]; none if rows is null. With keep_target the
+// row's target stays unmasked; without it, the target is masked as well.
 struct Mask {
   const int32_t* rows = nullptr;
   const int32_t* columns = nullptr;
   bool keep_target = true;
+
+  bool any() const { return rows || !keep_target; }
+  int32_t id(int64_t i) const { return rows ? rows[i] : 0; }
+  const int32_t* columns_from(int64_t j0) const { return rows ? columns + j0 : nullptr; }
 };
 
 // raw[rows, columns], contiguous. targets[i] (null: none) counts from the chunk's first column and may lie outside it.

@@ -20,7 +20,7 @@ def is_whole(rows: slice | Tensor, vector: Tensor) -> bool:
     return isinstance(rows, slice) and rows.start == 0 and rows.stop == vector.shape[0]
 
 
-_ROW_SUMS = ("total", "weighted", "rank", "logits", "softplus", "clipped")
+_ROW_SUMS = ("total", "weighted", "rank", "logits", "softplus", "sigmoid", "clipped")
 _COLUMN_SUMS = ("total", "rank", "logits")
 
 
@@ -33,13 +33,14 @@ class ReductionSpec:
     entropy_and_ranks: bool = False
     logit_sums: bool = False
     softplus: bool = False
+    sigmoid: bool = False  # with softplus: the sum of its derivatives
     clip: float = 0.0  # positive: also the clipped log-sum-exps of the rows
 
     @property
     def row_sums(self) -> tuple[str, ...]:
         """The running sums of RowAccumulators that it takes, besides the maximum."""
         more = self.entropy_and_ranks
-        wanted = self.row_lse, more, more, self.logit_sums, self.softplus, self.clip > 0
+        wanted = self.row_lse, more, more, self.logit_sums, self.softplus, self.sigmoid, self.clip > 0
         return tuple(compress(_ROW_SUMS, wanted))
 
     @property
@@ -90,6 +91,7 @@ class RowAccumulators:
     rank: Tensor | None = None  # [N] number of scores above the target's
     logits: Tensor | None = None  # [N] float64, sum of s
     softplus: Tensor | None = None  # [N] float64, sum of log(1 + exp s)
+    sigmoid: Tensor | None = None  # [N] float64, sum of 1 / (1 + exp -s)
     clipped: Tensor | None = None  # [N] float64, sum of exp(clamp(s) - clamp(maximum)), clamped to +-clip
     clip: float = 0.0
     finished_lse: Lse | None = None  # set by row_loss_, whose gradient agrees with these very bits

@@ -200,6 +200,7 @@ class CpuBackend(InSteps):
             rank=_floats(sums.rank if targets is not None else None),
             logits=_doubles(sums.logits),
             softplus=_doubles(sums.softplus),
+            sigmoid=_doubles(sums.sigmoid),
             clipped=_doubles(sums.clipped),
             clip=sums.clip,
         )

@@ -22,10 +22,15 @@ def _nan_if_nonfinite(s: Tensor, dim: int, *, biased: bool = False) -> Tensor:
 
 def _excluded_mask(columns: int, targets: Tensor | None, mask: Mask) -> Tensor:
     """Return the masked entries, [c, M] bool."""
-    out = mask.rows[:, None] == mask.columns
-    if targets is None:
+    own: Tensor | None = None
+    if targets is not None:
+        own = torch.arange(columns, dtype=torch.int64, device=targets.device) == targets[:, None]
+    if mask.rows is None or mask.columns is None:
+        assert own is not None
+        return own
+    out: Tensor = mask.rows[:, None] == mask.columns
+    if own is None:
         return out
-    own = torch.arange(columns, dtype=torch.int64, device=out.device) == targets[:, None]
     return out & ~own if mask.keep_target else out | own
 
 
@@ -52,6 +57,8 @@ class PlainBackend(InSteps):
             sums.logits.add_(s.where(s > -torch.inf, 0).sum(1, dtype=torch.float64) + poison)
         if sums.softplus is not None:
             sums.softplus.add_(_softplus(s).sum(1) + poison)
+        if sums.sigmoid is not None:
+            sums.sigmoid.add_(s.sigmoid().sum(1) + poison)
         if sums.rank is not None and at_target is not None:
             sums.rank.add_((s > at_target).sum(1))
         if sums.total is None:

@@ -75,17 +75,18 @@ class ScoreMap:
 class Mask:
     """A mask of the entries whose row and column have equal ids.
 
-    With ``keep_target`` the row's target stays unmasked; without it, the target is masked as well."""
+    With ``keep_target`` the row's target stays unmasked; without it, the target is masked as well. Without ids, nothing
+    else is."""
 
-    rows: Tensor  # [N] int32
-    columns: Tensor  # [M] int32
+    rows: Tensor | None  # [N] int32
+    columns: Tensor | None  # [M] int32
     keep_target: bool
 
-    def __getitem__(self, rows: slice) -> Mask:
-        return replace(self, rows=select_rows(self.rows, rows))
+    def __getitem__(self, rows: slice | Tensor) -> Mask:
+        return self if self.rows is None else replace(self, rows=select_rows(self.rows, rows))
 
     def of_columns(self, columns: slice) -> Mask:
-        return replace(self, columns=self.columns[columns])
+        return self if self.columns is None else replace(self, columns=self.columns[columns])
 
 
 @dataclass(frozen=True)

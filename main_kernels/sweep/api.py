@@ -122,7 +122,9 @@ def sweep(
         query: [N, D], float32, bfloat16, float16 or float64. Under autocast it is cast to autocast's dtype.
         key: [M, D], dtype and device of the query.
         scale: a number or a 0-dimensional tensor, which may require a gradient.
-        bias: [M], floating. -inf excludes the column from every row, whatever the softcap.
+        bias: [M], or 0-dimensional for all columns, floating. -inf excludes the column from every row, whatever the
+            softcap. The gradient of a 0-dimensional bias takes no pass over the scores if softplus is the only
+            reduction.
         softcap: positive. None for no softcap.
         targets: int64 [N]. The column of each row whose score is returned.
         check_targets: False if the caller made the targets, all in range and, for column ranks, distinct. The check
@@ -164,6 +166,10 @@ def sweep(
     else:
         scale = torch.full((), scale, dtype=accumulator, device=query.device)
     is_enabled = torch.is_grad_enabled()
+    if bias is not None and not bias.dim():
+        others = softcap, row_lse, column_lse, entropy_and_ranks, logit_sums, clip, loss is not None
+        bias = bias.expand(key.shape[0]) if any(others) else bias
+    sigmoid = is_enabled and bias is not None and not bias.dim() and bias.requires_grad
     grad_query, grad_key = is_enabled and query.requires_grad, is_enabled and key.requires_grad
     grad_other = is_enabled and (scale.requires_grad or (bias is not None and bias.requires_grad))
     (rows, width), columns = query.shape, key.shape[0]
@@ -186,6 +192,7 @@ def sweep(
             entropy_and_ranks=entropy_and_ranks,
             logit_sums=logit_sums or row_loss.label_smoothing > 0,
             softplus=softplus,
+            sigmoid=sigmoid,
             clip=clip,
             has_row_loss=loss is not None,
             loss_weights=row_loss.weights,

@@ -39,6 +39,9 @@ def _run(args: SweepGradArgs) -> None:
     if args.gradient == "forward":
         factors = _by_row_loss(args, problem, rows, terms, grads)
     else:
+        if problem.has_uniform_bias and args.bias_grad.numel():
+            sigmoid = args.sigmoid if rows is None else args.sigmoid[rows]
+            args.bias_grad.copy_(_uniform_bias_grad(terms, sigmoid, args.scale))
         power = tiled_backward(
             problem,
             terms,
@@ -112,6 +115,17 @@ def _score_grad_terms(args: SweepGradArgs, valid_columns: Tensor | int) -> Score
         target_grad=_sum(terms.target_grad, of_loss.target_grad),
         row_sum_grad=_sum(terms.row_sum_grad, of_loss.row_sum_grad),
     )
+
+
+def _uniform_bias_grad(terms: ScoreGradTerms, sigmoid: Tensor, scale: Tensor) -> Tensor:
+    """Return the gradient of a bias that all columns share: the scale times the sum of the scores' gradients, of which
+    softplus has one sigmoid per score, and a target's score has one."""
+    total = scale.new_zeros((), dtype=torch.float64)
+    if terms.softplus_grad is not None:
+        total = total + (terms.softplus_grad * sigmoid.double()).sum()
+    if terms.target_grad is not None:
+        total = total + terms.target_grad.sum(dtype=torch.float64)
+    return total * scale
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
@@ -195,6 +209,7 @@ class _SavedTensors(NamedTuple):
     column_lse: Tensor
     column_lse_low: Tensor
     entropy: Tensor
+    sigmoid: Tensor
     unweighted_loss: Tensor
 
 
@@ -250,6 +265,7 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
     upstream: dict[str, Any] = {f"{name}_grad": _nonempty(getattr(grads, name)) for name in DIFFERENTIABLE}
     loss_grad = upstream["loss_grad"]
     accumulator = accumulator_dtype(query.dtype)
+    bias_entries = tensors.bias.numel() if tensors.bias is not None and needs_grad.bias else 0
     args = SweepGradArgs(
         **op_tensors,
         softcap=ctx.softcap,
@@ -264,7 +280,7 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
         query_grad_low=buffers.query.low,
         key_grad_high=buffers.key.high,
         key_grad_low=buffers.key.low,
-        bias_grad=query.new_zeros(key.shape[0] if needs_grad.bias else 0, dtype=accumulator),
+        bias_grad=query.new_zeros(bias_entries, dtype=accumulator),
         scale_grad=query.new_zeros(1 if needs_grad.scale else 0, dtype=accumulator),
         gradient=ctx.gradient,
         saved_available=saved is not None,
@@ -281,7 +297,7 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
     if needs_grad.scale:
         results["scale"] = args.scale_grad[0].to(tensors.scale.dtype)
     if tensors.bias is not None and needs_grad.bias:
-        results["bias"] = args.bias_grad.to(tensors.bias.dtype)
+        results["bias"] = args.bias_grad.view_as(tensors.bias).to(tensors.bias.dtype)
     if tensors.loss_weights is not None and needs_grad.loss_weights and loss_grad is not None:
         results["loss_weights"] = (loss_grad * unweighted_loss).to(tensors.loss_weights.dtype)
     return results

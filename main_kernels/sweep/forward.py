@@ -69,6 +69,7 @@ def _fake(args: SweepArgs) -> SweepOutputs:
         "loss": args.has_row_loss,
         "entropy": args.entropy_and_ranks,
         "unweighted_loss": args.has_row_loss and args.loss_weights is not None,
+        "sigmoid": args.sigmoid,
         "clipped": args.clip > 0,
         "row_rank": ranks,
         "column_rank": ranks and args.column_lse,

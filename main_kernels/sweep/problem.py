@@ -36,6 +36,7 @@ class Problem:
     plan: Plan
     backend: Backend
     fused: FusedKernels | None  # those of the backend, if they support this problem and no score is kept
+    has_uniform_bias: bool  # all columns share the bias, which is one parameter
 
     @cached_property
     def matmul_operands(self) -> tuple[Operand, Operand]:
@@ -121,10 +122,10 @@ def make_problem(args: SweepArgs | SweepGradArgs, rows: Tensor | None) -> Proble
     query, targets = args.query, args.targets
     if rows is not None and targets is not None:
         query, targets = query[rows], targets[rows]
-        mask = None if mask is None else Mask(mask.rows[rows], mask.columns, mask.keep_target)
+        mask = None if mask is None else mask[rows]
     bias = args.bias
     if bias is not None:
-        bias = bias.to(accumulator_dtype(query.dtype)).contiguous()
+        bias = bias.to(accumulator_dtype(query.dtype)).expand(args.key.shape[0]).contiguous()
     backend = get_backend(args.backend)
     keeps_no_scores = args.gradient in ("none", "recomputed")
     fused = backend.fused if keeps_no_scores and backend.fused and backend.fused.supports(query.dtype) else None
@@ -137,6 +138,7 @@ def make_problem(args: SweepArgs | SweepGradArgs, rows: Tensor | None) -> Proble
         plan=plan,
         backend=backend,
         fused=fused,
+        has_uniform_bias=args.bias is not None and args.bias.dim() == 0,
     )
 
 
@@ -174,10 +176,7 @@ def _make_mask(args: SweepArgs | SweepGradArgs) -> Mask | None:
     """Return the mask, with ids of 32 bits."""
     rows, columns, count = args.row_ids, args.column_ids, args.key.shape[0]
     if rows is None or columns is None:
-        if args.keep_target or args.targets is None:
-            return None
-        every = torch.arange(count, dtype=torch.int32, device=args.query.device)
-        return Mask(args.targets.to(torch.int32), every, False)
+        return None if args.keep_target or args.targets is None else Mask(None, None, False)
     ids, unused_id = _compact_ids(torch.cat([rows, columns]))
     padded = ids.new_full((count,), unused_id)
     padded[: columns.shape[0]] = ids[rows.shape[0] :]

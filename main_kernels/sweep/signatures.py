@@ -15,7 +15,7 @@ class SweepArgs(NamedTuple):
     query: Tensor  # [N, D]
     key: Tensor  # [M, D]
     scale: Tensor  # 0-dimensional
-    bias: Tensor | None  # [M]
+    bias: Tensor | None  # [M], or [] for the same in every column
     softcap: float  # 0: none
     targets: Tensor | None  # int64 [N]
     check_targets: bool  # False: the caller made them, all distinct and in range
@@ -28,6 +28,7 @@ class SweepArgs(NamedTuple):
     entropy_and_ranks: bool
     logit_sums: bool
     softplus: bool
+    sigmoid: bool
     clip: float
     has_row_loss: bool  # the next three describe a RowLoss that is requested
     loss_weights: Tensor | None  # [N]
@@ -52,6 +53,7 @@ class SweepOutputs(NamedTuple):
     loss: Tensor  # [N]
     entropy: Tensor  # [N] the last differentiable output
     unweighted_loss: Tensor  # [N] if the loss has weights
+    sigmoid: Tensor  # [N] sum of the derivatives of softplus, for the gradient of a bias []
     clipped: Tensor  # [N]
     row_rank: Tensor  # [N]
     column_rank: Tensor  # [M]
@@ -64,7 +66,7 @@ class SweepOutputs(NamedTuple):
     key_grad_low: Tensor
 
 
-VECTORS = SweepOutputs._fields[:14]
+VECTORS = SweepOutputs._fields[:15]
 DIFFERENTIABLE = SweepOutputs._fields[:8]
 FLOAT64 = ("row_logits", "column_logits")
 
@@ -90,6 +92,7 @@ class SweepGradArgs(NamedTuple):
     column_lse: Tensor
     column_lse_low: Tensor
     entropy: Tensor
+    sigmoid: Tensor
     row_lse_grad: Tensor | None  # upstream gradients of the differentiable outputs; None is zero
     column_lse_grad: Tensor | None
     target_grad: Tensor | None
@@ -104,7 +107,7 @@ class SweepGradArgs(NamedTuple):
     query_grad_low: Mutated
     key_grad_high: Mutated
     key_grad_low: Mutated
-    bias_grad: Mutated  # [M] or [0]
+    bias_grad: Mutated  # [M], [1] for a bias [], or [0]
     scale_grad: Mutated  # [1] or [0]
     gradient: str
     saved_available: bool  # False: recompute what the forward saved, in the same order, to the same bits

@@ -33,6 +33,7 @@ class Reductions:
     row_logits: Tensor | None
     column_logits: Tensor | None
     softplus: Tensor | None
+    sigmoid: Tensor | None
     loss: Tensor | None
     entropy: Tensor | None
     unweighted_loss: Tensor | None
@@ -132,6 +133,7 @@ def _reductions(
         row_logits=rows.logits,
         column_logits=None if columns is None else columns.logits,
         softplus=None if rows.softplus is None else rows.softplus.to(rows.maximum.dtype),
+        sigmoid=None if rows.sigmoid is None else rows.sigmoid.to(rows.maximum.dtype),
         loss=loss,
         entropy=rows.entropy(),
         unweighted_loss=None if row_loss is None or row_loss.weights is None else unweighted,
@@ -235,7 +237,8 @@ def tiled_backward(
         terms: coefficients of the scores' gradient, [N] and [M].
         saved_scores: [N, M] raw scores, which are overwritten. Empty: recompute them.
         grads: receive the gradients of query and key, if they are needed.
-        bias_grad: accumulator dtype [M], zero; receives the gradient. Empty: not needed.
+        bias_grad: accumulator dtype [M], zero; receives the gradient. [1]: the gradient of a bias that all columns
+            share, complete. Empty: not needed.
         scale_grad: accumulator dtype [1], likewise.
 
     Returns:
@@ -246,6 +249,7 @@ def tiled_backward(
     fused = None if saved_scores.numel() else problem.fused
     buffer = None if saved_scores.numel() or fused is not None else problem.score_buffer()
     narrow = problem.gradient_buffer(separate=fused is not None)
+    column_grads = bias_grad.new_empty(0) if problem.has_uniform_bias else bias_grad
     power = gradient_power(problem, terms)
     terms = terms.scaled(power)
     factors = _single_exp_factors(problem, terms)
@@ -269,15 +273,16 @@ def tiled_backward(
             _score_grad_(problem, scores, chunk, terms, factors, scale_parts, score_grad)
         if scale_parts is not None:
             scale_grad += scale_parts.sum()
-        if bias_grad.numel():
-            problem.backend.add_columns_(score_grad, bias_grad)
+        if column_grads.numel():
+            problem.backend.add_columns_(score_grad, column_grads)
         _add_products(problem, score_grad, chunk, grads)
     if buffer is not None:
         WORKSPACE.release(buffer)
-    if scale_grad.numel() and from_products:
-        scale_grad += _scale_grad(problem, grads, bias_grad)
     if power is not None:
-        bias_grad /= power
+        column_grads /= power
+    if scale_grad.numel() and from_products:
+        scale_grad += _scale_grad(problem, grads, bias_grad, power)
+    elif power is not None:
         scale_grad /= power
     return power
 
@@ -288,14 +293,17 @@ def _products_have_scale_grad(problem: Problem, grads: GradBuffers, bias_grad: T
     return not problem.score_map.softcap and grads.query.is_needed and biases
 
 
-def _scale_grad(problem: Problem, grads: GradBuffers, bias_grad: Tensor) -> Tensor:
+def _scale_grad(problem: Problem, grads: GradBuffers, bias_grad: Tensor, power: Tensor | None) -> Tensor:
     """Return the gradient of the scale from that of the query: with S = scale (Q Kᵀ + bias), scale dL/dscale =
-    Σ_ij dL/dS_ij S_ij = Σ_i q_i·dL/dq_i + Σ_j bias_j dL/dbias_j."""
+    Σ_ij dL/dS_ij S_ij = Σ_i q_i·dL/dq_i + Σ_j bias_j dL/dbias_j. The query's is still too large by ``power``."""
     total = problem.query.new_zeros((), dtype=torch.float64)
     for chunk in problem.chunks():
         total += (problem.query[chunk] * grads.query.sums(chunk)).sum(dtype=torch.float64)
+    if power is not None:
+        total = total / power
     bias = problem.score_map.bias
     if bias is not None:
+        bias = bias[: bias_grad.numel()]
         total += torch.where(bias == -torch.inf, 0, bias * bias_grad).sum(dtype=torch.float64)
     return total / problem.score_map.scale
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from main_kernels import info_nce, pair_scores, reference, row_logsumexp, sigmoid_loss
+from main_kernels import backends, info_nce, pair_scores, reference, row_logsumexp, sigmoid_loss
 from main_kernels.sweep import plan, problem, sweep
 
 from .contract import Matrices, assert_contract, error, exact, largest_logit, matrices, seeded
@@ -181,6 +181,18 @@ def test_sigmoid_loss_of_a_confident_model_is_not_rounded_away(backend):
     assert loss.double().sub(want).abs().max() < 4e-6
     empty = sigmoid_loss(query, query, logit_scale=torch.tensor(0.0), logit_bias=torch.tensor(20.0), reduction="none")
     assert empty.double().sub(99 * 20 + 100 * math.log1p(math.exp(-20))).abs().max() < 2e-4
+
+
+@pytest.mark.one_build
+def test_learned_scale_and_bias_take_no_pass_over_the_columns(backend, monkeypatch):
+    """It would read all gradients of the scores once more."""
+    kind = type(backends.get_backend(backend))
+    monkeypatch.setattr(kind, "add_columns_", lambda *_: pytest.fail("the columns are summed"))
+    query, key = (torch.randn(40, 8, requires_grad=True) for _ in range(2))
+    scale, bias = torch.tensor(1.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
+    sigmoid_loss(query, key, logit_scale=scale, logit_bias=bias).backward()
+    assert scale.grad.isfinite()
+    assert float(bias.grad)
 
 
 def test_one_pair_has_no_loss(backend):

@@ -35,6 +35,8 @@ DEFAULTS = {
     "entropy_and_ranks": False,
     "logit_sums": False,
     "softplus": False,
+    "sigmoid": False,
+    "bias": None,
     "clip": 0.0,
     "has_row_loss": False,
     "loss_weights": None,
@@ -148,6 +150,7 @@ ROW_LOSS = {"has_row_loss": True, "label_smoothing": 0.1, "z_loss": 0.01, "logit
         (EVERY_ROW, False, 0, {"column_lse": True, **IDS}),
         (EVERY_ROW, True, 1 << 20, {"column_lse": True, "logit_sums": True, "softplus": True, "clip": 3.0, **IDS}),
         (EVERY_ROW, False, 0, {"row_lse": False, "softplus": True, "keep_target": False}),
+        (SOME_ROWS, True, 0, {"row_lse": False, "softplus": True, "sigmoid": True, "bias": -0.5, "keep_target": False}),
         (SOME_ROWS, False, 0, {"keep_target": False, "clip": 2.0, **IDS}),
         (SOME_ROWS, False, 0, ROW_LOSS),
         (EVERY_ROW, False, 0, {"has_row_loss": True, "loss_weights": [1.0, 0.0, 2.0, 1.0, 1.0, 3.0]}),
@@ -158,6 +161,8 @@ ROW_LOSS = {"has_row_loss": True, "label_smoothing": 0.1, "z_loss": 0.01, "logit
 def test_opcheck_passes_for_the_sweep(backend, targets, other, workspace_bytes, wants):
     query, key = operands()
     options = {name: torch.tensor(v) if isinstance(v, list) else v for name, v in wants.items()}
+    if "bias" in options:
+        options["bias"] = torch.tensor(options["bias"], requires_grad=True)
     if "loss_weights" in options:
         options["loss_weights"].requires_grad_()
     options = {**DEFAULTS, **options}
@@ -165,7 +170,6 @@ def test_opcheck_passes_for_the_sweep(backend, targets, other, workspace_bytes, 
         query=query,
         key=key,
         scale=torch.tensor(2.0, requires_grad=other),
-        bias=None,
         softcap=0.0,
         targets=None if targets is None else torch.tensor(targets),
         **options,

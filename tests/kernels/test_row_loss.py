@@ -25,6 +25,7 @@ MAPS = {
 MAPS["softcapped bias"] = ScoreMap(torch.tensor(0.5), 3.0, MAPS["bias"].bias)
 IDS = torch.arange(COLUMNS, dtype=torch.int32) % 11
 MASKS = {"no mask": None, "mask": Mask(IDS[:ROWS], IDS, True), "mask of targets too": Mask(IDS[:ROWS], IDS, False)}
+MASKS["mask of targets alone"] = Mask(None, None, False)
 
 
 @pytest.fixture(autouse=True, params=cpu.instruction_sets())

@@ -19,7 +19,11 @@ def _mask(keep_target: bool) -> Mask:
 @pytest.mark.parametrize("instruction_set", cpu.instruction_sets())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [None, "bias"])
-@pytest.mark.parametrize("mask", [None, _mask(True), _mask(False)], ids=["whole", "keep", "drop"])
+@pytest.mark.parametrize(
+    "mask",
+    [None, _mask(True), _mask(False), Mask(None, None, False)],
+    ids=["whole", "keep", "drop", "drop the targets alone"],
+)
 def test_softplus_gradients_match_the_plain_backend(instruction_set, dtype, bias, mask):
     raw = (torch.randn(ROWS, COLUMNS) * 20).to(dtype)  # of some the sigmoid underflows
     score_map = ScoreMap(torch.tensor(3.0))

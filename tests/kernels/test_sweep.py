@@ -55,6 +55,37 @@ def test_many_nearly_equal_summands_lose_no_digits(backend, level):
     assert error(slope, (scores.sigmoid() * scores).sum()) <= relative * abs(float((scores.sigmoid() * scores).sum()))
 
 
+@pytest.mark.parametrize("bias", [-30.0, -2.0, 0.4, 30.0])
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
+def test_one_bias_for_all_columns_has_the_gradients_of_its_copies(backend, bias, workspace_bytes):
+    """Also with masked entries and an ignored row. Its gradient needs no pass over the scores."""
+    query, key, upstream = torch.randn(70, 6), torch.randn(2100, 6), torch.randn(2, 70)
+    ids, targets = (torch.arange(70) % 9, torch.arange(2100) % 9), torch.arange(70).where(torch.arange(70) != 5, -1)
+    grads = []
+    for copied in (False, True):
+        leaves = [x.clone().requires_grad_() for x in (query, key, torch.tensor(1.7), torch.tensor(bias))]
+        got = sweep(
+            *leaves[:2],
+            scale=leaves[2],
+            bias=leaves[3].expand(2100) if copied else leaves[3],
+            targets=targets,
+            ignore_index=-1,
+            row_ids=ids[0],
+            column_ids=ids[1],
+            keep_target=False,
+            row_lse=False,
+            softplus=True,
+            workspace_bytes=workspace_bytes,
+        )
+        grads.append(torch.autograd.grad((got.softplus * upstream[0] + got.target * upstream[1]).sum(), leaves))
+    for one, of_copies in zip(*grads, strict=True):
+        assert error(one, of_copies.double()) <= 2e-6 * max(float(of_copies.abs().max()), 1.0)
+    scores = (query.double() @ key.double().T + bias) * 1.7
+    slopes = scores.sigmoid().masked_fill(ids[0][:, None] == ids[1], 0).sum(1)
+    want = 1.7 * (slopes * upstream[0] + upstream[1])[targets >= 0].sum()
+    assert error(grads[0][3], want) <= 1e-6 * float((slopes.abs() * upstream[0].abs()).sum() + 1)
+
+
 def test_every_instruction_set_can_be_chosen():
     names = cpu.instruction_sets()
     if not names:

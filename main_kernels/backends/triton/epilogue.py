@@ -270,15 +270,17 @@ def unmasked(is_target, masking):
                 valid = valid | is_target
             else:
                 valid = valid & (is_target == 0)
+    elif is_target is not None and not masking.keep_target:
+        valid = is_target == 0
     return valid
 
 
 @triton.jit
 def mask_scores(s, is_target, entries, masking):
     """s with -inf for entries that are masked or out of bounds. NaN scores stay NaN, even if they are masked."""
-    valid = in_bounds(entries)
-    if masking.row_ids is not None:
-        valid = (valid & unmasked(is_target, masking)) | (s != s)
+    valid, counts = in_bounds(entries), unmasked(is_target, masking)
+    if counts is not None:
+        valid = (valid & counts) | (s != s)
     return tl.where(valid, s, NOTHING)
 
 
@@ -296,7 +298,7 @@ def reduce_tile(s, above, clip, parts, AXIS: tl.constexpr):
     top = tl.max(s, AXIS)
     zero = tl.where(top > NOTHING, top, 0.0)  # e^-inf is 0, not NaN
     none = tl.zeros_like(top)
-    total, weighted, rank, logits, softplus, clipped = none, none, none, none, none, none
+    total, weighted, rank, logits, softplus, sigmoid, clipped = none, none, none, none, none, none, none
     if parts.total is not None:
         below = s - tl.expand_dims(zero, AXIS)
         weight = exp(below)
@@ -312,7 +314,9 @@ def reduce_tile(s, above, clip, parts, AXIS: tl.constexpr):
         logits = tl.sum(tl.where(s == NOTHING, 0.0, s), AXIS)
     if parts.softplus is not None:
         softplus = tl.sum(softplus_of(s), AXIS)
-    return Sums(top, total, weighted, rank, logits, softplus, clipped)
+    if parts.sigmoid is not None:
+        sigmoid = tl.sum(sigmoid_of(s), AXIS)
+    return Sums(top, total, weighted, rank, logits, softplus, sigmoid, clipped)
 
 
 LEAST = tl.constexpr(2.0**-90)  # a column's sum: its terms below 2^-126 are lost, at most 2^-28 of it
@@ -328,7 +332,7 @@ def rescaled(sums, top, clip):
     clipped_shift = tl.where(seen, clamped(sums.maximum, clip) - clamped(zero, clip), 0.0)
     weighted = factor * (sums.weighted + shift * sums.total)
     clipped = sums.clipped * exp(clipped_shift)
-    return Sums(top, sums.total * factor, weighted, sums.rank, sums.logits, sums.softplus, clipped)
+    return Sums(top, sums.total * factor, weighted, sums.rank, sums.logits, sums.softplus, sums.sigmoid, clipped)
 
 
 @triton.jit
@@ -344,6 +348,7 @@ def merge_sums(a, b, clip):
         a.rank + b.rank,
         a.logits + b.logits,
         a.softplus + b.softplus,
+        a.sigmoid + b.sigmoid,
         a.clipped + b.clipped,
     )
 
@@ -364,6 +369,8 @@ def store_sums(sums, parts, at, mask):
         tl.store(parts.logits + at, sums.logits, mask)
     if parts.softplus is not None:
         tl.store(parts.softplus + at, sums.softplus, mask)
+    if parts.sigmoid is not None:
+        tl.store(parts.sigmoid + at, sums.sigmoid, mask)
 
 
 @triton.jit

@@ -49,7 +49,7 @@ def _whole_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_
     if score_map.softcap or terms.neg_entropy_grad is not None:
         return configs.MAX_PRESSURE + 1
     pressure = 2 * sum(x is not None for x in (terms.column_lse_grad, terms.column_sum_grad, score_map.bias))
-    return pressure + (mask is not None) + _ROW_SUMS * (scale_grad is not None)
+    return pressure + (mask is not None and mask.rows is not None) + _ROW_SUMS * (scale_grad is not None)
 
 
 def _score_grad_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> int:
@@ -130,7 +130,7 @@ class TritonFused:
     ) -> tuple[RowAccumulators, ColumnAccumulators | None]:
         tile: WholeTile
         if _is_two_sided(spec, score_map):
-            ids = int(mask is not None)
+            ids = int(mask is not None and mask.rows is not None)
             tile, reduce = configs.tile_for(configs.TWO_SIDED_REDUCE, query.device, ids), self._reduce_two_sided
         else:
             pressure = _reduce_pressure(spec, score_map)

@@ -114,6 +114,12 @@ def whole_score_grad(
                 if vectors.target_grad is not None:
                     own += vectors.target_grad
                 g = tl.where(target_mask(entries, loaded), own[:, None], g)
+        elif not masking.keep_target:
+            if targeted:
+                own = tl.zeros((BLOCK_M,), tl.float32)
+                if vectors.target_grad is not None:
+                    own += vectors.target_grad
+                g = tl.where(target_mask(entries, loaded), own[:, None], g)
         elif vectors.target_grad is not None and targeted:
             g += tl.where(target_mask(entries, loaded), vectors.target_grad[:, None], 0.0)
         if row_partials is not None:  # g has the factor of the scale

@@ -33,6 +33,7 @@ class Sums(NamedTuple):
     rank: Any
     logits: Any
     softplus: Any
+    sigmoid: Any
     clipped: Any
 
 

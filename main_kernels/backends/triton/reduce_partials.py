@@ -76,3 +76,6 @@ def reduce_partials(
         if sums.softplus is not None:
             softplus = tl.load(sums.softplus + x, in_range, 0.0) + _sum_of(parts.softplus, at, mask)
             tl.store(sums.softplus + x, softplus, in_range)
+        if sums.sigmoid is not None:
+            sigmoid = tl.load(sums.sigmoid + x, in_range, 0.0) + _sum_of(parts.sigmoid, at, mask)
+            tl.store(sums.sigmoid + x, sigmoid, in_range)

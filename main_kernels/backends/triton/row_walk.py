@@ -24,7 +24,7 @@ def grouped(x, GROUP: tl.constexpr):
 def no_sums(BLOCK_M: tl.constexpr, GROUPS: tl.constexpr):
     """The sums of groups of which no score was seen."""
     none = tl.zeros((BLOCK_M, GROUPS), tl.float32)
-    return Sums(none + NOTHING, none, none, none, none, none, none)
+    return Sums(none + NOTHING, none, none, none, none, none, none, none)
 
 
 @triton.jit
@@ -46,5 +46,6 @@ def joined(sums, clip):
         tl.sum(sums.rank, 1),
         total_of(sums.logits),
         total_of(sums.softplus),
+        total_of(sums.sigmoid),
         total_of(sums.clipped),
     )
