@@ -29,7 +29,7 @@ import triton
 from ..command import command_parser
 from .cases import chunk_cases, fused_cases
 from .compile import MULTIPROCESSORS, compiling, machine_code
-from .limits import MATRIX, PERSISTENT, faults
+from .limits import MATRIX, PERSISTENT, WALKS, faults
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -52,11 +52,19 @@ def measured(cases: Iterator[tuple[str, Callable[[], None]]], architecture: int)
 
 def renewed(rows: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of a table with the new ones in the places of those of the same architecture, kernel and case. A
-    new row without a place is added, unless the table has the same binary with another case."""
+    new row without a place is added, unless the table has the same binary with another case. A walk that its case no
+    longer launches is dropped."""
     waiting: dict[Any, list[dict[str, Any]]] = {}
     for row in new:
         waiting.setdefault(_place(row), []).append(row)
-    kept = [waiting[place].pop(0) if waiting.get(place := _place(row)) else row for row in rows]
+    walked = {(row["architecture"], row["case"]) for row in new if row["kernel"] in WALKS}
+    kept = []
+    for row in rows:
+        place = _place(row)
+        if waiting.get(place):
+            kept.append(waiting[place].pop(0))
+        elif row["kernel"] not in WALKS or (row["architecture"], row["case"]) not in walked:
+            kept.append(row)
     known = {json.dumps({**row, "case": ""}) for row in kept}
     return kept + [row for left in waiting.values() for row in left if json.dumps({**row, "case": ""}) not in known]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -81,8 +82,8 @@ def _given(extra: str, n: int, m: int) -> tuple[ScoreMap, Mask | None]:
     everything = extra == "everything"
     biased = everything or "bias" in extra
     score_map = ScoreMap(empty(), 30.0 if extra == "softcap" or everything else 0.0, empty(m) if biased else None)
-    if "others" in extra:
-        return score_map, Mask(None, None, False)
+    if "others" in extra:  # as sigmoid_loss, whose bias is uniform
+        return replace(score_map, is_uniform=biased), Mask(None, None, False)
     masked = everything or extra in ("ids", "left out", "bias ids")
     ids = Mask(empty(n, dtype=torch.int32), empty(m, dtype=torch.int32), extra != "left out") if masked else None
     return score_map, ids
@@ -93,7 +94,7 @@ def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     all at once, and all of that for sizes that are a multiple of everything and of nothing. float16 operands make the
     same code but for the products: there the plain ones do, and all at once."""
     reduced = [(w, "") for w in WANTS] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
-    reduced += [("sigmoid", "bias others"), ("rows", "others")]
+    reduced += [("sigmoid", "bias others"), ("sigmoid", "bias ids"), ("rows", "others")]
     weighed = [(u, "") for u in UPSTREAM] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
     weighed += [("softplus", "bias"), ("softplus", "scale"), ("softplus", "bias ids"), ("both", "scale")]
     weighed += [("softplus", "others"), ("softplus", "bias others"), ("rows", "others")]

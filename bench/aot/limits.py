@@ -10,7 +10,14 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCMMA"}
 """The instruction that matrix products must be made of."""
 
-WALKS = ("fused_reduce", "fused_score_grad", "two_sided_reduce", "exact_columns", "whole_score_grad")
+WALKS = (
+    "fused_reduce",
+    "softplus_reduce",
+    "fused_score_grad",
+    "two_sided_reduce",
+    "exact_columns",
+    "whole_score_grad",
+)
 """The kernels that walk over tiles of scores and contain the product."""
 PERSISTENT = (*WALKS, "row_loss", "divergence")
 """The kernels whose programs are as many as multiprocessors hold."""
@@ -20,6 +27,8 @@ EPILOGUE_LIMITS = (
     (r"reduce both (ids|left out) b?float16 8192x", "two_sided_reduce", 1024, 0.6),
     (r"score_grad (both|(softplus|softplus bias)( others)?) b?float16 ", "whole_score_grad", 1024, 0.5),
     (r"score_grad both (ids|left out) b?float16 ", "whole_score_grad", 1024, 0.65),
+    (r"reduce softplus b?float16 8192x", "softplus_reduce", 1024, 0.3),
+    (r"reduce sigmoid bias others b?float16 8192x", "softplus_reduce", 1024, 0.7),
     (r"reduce rows b?float16 8192x", "fused_reduce", 4096, 0.1),
 )
 """(cases, kernel, width D, limit): the modelled cycles of the epilogue on sm_90 over those of the tile's products, at D
@@ -27,7 +36,7 @@ columns of the operands and full tensor rate. These kernels load nothing from gl
 MULTIPLY_ADDS_PER_CYCLE = 2048
 """bfloat16 multiply-adds per cycle of a multiprocessor of sm_90."""
 
-OPERAND_LIMITS = {"two_sided_reduce": 160, "exact_columns": 160, "whole_score_grad": 160}
+OPERAND_LIMITS = dict.fromkeys(("two_sided_reduce", "softplus_reduce", "exact_columns", "whole_score_grad"), 160)
 """Bytes per cycle that the products of a kernel may read from and write to shared memory at full tensor rate. A
 multiprocessor does 128: cuBLAS's 128 x 256 needs as many, 128 x 128 needs 160, 128 x 64 needs 224. 128 x 256 would
 leave one program per multiprocessor, whose epilogue nothing hides."""

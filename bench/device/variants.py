@@ -20,7 +20,14 @@ from .samples import SampleLog
 from .timing import time_in_turn
 
 WIDE = {"BLOCK_N": 256, "num_warps": 8, "EPILOGUE_SUBTILES_LOG2": 3}
-TABLES = ("FUSED_REDUCE", "FUSED_SCORE_GRAD", "TWO_SIDED_REDUCE", "EXACT_COLUMNS", "WHOLE_SCORE_GRAD")
+TABLES = (
+    "FUSED_REDUCE",
+    "FUSED_SCORE_GRAD",
+    "TWO_SIDED_REDUCE",
+    "SOFTPLUS_REDUCE",
+    "EXACT_COLUMNS",
+    "WHOLE_SCORE_GRAD",
+)
 
 
 def _tiles(**changes: int) -> dict[str, Any]:

@@ -26,11 +26,13 @@ class ScoreMap:
         scale: 0-dimensional, accumulator dtype. A tensor, so that the host need not know its value.
         softcap: 0 is no softcap, ``s = scale * (raw + bias)``. Default 0.
         bias: [M], accumulator dtype. Default: no bias.
+        is_uniform: all columns have the same bias. Default False.
     """
 
     scale: Tensor
     softcap: float = 0.0
     bias: Tensor | None = None
+    is_uniform: bool = False
 
     def valid_column_count(self, columns: int) -> Tensor | int:
         """Return the number of columns that the bias does not exclude, at least 1.

@@ -39,7 +39,7 @@ def _run(args: SweepGradArgs) -> None:
     if args.gradient == "forward":
         factors = _by_row_loss(args, problem, rows, terms, grads)
     else:
-        if problem.has_uniform_bias and args.bias_grad.numel():
+        if problem.score_map.is_uniform and args.bias_grad.numel():
             sigmoid = args.sigmoid if rows is None else args.sigmoid[rows]
             args.bias_grad.copy_(_uniform_bias_grad(terms, sigmoid, args.scale))
         power = tiled_backward(

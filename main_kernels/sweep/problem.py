@@ -36,7 +36,6 @@ class Problem:
     plan: Plan
     backend: Backend
     fused: FusedKernels | None  # those of the backend, if they support this problem and no score is kept
-    has_uniform_bias: bool  # all columns share the bias, which is one parameter
 
     @cached_property
     def matmul_operands(self) -> tuple[Operand, Operand]:
@@ -132,13 +131,12 @@ def make_problem(args: SweepArgs | SweepGradArgs, rows: Tensor | None) -> Proble
     return Problem(
         query=query,
         key=args.key,
-        score_map=ScoreMap(args.scale.detach(), args.softcap, bias),
+        score_map=ScoreMap(args.scale.detach(), args.softcap, bias, args.bias is not None and args.bias.dim() == 0),
         targets=None if targets is None else targets.contiguous(),
         mask=mask,
         plan=plan,
         backend=backend,
         fused=fused,
-        has_uniform_bias=args.bias is not None and args.bias.dim() == 0,
     )
 
 

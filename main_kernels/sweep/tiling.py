@@ -249,7 +249,7 @@ def tiled_backward(
     fused = None if saved_scores.numel() else problem.fused
     buffer = None if saved_scores.numel() or fused is not None else problem.score_buffer()
     narrow = problem.gradient_buffer(separate=fused is not None)
-    column_grads = bias_grad.new_empty(0) if problem.has_uniform_bias else bias_grad
+    column_grads = bias_grad.new_empty(0) if problem.score_map.is_uniform else bias_grad
     power = gradient_power(problem, terms)
     terms = terms.scaled(power)
     factors = _single_exp_factors(problem, terms)

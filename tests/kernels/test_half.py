@@ -130,7 +130,7 @@ def test_the_bound_covers_every_row():
     query, key = (x.detach() for x in Matrices(130, 150, 16, torch.float16, 4.0, False, 3).draw())
     score_map, backend = backends.ScoreMap(torch.tensor(1.0)), backends.get_backend("plain")
     made = problem.Problem(
-        query, key, score_map, None, None, problem.make_plan(130, 150, 16, query.dtype, "cpu"), backend, None, False
+        query, key, score_map, None, None, problem.make_plan(130, 150, 16, query.dtype, "cpu"), backend, None
     )
     products.multiply(query, key.T, torch.empty(130, 150))
     lse = (query.double() @ key.double().T).logsumexp(1)

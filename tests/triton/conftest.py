@@ -19,11 +19,12 @@ COMPILED = ["test_aot.py", "test_launch.py", "test_no_device.py"]
 collect_ignore = COMPILED if INTERPRETED else ["test_library.py", "test_fused.py"]
 
 if INTERPRETED:
+    from bench.device.variants import TABLES
     from main_kernels.backends.triton import configs
 
     repair()
     # The interpreter takes milliseconds per tile, of any size: use few large ones. test_aot.py compiles the real ones.
-    for name in ("FUSED_REDUCE", "FUSED_SCORE_GRAD", "TWO_SIDED_REDUCE", "EXACT_COLUMNS", "WHOLE_SCORE_GRAD"):
+    for name in TABLES:
         tiles = (replace(tile, BLOCK_M=512, BLOCK_N=512, BLOCK_K=128) for tile in getattr(configs, name))
         setattr(configs, name, tuple(tiles))
     configs.TARGET_SCORES = replace(configs.TARGET_SCORES, BLOCK_M=512, BLOCK_K=128)

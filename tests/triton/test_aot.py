@@ -26,8 +26,13 @@ PLAIN = (
     "chunk score_grad both bfloat16",
     "divergence JS both bfloat16 bfloat16",
 )
+ALONE = (f"reduce sigmoid bias others {SHAPE}",)  # the forward of sigmoid_loss
 HEAVIEST = (f"reduce everything everything {SHAPE}", f"score_grad everything everything {SHAPE}")
-CASES = {80: PLAIN, 90: PLAIN + HEAVIEST, 100: PLAIN}  # the heaviest take ptxas up to a minute for each architecture
+CASES = {
+    80: PLAIN,
+    90: PLAIN + ALONE + HEAVIEST,
+    100: PLAIN,
+}  # the heaviest take ptxas up to a minute for each architecture
 
 
 @pytest.mark.slow

@@ -142,6 +142,26 @@ def test_sigmoid_loss_matches_the_reference(fused, ids):
     check("triton", drawn, scale=math.log(10), bias=-3.0, ids=ids, reduction="mean", workspace_bytes=0)
 
 
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 28], ids=["recomputed", "saved"])
+def test_targets_alone_can_be_masked(fused, workspace_bytes):
+    query, key = (torch.randn(600, 16).bfloat16().requires_grad_() for _ in range(2))
+    targets = (torch.arange(600) + 100) % 600
+    options = {"scale": 0.5, "targets": targets, "keep_target": False, "column_lse": True}
+    got = sweep(query, key, workspace_bytes=workspace_bytes, **options)
+    leaves = [x.detach().double().requires_grad_() for x in (query, key)]
+    scores = leaves[0] @ leaves[1].T * 0.5
+    off = scores.masked_fill(targets[:, None] == torch.arange(600), -torch.inf)
+    want = off.logsumexp(1), off.logsumexp(0)
+    size = float(scores.detach().abs().max())
+    for mine, true in zip((got.row_lse, got.column_lse), want, strict=True):
+        assert error(mine, true) < (1e-6 if workspace_bytes == 0 else 1e-2) * size
+    upstream = torch.rand(2, 600)
+    grads = torch.autograd.grad((got.row_lse * upstream[0] + got.column_lse * upstream[1]).sum(), (query, key))
+    true_grads = torch.autograd.grad((want[0] * upstream[0] + want[1] * upstream[1]).sum(), leaves)
+    for mine, true in zip(grads, true_grads, strict=True):
+        assert error(mine, true) < 1e-2 * float(true.abs().max())
+
+
 def test_all_sums_at_once_match_the_reference(fused):
     query, key = (torch.randn(300, 16).bfloat16() for _ in range(2))
     options = {"keep_target": False, "softplus": True, "clip": 2.0, "logit_sums": True, "entropy_and_ranks": True}

@@ -69,7 +69,8 @@ def test_a_driver_accepts_every_launch(noted, name, dtype):
     elif dtype == torch.float32 or name not in FUSED:
         assert asked["reduce_rows"] + asked["reduce_both"] == asked["score_grad"] == 1
     else:
-        assert asked["target_scores"] == asked["fused_reduce"] + asked["two_sided_reduce"] == 1
+        assert asked["fused_reduce"] + asked["two_sided_reduce"] + asked["softplus_reduce"] == 1
+        assert asked["target_scores"] == 1
         assert asked["exact_columns"] == asked["two_sided_reduce"]
         assert asked["map"] == 2 * sum(asked[walk] for walk in WALKS)
         assert all(note.size <= 2 * 132 for note in notes if note.what in WALKS)

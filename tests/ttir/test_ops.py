@@ -84,9 +84,10 @@ def test_info_nce_in_other_dtypes(workspace_bytes, dtype):
 @pytest.mark.slow
 def test_sigmoid_loss(architecture):
     scale, bias = torch.tensor(0.5), torch.tensor(-1.0)
+    learned = bias.cuda().requires_grad_()  # sums of sigmoid as well
     compare(
         lambda q, k: sigmoid_loss(
-            q / TAU, k, logit_scale=scale.cuda(), logit_bias=bias.cuda(), reduction="none", workspace_bytes=0
+            q / TAU, k, logit_scale=scale.cuda(), logit_bias=learned, reduction="none", workspace_bytes=0
         ),
         lambda q, k: reference.sigmoid_loss(q / TAU, k, logit_scale=scale, logit_bias=bias, reduction="none"),
         draw(ROWS, ROWS),

@@ -309,6 +309,66 @@ TWO_SIDED_REDUCE = (
     ),
 )
 
+SOFTPLUS_REDUCE = (
+    FusedTile(
+        "half the tile in the epilogue at a time; at most 231 registers",
+        architecture=80,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=32,
+        EPILOGUE_SUBTILES_LOG2=1,
+        num_warps=8,
+        num_stages=4,
+    ),
+    FusedTile(
+        "half the tile in the epilogue at a time; two programs share a multiprocessor; at most 255 registers",
+        architecture=90,
+        max_pressure=1,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=1,
+        num_warps=4,
+        num_stages=3,
+        programs=2,
+    ),
+    FusedTile(
+        "ids: two warp groups share the epilogue's registers",
+        architecture=90,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=1,
+        num_warps=8,
+        num_stages=3,
+    ),
+    FusedTile(
+        "the accumulator is in tensor memory; two programs share a multiprocessor",
+        architecture=100,
+        max_pressure=0,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=1,
+        num_warps=4,
+        num_stages=3,
+        programs=2,
+    ),
+    FusedTile(
+        "sigmoid and ids: two warp groups share the epilogue's registers",
+        architecture=100,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=1,
+        num_warps=8,
+        num_stages=3,
+    ),
+)
+
 EXACT_COLUMNS = (
     ExactTile(
         "the tile of TWO_SIDED_REDUCE, an eighth at a time; at most 206 registers",

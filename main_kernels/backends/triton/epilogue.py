@@ -78,8 +78,33 @@ def log1p(w):
 
 
 @triton.jit
-def softplus_of(s):
-    return tl.maximum(s, 0.0) + log1p(exp(-tl.abs(s)))
+def _either(p, q):
+    """(1 + p) (1 + q) - 1"""
+    return p + q + p * q
+
+
+@triton.jit
+def sum_log1p(u, AXIS: tl.constexpr):
+    """The sum of log(1 + u) along the last axis, 0 <= u <= 1, from one logarithm for 64 terms: that of the product of
+    1 + u. What the product exceeds 1 by is a sum of positive terms, so the digits of a small u stay."""
+    WIDTH: tl.constexpr = u.shape[AXIS]
+    if WIDTH > 64:
+        tl.static_assert(AXIS == 1)
+        # the terms of a product are not neighbours, which a thread holds
+        total = tl.sum(_log1p_of_product(tl.reshape(u, (u.shape[0], 64, WIDTH // 64)), 1), 1)
+    else:
+        total = _log1p_of_product(u, AXIS)
+    return total
+
+
+@triton.jit
+def _log1p_of_product(u, AXIS: tl.constexpr):
+    if INTERPRETED:  # where a reduction calls its function once per element; tests/ttir has the other branch
+        total = tl.sum(log1p(u), AXIS)
+    else:
+        excess = tl.reduce(u, AXIS, _either)
+        total = tl.where(excess <= 1.0, log1p(tl.minimum(excess, 1.0)), log(1.0 + excess))
+    return total
 
 
 @triton.jit
@@ -89,11 +114,22 @@ def sigmoid_of(s):
 
 
 @triton.jit
+def load_scalars(scoring):
+    """The map with the values of the scale and of a bias that all columns share."""
+    uniform_bias = None
+    if scoring.uniform_bias is not None:
+        uniform_bias = tl.load(scoring.uniform_bias)
+    return Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias, uniform_bias)
+
+
+@triton.jit
 def load_bias(j, mask, scoring):
-    """The bias of columns j under ``mask``; None if the scores have no bias."""
+    """The bias of columns j under ``mask``, a scalar if all have the same; None if the scores have no bias."""
     bias = None
     if scoring.bias is not None:
         bias = tl.load(scoring.bias + j, mask, 0.0)
+    elif scoring.uniform_bias is not None:
+        bias = scoring.uniform_bias
     return bias
 
 
@@ -167,22 +203,36 @@ def store_padded_tile(x, start, pitch, entries, is_last, RAGGED: tl.constexpr):
 
 @triton.jit
 def load_scoring(scoring, entries):
-    """The scale's value and the biases of the tile's columns."""
-    return Scoring(scoring.scale, scoring.cap, load_bias(entries.j, entries.j < entries.columns, scoring))
+    """The map with the biases of the tile's columns, for scalars that are loaded."""
+    bias = load_vector(scoring.bias, entries.j, entries.j < entries.columns)
+    return Scoring(scoring.scale, scoring.cap, bias, scoring.uniform_bias)
 
 
 @triton.jit
 def load_masking(masking, entries):
     """The targets, -1 for those beyond the columns, and the ids of the tile's rows and columns."""
-    i, j = entries.i, entries.j
-    target, row_id, column_id = None, None, None
+    return load_ids(load_targets(masking, entries), entries)
+
+
+@triton.jit
+def load_targets(masking, entries):
+    """The targets alone; the ids stay addresses."""
+    target = None
     if masking.targets is not None:
-        target = tl.load(masking.targets + i, i < entries.rows, -1)
+        target = tl.load(masking.targets + entries.i, entries.i < entries.rows, -1)
         target = tl.where(target < entries.columns, target, -1).to(tl.int32)
+    return Masking(target, masking.row_ids, masking.column_ids, masking.keep_target)
+
+
+@triton.jit
+def load_ids(masking, entries):
+    """The ids of the tile's rows and columns, for targets that are loaded."""
+    i, j = entries.i, entries.j
+    row_id, column_id = None, None
     if masking.row_ids is not None:
         row_id = tl.load(masking.row_ids + i, i < entries.rows, 0)
         column_id = tl.load(masking.column_ids + j, j < entries.columns, 0)
-    return Masking(target, row_id, column_id, masking.keep_target)
+    return Masking(masking.targets, row_id, column_id, masking.keep_target)
 
 
 @triton.jit
@@ -234,9 +284,9 @@ def load_terms(terms, entries):
 @triton.jit
 def map_tile(raw, scoring):
     """[BLOCK_M, BLOCK_N] scores of a tile of raw products."""
-    bias = scoring.bias
-    if bias is not None:
-        bias = bias[None, :]
+    bias = scoring.uniform_bias
+    if scoring.bias is not None:
+        bias = scoring.bias[None, :]
     return map_score(raw, bias, scoring)
 
 
@@ -313,9 +363,10 @@ def reduce_tile(s, above, clip, parts, AXIS: tl.constexpr):
     if parts.logits is not None:
         logits = tl.sum(tl.where(s == NOTHING, 0.0, s), AXIS)
     if parts.softplus is not None:
-        softplus = tl.sum(softplus_of(s), AXIS)
-    if parts.sigmoid is not None:
-        sigmoid = tl.sum(sigmoid_of(s), AXIS)
+        e = exp(-tl.abs(s))
+        if parts.sigmoid is not None:
+            sigmoid = tl.sum(sigmoid_of(s), AXIS)
+        softplus = tl.sum(tl.maximum(s, 0.0), AXIS) + sum_log1p(e, AXIS)
     return Sums(top, total, weighted, rank, logits, softplus, sigmoid, clipped)
 
 
@@ -426,7 +477,7 @@ def score_grad_of(s, is_target, valid, scoring, terms):
         g = _plus(g, terms.row_sum_grad[:, None] + tl.zeros_like(s))
     if terms.column_sum_grad is not None:
         g = _plus(g, terms.column_sum_grad[None, :] + tl.zeros_like(s))
-    if g is not None and scoring.bias is not None:
+    if g is not None and (scoring.bias is not None or scoring.uniform_bias is not None):
         g = tl.where(s == NOTHING, 0.0, g)
     if terms.softplus_grad is not None:  # 0 at -inf
         g = _plus_product(g, terms.softplus_grad[:, None], sigmoid_of(s))
@@ -460,7 +511,7 @@ def score_grad_tile(raw, entries, scoring, masking, terms, row_partials):
         inside = in_bounds(entries)
         valid = inside if valid is None else valid & inside
     g = score_grad_of(s, is_target, valid, scoring, terms)
-    if scoring.bias is not None:  # a finite value at which tanh has no slope
+    if scoring.bias is not None or scoring.uniform_bias is not None:  # a finite value at which tanh has no slope
         lowest = 0.0
         if scoring.cap is not None:
             lowest = -scoring.scale * scoring.cap

@@ -13,7 +13,7 @@ from . import configs
 from .configs import WholeTile
 from .epilogue import ROW_ALIGNMENT
 from .fused_backward import fused_score_grad, whole_score_grad
-from .fused_forward import fused_reduce, target_scores
+from .fused_forward import fused_reduce, softplus_reduce, target_scores
 from .kernel_args import Sums, Terms
 from .launch import launch, masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
 from .matmul_tile import aligned, kernel_operands, persistent_programs
@@ -21,7 +21,7 @@ from .two_sided import exact_columns, two_sided_reduce
 
 # Weights of the parts of an epilogue that take more registers than one sum or term.
 _POINTWISE, _SOFTCAP = 5, 3
-_ROW_SUMS = 4  # of whole_score_grad
+_BIASES, _ROW_SUMS = 3, 4  # of whole_score_grad
 
 
 def _sums(spec: ReductionSpec) -> tuple[int, int]:
@@ -44,11 +44,18 @@ def _is_two_sided(spec: ReductionSpec, score_map: ScoreMap) -> bool:
     return is_plain and spec.row_sums == spec.column_sums == ("total",)
 
 
+def _is_softplus(spec: ReductionSpec, score_map: ScoreMap) -> bool:
+    """Return True if only softplus, and maybe its derivative, is reduced, of scores without softcap."""
+    is_alone = spec.row_sums in (("softplus",), ("softplus", "sigmoid"))
+    return is_alone and not spec.column_lse and not score_map.softcap
+
+
 def _whole_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> int:
     """Estimate the register pressure of whole_score_grad: its vectors along columns, and more for row sums."""
     if score_map.softcap or terms.neg_entropy_grad is not None:
         return configs.MAX_PRESSURE + 1
-    pressure = 2 * sum(x is not None for x in (terms.column_lse_grad, terms.column_sum_grad, score_map.bias))
+    pressure = 2 * sum(x is not None for x in (terms.column_lse_grad, terms.column_sum_grad))
+    pressure += _BIASES * (score_map.bias is not None and not score_map.is_uniform)
     return pressure + (mask is not None and mask.rows is not None) + _ROW_SUMS * (scale_grad is not None)
 
 
@@ -132,6 +139,9 @@ class TritonFused:
         if _is_two_sided(spec, score_map):
             ids = int(mask is not None and mask.rows is not None)
             tile, reduce = configs.tile_for(configs.TWO_SIDED_REDUCE, query.device, ids), self._reduce_two_sided
+        elif _is_softplus(spec, score_map):
+            pressure = spec.sigmoid + 2 * (mask is not None and mask.rows is not None)
+            tile, reduce = configs.tile_for(configs.SOFTPLUS_REDUCE, query.device, pressure), self._reduce_softplus
         else:
             pressure = _reduce_pressure(spec, score_map)
             tile, reduce = configs.tile_for(configs.FUSED_REDUCE, query.device, pressure), self._reduce
@@ -186,6 +196,27 @@ class TritonFused:
             USE_TMA=use_tma,
         )
         return row_parts, column_parts
+
+    def _reduce_softplus(
+        self,
+        query: Tensor,
+        key: Tensor,
+        score_map: ScoreMap,
+        targets: Tensor | None,
+        mask: Mask | None,
+        tile: WholeTile,
+        spec: ReductionSpec,
+        target: Tensor | None,
+        column_target: Tensor | None,
+    ) -> tuple[Sums, Sums]:
+        (count, width), columns = query.shape, key.shape[0]
+        row_parts = partial_sums(spec.row_sums, query, -(-columns // tile.BLOCK_N), count, targets=False)
+        q, k, use_tma = kernel_operands(query, key, tile)
+        masking = masking_of(None if mask is None else targets, mask)
+        programs = persistent_programs(count, columns, tile, query.device)
+        shared = q, k, count, columns, width, scoring_of(score_map), masking
+        launch(softplus_reduce, programs, tile, *shared, row_parts, USE_TMA=use_tma)
+        return row_parts, Sums(*[None] * len(Sums._fields))
 
     def _reduce_two_sided(
         self,

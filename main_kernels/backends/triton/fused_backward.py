@@ -9,6 +9,7 @@ from .epilogue import (
     has_target,
     in_bounds,
     load_masking,
+    load_scalars,
     load_scoring,
     load_terms,
     map_tile,
@@ -20,7 +21,6 @@ from .epilogue import (
     times_terms,
     unmasked,
 )
-from .kernel_args import Scoring
 from .matmul_tile import matmul_tile, subtile, swizzle_tile
 
 
@@ -48,7 +48,7 @@ def fused_score_grad(
     """Write to out[rows, pitch] dL/draw for the scores of query[rows, width] and key[columns, width], and to
     row_partials[tiles across, rows] the partial sums of dL/ds s. cuBLAS multiplies ``out`` with the operands."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    scoring = load_scalars(scoring)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = swizzle_tile(tile, down, across, GROUP_M)
         acc = matmul_tile(
@@ -93,7 +93,7 @@ def whole_score_grad(
     The vectors are loaded before the products, behind which they arrive. Few tiles contain a target: only they compare
     columns with targets."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    scoring = Scoring(tl.load(scoring.scale), None, scoring.bias)
+    scoring = load_scalars(scoring)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = swizzle_tile(tile, down, across, GROUP_M)
         entries = tile_entries(y, x, rows, columns, BLOCK_M, BLOCK_N)
@@ -124,7 +124,7 @@ def whole_score_grad(
             g += tl.where(target_mask(entries, loaded), vectors.target_grad[:, None], 0.0)
         if row_partials is not None:  # g has the factor of the scale
             counts = in_bounds(entries)
-            if scoring.bias is not None:
+            if scoring.bias is not None or scoring.uniform_bias is not None:
                 counts = counts & (s != NOTHING)
             row_sums = tl.sum(tl.where(counts, g * s, 0.0), 1) / scoring.scale
             tl.store(row_partials + x * rows + entries.i, row_sums, entries.i < rows)

@@ -1,13 +1,18 @@
-"""fused_reduce and target_scores, the fused forward kernels: tiles of scores reduced along rows and columns in
-registers and never written. Each tile leaves partial sums for reduce_partials.py."""
+"""fused_reduce, softplus_reduce and target_scores, the fused forward kernels: tiles of scores reduced along rows and
+columns in registers and never written. Each tile leaves partial sums for reduce_partials.py."""
 
 import triton
 import triton.language as tl
 
 from .epilogue import (
+    NOTHING,
+    has_target,
     load_bias,
+    load_ids,
     load_masking,
+    load_scalars,
     load_scoring,
+    load_targets,
     map_score,
     map_tile,
     mask_scores,
@@ -16,8 +21,8 @@ from .epilogue import (
     store_sums,
     target_mask,
     tile_entries,
+    unmasked,
 )
-from .kernel_args import Scoring
 from .matmul_tile import matmul_tile, subtile, swizzle_tile
 
 
@@ -49,7 +54,7 @@ def target_scores(
         k_at += BLOCK_K
     index = tl.arange(0, BLOCK_M)
     raw = tl.sum(tl.where(index[:, None] == index[None, :], acc, 0.0), 1)
-    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    scoring = load_scalars(scoring)
     tl.store(at_target + i, map_score(raw, load_bias(t, i < rows, scoring), scoring), i < rows)
 
 
@@ -97,7 +102,7 @@ def fused_reduce(
     and column_parts [tiles down, columns]. Ranks count the scores above at_target[rows] and
     column_target_scores[columns]."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    scoring = load_scalars(scoring)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = swizzle_tile(tile, down, across, GROUP_M)
         acc = matmul_tile(
@@ -123,5 +128,57 @@ def fused_reduce(
                 sums = subtile_sums
             else:
                 sums = merge_sums(sums, subtile_sums, clip)
+        i = y * BLOCK_M + tl.arange(0, BLOCK_M)
+        store_sums(sums, row_parts, x * rows + i, i < rows)
+
+
+@triton.jit
+def softplus_reduce(
+    query,
+    key,
+    rows,
+    columns,
+    width,
+    scoring,
+    masking,
+    row_parts,
+    USE_TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EPILOGUE_SUBTILES_LOG2: tl.constexpr,
+):
+    """fused_reduce for sums of softplus, and of sigmoid, along rows, without softcap.
+
+    Targets are loaded before the products, behind which they arrive. Few tiles contain one: only they compare columns
+    with targets."""
+    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
+    scoring = load_scalars(scoring)
+    for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
+        y, x = swizzle_tile(tile, down, across, GROUP_M)
+        loaded = load_targets(masking, tile_entries(y, x, rows, columns, BLOCK_M, BLOCK_N))
+        acc = matmul_tile(
+            query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
+        )
+        targeted = has_target(x, loaded, BLOCK_N)
+        for index in tl.static_range(1 << EPILOGUE_SUBTILES_LOG2):
+            part = subtile(acc, index, EPILOGUE_SUBTILES_LOG2, BLOCK_M, BLOCK_N)
+            right = (x << EPILOGUE_SUBTILES_LOG2) + index
+            entries = tile_entries(y, right, rows, columns, BLOCK_M, BLOCK_N >> EPILOGUE_SUBTILES_LOG2)
+            s = map_tile(part, load_scoring(scoring, entries))
+            masked = s
+            if masking.row_ids is not None:
+                masked += tl.where(unmasked(None, load_ids(loaded, entries)), 0.0, NOTHING)  # a NaN stays one
+            if masking.row_ids is not None or not masking.keep_target:
+                own = s if masking.keep_target else s + NOTHING
+                if targeted:
+                    masked = tl.where(target_mask(entries, loaded), own, masked)
+            masked = tl.where((entries.j < columns)[None, :], masked, NOTHING)
+            subtile_sums = reduce_tile(masked, None, 0.0, row_parts, 1)
+            if index == 0:
+                sums = subtile_sums
+            else:
+                sums = merge_sums(sums, subtile_sums, 0.0)
         i = y * BLOCK_M + tl.arange(0, BLOCK_M)
         store_sums(sums, row_parts, x * rows + i, i < rows)

@@ -13,6 +13,7 @@ class Scoring(NamedTuple):
     scale: Any  # an address, which a kernel replaces by the value: the host need not know it
     cap: Any
     bias: Any  # [columns]
+    uniform_bias: Any  # the bias of every column instead, an address like the scale
 
 
 class Masking(NamedTuple):

@@ -132,7 +132,8 @@ def reduce_partials_(parts: Sums, sums: RowAccumulators | ColumnAccumulators) ->
 
 
 def scoring_of(score_map: ScoreMap) -> Scoring:
-    return Scoring(score_map.scale, score_map.softcap or None, score_map.bias)
+    bias, uniform_bias = (None, score_map.bias) if score_map.is_uniform else (score_map.bias, None)
+    return Scoring(score_map.scale, score_map.softcap or None, bias, uniform_bias)
 
 
 def masking_of(targets: Tensor | None, mask: Mask | None) -> Masking:

@@ -7,10 +7,11 @@ from .epilogue import (
     LEAST,
     NOTHING,
     exp,
+    load_bias,
     load_masking,
+    load_scalars,
     load_scoring,
     load_tile,
-    load_vector,
     map_score,
     map_tile,
     mask_scores,
@@ -20,7 +21,6 @@ from .epilogue import (
     target_mask,
     tile_entries,
 )
-from .kernel_args import Scoring
 from .row_walk import grouped, joined, no_sums
 
 
@@ -56,14 +56,14 @@ def reduce_both(
     GROUP: tl.constexpr = 128 // raw.dtype.element_ty.primitive_bitwidth
     spans = tl.cdiv(columns, BLOCK_N * SPAN)
     down, span = tl.program_id(0) // spans, tl.program_id(0) % spans
-    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    scoring = load_scalars(scoring)
     i = down * BLOCK_M + tl.arange(0, BLOCK_M)
     in_row = i < rows
     if masking.targets is not None and span == 0:
         target = tl.load(masking.targets + i, in_row, -1)
         in_chunk = (target >= 0) & (target < columns)
         product = tl.load(raw + i.to(tl.int64) * pitch + target, in_chunk, 0.0)
-        bias = load_vector(scoring.bias, target, in_chunk)
+        bias = load_bias(target, in_chunk, scoring)
         tl.store(target_scores + i, map_score(product, bias, scoring), in_chunk)
     running = no_sums(BLOCK_M, BLOCK_N // GROUP)
     for right in range(span * SPAN, tl.minimum((span + 1) * SPAN, tl.cdiv(columns, BLOCK_N))):

@@ -10,7 +10,9 @@ import triton.language as tl
 from .epilogue import (
     NOTHING,
     exp,
+    load_bias,
     load_masking,
+    load_scalars,
     load_scoring,
     load_vector,
     map_score,
@@ -22,7 +24,7 @@ from .epilogue import (
     store_sums,
     target_mask,
 )
-from .kernel_args import Entries, Scoring, Terms
+from .kernel_args import Entries, Terms
 from .row_walk import grouped, joined, no_sums
 
 
@@ -50,7 +52,7 @@ def row_loss(
     structs.py). ``grad`` may be ``raw``."""
     GROUP: tl.constexpr = 128 // raw.dtype.element_ty.primitive_bitwidth
     blocks = tl.cdiv(columns, BLOCK_N)
-    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    scoring = load_scalars(scoring)
     for first in range(tl.program_id(0) * BLOCK_M, rows, tl.num_programs(0) * BLOCK_M):
         i = first + tl.arange(0, BLOCK_M)
         in_row, line = i < rows, i.to(tl.int64)[:, None]
@@ -59,7 +61,7 @@ def row_loss(
             target = tl.load(masking.targets + i, in_row, -1)
             in_chunk = (target >= 0) & (target < columns)
             product = tl.load(raw + i.to(tl.int64) * pitch + target, in_chunk, 0.0)
-            bias = load_vector(scoring.bias, target, in_chunk)
+            bias = load_bias(target, in_chunk, scoring)
             at_target = map_score(product, bias, scoring)
             tl.store(target_scores + i, at_target, in_chunk)
         running = no_sums(BLOCK_M, BLOCK_N // GROUP)

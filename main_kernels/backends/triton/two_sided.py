@@ -15,6 +15,7 @@ from .epilogue import (
     exp,
     has_target,
     load_masking,
+    load_scalars,
     map_tile,
     mask_scores,
     reduce_tile,
@@ -23,7 +24,6 @@ from .epilogue import (
     tile_entries,
     unmasked,
 )
-from .kernel_args import Scoring
 from .matmul_tile import matmul_tile, subtile, swizzle_tile
 
 
@@ -53,7 +53,7 @@ def two_sided_reduce(
     Ids are loaded before the products, behind which they arrive. They mask the target too; it is put back, from
     target_scores[rows], in the few tiles that contain one."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    scoring = load_scalars(scoring)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = swizzle_tile(tile, down, across, GROUP_M)
         loaded = masking
@@ -117,7 +117,7 @@ def exact_columns(
     """Write column_parts of tiles with a mark again. Marks are rare: a program reads those of SPAN tiles at once."""
     down, across, programs = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N), tl.num_programs(0)
     tiles = down * across
-    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    scoring = load_scalars(scoring)
     for first in range(tl.program_id(0), tiles, SPAN * programs):
         mine = first + tl.arange(0, SPAN) * programs
         down_to, right_to = swizzle_tile(mine, down, across, GROUP_M)

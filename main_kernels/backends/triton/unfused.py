@@ -9,6 +9,7 @@ import triton.language as tl
 from .epilogue import (
     load_bias,
     load_masking,
+    load_scalars,
     load_scoring,
     load_terms,
     load_tile,
@@ -22,7 +23,6 @@ from .epilogue import (
     target_mask,
     tile_entries,
 )
-from .kernel_args import Scoring
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def reduce_rows(
     the chunk."""
     down, right = _tile_position(columns, BLOCK_N)
     entries = tile_entries(down, right, rows, columns, BLOCK_M, BLOCK_N)
-    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    scoring = load_scalars(scoring)
     s = map_tile(load_tile(raw, pitch, entries), load_scoring(scoring, entries))
     loaded = load_masking(masking, entries)
     s = mask_scores(s, target_mask(entries, loaded), entries, loaded)
@@ -84,7 +84,7 @@ def reduce_columns(
     column_target_scores[columns]."""
     down, right = _tile_position(columns, BLOCK_N)
     entries = tile_entries(down, right, rows, columns, BLOCK_M, BLOCK_N)
-    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    scoring = load_scalars(scoring)
     s = map_tile(load_tile(raw, pitch, entries), load_scoring(scoring, entries))
     masking = load_masking(masking, entries)
     is_target = target_mask(entries, masking)
@@ -115,7 +115,7 @@ def score_grad(
     dL/ds s."""
     down, right = _tile_position(columns, BLOCK_N)
     entries = tile_entries(down, right, rows, columns, BLOCK_M, BLOCK_N)
-    scoring = Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias)
+    scoring = load_scalars(scoring)
     scoring, masking, terms = load_scoring(scoring, entries), load_masking(masking, entries), load_terms(terms, entries)
     g, row_sums = score_grad_tile(load_tile(raw, pitch, entries), entries, scoring, masking, terms, row_partials)
     if row_partials is not None:
