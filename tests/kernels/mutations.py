@@ -198,7 +198,7 @@ MUTATIONS = [
     Mutation(CONTRASTIVE, "for x in (shared, own) if x is not None", "for x in (own,) if x is not None"),
     Mutation(CONTRASTIVE, "count + 1 - _occurrences(pair_ids, pair_ids)", "count - _occurrences(pair_ids, pair_ids)"),
     Mutation(CONTRASTIVE, "_own_scores(query, own) * scale", "_own_scores(query, own)"),
-    Mutation(CONTRASTIVE, "(logit_bias.to(scale) / scale)", "logit_bias.to(scale)"),
+    Mutation(CONTRASTIVE, "logit_bias.to(scale) / scale", "logit_bias.to(scale)"),
     Mutation(CONTRASTIVE, "keep_target=False,\n        row_lse=False", "row_lse=False"),
     Mutation(CONTRASTIVE, "- F.logsigmoid(swept.target)", "- F.logsigmoid(-swept.target)"),
     Mutation(CONTRASTIVE, "loss.sum() / torch.where(total == 0, 1, total)", "loss.mean()"),

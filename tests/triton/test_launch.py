@@ -98,9 +98,9 @@ def test_launches_that_share_a_plan_are_specialised_alike(noted):
     odd = torch.empty(65)[1:]  # its address is no multiple of 16 bytes
     vectors = torch.empty(64), torch.empty(64, dtype=torch.float64), odd, None
     whole = 1, 2, 16, 17, 2**31 - 1, 2**31, 2**31 + 16, 2**40
-    bindings = {}
+    bindings, nothing = {}, Sums(*[None] * len(Sums._fields))
     for count, n, total, rank in product(whole, whole, vectors, vectors):
-        parts = Sums(torch.empty(64), total, None, rank, None, None, None)
+        parts = nothing._replace(maximum=torch.empty(64), total=total, rank=rank)
         arguments = count, n, 0.5, parts, parts
         binding = binder(*arguments, **options)[1]
         assert bindings.setdefault(launch._kinds(arguments), binding) == binding

@@ -15,7 +15,7 @@ from main_kernels.backends.triton.split_float32 import accumulate
 
 def reduce_to(length: int) -> None:
     """Reduce three partial sums of 40 columns to ``length`` of them."""
-    none = [None] * 5
+    none = [None] * (len(Sums._fields) - 2)
     parts = Sums(torch.zeros(3, 40), torch.ones(3, 40), *none)
     sums = Sums(torch.full((length,), -torch.inf), torch.zeros(length, dtype=torch.float64), *none)
     tile = configs.REDUCE_PARTIALS
