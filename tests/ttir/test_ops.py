@@ -18,7 +18,7 @@ from main_kernels import (
     token_logprobs,
 )
 from main_kernels.backends.triton import backend, fused, launch
-from main_kernels.sweep import products
+from main_kernels.sweep import products, sweep
 
 from .conftest import launched
 
@@ -161,13 +161,23 @@ def test_pair_scores_in_float32():
     assert torch.equal(got.rank_key.double(), want.rank_key.double())
 
 
-@pytest.mark.slow
 def test_mutual_information_bounds():
+    """Quick, because the interpreter knows no constants: there a mask of the targets alone cannot be lost."""
     operands = [x.detach() for x in draw(ROWS, ROWS)]
     got = mutual_information_bounds(*operands, temperature=TAU)
     want = reference.mutual_information_bounds(*(x.double() for x in operands), temperature=TAU)
     for name, value in got.items():
         assert float((value.double() - want[name]).abs()) < 1e-4, name
+
+
+@pytest.mark.slow
+def test_targets_alone_can_be_masked(architecture):
+    query, key = draw(ROWS, ROWS)
+    got = sweep(query, key, scale=1 / TAU, targets=targets_of(ROWS, ROWS), keep_target=False, column_lse=True)
+    scores = (query.detach().double() @ key.detach().double().T / TAU).cpu()
+    off = scores.masked_fill(targets_of(ROWS, ROWS).cpu()[:, None] == torch.arange(ROWS), -torch.inf)
+    assert float((got.row_lse.detach().cpu() - off.logsumexp(1)).abs().max()) < 1e-4
+    assert float((got.column_lse.detach().cpu() - off.logsumexp(0)).abs().max()) < 1e-4
 
 
 @pytest.mark.slow

@@ -316,11 +316,11 @@ def unmasked(is_target, masking):
     if masking.row_ids is not None:
         valid = masking.row_ids[:, None] != masking.column_ids[None, :]
         if is_target is not None:
-            if masking.keep_target:
+            if masking.keep_target is not None:
                 valid = valid | is_target
             else:
                 valid = valid & (is_target == 0)
-    elif is_target is not None and not masking.keep_target:
+    elif is_target is not None and masking.keep_target is None:
         valid = is_target == 0
     return valid
 

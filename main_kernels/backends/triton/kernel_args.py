@@ -22,7 +22,7 @@ class Masking(NamedTuple):
     targets: Any  # [rows]
     row_ids: Any
     column_ids: Any
-    keep_target: Any  # a constexpr: the value of a plain bool would be known only to the running kernel
+    keep_target: Any  # None: targets are masked. What a function returns is a constant only if it is None
 
 
 class Sums(NamedTuple):

@@ -139,7 +139,7 @@ def scoring_of(score_map: ScoreMap) -> Scoring:
 def masking_of(targets: Tensor | None, mask: Mask | None) -> Masking:
     if mask is None:
         return Masking(targets, None, None, tl.constexpr(True))
-    return Masking(targets, mask.rows, mask.columns, tl.constexpr(mask.keep_target))
+    return Masking(targets, mask.rows, mask.columns, tl.constexpr(True) if mask.keep_target else None)
 
 
 def terms_of(terms: ScoreGradTerms, *, targets: bool) -> Terms:

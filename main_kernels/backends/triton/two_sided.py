@@ -57,7 +57,7 @@ def two_sided_reduce(
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = swizzle_tile(tile, down, across, GROUP_M)
         loaded = masking
-        if masking.row_ids is not None or not masking.keep_target:
+        if masking.row_ids is not None or masking.keep_target is None:
             loaded = load_masking(masking, tile_entries(y, x, rows, columns, BLOCK_M, BLOCK_N))
         acc = matmul_tile(
             query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
@@ -69,10 +69,10 @@ def two_sided_reduce(
             s += tl.where(unmasked(None, loaded), 0.0, NOTHING)  # a NaN stays one
             if has_target(x, loaded, BLOCK_N):
                 own = tl.full((BLOCK_M,), NOTHING, tl.float32)
-                if masking.keep_target:
+                if masking.keep_target is not None:
                     own = tl.load(target_scores + i, i < rows, 0.0)
                 s = tl.where(target_mask(entries, loaded), own[:, None], s)
-        elif not masking.keep_target:
+        elif masking.keep_target is None:
             is_targeted = has_target(x, loaded, BLOCK_N)
             if is_targeted:
                 s = tl.where(target_mask(entries, loaded), NOTHING, s)
