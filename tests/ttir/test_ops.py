@@ -181,6 +181,23 @@ def test_targets_alone_can_be_masked(architecture):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("wants", [{"row_lse": False, "softplus": True}, {"column_lse": True}], ids=str)
+def test_ids_mask_without_targets(wants):
+    query, key = draw(ROWS, ROWS)
+    got = sweep(query, key, row_ids=IDS.cuda(), column_ids=IDS.cuda(), **wants)
+    leaves = [x.detach().double().cpu().requires_grad_() for x in (query, key)]
+    scores = (leaves[0] @ leaves[1].T).masked_fill(IDS[:, None] == IDS, -torch.inf)
+    if "softplus" in wants:
+        mine, want = got.softplus, torch.logaddexp(scores, scores.new_zeros(())).sum(1)
+    else:
+        mine, want = got.row_lse + got.column_lse, scores.logsumexp(1) + scores.logsumexp(0)
+    assert float((mine.detach().cpu() - want).abs().max()) < 1e-5 * float(want.abs().max())
+    grads = torch.autograd.grad(mine.sum(), (query, key)), torch.autograd.grad(want.sum(), leaves)
+    for one, true in zip(*grads, strict=True):
+        assert float((one.cpu() - true).abs().max()) < 2e-2 * float(true.abs().max())
+
+
+@pytest.mark.slow
 def test_a_column_far_below_its_tile_is_exact(architecture):
     query, key = (torch.rand(ROWS, 16) + 1 for _ in range(2))
     key[5] *= -1

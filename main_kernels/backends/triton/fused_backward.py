@@ -107,10 +107,10 @@ def whole_score_grad(
         g = score_grad_of(s, None, None, mapping, vectors)
         if masking.row_ids is not None:
             own = tl.zeros((BLOCK_M,), tl.float32)
-            if masking.keep_target is not None and targeted:
+            if masking.targets is not None and masking.keep_target is not None and targeted:
                 own = tl.sum(tl.where(target_mask(entries, loaded), g, 0.0), 1)
             g = tl.where(unmasked(None, loaded), g, 0.0)
-            if targeted:
+            if masking.targets is not None and targeted:
                 if vectors.target_grad is not None:
                     own += vectors.target_grad
                 g = tl.where(target_mask(entries, loaded), own[:, None], g)

@@ -170,7 +170,7 @@ def softplus_reduce(
             masked = s
             if masking.row_ids is not None:
                 masked += tl.where(unmasked(None, load_ids(loaded, entries)), 0.0, NOTHING)  # a NaN stays one
-            if masking.row_ids is not None or masking.keep_target is None:
+            if masking.targets is not None and (masking.row_ids is not None or masking.keep_target is None):
                 own = s if masking.keep_target is not None else s + NOTHING
                 if targeted:
                     masked = tl.where(target_mask(entries, loaded), own, masked)

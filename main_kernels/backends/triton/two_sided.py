@@ -67,7 +67,8 @@ def two_sided_reduce(
         s = map_tile(acc, scoring)
         if masking.row_ids is not None:
             s += tl.where(unmasked(None, loaded), 0.0, NOTHING)  # a NaN stays one
-            if has_target(x, loaded, BLOCK_N):
+            is_targeted = has_target(x, loaded, BLOCK_N)
+            if masking.targets is not None and is_targeted:
                 own = tl.full((BLOCK_M,), NOTHING, tl.float32)
                 if masking.keep_target is not None:
                     own = tl.load(target_scores + i, i < rows, 0.0)
