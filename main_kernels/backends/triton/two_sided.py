@@ -67,16 +67,13 @@ def two_sided_reduce(
         s = map_tile(acc, scoring)
         if masking.row_ids is not None:
             s += tl.where(unmasked(None, loaded), 0.0, NOTHING)  # a NaN stays one
+        if masking.targets is not None and (masking.row_ids is not None or masking.keep_target is None):
             is_targeted = has_target(x, loaded, BLOCK_N)
-            if masking.targets is not None and is_targeted:
+            if is_targeted:
                 own = tl.full((BLOCK_M,), NOTHING, tl.float32)
                 if masking.keep_target is not None:
                     own = tl.load(target_scores + i, i < rows, 0.0)
                 s = tl.where(target_mask(entries, loaded), own[:, None], s)
-        elif masking.keep_target is None:
-            is_targeted = has_target(x, loaded, BLOCK_N)
-            if is_targeted:
-                s = tl.where(target_mask(entries, loaded), NOTHING, s)
         # rows out of bounds are left to their factor, which is 0
         s = tl.where((j < columns)[None, :], s, NOTHING)
         row_top = tl.max(s, 1)
