@@ -38,6 +38,10 @@ def _reduce_pressure(spec: ReductionSpec, score_map: ScoreMap) -> int:
     return min(sum(_sums(spec)) + others + softcap + _POINTWISE * pointwise, configs.MAX_PRESSURE)
 
 
+def _has_ids(mask: Mask | None) -> bool:
+    return mask is not None and mask.rows is not None
+
+
 def _is_two_sided(spec: ReductionSpec, score_map: ScoreMap) -> bool:
     """Return True if only the log-sum-exps of rows and columns are reduced, of scores without softcap and bias."""
     is_plain = not score_map.softcap and score_map.bias is None
@@ -56,7 +60,7 @@ def _whole_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_
         return configs.MAX_PRESSURE + 1
     pressure = 2 * sum(x is not None for x in (terms.column_lse_grad, terms.column_sum_grad))
     pressure += _BIASES * (score_map.bias is not None and not score_map.is_uniform)
-    return pressure + (mask is not None and mask.rows is not None) + _ROW_SUMS * (scale_grad is not None)
+    return pressure + _has_ids(mask) + _ROW_SUMS * (scale_grad is not None)
 
 
 def _score_grad_pressure(terms: Terms, score_map: ScoreMap, mask: Mask | None, scale_grad: Tensor | None) -> int:
@@ -137,10 +141,10 @@ class TritonFused:
     ) -> tuple[RowAccumulators, ColumnAccumulators | None]:
         tile: WholeTile
         if _is_two_sided(spec, score_map):
-            ids = int(mask is not None and mask.rows is not None)
+            ids = int(_has_ids(mask))
             tile, reduce = configs.tile_for(configs.TWO_SIDED_REDUCE, query.device, ids), self._reduce_two_sided
         elif _is_softplus(spec, score_map):
-            pressure = spec.sigmoid + 2 * (mask is not None and mask.rows is not None)
+            pressure = spec.sigmoid + 2 * _has_ids(mask)
             tile, reduce = configs.tile_for(configs.SOFTPLUS_REDUCE, query.device, pressure), self._reduce_softplus
         else:
             pressure = _reduce_pressure(spec, score_map)
