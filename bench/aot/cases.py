@@ -69,7 +69,8 @@ UPSTREAM: dict[str, Callable[[int, int], ScoreGradTerms]] = {
 """sets of gradients, by name"""
 
 EXTRAS = ("", "ids", "left out", "others", "bias", "softcap")
-"""optional inputs of a call; "left out" is ids whose targets are masked, "others" masks the targets alone"""
+"""optional inputs of a call; "left out" is ids whose targets are masked, "others" masks the targets alone; with these a
+bias is uniform, as that of sigmoid_loss"""
 
 
 def _name(words: str) -> str:
@@ -82,11 +83,12 @@ def _given(extra: str, n: int, m: int) -> tuple[ScoreMap, Mask | None]:
     everything = extra == "everything"
     biased = everything or "bias" in extra
     score_map = ScoreMap(empty(), 30.0 if extra == "softcap" or everything else 0.0, empty(m) if biased else None)
-    if "others" in extra:  # as sigmoid_loss, whose bias is uniform
+    if "others" in extra:
         return replace(score_map, is_uniform=biased), Mask(None, None, False)
-    masked = everything or extra in ("ids", "left out", "bias ids")
-    ids = Mask(empty(n, dtype=torch.int32), empty(m, dtype=torch.int32), extra != "left out") if masked else None
-    return score_map, ids
+    masked = everything or "ids" in extra or "left out" in extra
+    kept = "left out" not in extra
+    ids = Mask(empty(n, dtype=torch.int32), empty(m, dtype=torch.int32), kept) if masked else None
+    return replace(score_map, is_uniform=biased and not kept), ids
 
 
 def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
@@ -94,10 +96,10 @@ def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     all at once, and all of that for sizes that are a multiple of everything and of nothing. float16 operands make the
     same code but for the products: there the plain ones do, and all at once."""
     reduced = [(w, "") for w in WANTS] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
-    reduced += [("sigmoid", "bias others"), ("sigmoid", "bias ids"), ("rows", "others")]
+    reduced += [("sigmoid", "bias others"), ("sigmoid", "bias left out"), ("sigmoid", "bias ids"), ("rows", "others")]
     weighed = [(u, "") for u in UPSTREAM] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
     weighed += [("softplus", "bias"), ("softplus", "scale"), ("softplus", "bias ids"), ("both", "scale")]
-    weighed += [("softplus", "others"), ("softplus", "bias others"), ("rows", "others")]
+    weighed += [("softplus", "others"), ("softplus", "bias others"), ("softplus", "bias left out"), ("rows", "others")]
     weighed += [("both", "bias ids"), ("both sums", "bias"), ("both sums", "ids")]
     plain = ("rows", ""), ("both", ""), ("everything", "everything")
     for dtype, n, m in (

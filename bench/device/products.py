@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from main_kernels.backends.triton.configs import FusedTile
 from main_kernels.backends.triton.matmul_tile import kernel_operands, matmul_tile, swizzle_tile
+from main_kernels.backends.triton.tile_kinds import FusedTile
 
 from .clock import Clock
 from .samples import SampleLog

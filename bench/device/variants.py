@@ -12,6 +12,7 @@ import torch
 
 from main_kernels.backends.triton import configs
 from main_kernels.backends.triton.fused import TritonFused
+from main_kernels.backends.triton.tile_kinds import WholeTile
 
 from ..cases.case import DTYPES
 from ..cases.device import DeviceCase
@@ -33,7 +34,7 @@ TABLES = (
 def _tiles(**changes: int) -> dict[str, Any]:
     """Return the tables of fused tiles with every Hopper row changed."""
 
-    def changed(tile: configs.WholeTile) -> configs.WholeTile:
+    def changed(tile: WholeTile) -> WholeTile:
         if tile.architecture < configs.TMA_ARCHITECTURE:
             return tile
         return replace(tile, **{name: value for name, value in changes.items() if hasattr(tile, name)})

@@ -23,8 +23,8 @@ from bench import stand_in
 from bench.aot.limits import WALKS
 from main_kernels import info_nce, linear_cross_entropy, linear_kl, pair_scores, sigmoid_loss
 from main_kernels.backends.triton import configs, launch
-from main_kernels.backends.triton.epilogue import NO_FMA
 from main_kernels.backends.triton.kernel_args import Sums
+from main_kernels.backends.triton.launch import NO_FMA
 from main_kernels.backends.triton.reduce_partials import reduce_partials
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")

@@ -17,6 +17,7 @@ if UNDER_TTSEM:
     import torch
 
     from main_kernels.backends.triton import configs
+    from main_kernels.backends.triton.tile_kinds import RowTile, WholeTile
 
     torch.set_num_threads(1)
     execute = JITFunction.run
@@ -33,10 +34,10 @@ if UNDER_TTSEM:
 
     # smaller tiles: what an execution takes depends on the entries of a tile, not on their number
     for name, tiles in list(vars(configs).items()):
-        if isinstance(tiles, tuple) and tiles and isinstance(tiles[0], configs.WholeTile):
+        if isinstance(tiles, tuple) and tiles and isinstance(tiles[0], WholeTile):
             small = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "GROUP_M": 2}
             setattr(configs, name, tuple(replace(tile, **small) for tile in tiles))
-        elif isinstance(tiles, configs.RowTile):  # several of them in a row
+        elif isinstance(tiles, RowTile):  # several of them in a row
             setattr(configs, name, replace(tiles, BLOCK_N=64))
     torch.cuda.is_current_stream_capturing = lambda: False
 

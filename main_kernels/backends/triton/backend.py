@@ -12,7 +12,6 @@ from ..interface import FusedKernels, SingleExpKernels
 from ..plain import PlainBackend
 from ..structs import LossTerms, Mask, ScoreGradTerms, ScoreMap
 from . import configs
-from .configs import ChunkTile
 from .divergence import divergence
 from .fused import TritonFused
 from .kernel_args import Losses, Side
@@ -20,6 +19,7 @@ from .launch import launch, masking_of, partial_sums, reduce_partials_, scoring_
 from .reduce_both import reduce_both
 from .row_loss import row_loss
 from .split_float32 import accumulate, round_scaled
+from .tile_kinds import ChunkTile
 from .unfused import reduce_columns, reduce_rows, score_grad
 
 

@@ -1,8 +1,9 @@
-"""The tile sizes of every Triton kernel, one dataclass per row with the reason for it, and ``tile_for``, which selects.
+"""The tile sizes of every Triton kernel, one row of tile_kinds.py each with the reason for it, and ``tile_for``, which
+selects.
 
 A fused kernel (16-bit operands) uses the rows of the newest ``architecture`` that is not above the device's: 80 for an
-A100 (compute capability 8.0), 90 for an H100 or H200, and for Blackwell (100), which has no rows of its own. Among them
-it uses the first whose ``max_pressure`` is enough. All other kernels have one row for every device.
+A100 (compute capability 8.0), 90 for an H100 or H200, 100 for Blackwell, which uses those of 90 where there are none.
+Among them it uses the first whose ``max_pressure`` is enough. All other kernels have one row for every device.
 
 To change a tile, edit its row here. ``python -m bench aot -k CASE`` compiles the kernels that use it and reports tile,
 registers, spills and shared memory; its ``--help`` explains CASE, and ``bench/results/aot.json`` has all kernels. No
@@ -13,10 +14,11 @@ replaces a tile by setting one.
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
+
+from .tile_kinds import Block, ChunkTile, ExactTile, FusedTile, ReduceTile, RowTile, SpanTile, TargetTile, WholeTile
 
 PROGRAMS_PER_MULTIPROCESSOR = 2
 """Programs of a fused kernel that share a multiprocessor: while one reduces its tile, the other multiplies."""
@@ -30,108 +32,7 @@ TMA_ARCHITECTURE = 90
 MAX_PRESSURE = 20
 """Upper bound on the register pressure that fused.py estimates; a row with this limit takes every launch."""
 
-
-@dataclass(frozen=True)
-class Config:
-    """A row: what all of them have."""
-
-    reason: str
-    num_warps: int
-
-    @functools.cached_property
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments of the kernel launch."""
-        selecting = ("reason", "architecture", "max_pressure", "programs")
-        return {name: value for name, value in asdict(self).items() if name not in selecting}
-
-
-@dataclass(frozen=True)
-class WholeTile(Config):
-    """A tile of scores that a fused kernel computes and consumes in registers.
-
-    It applies from compute capability ``architecture`` / 10 on, to launches whose estimated register pressure is at
-    most ``max_pressure``. GROUP_M rows of tiles run together, so that their operands meet in the L2 cache. ``programs``
-    fit on a multiprocessor at a time. Without maxnreg=255, ptxas spills a little to make room for more programs than
-    shared memory allows."""
-
-    architecture: int
-    max_pressure: int
-    BLOCK_M: int
-    BLOCK_N: int
-    BLOCK_K: int
-    num_stages: int
-    programs: int = field(default=1, kw_only=True)
-    GROUP_M: int = field(default=16, kw_only=True)
-    maxnreg: int = field(default=255, kw_only=True)
-
-
-@dataclass(frozen=True)
-class FusedTile(WholeTile):
-    """A WholeTile whose epilogue works on 2 ** EPILOGUE_SUBTILES_LOG2 column slices one after the other, which divides
-    its registers."""
-
-    EPILOGUE_SUBTILES_LOG2: int
-
-
-@dataclass(frozen=True)
-class ExactTile(FusedTile):
-    """A FusedTile of exact_columns, whose programs read the marks of SPAN tiles at once."""
-
-    SPAN: int = field(default=32, kw_only=True)
-
-
 _Tile = TypeVar("_Tile", bound=WholeTile)
-
-
-@dataclass(frozen=True)
-class ChunkTile(Config):
-    """A tile of raw scores in memory, one program each."""
-
-    BLOCK_M: int
-    BLOCK_N: int
-
-
-@dataclass(frozen=True)
-class SpanTile(ChunkTile):
-    """A tile that a program moves along SPAN tiles of the same rows."""
-
-    SPAN: int = field(default=16, kw_only=True)
-    maxnreg: int = field(default=128, kw_only=True)
-
-
-@dataclass(frozen=True)
-class TargetTile(Config):
-    """BLOCK_M rows and their targets; the diagonal of the product of the two is kept."""
-
-    BLOCK_M: int
-    BLOCK_K: int
-    num_stages: int
-
-
-@dataclass(frozen=True)
-class ReduceTile(Config):
-    """BLOCK_P partial sums of BLOCK_N rows or columns at a time."""
-
-    BLOCK_P: int
-    BLOCK_N: int
-    maxnreg: int = 255
-
-
-@dataclass(frozen=True)
-class Block(Config):
-    """BLOCK consecutive elements at a time."""
-
-    BLOCK: int
-
-
-@dataclass(frozen=True)
-class RowTile(ChunkTile):
-    """A tile that a program moves along BLOCK_M whole rows of raw scores.
-
-    Without maxnreg, ptxas spills a little to make room for a second program."""
-
-    maxnreg: int = 128
-
 
 # The rows of an architecture are sorted by max_pressure. Register counts, of 255, come from bench/results/aot.json.
 FUSED_REDUCE = (
@@ -182,19 +83,66 @@ FUSED_REDUCE = (
         programs=2,
     ),
     FusedTile(
-        "two warp groups share a narrower accumulator; at most 240 registers",
+        "a narrower accumulator, half of it at a time; two programs share a multiprocessor; at most 128 registers",
         architecture=90,
-        max_pressure=17,
+        max_pressure=7,
         BLOCK_M=128,
         BLOCK_N=64,
         BLOCK_K=64,
-        EPILOGUE_SUBTILES_LOG2=3,
+        EPILOGUE_SUBTILES_LOG2=1,
+        num_warps=8,
+        num_stages=3,
+        programs=2,
+        maxnreg=128,
+    ),
+    FusedTile(
+        "two warp groups share a narrower accumulator, half in the epilogue at a time; at most 241 registers",
+        architecture=90,
+        max_pressure=13,
+        BLOCK_M=128,
+        BLOCK_N=64,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=1,
         num_warps=8,
         num_stages=3,
     ),
     FusedTile(
         "all reductions at once, with a quarter of a narrower accumulator at a time; at most 213 registers",
         architecture=90,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=32,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=2,
+        num_warps=8,
+        num_stages=3,
+    ),
+    FusedTile(
+        "the accumulator is in tensor memory; two programs share a multiprocessor; at most 190 registers",
+        architecture=100,
+        max_pressure=3,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=2,
+        num_warps=4,
+        num_stages=3,
+        programs=2,
+    ),
+    FusedTile(
+        "two warp groups share the epilogue's registers, half of a narrower tile at a time; at most 226 registers",
+        architecture=100,
+        max_pressure=13,
+        BLOCK_M=128,
+        BLOCK_N=64,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=1,
+        num_warps=8,
+        num_stages=3,
+    ),
+    FusedTile(
+        "all reductions at once, with a quarter of a narrower tile at a time; at most 146 registers",
+        architecture=100,
         max_pressure=MAX_PRESSURE,
         BLOCK_M=128,
         BLOCK_N=32,
@@ -229,7 +177,7 @@ FUSED_SCORE_GRAD = (
         num_stages=4,
     ),
     FusedTile(
-        "one warp group holds the accumulator; at most 220 registers",
+        "one warp group holds the accumulator, an eighth in the epilogue at a time; at most 255 registers",
         architecture=90,
         max_pressure=4,
         BLOCK_M=128,
@@ -241,7 +189,7 @@ FUSED_SCORE_GRAD = (
         programs=2,
     ),
     FusedTile(
-        "two warp groups share the accumulator; at most 226 registers",
+        "two warp groups share the accumulator; at most 250 registers",
         architecture=90,
         max_pressure=8,
         BLOCK_M=128,
@@ -252,13 +200,35 @@ FUSED_SCORE_GRAD = (
         num_stages=3,
     ),
     FusedTile(
-        "all terms, softcap, bias and mask at once, with a narrower accumulator; at most 142 registers",
+        "all terms, softcap, bias and mask at once, with a narrower accumulator; at most 244 registers",
         architecture=90,
         max_pressure=MAX_PRESSURE,
         BLOCK_M=128,
         BLOCK_N=64,
         BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=2,
+        num_warps=8,
+        num_stages=3,
+    ),
+    FusedTile(
+        "two warp groups share the epilogue's registers; at most 255 registers",
+        architecture=100,
+        max_pressure=8,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
         EPILOGUE_SUBTILES_LOG2=3,
+        num_warps=8,
+        num_stages=3,
+    ),
+    FusedTile(
+        "all terms, softcap, bias and mask at once, with a narrower accumulator; at most 244 registers",
+        architecture=100,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=64,
+        BLOCK_K=64,
+        EPILOGUE_SUBTILES_LOG2=2,
         num_warps=8,
         num_stages=3,
     ),
@@ -428,7 +398,27 @@ WHOLE_SCORE_GRAD = (
         num_stages=3,
     ),
     WholeTile(
-        "the accumulator is in tensor memory: two warp groups share the epilogue's registers; at most 226 registers",
+        "the accumulator is in tensor memory: two warp groups share the epilogue's registers; at most 240 registers",
+        architecture=100,
+        max_pressure=0,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        num_warps=8,
+        num_stages=3,
+    ),
+    WholeTile(
+        "ids without terms of columns: a narrower accumulator; at most 209 registers",
+        architecture=100,
+        max_pressure=1,
+        BLOCK_M=128,
+        BLOCK_N=64,
+        BLOCK_K=64,
+        num_warps=8,
+        num_stages=3,
+    ),
+    WholeTile(
+        "the accumulator is in tensor memory: two warp groups share the epilogue's registers; at most 240 registers",
         architecture=100,
         max_pressure=2,
         BLOCK_M=128,

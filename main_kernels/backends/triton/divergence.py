@@ -11,7 +11,7 @@ them at the end of the row.
 import triton
 import triton.language as tl
 
-from .epilogue import exp, log, log1p
+from .elementary import exp, log, log1p
 from .kernel_args import Pair
 from .row_walk import grouped, total_of
 

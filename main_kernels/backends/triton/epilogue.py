@@ -2,135 +2,13 @@
 
 import triton
 import triton.language as tl
-from triton.language.extra import libdevice
 
-from .kernel_args import Entries, Masking, Scoring, Sums, Terms
+from .elementary import exp, sigmoid_of, sum_log1p, tanh
+from .kernel_args import Sums, Terms
+from .tile_memory import in_bounds
 
 NOTHING = tl.constexpr(float("-inf"))  # the score of a masked entry
 _LOWEST = tl.constexpr(-1e4)  # a finite stand-in for the logarithm of 0
-
-# Kernels are launched without fused multiply-adds. A score is then the same number in every kernel: exp(s - lse) is
-# consistent with the sum that contains it, and equal scores compare as equal.
-NO_FMA = {"enable_fp_fusion": False}
-
-
-# The interpreter does not support libdevice.
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
-
-@triton.jit
-def exp(x):
-    """e^x, with 0 for subnormal results, which would take twice the instructions."""
-    if INTERPRETED:
-        y = tl.exp(x)
-    else:
-        y = libdevice.fast_expf(x)
-    return y
-
-
-@triton.jit
-def log(x):
-    """log x for normal x, with an absolute error of 2^-22 near 1."""
-    if INTERPRETED:
-        y = tl.log(x)
-    else:
-        y = libdevice.fast_logf(x)
-    return y
-
-
-@triton.jit
-def divide(x, y):
-    """x / y to 2 ulp for 2^-126 <= |y| < 2^126, without the branch of an exact division."""
-    if INTERPRETED:
-        z = x / y
-    else:
-        z = libdevice.fast_dividef(x, y)
-    return z
-
-
-@triton.jit
-def tanh(x):
-    """tanh to about 1 ulp: an odd polynomial near zero, where 1 - 2 / (e^2x + 1) cancels."""
-    size = tl.abs(x)
-    size = tl.where(size > 15.0, 15.0, size)  # 1 in float32 from 9 on; a NaN passes through
-    z = size * size
-    p = tl.fma(z, -5.70498872745e-3, 2.06390887954e-2)
-    p = tl.fma(p, z, -5.37397155531e-2)
-    p = tl.fma(p, z, 1.33314422036e-1)
-    p = tl.fma(p, z, -3.33332819422e-1)
-    near = tl.fma(size * z, p, size)
-    far = 1.0 - divide(2.0, exp(2.0 * size) + 1.0)
-    t = tl.where(size < 0.625, near, far)
-    return tl.where(x < 0, -t, t)
-
-
-@triton.jit
-def log1p(w):
-    """log(1 + w) for -1/2 <= w <= 1, to about 1 ulp for every w: the series of 2 atanh(w / (2 + w))."""
-    z = divide(w, 2.0 + w)
-    y = z * z
-    p = tl.fma(y, 0.0769230769, 0.0909090909)
-    p = tl.fma(p, y, 0.1111111111)
-    p = tl.fma(p, y, 0.1428571429)
-    p = tl.fma(p, y, 0.2)
-    p = tl.fma(p, y, 0.3333333333)
-    return 2.0 * tl.fma(z * y, p, z)
-
-
-@triton.jit
-def _either(p, q):
-    """(1 + p) (1 + q) - 1"""
-    return p + q + p * q
-
-
-@triton.jit
-def sum_log1p(u, AXIS: tl.constexpr):
-    """The sum of log(1 + u) along the last axis, 0 <= u <= 1, from one logarithm for 64 terms: that of the product of
-    1 + u. What the product exceeds 1 by is a sum of positive terms, so the digits of a small u stay."""
-    WIDTH: tl.constexpr = u.shape[AXIS]
-    if WIDTH > 64:
-        tl.static_assert(AXIS == 1)
-        # the terms of a product are not neighbours, which a thread holds
-        total = tl.sum(_log1p_of_product(tl.reshape(u, (u.shape[0], 64, WIDTH // 64)), 1), 1)
-    else:
-        total = _log1p_of_product(u, AXIS)
-    return total
-
-
-@triton.jit
-def _log1p_of_product(u, AXIS: tl.constexpr):
-    if INTERPRETED:  # where a reduction calls its function once per element; tests/ttir has the other branch
-        total = tl.sum(log1p(u), AXIS)
-    else:
-        excess = tl.reduce(u, AXIS, _either)
-        total = tl.where(excess <= 1.0, log1p(tl.minimum(excess, 1.0)), log(1.0 + excess))
-    return total
-
-
-@triton.jit
-def sigmoid_of(s):
-    """1 / (1 + e^-s); a sum beyond 2^126, at s < -87, counts as infinite."""
-    return divide(1.0, 1.0 + exp(-s))
-
-
-@triton.jit
-def load_scalars(scoring):
-    """The map with the values of the scale and of a bias that all columns share."""
-    uniform_bias = None
-    if scoring.uniform_bias is not None:
-        uniform_bias = tl.load(scoring.uniform_bias)
-    return Scoring(tl.load(scoring.scale), scoring.cap, scoring.bias, uniform_bias)
-
-
-@triton.jit
-def load_bias(j, mask, scoring):
-    """The bias of columns j under ``mask``, a scalar if all have the same; None if the scores have no bias."""
-    bias = None
-    if scoring.bias is not None:
-        bias = tl.load(scoring.bias + j, mask, 0.0)
-    elif scoring.uniform_bias is not None:
-        bias = scoring.uniform_bias
-    return bias
 
 
 @triton.jit
@@ -150,135 +28,6 @@ def map_score(raw, bias, scoring):
     if bias is not None:
         return tl.fma(tl.where(s == NOTHING, raw, s), 0.0, s)
     return tl.fma(s, 0.0, s)
-
-
-@triton.jit
-def tile_entries(down, across, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The entries of the tile in tile row ``down`` and tile column ``across``."""
-    return Entries(down * BLOCK_M + tl.arange(0, BLOCK_M), across * BLOCK_N + tl.arange(0, BLOCK_N), rows, columns)
-
-
-@triton.jit
-def in_bounds(entries):
-    """[BLOCK_M, BLOCK_N], True for entries within the scores."""
-    return (entries.i[:, None] < entries.rows) & (entries.j[None, :] < entries.columns)
-
-
-@triton.jit
-def _addresses(start, pitch, entries):
-    return start + (entries.i.to(tl.int64)[:, None] * pitch + entries.j[None, :])
-
-
-@triton.jit
-def load_tile(start, pitch, entries):
-    """[BLOCK_M, BLOCK_N] of a matrix whose rows are ``pitch`` apart, 0 out of bounds."""
-    mask = in_bounds(entries)
-    return tl.load(_addresses(start, pitch, entries), mask, 0.0)
-
-
-@triton.jit
-def store_tile(x, start, pitch, entries):
-    """Store x[BLOCK_M, BLOCK_N] in a matrix whose rows are ``pitch`` apart."""
-    x = x.to(start.dtype.element_ty)  # before the addresses exist: the largest kernels have no register to spare
-    mask = in_bounds(entries)
-    tl.store(_addresses(start, pitch, entries), x, mask)
-
-
-ROW_ALIGNMENT = tl.constexpr(16)
-
-
-@triton.jit
-def store_padded_tile(x, start, pitch, entries, is_last, RAGGED: tl.constexpr):
-    """store_tile for rows that lie a multiple of ROW_ALIGNMENT elements apart. If the columns are RAGGED, no such
-    multiple, the padding between the rows receives zeros: a mask that ends with it leaves whole vectors to store.
-    ``is_last``: the tile reaches beyond the columns."""
-    i, columns = entries.i, entries.columns
-    padded = tl.cdiv(columns, ROW_ALIGNMENT) * ROW_ALIGNMENT if RAGGED else columns
-    store_tile(x, start, pitch, Entries(i, entries.j, entries.rows, padded))
-    if RAGGED and is_last:
-        tl.debug_barrier()  # another thread has stored what it is to overwrite
-        padding = Entries(i, columns + tl.arange(0, ROW_ALIGNMENT), entries.rows, padded)
-        store_tile(tl.zeros((x.shape[0], ROW_ALIGNMENT), tl.float32), start, pitch, padding)
-
-
-@triton.jit
-def load_scoring(scoring, entries):
-    """The map with the biases of the tile's columns, for scalars that are loaded."""
-    bias = load_vector(scoring.bias, entries.j, entries.j < entries.columns)
-    return Scoring(scoring.scale, scoring.cap, bias, scoring.uniform_bias)
-
-
-@triton.jit
-def load_masking(masking, entries):
-    """The targets, -1 for those beyond the columns, and the ids of the tile's rows and columns."""
-    return load_ids(load_targets(masking, entries), entries)
-
-
-@triton.jit
-def load_targets(masking, entries):
-    """The targets alone; the ids stay addresses."""
-    target = None
-    if masking.targets is not None:
-        target = tl.load(masking.targets + entries.i, entries.i < entries.rows, -1)
-        target = tl.where(target < entries.columns, target, -1).to(tl.int32)
-    return Masking(target, masking.row_ids, masking.column_ids, masking.keep_target)
-
-
-@triton.jit
-def load_ids(masking, entries):
-    """The ids of the tile's rows and columns, for targets that are loaded."""
-    i, j = entries.i, entries.j
-    row_id, column_id = None, None
-    if masking.row_ids is not None:
-        row_id = tl.load(masking.row_ids + i, i < entries.rows, 0)
-        column_id = tl.load(masking.column_ids + j, j < entries.columns, 0)
-    return Masking(masking.targets, row_id, column_id, masking.keep_target)
-
-
-@triton.jit
-def load_vector(start, at, mask):
-    """start[at] under ``mask``, 0 elsewhere; None if ``start`` is."""
-    vector = None
-    if start is not None:
-        vector = tl.load(start + at, mask, 0.0)
-    return vector
-
-
-@triton.jit
-def _times(vector, factor):
-    if vector is not None:
-        vector = vector * factor
-    return vector
-
-
-@triton.jit
-def load_terms(terms, entries):
-    """The terms of the tile's rows and columns. The lower part of a log-sum-exp is in the coefficient:
-    a exp(s - high - low) = (a exp(-low)) exp(s - high)."""
-    i, j = entries.i, entries.j
-    has_row, has_column = i < entries.rows, j < entries.columns
-    row_low, column_low = load_vector(terms.row_lse_low, i, has_row), load_vector(terms.column_lse_low, j, has_column)
-    row_grad, column_grad = (
-        load_vector(terms.row_lse_grad, i, has_row),
-        load_vector(terms.column_lse_grad, j, has_column),
-    )
-    if row_grad is not None and terms.neg_entropy_grad is None:
-        row_grad *= exp(-row_low)
-    if column_grad is not None:
-        column_grad *= exp(-column_low)
-    return Terms(
-        row_grad,
-        load_vector(terms.row_lse_high, i, has_row),
-        row_low,
-        column_grad,
-        load_vector(terms.column_lse_high, j, has_column),
-        None,
-        load_vector(terms.target_grad, i, has_row),
-        load_vector(terms.softplus_grad, i, has_row),
-        load_vector(terms.row_sum_grad, i, has_row),
-        load_vector(terms.column_sum_grad, j, has_column),
-        load_vector(terms.neg_entropy_grad, i, has_row),
-    )
 
 
 @triton.jit
@@ -405,23 +154,10 @@ def merge_sums(a, b, clip):
 
 
 @triton.jit
-def store_sums(sums, parts, at, mask):
-    """Store the sums that have a buffer in ``parts``, at offsets ``at`` under ``mask``."""
-    if parts.total is not None:
-        tl.store(parts.maximum + at, sums.maximum, mask)
-        tl.store(parts.total + at, sums.total, mask)
-        if parts.weighted is not None:
-            tl.store(parts.weighted + at, sums.weighted, mask)
-        if parts.clipped is not None:
-            tl.store(parts.clipped + at, sums.clipped, mask)
-    if parts.rank is not None:
-        tl.store(parts.rank + at, sums.rank, mask)
-    if parts.logits is not None:
-        tl.store(parts.logits + at, sums.logits, mask)
-    if parts.softplus is not None:
-        tl.store(parts.softplus + at, sums.softplus, mask)
-    if parts.sigmoid is not None:
-        tl.store(parts.sigmoid + at, sums.sigmoid, mask)
+def _times(vector, factor):
+    if vector is not None:
+        vector = vector * factor
+    return vector
 
 
 @triton.jit

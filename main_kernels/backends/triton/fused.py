@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,17 +11,17 @@ from torch import Tensor
 from ..accumulators import ColumnAccumulators, ReductionSpec, RowAccumulators, select_rows
 from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
-from .configs import WholeTile
-from .epilogue import ROW_ALIGNMENT
 from .fused_backward import fused_score_grad, whole_score_grad
 from .fused_forward import fused_reduce, softplus_reduce, target_scores
 from .kernel_args import Sums, Terms
 from .launch import launch, masking_of, partial_sums, reduce_partials_, scoring_of, terms_of
 from .matmul_tile import aligned, kernel_operands, persistent_programs
+from .tile_kinds import WholeTile
+from .tile_memory import ROW_ALIGNMENT
 from .two_sided import exact_columns, two_sided_reduce
 
 # Weights of the parts of an epilogue that take more registers than one sum or term.
-_POINTWISE, _SOFTCAP = 5, 3
+_SOFTCAP = 3
 _BIASES, _ROW_SUMS = 3, 4  # of whole_score_grad
 
 
@@ -30,12 +31,10 @@ def _sums(spec: ReductionSpec) -> tuple[int, int]:
 
 
 def _reduce_pressure(spec: ReductionSpec, score_map: ScoreMap) -> int:
-    """Estimate the register pressure of a forward epilogue: one per reduction, more for a softcap or a pointwise
-    function."""
-    pointwise = spec.softplus + (spec.clip > 0)
-    others = spec.entropy_and_ranks + (score_map.bias is not None)
+    """Estimate the register pressure of a forward epilogue: one per reduction, more for what it takes beside a sum."""
+    others = spec.entropy_and_ranks + spec.softplus + (spec.clip > 0) + (score_map.bias is not None)
     softcap = _SOFTCAP * bool(score_map.softcap)
-    return min(sum(_sums(spec)) + others + softcap + _POINTWISE * pointwise, configs.MAX_PRESSURE)
+    return min(sum(_sums(spec)) + others + softcap, configs.MAX_PRESSURE)
 
 
 def _has_ids(mask: Mask | None) -> bool:
@@ -90,6 +89,61 @@ def _accumulators(query: Tensor, key: Tensor, spec: ReductionSpec) -> tuple[RowA
     return rows, ColumnAccumulators.empty(key.shape[0], torch.float32, query.device, spec)
 
 
+class _Pass(NamedTuple):
+    """What is reduced in one pass over some rows: the arguments of TritonFused.reduce, and the tile."""
+
+    query: Tensor
+    key: Tensor
+    score_map: ScoreMap
+    targets: Tensor | None
+    mask: Mask | None
+    tile: WholeTile
+    spec: ReductionSpec
+    target: Tensor | None
+    column_target: Tensor | None
+
+    def row_parts(self, targets: bool) -> Sums:
+        """Allocate the partial sums of the rows, with their targets or not."""
+        across = -(-self.key.shape[0] // self.tile.BLOCK_N)
+        return partial_sums(self.spec.row_sums, self.query, across, self.query.shape[0], targets=targets)
+
+    def column_parts(self, targets: bool) -> Sums:
+        """Allocate the partial sums of the columns."""
+        down = -(-self.query.shape[0] // self.tile.BLOCK_M)
+        return partial_sums(self.spec.column_sums, self.query, down, self.key.shape[0], targets=targets)
+
+    def launch(self, kernel: Any, tile: WholeTile, targets: Tensor | None, *args: Any) -> None:
+        """Launch a kernel with as many programs as `self.tile` plans for; ``args`` follow what all kernels take."""
+        (count, width), columns = self.query.shape, self.key.shape[0]
+        q, k, use_tma = kernel_operands(self.query, self.key, tile)
+        programs = persistent_programs(count, columns, self.tile, self.query.device)
+        shared = q, k, count, columns, width, scoring_of(self.score_map), masking_of(targets, self.mask)
+        launch(kernel, programs, tile, *shared, *args, USE_TMA=use_tma)
+
+
+def _reduce(each: _Pass) -> tuple[Sums, Sums]:
+    ranked = each.targets is not None
+    parts = each.row_parts(ranked), each.column_parts(ranked)
+    each.launch(fused_reduce, each.tile, each.targets, each.target, each.column_target, each.spec.clip, *parts)
+    return parts
+
+
+def _reduce_softplus(each: _Pass) -> tuple[Sums, Sums]:
+    parts = each.row_parts(targets=False)
+    each.launch(softplus_reduce, each.tile, None if each.mask is None else each.targets, parts)
+    return parts, Sums(*[None] * len(Sums._fields))
+
+
+def _reduce_two_sided(each: _Pass) -> tuple[Sums, Sums]:
+    row_parts, column_parts = each.row_parts(targets=False), each.column_parts(targets=False)
+    down = -(-each.query.shape[0] // each.tile.BLOCK_M)
+    marked = each.query.new_empty((down, each.key.shape[0]), dtype=torch.int8)
+    each.launch(two_sided_reduce, each.tile, each.targets, each.target, row_parts, column_parts, marked)
+    exact = configs.tile_for(configs.EXACT_COLUMNS, each.query.device)
+    each.launch(exact_columns, exact, each.targets, column_parts, marked)
+    return row_parts, column_parts
+
+
 class TritonFused:
     """Fused kernels for bfloat16 and float16 operands.
 
@@ -142,20 +196,20 @@ class TritonFused:
         tile: WholeTile
         if _is_two_sided(spec, score_map):
             ids = int(_has_ids(mask))
-            tile, reduce = configs.tile_for(configs.TWO_SIDED_REDUCE, query.device, ids), self._reduce_two_sided
+            tile, reduce = configs.tile_for(configs.TWO_SIDED_REDUCE, query.device, ids), _reduce_two_sided
         elif _is_softplus(spec, score_map):
             pressure = spec.sigmoid + 2 * _has_ids(mask)
-            tile, reduce = configs.tile_for(configs.SOFTPLUS_REDUCE, query.device, pressure), self._reduce_softplus
+            tile, reduce = configs.tile_for(configs.SOFTPLUS_REDUCE, query.device, pressure), _reduce_softplus
         else:
             pressure = _reduce_pressure(spec, score_map)
-            tile, reduce = configs.tile_for(configs.FUSED_REDUCE, query.device, pressure), self._reduce
+            tile, reduce = configs.tile_for(configs.FUSED_REDUCE, query.device, pressure), _reduce
         sums: tuple[RowAccumulators, ColumnAccumulators | None] | None = None
         with torch.cuda.device_of(query):
             for rows in _passes(query.shape[0], key.shape[0], tile, spec):
                 of_rows = [None if x is None else select_rows(x, rows) for x in (targets, target)]
                 masking = of_rows[0], None if mask is None else mask[rows]
-                part_query = select_rows(query, rows)
-                parts = reduce(part_query, key, score_map, *masking, tile, spec, of_rows[1], column_target)
+                targets_of = of_rows[1], column_target
+                parts = reduce(_Pass(select_rows(query, rows), key, score_map, *masking, tile, spec, *targets_of))
                 sums = sums or _accumulators(query, key, spec)  # not before: by now the device has enough to do
                 for part, each in zip(parts, (sums[0][rows], sums[1]), strict=True):
                     if each is not None:
@@ -164,88 +218,6 @@ class TritonFused:
         if target is not None:
             sums[0].target = target
         return sums
-
-    def _reduce(
-        self,
-        query: Tensor,
-        key: Tensor,
-        score_map: ScoreMap,
-        targets: Tensor | None,
-        mask: Mask | None,
-        tile: WholeTile,
-        spec: ReductionSpec,
-        target: Tensor | None,
-        column_target: Tensor | None,
-    ) -> tuple[Sums, Sums]:
-        (count, width), columns, ranked = query.shape, key.shape[0], targets is not None
-        row_parts = partial_sums(spec.row_sums, query, -(-columns // tile.BLOCK_N), count, targets=ranked)
-        column_parts = partial_sums(spec.column_sums, query, -(-count // tile.BLOCK_M), columns, targets=ranked)
-        q, k, use_tma = kernel_operands(query, key, tile)
-        launch(
-            fused_reduce,
-            persistent_programs(count, columns, tile, query.device),
-            tile,
-            q,
-            k,
-            count,
-            columns,
-            width,
-            scoring_of(score_map),
-            masking_of(targets, mask),
-            target,
-            column_target,
-            spec.clip,
-            row_parts,
-            column_parts,
-            USE_TMA=use_tma,
-        )
-        return row_parts, column_parts
-
-    def _reduce_softplus(
-        self,
-        query: Tensor,
-        key: Tensor,
-        score_map: ScoreMap,
-        targets: Tensor | None,
-        mask: Mask | None,
-        tile: WholeTile,
-        spec: ReductionSpec,
-        target: Tensor | None,
-        column_target: Tensor | None,
-    ) -> tuple[Sums, Sums]:
-        (count, width), columns = query.shape, key.shape[0]
-        row_parts = partial_sums(spec.row_sums, query, -(-columns // tile.BLOCK_N), count, targets=False)
-        q, k, use_tma = kernel_operands(query, key, tile)
-        masking = masking_of(None if mask is None else targets, mask)
-        programs = persistent_programs(count, columns, tile, query.device)
-        shared = q, k, count, columns, width, scoring_of(score_map), masking
-        launch(softplus_reduce, programs, tile, *shared, row_parts, USE_TMA=use_tma)
-        return row_parts, Sums(*[None] * len(Sums._fields))
-
-    def _reduce_two_sided(
-        self,
-        query: Tensor,
-        key: Tensor,
-        score_map: ScoreMap,
-        targets: Tensor | None,
-        mask: Mask | None,
-        tile: WholeTile,
-        spec: ReductionSpec,
-        target: Tensor | None,
-        column_target: Tensor | None,
-    ) -> tuple[Sums, Sums]:
-        (count, width), columns = query.shape, key.shape[0]
-        down = -(-count // tile.BLOCK_M)
-        row_parts = partial_sums(spec.row_sums, query, -(-columns // tile.BLOCK_N), count, targets=False)
-        column_parts = partial_sums(spec.column_sums, query, down, columns, targets=False)
-        marked = query.new_empty((down, columns), dtype=torch.int8)
-        q, k, use_tma = kernel_operands(query, key, tile)
-        shared = q, k, count, columns, width, scoring_of(score_map), masking_of(targets, mask)
-        programs = persistent_programs(count, columns, tile, query.device)
-        launch(two_sided_reduce, programs, tile, *shared, target, row_parts, column_parts, marked, USE_TMA=use_tma)
-        exact = configs.tile_for(configs.EXACT_COLUMNS, query.device)
-        launch(exact_columns, programs, exact, *shared, column_parts, marked, USE_TMA=use_tma)
-        return row_parts, column_parts
 
     def score_grad(
         self,

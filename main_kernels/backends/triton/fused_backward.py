@@ -4,24 +4,18 @@ dL/draw in registers."""
 import triton
 import triton.language as tl
 
-from .epilogue import (
-    NOTHING,
-    has_target,
+from .epilogue import NOTHING, has_target, map_tile, score_grad_of, score_grad_tile, target_mask, times_terms, unmasked
+from .matmul_tile import matmul_tile, swizzle_tile
+from .subtile import sub_masking, sub_scoring, sub_terms, subtile
+from .tile_memory import (
     in_bounds,
     load_masking,
     load_scalars,
     load_scoring,
     load_terms,
-    map_tile,
-    score_grad_of,
-    score_grad_tile,
     store_padded_tile,
-    target_mask,
     tile_entries,
-    times_terms,
-    unmasked,
 )
-from .matmul_tile import matmul_tile, subtile, swizzle_tile
 
 
 @triton.jit
@@ -46,21 +40,30 @@ def fused_score_grad(
     EPILOGUE_SUBTILES_LOG2: tl.constexpr,
 ):
     """Write to out[rows, pitch] dL/draw for the scores of query[rows, width] and key[columns, width], and to
-    row_partials[tiles across, rows] the partial sums of dL/ds s. cuBLAS multiplies ``out`` with the operands."""
+    row_partials[tiles across, rows] the partial sums of dL/ds s. cuBLAS multiplies ``out`` with the operands.
+
+    Vectors are loaded before the products, behind which they arrive."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     scoring = load_scalars(scoring)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = swizzle_tile(tile, down, across, GROUP_M)
+        whole = tile_entries(y, x, rows, columns, BLOCK_M, BLOCK_N)
+        mapping, loaded, vectors = load_scoring(scoring, whole), load_masking(masking, whole), load_terms(terms, whole)
         acc = matmul_tile(
             query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
         )
         row_sums = tl.zeros((BLOCK_M,), tl.float32)
         for index in tl.static_range(1 << EPILOGUE_SUBTILES_LOG2):
-            raw = subtile(acc, index, EPILOGUE_SUBTILES_LOG2, BLOCK_M, BLOCK_N)
             right = (x << EPILOGUE_SUBTILES_LOG2) + index
             entries = tile_entries(y, right, rows, columns, BLOCK_M, BLOCK_N >> EPILOGUE_SUBTILES_LOG2)
-            vectors = load_scoring(scoring, entries), load_masking(masking, entries), load_terms(terms, entries)
-            g, subtile_sums = score_grad_tile(raw, entries, *vectors, row_partials)
+            g, subtile_sums = score_grad_tile(
+                subtile(acc, index, EPILOGUE_SUBTILES_LOG2),
+                entries,
+                sub_scoring(mapping, index, EPILOGUE_SUBTILES_LOG2),
+                sub_masking(loaded, index, EPILOGUE_SUBTILES_LOG2),
+                sub_terms(vectors, index, EPILOGUE_SUBTILES_LOG2),
+                row_partials,
+            )
             store_padded_tile(g, out, pitch, entries, (x + 1) * BLOCK_N > columns, RAGGED)
             row_sums += subtile_sums
         if row_partials is not None:

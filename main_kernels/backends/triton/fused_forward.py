@@ -7,23 +7,17 @@ import triton.language as tl
 from .epilogue import (
     NOTHING,
     has_target,
-    load_bias,
-    load_ids,
-    load_masking,
-    load_scalars,
-    load_scoring,
-    load_targets,
     map_score,
     map_tile,
     mask_scores,
     merge_sums,
     reduce_tile,
-    store_sums,
     target_mask,
-    tile_entries,
     unmasked,
 )
-from .matmul_tile import matmul_tile, subtile, swizzle_tile
+from .matmul_tile import matmul_tile, swizzle_tile
+from .subtile import sub_masking, sub_scoring, subtile, subvector
+from .tile_memory import load_bias, load_masking, load_scalars, load_scoring, load_vector, store_sums, tile_entries
 
 
 @triton.jit
@@ -59,21 +53,20 @@ def target_scores(
 
 
 @triton.jit
-def _reduce(acc, down, entries, scoring, masking, at_target, column_target_scores, clip, row_parts, column_parts):
-    """Store the partial column sums of raw scores acc[BLOCK_M, BLOCK_N] in tile row ``down``; return their row sums."""
-    s = map_tile(acc, load_scoring(scoring, entries))
-    masking = load_masking(masking, entries)
+def _reduce(raw, down, entries, scoring, masking, row_target, column_target, clip, row_parts, column_parts):
+    """Store the partial column sums of raw scores [BLOCK_M, BLOCK_N] in tile row ``down``; return their row sums. The
+    vectors are in registers."""
     is_target = target_mask(entries, masking)
-    s = mask_scores(s, is_target, entries, masking)
-    i, j, mask = entries.i, entries.j, entries.j < entries.columns
+    s = mask_scores(map_tile(raw, scoring), is_target, entries, masking)
     above = None
-    if row_parts.rank is not None:  # a pair does not count in its own rank
-        above = (s > tl.load(at_target + i, i < entries.rows, 0.0)[:, None]) & (is_target == 0)
+    if row_target is not None:  # a pair does not count in its own rank
+        above = (s > row_target[:, None]) & (is_target == 0)
     row_sums = reduce_tile(s, above, clip, row_parts, 1)
-    if column_parts.rank is not None:
-        above = (s > tl.load(column_target_scores + j, mask, 0.0)[None, :]) & (is_target == 0)
+    if column_target is not None:
+        above = (s > column_target[None, :]) & (is_target == 0)
     if column_parts.total is not None:
-        store_sums(reduce_tile(s, above, clip, column_parts, 0), column_parts, down * entries.columns + j, mask)
+        at, mask = down * entries.columns + entries.j, entries.j < entries.columns
+        store_sums(reduce_tile(s, above, clip, column_parts, 0), column_parts, at, mask)
     return row_sums
 
 
@@ -100,26 +93,31 @@ def fused_reduce(
 ):
     """Reduce the scores of query[rows, width] and key[columns, width] to partial sums: row_parts [tiles across, rows]
     and column_parts [tiles down, columns]. Ranks count the scores above at_target[rows] and
-    column_target_scores[columns]."""
+    column_target_scores[columns]. Vectors are loaded before the products, behind which they arrive."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     scoring = load_scalars(scoring)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = swizzle_tile(tile, down, across, GROUP_M)
+        whole = tile_entries(y, x, rows, columns, BLOCK_M, BLOCK_N)
+        mapping, loaded = load_scoring(scoring, whole), load_masking(masking, whole)
+        row_target, column_target = None, None
+        if row_parts.rank is not None:
+            row_target = load_vector(at_target, whole.i, whole.i < rows)
+        if column_parts.rank is not None:
+            column_target = load_vector(column_target_scores, whole.j, whole.j < columns)
         acc = matmul_tile(
             query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
         )
         for index in tl.static_range(1 << EPILOGUE_SUBTILES_LOG2):
-            part = subtile(acc, index, EPILOGUE_SUBTILES_LOG2, BLOCK_M, BLOCK_N)
             right = (x << EPILOGUE_SUBTILES_LOG2) + index
-            entries = tile_entries(y, right, rows, columns, BLOCK_M, BLOCK_N >> EPILOGUE_SUBTILES_LOG2)
             subtile_sums = _reduce(
-                part,
+                subtile(acc, index, EPILOGUE_SUBTILES_LOG2),
                 y,
-                entries,
-                scoring,
-                masking,
-                at_target,
-                column_target_scores,
+                tile_entries(y, right, rows, columns, BLOCK_M, BLOCK_N >> EPILOGUE_SUBTILES_LOG2),
+                sub_scoring(mapping, index, EPILOGUE_SUBTILES_LOG2),
+                sub_masking(loaded, index, EPILOGUE_SUBTILES_LOG2),
+                row_target,
+                subvector(column_target, index, EPILOGUE_SUBTILES_LOG2),
                 clip,
                 row_parts,
                 column_parts,
@@ -151,25 +149,27 @@ def softplus_reduce(
 ):
     """fused_reduce for sums of softplus, and of sigmoid, along rows, without softcap.
 
-    Targets are loaded before the products, behind which they arrive. Few tiles contain one: only they compare columns
-    with targets."""
+    Targets, ids and biases are loaded before the products, behind which they arrive. Few tiles contain a target: only
+    they compare columns with targets."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     scoring = load_scalars(scoring)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         y, x = swizzle_tile(tile, down, across, GROUP_M)
-        loaded = load_targets(masking, tile_entries(y, x, rows, columns, BLOCK_M, BLOCK_N))
+        whole = tile_entries(y, x, rows, columns, BLOCK_M, BLOCK_N)
+        mapping, loaded = load_scoring(scoring, whole), load_masking(masking, whole)
         acc = matmul_tile(
             query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
         )
         targeted = has_target(x, loaded, BLOCK_N)
         for index in tl.static_range(1 << EPILOGUE_SUBTILES_LOG2):
-            part = subtile(acc, index, EPILOGUE_SUBTILES_LOG2, BLOCK_M, BLOCK_N)
             right = (x << EPILOGUE_SUBTILES_LOG2) + index
             entries = tile_entries(y, right, rows, columns, BLOCK_M, BLOCK_N >> EPILOGUE_SUBTILES_LOG2)
-            s = map_tile(part, load_scoring(scoring, entries))
+            part = subtile(acc, index, EPILOGUE_SUBTILES_LOG2)
+            s = map_tile(part, sub_scoring(mapping, index, EPILOGUE_SUBTILES_LOG2))
             masked = s
             if masking.row_ids is not None:
-                masked += tl.where(unmasked(None, load_ids(loaded, entries)), 0.0, NOTHING)  # a NaN stays one
+                differs = unmasked(None, sub_masking(loaded, index, EPILOGUE_SUBTILES_LOG2))
+                masked += tl.where(differs, 0.0, NOTHING)  # a NaN stays one
             if masking.targets is not None and (masking.row_ids is not None or masking.keep_target is None):
                 own = s if masking.keep_target is not None else s + NOTHING
                 if targeted:

@@ -18,16 +18,20 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..accumulators import ColumnAccumulators, RowAccumulators
 from ..structs import Mask, ScoreGradTerms, ScoreMap
 from . import configs
-from .epilogue import NO_FMA
 from .kernel_args import Masking, Scoring, Sums, Terms
 from .reduce_partials import reduce_partials
+from .tile_kinds import Config
 
-_PLANS: dict[Any, tuple[CompiledKernel, tuple[Any, ...], configs.Config]] = {}
+NO_FMA = {"enable_fp_fusion": False}
+"""Kernels are launched without fused multiply-adds. A score is then the same number in every kernel: exp(s - lse) is
+consistent with the sum that contains it, and equal scores compare as equal."""
+
+_PLANS: dict[Any, tuple[CompiledKernel, tuple[Any, ...], Config]] = {}
 """Compiled kernels by what they are specialised for, with their constants, and with the row of configs.py whose id is
 part of the key: as long as it is here, no other row has the same id."""
 
 
-def launch(kernel: Any, programs: int, config: configs.Config, *args: Any, **constants: Any) -> None:
+def launch(kernel: Any, programs: int, config: Config, *args: Any, **constants: Any) -> None:
     """Launch a kernel.
 
     Triton's own launcher goes through every argument and option three times, which takes longer than all else that

@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import configs
-from .configs import WholeTile
+from .tile_kinds import WholeTile
 
 
 def aligned(operand: Tensor) -> Tensor:
@@ -79,14 +79,4 @@ def matmul_tile(
             acc = tl.dot(q, k, acc, input_precision="ieee")
             q_at += BLOCK_K
             k_at += BLOCK_K
-    return acc
-
-
-@triton.jit
-def subtile(acc, index: tl.constexpr, SUBTILES_LOG2: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Column slice ``index`` of a tile, [BLOCK_M, BLOCK_N >> SUBTILES_LOG2]. An epilogue that processes the slices one
-    after the other needs proportionally fewer registers."""
-    for cut in tl.static_range(SUBTILES_LOG2):
-        left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N >> (cut + 1))), (0, 2, 1)))
-        acc = right if (index >> (SUBTILES_LOG2 - 1 - cut)) & 1 else left
     return acc

@@ -3,25 +3,10 @@
 import triton
 import triton.language as tl
 
-from .epilogue import (
-    LEAST,
-    NOTHING,
-    exp,
-    load_bias,
-    load_masking,
-    load_scalars,
-    load_scoring,
-    load_tile,
-    map_score,
-    map_tile,
-    mask_scores,
-    merge_sums,
-    reduce_tile,
-    store_sums,
-    target_mask,
-    tile_entries,
-)
+from .elementary import exp
+from .epilogue import LEAST, NOTHING, map_score, map_tile, mask_scores, merge_sums, reduce_tile, target_mask
 from .row_walk import grouped, joined, no_sums
+from .tile_memory import load_bias, load_masking, load_scalars, load_scoring, load_tile, store_sums, tile_entries
 
 
 @triton.jit

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from .epilogue import NOTHING, clamped, exp
+from .elementary import exp
+from .epilogue import NOTHING, clamped
 
 
 @triton.jit

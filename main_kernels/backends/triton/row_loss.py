@@ -7,25 +7,11 @@ the L2 cache, so the scores are read from memory once.
 import triton
 import triton.language as tl
 
-from .epilogue import (
-    NOTHING,
-    exp,
-    load_bias,
-    load_masking,
-    load_scalars,
-    load_scoring,
-    load_vector,
-    map_score,
-    map_tile,
-    mask_scores,
-    merge_sums,
-    reduce_tile,
-    score_grad_tile,
-    store_sums,
-    target_mask,
-)
+from .elementary import exp
+from .epilogue import NOTHING, map_score, map_tile, mask_scores, merge_sums, reduce_tile, score_grad_tile, target_mask
 from .kernel_args import Entries, Terms
 from .row_walk import grouped, joined, no_sums
+from .tile_memory import load_bias, load_masking, load_scalars, load_scoring, load_vector, store_sums
 
 
 @triton.jit

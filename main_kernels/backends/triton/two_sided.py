@@ -9,22 +9,11 @@ its tile again, each relative to its own largest score.
 import triton
 import triton.language as tl
 
-from .epilogue import (
-    LEAST,
-    NOTHING,
-    exp,
-    has_target,
-    load_masking,
-    load_scalars,
-    map_tile,
-    mask_scores,
-    reduce_tile,
-    store_sums,
-    target_mask,
-    tile_entries,
-    unmasked,
-)
-from .matmul_tile import matmul_tile, subtile, swizzle_tile
+from .elementary import exp
+from .epilogue import LEAST, NOTHING, has_target, map_tile, mask_scores, reduce_tile, target_mask, unmasked
+from .matmul_tile import matmul_tile, swizzle_tile
+from .subtile import subtile
+from .tile_memory import load_masking, load_scalars, store_sums, tile_entries
 
 
 @triton.jit
@@ -130,7 +119,7 @@ def exact_columns(
                         query, key, y * BLOCK_M, x * BLOCK_N, rows, columns, width, USE_TMA, BLOCK_M, BLOCK_N, BLOCK_K
                     )
                     for index in tl.static_range(1 << EPILOGUE_SUBTILES_LOG2):
-                        part = subtile(acc, index, EPILOGUE_SUBTILES_LOG2, BLOCK_M, BLOCK_N)
+                        part = subtile(acc, index, EPILOGUE_SUBTILES_LOG2)
                         right = (x << EPILOGUE_SUBTILES_LOG2) + index
                         entries = tile_entries(y, right, rows, columns, BLOCK_M, BLOCK_N >> EPILOGUE_SUBTILES_LOG2)
                         s = map_tile(part, scoring)

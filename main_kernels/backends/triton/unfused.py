@@ -6,21 +6,16 @@ The chunk is raw[rows, columns], rows ``pitch`` apart, float32 or bfloat16. One 
 import triton
 import triton.language as tl
 
-from .epilogue import (
+from .epilogue import map_score, map_tile, mask_scores, reduce_tile, score_grad_tile, target_mask
+from .tile_memory import (
     load_bias,
     load_masking,
     load_scalars,
     load_scoring,
     load_terms,
     load_tile,
-    map_score,
-    map_tile,
-    mask_scores,
-    reduce_tile,
-    score_grad_tile,
     store_sums,
     store_tile,
-    target_mask,
     tile_entries,
 )
 
