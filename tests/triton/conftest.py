@@ -35,6 +35,7 @@ if INTERPRETED:
     configs.SCORE_GRAD = replace(configs.SCORE_GRAD, BLOCK_M=256, BLOCK_N=512)
     configs.REDUCE_PARTIALS = replace(configs.REDUCE_PARTIALS, BLOCK_N=512)
     configs.ROW_LOSS = replace(configs.ROW_LOSS, BLOCK_M=64, BLOCK_N=512)
+    configs.ROW_LOSS_SHORT = configs.ROW_LOSS
     configs.DIVERGENCE = replace(configs.DIVERGENCE, BLOCK_M=64, BLOCK_N=512)
     configs.SPLIT_FLOAT32 = replace(configs.SPLIT_FLOAT32, BLOCK=1 << 16)
     settings.register_profile("interpreted", settings.get_profile("quick"), max_examples=6)

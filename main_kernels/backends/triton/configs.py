@@ -482,6 +482,13 @@ ROW_LOSS = RowTile(
     num_warps=16,
 )
 
+ROW_LOSS_SHORT = RowTile(
+    "float32 scores with more sums than a loss has take more registers: half the columns; at most 128 registers",
+    BLOCK_M=1,
+    BLOCK_N=4096,
+    num_warps=16,
+)
+
 DIVERGENCE = RowTile(
     "one program per multiprocessor: the fewer rows at a time, the more stay in the L2 cache; at most 108 registers",
     BLOCK_M=1,
