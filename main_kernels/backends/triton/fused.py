@@ -90,7 +90,7 @@ def _accumulators(query: Tensor, key: Tensor, spec: ReductionSpec) -> tuple[RowA
 
 
 class _Pass(NamedTuple):
-    """What is reduced in one pass over some rows: the arguments of TritonFused.reduce, and the tile."""
+    """One pass over some rows: the arguments of TritonFused.reduce, and the tile."""
 
     query: Tensor
     key: Tensor

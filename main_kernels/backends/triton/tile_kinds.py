@@ -1,5 +1,5 @@
-"""What a row of configs.py has: one dataclass for each kind of tile. Its fields are constants of the kernel and options
-of its compilation, except those that select the row."""
+"""The kinds of tiles in configs.py, one dataclass each. The fields of a row are constants of the kernel and options of
+its compilation, except those that select the row."""
 
 from __future__ import annotations
 
