@@ -93,30 +93,17 @@ def load_scoring(scoring, entries):
 
 
 @triton.jit
-def load_targets(masking, entries):
-    """The targets alone; the ids stay addresses."""
-    target = None
-    if masking.targets is not None:
-        target = tl.load(masking.targets + entries.i, entries.i < entries.rows, -1)
-        target = tl.where(target < entries.columns, target, -1).to(tl.int32)
-    return Masking(target, masking.row_ids, masking.column_ids, masking.keep_target)
-
-
-@triton.jit
-def load_ids(masking, entries):
-    """The ids of the tile's rows and columns, for targets that are loaded."""
+def load_masking(masking, entries):
+    """The targets, -1 for those beyond the columns, and the ids of the tile's rows and columns."""
     i, j = entries.i, entries.j
-    row_id, column_id = None, None
+    target, row_id, column_id = None, None, None
+    if masking.targets is not None:
+        target = tl.load(masking.targets + i, i < entries.rows, -1)
+        target = tl.where(target < entries.columns, target, -1).to(tl.int32)
     if masking.row_ids is not None:
         row_id = tl.load(masking.row_ids + i, i < entries.rows, 0)
         column_id = tl.load(masking.column_ids + j, j < entries.columns, 0)
-    return Masking(masking.targets, row_id, column_id, masking.keep_target)
-
-
-@triton.jit
-def load_masking(masking, entries):
-    """The targets, -1 for those beyond the columns, and the ids of the tile's rows and columns."""
-    return load_ids(load_targets(masking, entries), entries)
+    return Masking(target, row_id, column_id, masking.keep_target)
 
 
 @triton.jit
