@@ -171,6 +171,8 @@ MUTATIONS = [
     Mutation(DIVERGENCE, "factor * at.p * (at.ratio - kl)", "factor * at.p * at.ratio"),
     Mutation(DIVERGENCE, "factor * (at.q - at.p)", "factor * (at.p - at.q)"),
     Mutation(DIVERGENCE, "select(mostly_p, mixture.rest, mixture.beta)", "mixture.beta"),
+    Mutation(DIVERGENCE, "q_exp * mixture.q_over_p", "q_exp"),
+    Mutation(DIVERGENCE, "(p - ratio) - log_m", "p - log_m"),
     Mutation("main_kernels/sweep/divergence.py", "values_grad = values_grad.where(mask, 0)", "pass"),
     # pooling
     Mutation(POOL, "total *= shrink;", ""),
