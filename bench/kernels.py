@@ -169,7 +169,12 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
         help=f"only these of {', '.join(SIZES)} (default: {' '.join(DEFAULT_SIZES)}); the last are heads of models",
     )
     parser.add_argument("--sweep", action="store_true", help="five sizes of each dimension instead")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="only these (default: bfloat16 at large sizes only)")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        help="only these (default: bfloat16 at large sizes only, on a CPU with instructions for it)",
+    )
     add_options(parser, rounds=MIN_ROUNDS, rounds_help="minimum number of rounds, of which small shapes get more")
     return parser.parse_args(words)
 

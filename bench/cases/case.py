@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import main_kernels
+from main_kernels.processor import has_fast_bfloat16
 
 from ..peers import Absent
 
@@ -92,12 +93,13 @@ class Case:
     build: Callable[..., Row]  # build(dtype, **shape)
     shapes: Mapping[str, Mapping[str, int]]  # size -> shape
     targets: Sequence[Target]
-    bfloat16: bool = True  # measured at the large size only
+    bfloat16: bool = True  # measured at the large size only, see dtypes
     sweeps: Mapping[str, Sweep] = field(default_factory=dict)  # by dimension
 
     def dtypes(self, size: str) -> Sequence[str]:
-        """Return the dtypes measured at a size."""
-        return ("float32", "bfloat16") if self.bfloat16 and size == "large" else ("float32",)
+        """Return the dtypes measured at a size. Without bfloat16 instructions a peer's product takes minutes."""
+        is_measured = self.bfloat16 and size == "large" and has_fast_bfloat16()
+        return ("float32", "bfloat16") if is_measured else ("float32",)
 
     def inputs(self, size: str) -> Sequence[str]:
         """Return the inputs measured at a size: drawn at random, and hidden states of the model of that name."""

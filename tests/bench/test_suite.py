@@ -14,7 +14,7 @@ import pytest
 from bench import check, kernels, peers, report
 from bench.__main__ import COMMANDS
 from bench.__main__ import main as bench
-from bench.cases import CASES
+from bench.cases import CASES, case
 from bench.peak_memory import PeakMemory
 from bench.ratios import ahead, noise_of, ratio_of, verdict_of
 from bench.records import machine_text, merged, read_rows, write_rows
@@ -207,8 +207,22 @@ def test_real_states_are_an_input_of_the_heads():
     assert [what.inputs for what in chosen] == ["random", "smollm2"]
 
 
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_bfloat16_is_measured_by_default_only_where_it_is_fast(is_fast, monkeypatch):
+    """Without the instructions a peer's product takes minutes, and one row the time of the whole suite."""
+    monkeypatch.setattr(case, "has_fast_bfloat16", lambda: is_fast)
+    assert not chosen_bfloat16(["small"], None)
+    assert bool(chosen_bfloat16(["large"], None)) == is_fast
+    assert chosen_bfloat16(["large"], ["bfloat16"])
+
+
+def chosen_bfloat16(sizes, dtypes):
+    chosen = kernels.chosen_rows(list(CASES.values()), sizes, dtypes)
+    return [row.case.name for row in chosen if row.dtype == "bfloat16"]
+
+
 def test_no_row_begins_after_the_time_is_over(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(PeakMemory, "__enter__", lambda self: self)
     monkeypatch.setattr(PeakMemory, "__exit__", lambda *arguments: None)
-    assert kernels.main(["--op", "info_nce", "--minutes", "0"]) == 0
-    assert "out of time: 3 rows are not measured" in capsys.readouterr().err
+    assert kernels.main(["--op", "info_nce", "--dtype", "float32", "--minutes", "0"]) == 0
+    assert "out of time: 2 rows are not measured" in capsys.readouterr().err
