@@ -49,8 +49,8 @@ ttir: setup ## execute every Triton kernel on the CPU from its TTIR, about three
 	$(BIN)/python -m tests.ttir -q
 
 bench: setup ## time ops, scoring and a training step on a CPU, within limits of time; results in out/
-	$(BIN)/python -m bench kernels --size large --minutes 7 -o $(OUT)/kernels.json
-	$(BIN)/python -m bench scoring --pairs 8 --minutes 3 -o $(OUT)/scoring.json
+	$(BIN)/python -m bench kernels --size large --minutes 5 -o $(OUT)/kernels.json
+	$(BIN)/python -m bench scoring --pairs 8 --minutes 2 -o $(OUT)/scoring.json
 	$(BIN)/python -m bench training --rounds 3 -o $(OUT)/training.json
 
 clean: ## remove builds and results

@@ -42,6 +42,7 @@ def data_juicer(loaded: LoadedModel) -> Callable[[Pieces], list[float]]:
     The operator joins texts with a space and tokenises the whole, without a chat template. For equal token ids, the
     texts are the ids in decimal, and the model's tokenizer is one that reads them.
     """
+    _install_nothing()
     level = logging.getLogger().level
     module = import_peer("data_juicer.ops.filter.instruction_following_difficulty_filter")
     logging.getLogger().setLevel(level)  # it logs everything from its import on
@@ -68,6 +69,15 @@ def data_juicer(loaded: LoadedModel) -> Callable[[Pieces], list[float]]:
         return out
 
     return run
+
+
+def _install_nothing() -> None:
+    """Keep data-juicer from installing what it lacks into the environment while it is measured."""
+
+    def refuse(package: str, *arguments: Any) -> None:
+        raise Absent(f"{package} is not installed")
+
+    import_peer("data_juicer.utils.lazy_loader").LazyLoader._install_package = staticmethod(refuse)
 
 
 def _decimal_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +54,17 @@ def flops(run) -> int:
 @pytest.mark.parametrize("name", ["ours", "padded"])
 def test_all_contenders_compute_the_same_log_likelihoods(contest, name):
     np.testing.assert_allclose(getattr(contest, name)(), contest.four_pass(), rtol=1e-4)
+
+
+def test_a_peer_installs_nothing_while_it_is_measured(monkeypatch):
+    class LazyLoader:
+        def _install_package(self, package, pip_args=None):
+            raise AssertionError("installed")
+
+    monkeypatch.setattr(scoring_peers, "import_peer", lambda name: SimpleNamespace(LazyLoader=LazyLoader))
+    scoring_peers._install_nothing()
+    with pytest.raises(peers.Absent, match="ray is not installed"):
+        LazyLoader()._install_package("ray")
 
 
 def test_the_ifd_is_the_ratio_of_mean_losses_of_one_response(contest):
