@@ -29,7 +29,8 @@ HEADS: Mapping[str, Mapping[str, int]] = {
     "llama-3-70b": {"d": 8192, "v": 128256},
 }
 """Width and vocabulary of the heads of models that people train."""
-SIZES = ("small", "medium", "large", *HEADS)
+SIZES = ("small", "medium", "large", "large-wide", *HEADS)
+"""Sizes that can be chosen. A case has some of them; `large-wide` is a head twice as wide as `large`."""
 DEFAULT_SIZES = ("small", "large")
 CHUNK = 512
 Phase = Literal["forward", "forward+backward"]
@@ -93,12 +94,12 @@ class Case:
     build: Callable[..., Row]  # build(dtype, **shape)
     shapes: Mapping[str, Mapping[str, int]]  # size -> shape
     targets: Sequence[Target]
-    bfloat16: bool = True  # measured at the large size only, see dtypes
+    bfloat16: bool = True  # measured at large sizes only, see dtypes
     sweeps: Mapping[str, Sweep] = field(default_factory=dict)  # by dimension
 
     def dtypes(self, size: str) -> Sequence[str]:
         """Return the dtypes measured at a size. Without bfloat16 instructions a peer's product takes minutes."""
-        is_measured = self.bfloat16 and size == "large" and has_fast_bfloat16()
+        is_measured = self.bfloat16 and size in ("large", "large-wide") and has_fast_bfloat16()
         return ("float32", "bfloat16") if is_measured else ("float32",)
 
     def inputs(self, size: str) -> Sequence[str]:

@@ -14,7 +14,7 @@ import pytest
 from bench import check, kernels, peers, report
 from bench.__main__ import COMMANDS
 from bench.__main__ import main as bench
-from bench.cases import CASES, case
+from bench.cases import CASES, SIZES, case
 from bench.peak_memory import PeakMemory
 from bench.ratios import ahead, noise_of, ratio_of, verdict_of
 from bench.records import machine_text, merged, read_rows, write_rows
@@ -207,12 +207,18 @@ def test_real_states_are_an_input_of_the_heads():
     assert [what.inputs for what in chosen] == ["random", "smollm2"]
 
 
+def test_every_size_of_a_case_can_be_chosen():
+    for one in CASES.values():
+        assert set(one.shapes) <= set(SIZES), one.name
+
+
 @pytest.mark.parametrize("is_fast", [False, True])
 def test_bfloat16_is_measured_by_default_only_where_it_is_fast(is_fast, monkeypatch):
     """Without the instructions a peer's product takes minutes, and one row the time of the whole suite."""
     monkeypatch.setattr(case, "has_fast_bfloat16", lambda: is_fast)
     assert not chosen_bfloat16(["small"], None)
     assert bool(chosen_bfloat16(["large"], None)) == is_fast
+    assert bool(chosen_bfloat16(["large-wide"], None)) == is_fast
     assert chosen_bfloat16(["large"], ["bfloat16"])
 
 

@@ -11,7 +11,15 @@ from main_kernels import linear_cross_entropy
 from main_kernels.backends.triton import configs
 from main_kernels.sweep import plan
 
-from ..kernels import test_contrastive, test_grad_buffer, test_head_losses, test_information, test_linear_kl, test_ops
+from ..kernels import (
+    divergences,
+    test_contrastive,
+    test_grad_buffer,
+    test_head_losses,
+    test_information,
+    test_linear_kl,
+    test_ops,
+)
 from ..kernels import test_token_logprobs as test_likelihood
 from ..kernels.contract import Matrices
 
@@ -51,13 +59,13 @@ def test_several_chunks_match_the_reference(backend, dtype, workspace_bytes, mon
     test_likelihood.check(Matrices(530, 1500, 48, dtype, 0.6, False, 5), bias_spread=0.5)
 
 
-@pytest.mark.parametrize("frozen", [(), test_linear_kl.NAMES[:2], test_linear_kl.NAMES[2:]])
-@pytest.mark.parametrize("options", test_linear_kl.OPTIONS)
+@pytest.mark.parametrize("frozen", [(), divergences.NAMES[:2], divergences.NAMES[2:]])
+@pytest.mark.parametrize("options", divergences.OPTIONS)
 def test_rows_of_several_blocks_match_the_reference(backend, options, frozen, monkeypatch):
     """The largest score may lie anywhere in a row; which passes a gradient takes depends on who is trained."""
     monkeypatch.setattr(configs, "DIVERGENCE", replace(configs.DIVERGENCE, BLOCK_M=4, BLOCK_N=64))
     drawn = Matrices(9, 300, 24, torch.float32, 1.0, False, 5)
-    test_linear_kl.check(*test_linear_kl.draw(drawn, torch.float32, 16), frozen=frozen, **options)
+    divergences.check(*divergences.draw(drawn, torch.float32, 16), frozen=frozen, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
