@@ -37,8 +37,9 @@ def hidden_states(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as temporary:
             save_file(dict(zip(("hidden", "weight", "targets"), _read(tokens), strict=True)), temporary)
+    # the file is mapped into memory: what a run is the first to read of it would count as the run's own
     kept = load_file(file)
-    return kept["hidden"], kept["weight"], kept["targets"]
+    return kept["hidden"].clone(), kept["weight"].clone(), kept["targets"].clone()
 
 
 @torch.inference_mode()

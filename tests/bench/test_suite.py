@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench import check, kernels, peers, report
+from bench import check, inputs, kernels, peers, report
 from bench.__main__ import COMMANDS
 from bench.__main__ import main as bench
 from bench.cases import CASES, SIZES, case
@@ -205,6 +206,17 @@ def test_real_states_are_an_input_of_the_heads():
     assert CASES["linear_cross_entropy"].inputs("large") == ("random",)
     chosen = list(kernels.chosen_rows([CASES["linear_cross_entropy"]], ["smollm2"], None))
     assert [what.inputs for what in chosen] == ["random", "smollm2"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says which memory belongs to a file")
+def test_real_states_are_not_read_from_their_file_during_a_run(tmp_path, monkeypatch):
+    """Pages of a file that a run is the first to touch would count as its memory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(inputs, "_read", lambda tokens: (torch.ones(tokens, 8), torch.ones(9, 8), torch.ones(tokens)))
+    states = inputs.hidden_states(4)
+    mapped = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    ranges = [[int(end, 16) for end in place.split("-")] for place in mapped]
+    assert not any(begin <= state.data_ptr() < end for state in states for begin, end in ranges)
 
 
 def test_every_size_of_a_case_can_be_chosen():
