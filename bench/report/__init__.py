@@ -63,34 +63,40 @@ def pages(rows: Rows) -> dict[Path, str]:
     return out
 
 
-def quality_page(folder: Path, into: Path) -> None:
-    """Write the tables of the scores and of the loop into a page, and their picture into the folder of the results."""
+def write_quality(page: Path) -> None:
+    """Write the tables of the scores and of the loop into a page."""
     from ..quality import loop_report
-    from ..quality.detection_report import plot, write_page
+    from ..quality.detection_report import write_page
 
-    loop_report.write(folder / "loop.json", into)
-    detection = json.loads((folder / "detection.json").read_text(encoding="utf-8"))
-    write_page(detection, into)
-    plot(detection, folder / "detection.png")
+    loop_report.write(RESULTS / "loop.json", page)
+    write_page(_detection(), page)
+
+
+def _detection() -> dict[str, Any]:
+    return json.loads((RESULTS / "detection.json").read_text(encoding="utf-8"))
+
+
+def outdated_timings(rows: Rows) -> list[str]:
+    """Return the pages and pictures of timings that differ from what the rows say."""
+    from .pictures import PICTURES, is_current
+
+    found = [str(page.relative_to(ROOT)) for page, text in pages(rows).items() if page.read_text("utf-8") != text]
+    return found + [f"bench/results/{name}" for name in PICTURES if not is_current(name, rows, RESULTS / name)]
 
 
 def outdated(rows: Rows) -> list[str]:
     """Return the pages and pictures that differ from what the results say."""
-    from .pictures import PICTURES, is_current
-
-    found = [str(page.relative_to(ROOT)) for page, text in pages(rows).items() if page.read_text("utf-8") != text]
-    found += [f"bench/results/{name}" for name in PICTURES if not is_current(name, rows, RESULTS / name)]
+    found = outdated_timings(rows)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copy(QUALITY, folder))
-        for name in ("detection.json", "loop.json"):
-            shutil.copy(RESULTS / name, folder)
-        quality_page(Path(folder), copy)
+        write_quality(copy)
         if copy.read_text("utf-8") != QUALITY.read_text("utf-8"):
             found.append(str(QUALITY.relative_to(ROOT)))
     return found
 
 
 def main(words: list[str] | None = None) -> int:
+    from ..quality.detection_report import plot
     from .pictures import PICTURES, draw
 
     parser = command_parser("report", __doc__)
@@ -106,5 +112,6 @@ def main(words: list[str] | None = None) -> int:
         page.write_text(text, encoding="utf-8")
     for name in PICTURES:
         draw(name, rows, RESULTS / name)
-    quality_page(RESULTS, QUALITY)
+    write_quality(QUALITY)
+    plot(_detection(), RESULTS / "detection.png")
     return 0

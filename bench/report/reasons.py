@@ -16,13 +16,16 @@ REASONS: dict[tuple[str, str, str, str], str] = {
     ),
     ("*", "*", "time", "small"): "a call takes milliseconds, and preparing it in Python is part of that",
     ("linear_kl*", "*", "time", "*"): (
-        "measured before an exponential was computed once, and with a backward that zeroed memory as large as the head"
+        "AVX512: measured before an exponential was computed once, and with a backward that zeroed memory as large as"
+        " the head"
     ),
     ("linear_cross_entropy*", "*", "time", "*"): (
-        "measured before the loss and the gradient of a row were one pass; also, two chunks read and write the head's"
-        " gradient twice"
+        "AVX512: measured before the loss and the gradient of a row were one pass; also, two chunks read and write the"
+        " head's gradient twice"
     ),
-    ("linear_kl*", "*", "memory", "*"): f"measured with a backward that zeroed memory as large as the head; {MKL}",
+    ("linear_kl*", "*", "memory", "*"): (
+        f"{MKL}; AVX512: measured with a backward that zeroed memory as large as the head"
+    ),
     ("segment_pool*", "*", "memory", "*"): (
         "the case's own loss, a [B, D] product in eager torch, which is fused for the peer; for attention also the"
         " query's gradient by segment, [B, D]"

@@ -15,7 +15,7 @@ from main_kernels.sweep import plan
 from .interpreter import repair
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-COMPILED = ["test_aot.py", "test_launch.py", "test_no_device.py"]
+COMPILED = ["test_aot.py", "test_launch.py", "test_no_device.py", "test_versions.py"]
 collect_ignore = COMPILED if INTERPRETED else ["test_library.py", "test_fused.py"]
 
 if INTERPRETED:

@@ -77,7 +77,8 @@ def unmasked(is_target, masking):
 @triton.jit
 def mask_scores(s, is_target, entries, masking):
     """s with -inf for entries that are masked or out of bounds. NaN scores stay NaN, even if they are masked."""
-    valid, counts = in_bounds(entries), unmasked(is_target, masking)
+    valid = in_bounds(entries)
+    counts = unmasked(is_target, masking)
     if counts is not None:
         valid = (valid & counts) | (s != s)
     return tl.where(valid, s, NOTHING)
@@ -155,9 +156,10 @@ def merge_sums(a, b, clip):
 
 @triton.jit
 def _times(vector, factor):
+    product = None
     if vector is not None:
-        vector = vector * factor
-    return vector
+        product = vector * factor
+    return product
 
 
 @triton.jit

@@ -112,11 +112,10 @@ def load_terms(terms, entries):
     a exp(s - high - low) = (a exp(-low)) exp(s - high)."""
     i, j = entries.i, entries.j
     has_row, has_column = i < entries.rows, j < entries.columns
-    row_low, column_low = load_vector(terms.row_lse_low, i, has_row), load_vector(terms.column_lse_low, j, has_column)
-    row_grad, column_grad = (
-        load_vector(terms.row_lse_grad, i, has_row),
-        load_vector(terms.column_lse_grad, j, has_column),
-    )
+    row_low = load_vector(terms.row_lse_low, i, has_row)
+    column_low = load_vector(terms.column_lse_low, j, has_column)
+    row_grad = load_vector(terms.row_lse_grad, i, has_row)
+    column_grad = load_vector(terms.column_lse_grad, j, has_column)
     if row_grad is not None and terms.neg_entropy_grad is None:
         row_grad *= exp(-row_low)
     if column_grad is not None:
