@@ -74,17 +74,24 @@ def _either(p, q):
 
 
 @triton.jit
-def sum_log1p(u, AXIS: tl.constexpr):
-    """The sum of log(1 + u) along the last axis, 0 <= u <= 1, from one logarithm for 64 terms: that of the product of
-    1 + u. What the product exceeds 1 by is a sum of positive terms, so the digits of a small u stay."""
-    WIDTH: tl.constexpr = u.shape[AXIS]
+def sum_softplus(s, AXIS: tl.constexpr):
+    """The sum of log(1 + e^s) = max(s, 0) + log(1 + u), u = e^-|s|, along the last axis, from one logarithm for 64
+    terms: that of the product of 1 + u. What the product exceeds 1 by is a sum of positive terms, so the digits of a
+    small u stay."""
+    WIDTH: tl.constexpr = s.shape[AXIS]
     if WIDTH > 64:
         tl.static_assert(AXIS == 1)
         # the terms of a product are not neighbours, which a thread holds
-        total = tl.sum(_log1p_of_product(tl.reshape(u, (u.shape[0], 64, WIDTH // 64)), 1), 1)
+        terms = tl.reshape(s, (s.shape[0], 64, WIDTH // 64))
+        total = tl.sum(_sum_softplus(terms, 1), 1)
     else:
-        total = _log1p_of_product(u, AXIS)
+        total = _sum_softplus(s, AXIS)
     return total
+
+
+@triton.jit
+def _sum_softplus(s, AXIS: tl.constexpr):
+    return tl.sum(tl.maximum(s, 0.0), AXIS) + _log1p_of_product(exp(-tl.abs(s)), AXIS)
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .elementary import exp, sigmoid_of, sum_log1p, tanh
+from .elementary import exp, sigmoid_of, sum_softplus, tanh
 from .kernel_args import Sums, Terms
 from .tile_memory import in_bounds
 
@@ -113,10 +113,9 @@ def reduce_tile(s, above, clip, parts, AXIS: tl.constexpr):
     if parts.logits is not None:
         logits = tl.sum(tl.where(s == NOTHING, 0.0, s), AXIS)
     if parts.softplus is not None:
-        e = exp(-tl.abs(s))
         if parts.sigmoid is not None:
             sigmoid = tl.sum(sigmoid_of(s), AXIS)
-        softplus = tl.sum(tl.maximum(s, 0.0), AXIS) + sum_log1p(e, AXIS)
+        softplus = sum_softplus(s, AXIS)
     return Sums(top, total, weighted, rank, logits, softplus, sigmoid, clipped)
 
 
