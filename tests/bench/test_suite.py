@@ -192,7 +192,7 @@ def test_the_peers_are_listed(capsys):
 
 @pytest.mark.slow
 def test_a_row_is_measured_from_the_command_line(tmp_path):
-    """With torch.compile switched off: it would compile for half a minute."""
+    """With torch.compile switched off: compiling takes time and is not what is tested."""
     file = tmp_path / "rows.json"
     environment = {**os.environ, "TORCH_COMPILE_DISABLE": "1"}
     words = ["bench", "kernels", "--op", "segment_pool_mean", "--size", "small", "--rounds", "3", "-o", str(file)]

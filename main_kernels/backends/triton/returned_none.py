@@ -1,6 +1,7 @@
 """return_none_in_structs: lets Triton 3.6 compile functions that return a struct with a field of None.
 
 Later versions return the None; 3.6 looks for a tensor to convert it to, and stops. Here None passes by that conversion.
+The repair holds for the whole process, where all it does is turn that error into a result.
 """
 
 from __future__ import annotations
