@@ -76,7 +76,6 @@ void bind_structs(py::module_& m) {
       .field("row_total", &SingleExpSums::row_total)
       .field("target_score", &SingleExpSums::target_score)
       .field("column_total", &SingleExpSums::column_total)
-      .field("row_weighted", &SingleExpSums::row_weighted)
       .field("row_rank", &SingleExpSums::row_rank)
       .field("column_rank", &SingleExpSums::column_rank)
       .field("column_target", &SingleExpSums::column_target);

@@ -265,7 +265,7 @@ def pair_scores(
         row_ids=pair_ids,
         column_ids=key_ids,
         column_lse=True,
-        entropy_and_ranks=True,
+        ranks=True,
     )
     query_to_key, key_to_query = -swept.row_nll(), -swept.column_nll(targets)
     entries = swept.target.new_ones(()) * in_row * in_column

@@ -108,7 +108,8 @@ def token_logprobs(
         softcap=softcap,
         targets=targets,
         ignore_index=ignore_index,
-        entropy_and_ranks=return_stats,
+        entropy=return_stats,
+        ranks=return_stats,
         loss=None if return_stats else CrossEntropy(minus),
     )
     if not return_stats:

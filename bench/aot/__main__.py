@@ -95,8 +95,13 @@ def renewed(rows: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[
             kept.append(waiting[place].pop(0))
         elif row["kernel"] not in WALKS or (row["architecture"], row["case"]) not in walked:
             kept.append(row)
-    known = {json.dumps({**row, "case": ""}) for row in kept}
-    return kept + [row for left in waiting.values() for row in left if json.dumps({**row, "case": ""}) not in known]
+    known = {_binary(row) for row in kept}
+    return kept + [row for left in waiting.values() for row in left if _binary(row) not in known]
+
+
+def _binary(row: dict[str, Any]) -> str:
+    """Return what a row says of its binary, whichever case launches it, with however many programs."""
+    return json.dumps({**row, "case": "", "programs_planned": 0})
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:

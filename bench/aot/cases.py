@@ -30,10 +30,10 @@ WANTS = {
     "softplus": ReductionSpec(row_lse=False, softplus=True),
     "sigmoid": ReductionSpec(row_lse=False, softplus=True, sigmoid=True),
     "bounds": ReductionSpec(softplus=True, clip=5.0),
-    "statistics": ReductionSpec(entropy_and_ranks=True),
-    "all rows": ReductionSpec(entropy_and_ranks=True, logit_sums=True, softplus=True, clip=5.0),
-    "ranks": ReductionSpec(column_lse=True, entropy_and_ranks=True),
-    "everything": ReductionSpec(column_lse=True, entropy_and_ranks=True, logit_sums=True, softplus=True, clip=5.0),
+    "statistics": ReductionSpec(entropy=True, ranks=True),
+    "all rows": ReductionSpec(entropy=True, ranks=True, logit_sums=True, softplus=True, clip=5.0),
+    "ranks": ReductionSpec(column_lse=True, ranks=True),
+    "everything": ReductionSpec(column_lse=True, entropy=True, ranks=True, logit_sums=True, softplus=True, clip=5.0),
 }
 """sets of reductions, by name"""
 
@@ -96,7 +96,13 @@ def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     all at once, and all of that for sizes that are a multiple of everything and of nothing. float16 operands make the
     same code but for the products: there the plain ones do, and all at once."""
     reduced = [(w, "") for w in WANTS] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
-    reduced += [("sigmoid", "bias others"), ("sigmoid", "bias left out"), ("sigmoid", "bias ids"), ("rows", "others")]
+    reduced += [
+        ("sigmoid", "bias others"),
+        ("sigmoid", "bias left out"),
+        ("sigmoid", "bias ids"),
+        ("rows", "others"),
+        ("ranks", "ids"),
+    ]
     weighed = [(u, "") for u in UPSTREAM] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
     weighed += [("softplus", "bias"), ("softplus", "scale"), ("softplus", "bias ids"), ("both", "scale")]
     weighed += [("softplus", "others"), ("softplus", "bias others"), ("softplus", "bias left out"), ("rows", "others")]
@@ -126,7 +132,7 @@ class _Fused:
     def reduce(self, wants: ReductionSpec, extra: str) -> None:
         n, m, fused = self.n, self.m, _BACKEND.fused
         score_map, mask = _given(extra, n, m)
-        ranked, target = wants.entropy_and_ranks, empty(n)
+        ranked, target = wants.ranks, empty(n)
         fused.target_scores(self.query, self.key, score_map, self.targets, target)
         put_back = mask is not None and mask.keep_target
         given = target if ranked or put_back else None, empty(m) if wants.column_lse and ranked else None
@@ -172,7 +178,7 @@ def _reduce_chunk(raw: torch.Tensor, wants: ReductionSpec, extra: str) -> None:
         _BACKEND.reduce_rows(raw, score_map, targets, mask, rows)
         return
     columns = ColumnAccumulators.empty(m, torch.float32, raw.device, wants)
-    if not wants.entropy_and_ranks:
+    if not wants.ranks:
         _BACKEND.reduce_both(raw, score_map, targets, mask, rows, columns)
         return
     columns.target = empty(m)

@@ -25,6 +25,8 @@ PERSISTENT = (*WALKS, "row_loss", "divergence")
 EPILOGUE_LIMITS = (
     (r"reduce both b?float16 8192x", "two_sided_reduce", 1024, 0.5),
     (r"reduce both (ids|left out) b?float16 8192x", "two_sided_reduce", 1024, 0.6),
+    (r"reduce ranks b?float16 8192x", "two_sided_reduce", 1024, 0.8),
+    (r"reduce ranks ids b?float16 8192x", "two_sided_reduce", 1024, 1.0),
     (r"score_grad (both|(softplus|softplus bias)( others)?) b?float16 ", "whole_score_grad", 1024, 0.5),
     (r"score_grad both (ids|left out) b?float16 ", "whole_score_grad", 1024, 0.65),
     (r"reduce softplus b?float16 8192x", "softplus_reduce", 1024, 0.3),
@@ -32,7 +34,6 @@ EPILOGUE_LIMITS = (
     (r"score_grad softplus bias left out b?float16 ", "whole_score_grad", 1024, 0.6),
     (r"reduce (statistics|sums|bounds|both (bias|softcap)) b?float16 8192x", "fused_reduce", 1024, 1.4),
     (r"reduce rows others b?float16 8192x", "fused_reduce", 1024, 0.7),
-    (r"reduce ranks b?float16 8192x", "fused_reduce", 1024, 1.9),
     (r"score_grad both softcap b?float16 8192x", "fused_score_grad", 1024, 0.9),
     (r"reduce rows b?float16 8192x", "fused_reduce", 4096, 0.1),
 )

@@ -13,93 +13,74 @@ namespace {
 
 constexpr int64_t kTileRows = 64;  // a tile of kTileRows x kBlock scores stays in the second-level cache
 
+// A tile of raw scores whose first column is j0. What belongs to rows or columns begins at the tile's.
 template <class T>
-MK_INLINE void reduce_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale, float* row_part,
-                           float* col_part) {
-  float run[kBlock] = {};
-  std::fill(col_part, col_part + n, 0.f);
-  for (int64_t i = 0; i < rows; ++i) {
-    if (i % kRun == 0) end_run(run, n, col_part);
-    const T* row = raw + i * stride;
-    if (i + 1 < rows) prefetch(row + stride, n);
-    float terms[kBlock];
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      const float e = exp_(scale * load(row[j]));
-      terms[j] = e;
-      run[j] += e;
-    }
-    row_part[i] = sum(terms, n);
-  }
-  end_run(run, n, col_part);
-}
-
-struct RankedParts {
-  float *row_total, *row_weighted, *row_rank;  // [rows]
-  float *column_total, *column_rank;           // [n]
+struct Tile {
+  const T* raw;
+  int64_t rows, columns, stride;
+  float scale;
+  const int64_t* targets;
+  int64_t j0;
+  Mask mask;
+  const float *target_score, *column_target;
 };
 
-// targets and target_scores belong to the rows of the tile, which begins at column j0, column_target to its columns.
-template <class T>
-MK_INLINE void reduce_ranked_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale,
-                                  const int64_t* targets, int64_t j0, const float* target_scores,
-                                  const float* column_target, RankedParts parts) {
+// The sums of a tile; the ranks are null if none are counted.
+struct TileSums {
+  float *row_total, *row_rank, *column_total, *column_rank;
+};
+
+template <bool masked, bool ranked, class T>
+MK_INLINE void reduce_tile(Tile<T> tile, TileSums sums) {
+  const int64_t n = tile.columns;
+  const int32_t* ids = tile.mask.columns;
+  const float* column_target = tile.column_target;
   float run[kBlock] = {}, above[kBlock] = {};
-  std::fill(parts.column_total, parts.column_total + n, 0.f);
-  for (int64_t i = 0; i < rows; ++i) {
-    if (i % kRun == 0) end_run(run, n, parts.column_total);
-    const T* row = raw + i * stride;
-    if (i + 1 < rows) prefetch(row + stride, n);
-    const float at_target = target_scores[i];
-    float terms[kBlock], products[kBlock];
+  std::fill(sums.column_total, sums.column_total + n, 0.f);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    if (i % kRun == 0) end_run(run, n, sums.column_total);
+    const T* row = tile.raw + i * tile.stride;
+    if (i + 1 < tile.rows) prefetch(row + tile.stride, n);
+    const int32_t id = masked ? tile.mask.rows[i] : 0;
+    const float at_target = ranked ? tile.target_score[i] : 0.f;
+    float terms[kBlock];
     int32_t count = 0;
 #pragma omp simd reduction(+ : count)
     for (int64_t j = 0; j < n; ++j) {
-      const float s = scale * load(row[j]), e = exp_(s);
+      const float s = tile.scale * load(row[j]), weight = exp_(s);
+      const float e = masked ? select(ids[j] == id, 0.f, weight) : weight;
       terms[j] = e;
-      products[j] = e * s;
       run[j] += e;
-      above[j] += select(s > column_target[j], 1.f, 0.f);
-      count += s > at_target ? 1 : 0;
+      if (ranked) {
+        const float counted = masked ? select(ids[j] == id, kNegInf, s) : s;
+        above[j] += select(counted > column_target[j], 1.f, 0.f);
+        count += counted > at_target ? 1 : 0;
+      }
     }
-    const int64_t own = targets[i] - j0;  // a row does not count in the rank of its target column
-    if (own >= 0 && own < n && at_target > column_target[own]) above[own] -= 1.f;
-    parts.row_total[i] = sum(terms, n);
-    parts.row_weighted[i] = sum(products, n);
-    parts.row_rank[i] = static_cast<float>(count);
+    float total = sum(terms, n);
+    const int64_t own = tile.targets[i] - tile.j0;
+    if (own >= 0 && own < n) {
+      if (masked && ids[own] == id) {  // the target stays unmasked
+        const float e = exp_(tile.scale * load(row[own]));
+        total += e;
+        run[own] += e;
+      } else if (ranked && at_target > column_target[own]) {  // a row does not count in the rank of its target column
+        above[own] -= 1.f;
+      }
+    }
+    sums.row_total[i] = total;
+    if (ranked) sums.row_rank[i] = static_cast<float>(count);
   }
-  end_run(run, n, parts.column_total);
-  std::copy(above, above + n, parts.column_rank);
+  end_run(run, n, sums.column_total);
+  if (ranked) std::copy(above, above + n, sums.column_rank);
 }
 
-// targets, mask.rows and mask.columns belong to the tile, which begins at column j0; targets stay unmasked.
 template <class T>
-MK_INLINE void reduce_masked_tile(const T* raw, int64_t rows, int64_t n, int64_t stride, float scale,
-                                  const int64_t* targets, int64_t j0, Mask mask, float* row_part, float* col_part) {
-  float run[kBlock] = {};
-  std::fill(col_part, col_part + n, 0.f);
-  for (int64_t i = 0; i < rows; ++i) {
-    if (i % kRun == 0) end_run(run, n, col_part);
-    const T* row = raw + i * stride;
-    if (i + 1 < rows) prefetch(row + stride, n);
-    const int32_t id = mask.rows[i];
-    float terms[kBlock];
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      const float e = select(mask.columns[j] == id, 0.f, exp_(scale * load(row[j])));
-      terms[j] = e;
-      run[j] += e;
-    }
-    float part = sum(terms, n);
-    const int64_t target = targets[i] - j0;
-    if (target >= 0 && target < n && mask.columns[target] == id) {
-      const float e = exp_(scale * load(row[target]));
-      part += e;
-      run[target] += e;
-    }
-    row_part[i] = part;
-  }
-  end_run(run, n, col_part);
+MK_INLINE void reduce_any_tile(Tile<T> tile, TileSums sums) {
+  if (tile.mask.rows)
+    sums.row_rank ? reduce_tile<true, true>(tile, sums) : reduce_tile<true, false>(tile, sums);
+  else
+    sums.row_rank ? reduce_tile<false, true>(tile, sums) : reduce_tile<false, false>(tile, sums);
 }
 
 template <bool masked, class T>
@@ -143,9 +124,7 @@ MK_INLINE void single_exp_grad_row(T* row, int64_t M, float scale, int64_t targe
   if (scale_grad) *scale_grad = sum_of_row + (static_cast<double>(target_grad) + masked_own) * at_target;
 }
 
-MK_KERNEL(ReduceTile, reduce_tile)
-MK_KERNEL(ReduceMaskedTile, reduce_masked_tile)
-MK_KERNEL(ReduceRankedTile, reduce_ranked_tile)
+MK_KERNEL(ReduceTile, reduce_any_tile)
 MK_KERNEL(SingleExpGradRow, single_exp_grad_row)
 
 }  // namespace
@@ -159,7 +138,7 @@ void single_exp_reduce(Chunk<T> chunk, SingleExpSums sums, int threads) {
   const bool ranked = sums.row_rank != nullptr;
   const int64_t of_rows = across * rows, of_columns = down * M;
   // one entry per tile: no sum crosses threads
-  std::vector<float> row_parts(of_rows * (ranked ? 3 : 1)), col_parts(of_columns * (ranked ? 2 : 1));
+  std::vector<float> row_parts(of_rows * (ranked ? 2 : 1)), col_parts(of_columns * (ranked ? 2 : 1));
   for (int64_t i = 0; i < rows; ++i) sums.target_score[i] = sums.scale * load(raw[i * M + chunk.targets[i]]);
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
   for (int64_t u = 0; u < down; ++u)
@@ -167,17 +146,11 @@ void single_exp_reduce(Chunk<T> chunk, SingleExpSums sums, int threads) {
       const int64_t i0 = u * kTileRows, j0 = v * kBlock;
       const int64_t height = std::min(kTileRows, rows - i0), width = std::min(kBlock, M - j0);
       float *row_part = row_parts.data() + v * rows + i0, *col_part = col_parts.data() + u * M + j0;
-      const T* tile = raw + i0 * M + j0;
-      if (ranked)
-        dispatch<ReduceRankedTile>(
-            tile, height, width, M, sums.scale, chunk.targets + i0, j0, static_cast<const float*>(sums.target_score + i0),
-            sums.column_target + j0,
-            RankedParts{row_part, row_part + of_rows, row_part + 2 * of_rows, col_part, col_part + of_columns});
-      else if (mask.rows)
-        dispatch<ReduceMaskedTile>(tile, height, width, M, sums.scale, chunk.targets + i0, j0,
-                                   Mask{mask.rows + i0, mask.columns + j0, true}, row_part, col_part);
-      else
-        dispatch<ReduceTile>(tile, height, width, M, sums.scale, row_part, col_part);
+      const Mask tile_mask = mask.rows ? Mask{mask.rows + i0, mask.columns + j0, true} : Mask{};
+      const Tile<T> tile{raw + i0 * M + j0, height, width, M, sums.scale, chunk.targets + i0, j0, tile_mask,
+                         sums.target_score + i0, ranked ? sums.column_target + j0 : nullptr};
+      dispatch<ReduceTile>(
+          tile, TileSums{row_part, ranked ? row_part + of_rows : nullptr, col_part, ranked ? col_part + of_columns : nullptr});
     }
   const auto add = [](const float* parts, int64_t count, int64_t n, auto* total) {
     for (int64_t part = 0; part < count; ++part)
@@ -186,8 +159,7 @@ void single_exp_reduce(Chunk<T> chunk, SingleExpSums sums, int threads) {
   add(row_parts.data(), across, rows, sums.row_total);
   add(col_parts.data(), down, M, sums.column_total);
   if (!ranked) return;
-  add(row_parts.data() + of_rows, across, rows, sums.row_weighted);
-  add(row_parts.data() + 2 * of_rows, across, rows, sums.row_rank);
+  add(row_parts.data() + of_rows, across, rows, sums.row_rank);
   add(col_parts.data() + of_columns, down, M, sums.column_rank);
 }
 

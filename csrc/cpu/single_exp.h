@@ -11,8 +11,7 @@ struct SingleExpSums {
   double* row_total = nullptr;     // [rows], added to: sums of e^s
   float* target_score = nullptr;   // [rows]
   double* column_total = nullptr;  // [columns], added to
-  // Only without a mask, all or none; the ranks are those of RowAccumulators and ColumnAccumulators (reductions.h).
-  double* row_weighted = nullptr;        // [rows], added to: sums of e^s s
+  // All or none; the ranks are those of RowAccumulators and ColumnAccumulators (reductions.h).
   float* row_rank = nullptr;             // [rows], added to
   float* column_rank = nullptr;          // [columns], added to
   const float* column_target = nullptr;  // [columns]

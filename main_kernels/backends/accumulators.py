@@ -30,7 +30,8 @@ class ReductionSpec:
 
     row_lse: bool = True
     column_lse: bool = False  # the columns' log-sum-exps, and the other requested reductions along columns
-    entropy_and_ranks: bool = False
+    entropy: bool = False
+    ranks: bool = False  # of the targets' scores
     logit_sums: bool = False
     softplus: bool = False
     sigmoid: bool = False  # with softplus: the sum of its derivatives
@@ -39,14 +40,13 @@ class ReductionSpec:
     @property
     def row_sums(self) -> tuple[str, ...]:
         """The running sums of RowAccumulators that it takes, besides the maximum."""
-        more = self.entropy_and_ranks
-        wanted = self.row_lse, more, more, self.logit_sums, self.softplus, self.sigmoid, self.clip > 0
-        return tuple(compress(_ROW_SUMS, wanted))
+        first = self.row_lse, self.entropy, self.ranks, self.logit_sums
+        return tuple(compress(_ROW_SUMS, (*first, self.softplus, self.sigmoid, self.clip > 0)))
 
     @property
     def column_sums(self) -> tuple[str, ...]:
         """The same of ColumnAccumulators; empty if no column is reduced."""
-        return tuple(compress(_COLUMN_SUMS, (True, self.entropy_and_ranks, self.logit_sums))) if self.column_lse else ()
+        return tuple(compress(_COLUMN_SUMS, (True, self.ranks, self.logit_sums))) if self.column_lse else ()
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,6 @@ class CpuSingleExp:
             row_total=_doubles(rows.total),
             target_score=_floats(rows.target),
             column_total=_doubles(columns.total),
-            row_weighted=_doubles(rows.weighted),
             row_rank=_floats(rows.rank),
             column_rank=_floats(columns.rank),
             column_target=_floats(columns.target),

@@ -31,7 +31,7 @@ class SingleExpKernels(Protocol):
     ) -> None:
         """Add raw[c, M] to the row and the column accumulators in one pass. All of their ``maximum`` entries are 0.
 
-        Ranks and the sums that the entropy needs are all requested or none; without a mask only."""
+        The ranks of rows and columns are both requested or neither."""
 
     def score_grad_(
         self,

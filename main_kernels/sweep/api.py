@@ -107,7 +107,8 @@ def sweep(
     keep_target: bool = True,
     row_lse: bool = True,
     column_lse: bool = False,
-    entropy_and_ranks: bool = False,
+    entropy: bool = False,
+    ranks: bool = False,
     logit_sums: bool = False,
     softplus: bool = False,
     clip: float = 0.0,
@@ -134,9 +135,10 @@ def sweep(
         row_ids: int64 [N]. Entries whose row and column have equal ids are masked.
         column_ids: int64, at most [M]. Columns beyond the last id are never masked.
         keep_target: True: the target's entry is never masked. False: it always is; ``target`` is still its score.
-        row_lse: return row_lse. May be False if neither entropy_and_ranks, clip nor loss is requested.
+        row_lse: return row_lse. May be False if neither entropy, ranks, clip nor loss is requested.
         column_lse: return column_lse, from the same pass, and the other requested reductions along columns.
-        entropy_and_ranks: return entropy, row_rank and, with column_lse, column_rank.
+        entropy: return entropy.
+        ranks: return row_rank and, with column_lse, column_rank.
         logit_sums: return row_logits and, with column_lse, column_logits.
         softplus: return softplus.
         clip: positive: return clipped.
@@ -167,7 +169,7 @@ def sweep(
         scale = torch.full((), scale, dtype=accumulator, device=query.device)
     is_enabled = torch.is_grad_enabled()
     if bias is not None and not bias.dim():
-        others = softcap, row_lse, column_lse, entropy_and_ranks, logit_sums, clip, loss is not None
+        others = softcap, row_lse, column_lse, entropy, ranks, logit_sums, clip, loss is not None
         bias = bias.expand(key.shape[0]) if any(others) else bias
     sigmoid = is_enabled and bias is not None and not bias.dim() and bias.requires_grad
     grad_query, grad_key = is_enabled and query.requires_grad, is_enabled and key.requires_grad
@@ -189,7 +191,8 @@ def sweep(
             keep_target=keep_target,
             row_lse=row_lse,
             column_lse=column_lse,
-            entropy_and_ranks=entropy_and_ranks,
+            entropy=entropy,
+            ranks=ranks,
             logit_sums=logit_sums or row_loss.label_smoothing > 0,
             softplus=softplus,
             sigmoid=sigmoid,

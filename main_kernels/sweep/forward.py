@@ -58,7 +58,7 @@ def _run(args: SweepArgs) -> SweepOutputs:
 
 def _fake(args: SweepArgs) -> SweepOutputs:
     rows, columns = args.query.shape[0], args.key.shape[0]
-    has_targets, ranks = args.targets is not None, args.entropy_and_ranks and args.targets is not None
+    has_targets, ranks = args.targets is not None, args.ranks and args.targets is not None
     is_requested = {
         "row_lse": args.row_lse,
         "column_lse": args.column_lse,
@@ -67,7 +67,7 @@ def _fake(args: SweepArgs) -> SweepOutputs:
         "column_logits": args.logit_sums and args.column_lse,
         "softplus": args.softplus,
         "loss": args.has_row_loss,
-        "entropy": args.entropy_and_ranks,
+        "entropy": args.entropy,
         "unweighted_loss": args.has_row_loss and args.loss_weights is not None,
         "sigmoid": args.sigmoid,
         "clipped": args.clip > 0,
@@ -109,7 +109,7 @@ def _check_targets(args: SweepArgs) -> None:
     if not checks.assert_on_device(right.all(), f"targets: {expected}") and not bool(right.all()):
         row = int((~right).nonzero()[0, 0])
         raise ValueError(f"targets: {expected}, got {int(targets[row])} in row {row}")
-    if args.entropy_and_ranks and args.column_lse:
+    if args.ranks and args.column_lse:
         _check_distinct_targets(targets, args.ignore_index)
 
 

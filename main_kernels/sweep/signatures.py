@@ -25,7 +25,8 @@ class SweepArgs(NamedTuple):
     keep_target: bool
     row_lse: bool  # from here to clip: ReductionSpec
     column_lse: bool
-    entropy_and_ranks: bool
+    entropy: bool
+    ranks: bool
     logit_sums: bool
     softplus: bool
     sigmoid: bool

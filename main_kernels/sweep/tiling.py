@@ -71,9 +71,8 @@ def tiled_forward(
     if problem.fused is not None:
         return _reductions(problem, *_fused_forward(problem, problem.fused, spec), row_loss)
     accumulator = accumulator_dtype(problem.query.dtype)
-    pointwise = spec.logit_sums or spec.softplus or spec.clip
-    is_infonce = spec.column_lse and spec.row_lse and not pointwise
-    is_infonce &= not spec.entropy_and_ranks or problem.mask is None
+    others = spec.entropy or spec.logit_sums or spec.softplus or spec.clip
+    is_infonce = spec.column_lse and spec.row_lse and not others
     single_exp = problem.backend.single_exp if is_infonce and problem.suits_single_exp() else None
 
     def empty() -> _Accumulators:
@@ -84,7 +83,7 @@ def tiled_forward(
             columns = ColumnAccumulators.empty(problem.key.shape[0], accumulator, device, spec, maximum=maximum)
         return _Accumulators(rows, columns, single_exp)
 
-    if spec.column_lse or spec.entropy_and_ranks or saved_scores is not None or grads is not None:
+    if spec.column_lse or spec.entropy or spec.ranks or saved_scores is not None or grads is not None:
         sums = _by_row_chunks(problem, empty, row_loss, saved_scores, grads)
     else:
         sums = empty()
@@ -99,11 +98,11 @@ def _fused_forward(
     target = column_target = None
     # ranks compare with the targets' scores, and ids mask a target, which is then put back
     is_put_back = problem.mask is not None and problem.mask.keep_target
-    is_first = problem.targets is not None and (spec.entropy_and_ranks or is_put_back)
+    is_first = problem.targets is not None and (spec.ranks or is_put_back)
     if is_first and problem.targets is not None:
         target = query.new_empty(query.shape[0], dtype=torch.float32)
         fused.target_scores(query, key, problem.score_map, problem.targets, target)
-        if spec.column_lse and spec.entropy_and_ranks:
+        if spec.column_lse and spec.ranks:
             column_target = _of_columns(problem, target)
     scored = query, key, problem.score_map, problem.targets, problem.mask
     rows, columns = fused.reduce(*scored, spec, target, column_target)

@@ -285,32 +285,39 @@ def assert_ranks(got, s, own, targets, slack):
         assert rank.dtype == got.pmi.dtype
 
 
+@pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize("spread", [0.3, 1.0])  # the smaller scores have one exponential each
-def test_ranks_over_several_chunks_match_the_reference(backend, spread, monkeypatch):
+def test_ranks_over_several_chunks_match_the_reference(backend, spread, ids, monkeypatch):
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     query, key = (x.detach() for x in Matrices(600, 700, 16, torch.float32, spread, False, 5).draw())
     assert plan.make_plan(600, 700, 16, query.dtype).rows < 600
     targets = torch.randperm(700, generator=seeded(5))[:600]
-    got = pair_scores(query, key, temperature=1.0, targets=targets)
+    row_ids, column_ids = torch.arange(600) // 2, torch.arange(700) % 300
+    options = {"pair_ids": row_ids, "key_ids": column_ids} if ids else {}
+    got = pair_scores(query, key, temperature=1.0, targets=targets, **options)
     s = reference.exact(query, key)
-    assert_ranks(got, s, s.gather(1, targets[:, None]), targets, 1e-4)
+    left_out = row_ids[:, None] == column_ids if ids else torch.zeros_like(s, dtype=torch.bool)
+    assert_ranks(got, s.masked_fill(left_out, -math.inf), s.gather(1, targets[:, None]), targets, 1e-4)
 
 
+@pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_exponential_gives_the_statistics_of_several(backend, dtype, monkeypatch):
+def test_one_exponential_gives_the_ranks_of_several(backend, dtype, ids, monkeypatch):
     query, key = (x.detach() for x in Matrices(130, 1100, 64, dtype, 0.3, False, 5).draw())
     key[900:] = key[:200]  # scores that tie with the pair's are not above it
     options = {
         "targets": torch.randperm(1100, generator=seeded(5))[:130],
         "column_lse": True,
-        "entropy_and_ranks": True,
+        "ranks": True,
     }
+    if ids:
+        options |= {"row_ids": torch.arange(130) // 2, "column_ids": torch.arange(1100) % 80}
     got = sweep(query, key, **options)
     monkeypatch.setattr(problem.Problem, "suits_single_exp", lambda self: False)
     want = sweep(query, key, **options)
     assert torch.equal(got.row_rank, want.row_rank)
     assert torch.equal(got.column_rank, want.column_rank)
-    for name in ("row_lse", "column_lse", "target", "entropy"):
+    for name in ("row_lse", "column_lse", "target"):
         torch.testing.assert_close(getattr(got, name), getattr(want, name), rtol=2e-6, atol=2e-6)
 
 

@@ -88,7 +88,7 @@ def test_excluded_columns_are_left_out_of_every_sum_and_gradient(backend):
     scores = known.masked_fill(~seen, -torch.inf)
     for workspace_bytes in (0, 1 << 20):
         got = sweep(
-            hidden, weight, scale=scale, bias=bias, column_lse=True, entropy_and_ranks=True, logit_sums=True,
+            hidden, weight, scale=scale, bias=bias, column_lse=True, entropy=True, ranks=True, logit_sums=True,
             softplus=True, clip=2.0, workspace_bytes=workspace_bytes,
         )  # fmt: skip
         softplus = torch.where(seen, torch.logaddexp(known, known.new_zeros(())), 0).sum(1)

@@ -164,7 +164,7 @@ def test_targets_alone_can_be_masked(fused, workspace_bytes):
 
 def test_all_sums_at_once_match_the_reference(fused):
     query, key = (torch.randn(300, 16).bfloat16() for _ in range(2))
-    options = {"keep_target": False, "softplus": True, "clip": 2.0, "logit_sums": True, "entropy_and_ranks": True}
+    options = {"keep_target": False, "softplus": True, "clip": 2.0, "logit_sums": True, "entropy": True, "ranks": True}
     got = sweep(query, key, scale=0.7, targets=torch.arange(300), column_lse=True, **options)
     scores = (query.double() @ key.double().T) * 0.7
     off = scores.masked_fill(torch.eye(300, dtype=torch.bool), -torch.inf)
@@ -237,7 +237,7 @@ def test_kept_scores_tie_with_their_equals(fused, monkeypatch):
         key,
         targets=torch.arange(300),
         column_lse=True,
-        entropy_and_ranks=True,
+        ranks=True,
         softcap=20.0,
         workspace_bytes=1 << 28,
     )

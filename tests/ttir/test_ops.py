@@ -141,11 +141,11 @@ def test_linear_kl(divergence):
     )
 
 
-@pytest.mark.slow
-def test_pair_scores(architecture):
+@pytest.mark.parametrize("ids", [None, pytest.param(IDS, id="ids", marks=pytest.mark.slow)])
+def test_pair_scores(architecture, ids):
     operands = [x.detach() for x in draw(ROWS, ROWS)]
-    got = pair_scores(*operands, temperature=TAU, pair_ids=IDS.cuda())
-    want = reference.pair_scores(*(x.double() for x in operands), temperature=TAU, pair_ids=IDS)
+    got = pair_scores(*operands, temperature=TAU, pair_ids=None if ids is None else ids.cuda())
+    want = reference.pair_scores(*(x.double() for x in operands), temperature=TAU, pair_ids=ids)
     assert float((got.pmi.double() - want.pmi).abs().max()) < 1e-4
     assert torch.equal(got.rank_query.double(), want.rank_query.double())
     assert torch.equal(got.rank_key.double(), want.rank_key.double())

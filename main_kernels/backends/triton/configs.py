@@ -236,7 +236,7 @@ FUSED_SCORE_GRAD = (
 
 TWO_SIDED_REDUCE = (
     WholeTile(
-        "two warps share a row of the accumulator; at most 203 registers",
+        "two warps share a row of the accumulator; at most 254 registers",
         architecture=80,
         max_pressure=MAX_PRESSURE,
         BLOCK_M=128,
@@ -246,15 +246,25 @@ TWO_SIDED_REDUCE = (
         num_stages=4,
     ),
     WholeTile(
-        "the whole tile in the epilogue at once; two programs share a multiprocessor; at most 206 registers",
+        "the whole tile in the epilogue at once; two programs share a multiprocessor; at most 255 registers",
         architecture=90,
-        max_pressure=MAX_PRESSURE,
+        max_pressure=2,
         BLOCK_M=128,
         BLOCK_N=128,
         BLOCK_K=64,
         num_warps=4,
         num_stages=3,
         programs=2,
+    ),
+    WholeTile(
+        "ranks and ids: two warp groups share the epilogue's registers; at most 237 registers",
+        architecture=90,
+        max_pressure=MAX_PRESSURE,
+        BLOCK_M=128,
+        BLOCK_N=128,
+        BLOCK_K=64,
+        num_warps=8,
+        num_stages=3,
     ),
     WholeTile(
         "the accumulator is in tensor memory; two programs share a multiprocessor; at most 206 registers",
@@ -268,7 +278,7 @@ TWO_SIDED_REDUCE = (
         programs=2,
     ),
     WholeTile(
-        "ids: two warp groups share the epilogue's registers; at most 202 registers",
+        "ids or ranks: two warp groups share the epilogue's registers; at most 254 registers",
         architecture=100,
         max_pressure=MAX_PRESSURE,
         BLOCK_M=128,

@@ -32,7 +32,7 @@ def _sums(spec: ReductionSpec) -> tuple[int, int]:
 
 def _reduce_pressure(spec: ReductionSpec, score_map: ScoreMap) -> int:
     """Estimate the register pressure of a forward epilogue: one per reduction, more for what it takes beside a sum."""
-    others = spec.entropy_and_ranks + spec.softplus + (spec.clip > 0) + (score_map.bias is not None)
+    others = spec.entropy + spec.softplus + (spec.clip > 0) + (score_map.bias is not None)
     softcap = _SOFTCAP * bool(score_map.softcap)
     return min(sum(_sums(spec)) + others + softcap, configs.MAX_PRESSURE)
 
@@ -42,9 +42,10 @@ def _has_ids(mask: Mask | None) -> bool:
 
 
 def _is_two_sided(spec: ReductionSpec, score_map: ScoreMap) -> bool:
-    """Return True if only the log-sum-exps of rows and columns are reduced, of scores without softcap and bias."""
+    """Return True if only log-sum-exps, and maybe ranks, of rows and columns are reduced, of scores without softcap and
+    bias."""
     is_plain = not score_map.softcap and score_map.bias is None
-    return is_plain and spec.row_sums == spec.column_sums == ("total",)
+    return is_plain and spec.row_sums == spec.column_sums and spec.row_sums in (("total",), ("total", "rank"))
 
 
 def _is_softplus(spec: ReductionSpec, score_map: ScoreMap) -> bool:
@@ -135,12 +136,14 @@ def _reduce_softplus(each: _Pass) -> tuple[Sums, Sums]:
 
 
 def _reduce_two_sided(each: _Pass) -> tuple[Sums, Sums]:
-    row_parts, column_parts = each.row_parts(targets=False), each.column_parts(targets=False)
+    ranked = each.targets is not None
+    row_parts, column_parts = each.row_parts(ranked), each.column_parts(ranked)
     down = -(-each.query.shape[0] // each.tile.BLOCK_M)
     marked = each.query.new_empty((down, each.key.shape[0]), dtype=torch.int8)
-    each.launch(two_sided_reduce, each.tile, each.targets, each.target, row_parts, column_parts, marked)
+    given = each.target, each.column_target, row_parts, column_parts, marked
+    each.launch(two_sided_reduce, each.tile, each.targets, *given)
     exact = configs.tile_for(configs.EXACT_COLUMNS, each.query.device)
-    each.launch(exact_columns, exact, each.targets, column_parts, marked)
+    each.launch(exact_columns, exact, each.targets, column_parts._replace(rank=None), marked)
     return row_parts, column_parts
 
 
@@ -195,8 +198,8 @@ class TritonFused:
     ) -> tuple[RowAccumulators, ColumnAccumulators | None]:
         tile: WholeTile
         if _is_two_sided(spec, score_map):
-            ids = int(_has_ids(mask))
-            tile, reduce = configs.tile_for(configs.TWO_SIDED_REDUCE, query.device, ids), _reduce_two_sided
+            pressure = _has_ids(mask) + 2 * spec.ranks
+            tile, reduce = configs.tile_for(configs.TWO_SIDED_REDUCE, query.device, pressure), _reduce_two_sided
         elif _is_softplus(spec, score_map):
             pressure = spec.sigmoid + 2 * _has_ids(mask)
             tile, reduce = configs.tile_for(configs.SOFTPLUS_REDUCE, query.device, pressure), _reduce_softplus
