@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress
 
 import torch
@@ -37,13 +38,13 @@ class ReductionSpec:
     sigmoid: bool = False  # with softplus: the sum of its derivatives
     clip: float = 0.0  # positive: also the clipped log-sum-exps of the rows
 
-    @property
+    @cached_property
     def row_sums(self) -> tuple[str, ...]:
         """The running sums of RowAccumulators that it takes, besides the maximum."""
         first = self.row_lse, self.entropy, self.ranks, self.logit_sums
         return tuple(compress(_ROW_SUMS, (*first, self.softplus, self.sigmoid, self.clip > 0)))
 
-    @property
+    @cached_property
     def column_sums(self) -> tuple[str, ...]:
         """The same of ColumnAccumulators; empty if no column is reduced."""
         return tuple(compress(_COLUMN_SUMS, (True, self.ranks, self.logit_sums))) if self.column_lse else ()

@@ -533,7 +533,10 @@ def tile_for(tiles: tuple[_Tile, ...], device: torch.device, register_pressure: 
 
 def find_tile(tiles: tuple[_Tile, ...], device: torch.device, register_pressure: int) -> _Tile | None:
     """Return the same, or None if no tile has room."""
-    supported = architecture(device)
-    newest = max(tile.architecture for tile in tiles if tile.architecture <= supported)
-    of_newest = (tile for tile in tiles if tile.architecture == newest)
-    return next((tile for tile in of_newest if register_pressure <= tile.max_pressure), None)
+    supported, newest, found = architecture(device), 0, None
+    for tile in tiles:
+        if newest < tile.architecture <= supported:
+            newest, found = tile.architecture, None
+        if tile.architecture == newest and found is None and register_pressure <= tile.max_pressure:
+            found = tile
+    return found
