@@ -160,6 +160,7 @@ def score(
     `main-align score 'data/*.parquet' -o scored/ --shard $SLURM_ARRAY_TASK_ID/16`
     """
     from ..data.read import open_source
+    from ..data.sources.listing import refuse_output
     from ..plots import check_plot
     from ..reporting.report import check_report
     from ..scoring.jobs.shard import Shard
@@ -182,6 +183,7 @@ def score(
     if report:
         check_report(report)
     opened = open_source(sources[0] if len(sources) == 1 else sources, split=split, config=config)
+    refuse_output(opened, out)
     notes = opened.check(fields)
     with ProgressBar() as progress_bar:
         if notes.unused:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from .fields import NO_FIELDS, Fields
 from .pairs import Pair, check_text
 from .sources.file_formats import BY_ENDING, ENDINGS, file_ending, open_file
 from .sources.file_set import FileSet
-from .sources.hub_dataset import HubDataset, is_saved_dataset
+from .sources.hub_dataset import HubDataset
+from .sources.listing import expanded, is_listing
 from .sources.source import FileSource, Source
 from .sources.stdin import STDIN, open_stdin
 
@@ -63,14 +63,14 @@ def open_source(
     if isinstance(source, Source):
         return source
     if not isinstance(source, (str, Path)):
-        return _open_files([file for item in source for file in _files_of(item)], split, config)
+        return _listed(_open_files([file for item in source for file in _files_of(item)], split, config), *source)
     if str(source) == STDIN:
         return open_stdin()
     path = Path(source)
     if path.is_file():
         return _open_file(path, split, config)
-    if not (path.is_dir() and (split or config)) and (files := _expanded(source)):
-        return _open_files(files, split, config)
+    if not (path.is_dir() and (split or config)) and (files := expanded(source)):
+        return _listed(_open_files(files, split, config), source)
     if path.is_dir() or (file_ending(path) not in BY_ENDING and HUB_ID.fullmatch(str(source))):
         return HubDataset(str(source), split, config)
     raise UserError(f"{path}: no such file. INPUT is a file ({ENDINGS}), a folder, a pattern, `-` or a hub id.")
@@ -91,24 +91,11 @@ def open_address(address: Mapping[str, Any]) -> Source:
 
 def _files_of(item: str | Path) -> list[Path]:
     """Return the files that an item of a list stands for; there is at least one."""
-    files = _expanded(item)
+    files = expanded(item)
     if not files:
         what = f"the folder holds no file of rows ({ENDINGS})" if Path(item).is_dir() else "no such file"
         raise UserError(f"{item}: {what}; several sources must be files, folders of files or patterns")
     return files
-
-
-def _expanded(item: str | Path) -> list[Path]:
-    """Return the files that a pattern, or a folder of files, stands for, sorted; a file stands for itself."""
-    path = Path(item)
-    if path.is_dir() and not is_saved_dataset(path):
-        return sorted(file for file in path.rglob("[!._]*") if file.is_file() and file_ending(file) in BY_ENDING)
-    if not path.exists() and has_magic(str(item)):
-        files = sorted(Path(file) for file in glob(str(item), recursive=True) if Path(file).is_file())
-        if not files:
-            raise UserError(f"{item}: no file matches this pattern")
-        return files
-    return [path] if path.is_file() else []
 
 
 def _open_files(files: Sequence[Path], split: str | None, config: str | None) -> Source:
@@ -116,6 +103,11 @@ def _open_files(files: Sequence[Path], split: str | None, config: str | None) ->
         raise UserError(f"there is no file to read; give files ({ENDINGS}), a folder of files or a pattern")
     opened = [_open_file(file, split, config) for file in files]
     return opened[0] if len(opened) == 1 else FileSet(opened)
+
+
+def _listed(source: Source, *items: str | Path) -> Source:
+    source.listings = tuple(str(item) for item in items if is_listing(item))
+    return source
 
 
 def _open_file(path: Path, split: str | None, config: str | None) -> FileSource:

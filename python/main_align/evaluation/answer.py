@@ -12,6 +12,7 @@ from typing import Any
 from ..data.atomic import atomic_write
 from ..data.pairs import Pair, Turn
 from ..data.read import open_source
+from ..data.sources.listing import refuse_overwriting
 from ..environment import versions
 from ..errors import UserError
 from ..loop.batch_journal import generate_batches, read_generations
@@ -112,6 +113,7 @@ class _Job:
     ) -> None:
         self.out, self.processes, self.settings, self.format = out, processes, settings, FORMATS[answer_format]
         opened = open_source(source)
+        refuse_overwriting(out, opened.paths())
         try:
             self.questions = read_questions(list(opened.rows()), self.format)
         except UserError as error:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..data.fields import Fields
 from ..data.pairs import SCORED
 from ..data.read import open_source
+from ..data.sources.listing import refuse_overwriting
 from ..data.sources.source import Source, format_reasons
 from ..data.sources.stdin import STDIN
 from ..data.write import check_output
@@ -104,7 +105,7 @@ def filter_scores(
     for limit in limits:
         limit.check()
     check_output(out)
-    _refuse_overwriting(out, scores, input)
+    refuse_overwriting(out, scores, input)
     preset = RECOMMENDED if recommended else ()
     names = [by] if has_rule else []
     table = read_columns(scores, *names, *(limit.column for limit in (*limits, *preset)))
@@ -119,10 +120,12 @@ def filter_scores(
         kept = select(np.where(kept, table.columns[by], np.nan), by, rule, lower_is_better)
     aligned = None
     if scores_only:
+        manifest = read_manifest(scores)
+        refuse_overwriting(out, manifest["source_path"] if manifest else None)
         write_kept_scores(scores, out, kept)
     else:
         source, fields = find_input(scores, input, otherwise="write only the scores with --scores-only")
-        _refuse_overwriting(out, source.path)
+        refuse_overwriting(out, source.paths())
         aligned = write_kept(Join(source, fields, scores), out, kept)
     unscored = {name: count for name, count in sorted(table.counts.items()) if name not in SCORED}
     threshold = _worst(table.columns[by][kept], lower_is_better) if has_rule else None
@@ -138,12 +141,6 @@ def _worst(values: NDArray[np.float64], lower_is_better: bool | None) -> float |
     return float(values.max() if lower_is_better else values.min())
 
 
-def _refuse_overwriting(out: Path, *inputs: str | Path | None) -> None:
-    for path in inputs:
-        if path is not None and out.exists() and Path(path).exists() and out.samefile(path):
-            raise UserError(f"{out} would overwrite its own input; give another -o")
-
-
 def find_input(scores: Path, explicit: str | Path | Source | None, *, otherwise: str) -> tuple[Source, Fields]:
     """Open the data set that a score file belongs to.
 
@@ -156,13 +153,17 @@ def find_input(scores: Path, explicit: str | Path | Source | None, *, otherwise:
         The data set, and the field names with which it was scored.
 
     Raises:
-        UserError: the data set is unknown, missing, or has changed since it was scored.
+        UserError: the data set is unknown or missing, has changed since it was scored, or is another one with rows that
+            have no ids.
     """
     manifest = read_manifest(scores)
     reading = manifest["settings"]["reading"] if manifest else {"fields": {}}
     fields, options = Fields(**reading["fields"]), {name: reading.get(name) for name in ("split", "config")}
     if explicit is not None:
-        return open_source(explicit, **options), fields
+        source = open_source(explicit, **options)
+        if manifest is not None and source.digest() != manifest["settings"]["input"]["digest"]:
+            _refuse_rows_without_ids(source, fields, scores)
+        return source, fields
     if manifest is None:
         raise UserError(
             f"{manifest_path(scores)} is missing, so the scored data set is unknown; "
@@ -182,3 +183,14 @@ def find_input(scores: Path, explicit: str | Path | Source | None, *, otherwise:
             f"{path} has changed since it was scored; score it again, or name the unchanged copy with --input"
         )
     return source, fields
+
+
+def _refuse_rows_without_ids(source: Source, fields: Fields, scores: Path) -> None:
+    """Raise UserError unless every good row has an id of its own: by position alone, the rows of another file, or the
+    same in another order, would get the scores of others."""
+    for pair in source.pairs(fields):
+        if pair.status == "ok" and not pair.own_id:
+            raise UserError(
+                f"{source.name} is not the data set that {scores} was scored from, and its {pair.unit} {pair.line} has "
+                "no id to compare with that of its scores; name the unchanged data set, or score this one"
+            )

@@ -19,6 +19,7 @@ from ..data.journal import Journal
 from ..data.pairs import SCORED
 from ..data.read import open_source
 from ..data.sources.file_set import FileSet
+from ..data.sources.listing import refuse_output
 from ..data.sources.source import Source, SourceInfo
 from ..environment import versions
 from ..errors import UserError
@@ -120,6 +121,7 @@ def run_job(
     check_output(out, shard)
     fields.check()
     opened = open_source(source, split=split, config=config)
+    refuse_output(opened, out)
     opened.check(fields)
     info = opened.inspect()
     folder = JobFolder(partial_folder(out), shard.name)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from main_align.data.read import open_address, open_source, read_pairs
+from main_align.data.sources.listing import refuse_output
 from main_align.errors import UserError
 
 ROWS = [{"instruction": f"question {n}", "response": f"answer {n}"} for n in range(10)]
@@ -22,7 +23,9 @@ def folder(tmp_path: Path) -> Path:
     pq.write_table(pa.Table.from_pylist(ROWS[3:7]), tmp_path / "data" / "b.parquet", row_group_size=2)
     own = [row | {"id": f"own {n}"} for n, row in enumerate(ROWS[7:])]
     (tmp_path / "data" / "more" / "c.json").write_text(json.dumps(own))
-    (tmp_path / "data" / "_notes.jsonl").write_text("{}\n")  # as other tools name what is no data
+    for left_out in ("_notes.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl", "_old/a.jsonl", ".git/deep/a.jsonl"):
+        (tmp_path / "data" / left_out).parent.mkdir(parents=True, exist_ok=True)  # as other tools name what is no data
+        (tmp_path / "data" / left_out).write_text(json.dumps(ROWS[0]) + "\n")
     return tmp_path / "data"
 
 
@@ -77,9 +80,32 @@ def test_files_that_are_missing_or_repeated_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"\*\.csv: no file matches"):
         open_source(f"{folder}/*.csv")
     with pytest.raises(UserError, match=r"a\.jsonl is given twice"):
-        open_source([folder / "a.jsonl", folder / "a.jsonl"])
+        open_source([folder / "a.jsonl", folder / "more" / ".." / "a.jsonl"])
     with pytest.raises(UserError, match=r"absent\.jsonl: no such file"):
         open_source([folder / "a.jsonl", folder / "absent.jsonl"])
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="empty: the folder holds no file"):
         open_source([folder / "empty"])
+
+
+@pytest.mark.parametrize(
+    ("listing", "inside", "outside"),
+    [
+        ("data", ["data/s.jsonl", "data/more/s.jsonl", "data/scored"], ["s.jsonl", "data/_s.jsonl", "data/.s/s.jsonl"]),
+        ("data/*.jsonl", ["data/s.jsonl", "data/more/../s.jsonl"], ["data/s.parquet", "data/more/s.jsonl"]),
+        ("data/**/*.jsonl", ["data/more/s.jsonl"], ["s.jsonl", "data/more/s.csv"]),
+        ("data/a.jsonl", ["data/a.jsonl"], ["data/s.jsonl"]),
+    ],
+)
+def test_an_output_is_not_among_the_files_to_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, listing: str, inside: list[str], outside: list[str]
+) -> None:
+    """Else a second run would read its scores, or it would overwrite its input."""
+    monkeypatch.chdir(folder.parent)
+    for item in (listing, [listing, "data/b.parquet"] if listing != "data" else ["data"]):
+        source = open_source(item)
+        for name in inside:
+            with pytest.raises(UserError, match=r"read as data the next time|overwrite its own input"):
+                refuse_output(source, Path(name))
+        for name in outside:
+            refuse_output(source, Path(name))

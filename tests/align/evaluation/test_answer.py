@@ -63,6 +63,12 @@ def test_alpaca_eval_gets_its_array_with_untouched_instructions(model, alpaca, t
     assert manifest["questions"] == sum(manifest["counts"].values()) == 7
 
 
+def test_the_questions_are_never_overwritten(model, alpaca):
+    with pytest.raises(UserError, match="overwrite its own input"):
+        answer_file(model, alpaca, Path(alpaca), answer_format="alpaca_eval", settings=SHORT, restart=True)
+    assert json.loads(Path(alpaca).read_text()) == ALPACA
+
+
 def test_mt_bench_gets_one_sorted_line_per_question_with_both_turns(model, mt, tmp_path):
     answer_file(model, mt, tmp_path / "mine.jsonl", answer_format="mt_bench", settings=SHORT)
     rows = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]

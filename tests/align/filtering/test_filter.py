@@ -299,7 +299,43 @@ def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
         before = target.read_bytes()
         with pytest.raises(UserError, match="overwrite its own input"):
             filter_scores(scored, target, top=3)
+        with pytest.raises(UserError, match="overwrite its own input"):
+            filter_scores(scored, target, top=3, scores_only=True)
         assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("listing", ["data", "data/*.jsonl"])
+def test_no_file_of_a_folder_or_pattern_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    source, scored = make(tmp_path / "data")
+    (tmp_path / "data" / "b.jsonl").write_bytes(source.read_bytes())
+    scored.unlink()
+    scores = tmp_path / "scores.parquet"
+    score_file(FakeScorer(), listing, scores)
+    before = source.read_bytes()
+    for scores_only in (False, True):
+        with pytest.raises(UserError, match="overwrite its own input"):
+            filter_scores(scores, source, top=3, scores_only=scores_only)
+    assert source.read_bytes() == before
+
+
+def test_another_file_is_matched_by_ids_and_never_by_position(tmp_path: Path) -> None:
+    source, scored, out = tmp_path / "in.jsonl", tmp_path / "scored.parquet", tmp_path / "k.jsonl"
+    rows = [{"instruction": f"say {n}", "response": "word " * (n + 1)} for n in range(4)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score_file(FakeScorer(), source, scored)
+    for name, changed in (("reversed", rows[::-1]), ("edited", [*rows[:3], rows[3] | {"response": "else"}])):
+        other = tmp_path / f"{name}.jsonl"
+        other.write_text("".join(json.dumps(row) + "\n" for row in changed))
+        with pytest.raises(UserError, match=f"{name}.jsonl is not the data set .* its line 1 has no id"):
+            filter_scores(scored, out, top=1, input=other)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(source.read_bytes())
+    filter_scores(scored, out, top=1, input=copy)
+    assert len(read(out)) == 1
 
 
 @pytest.mark.parametrize("value", [{}, 2**70, [1, "one"]])

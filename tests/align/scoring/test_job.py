@@ -247,3 +247,17 @@ def test_sigkill_at_any_point_and_again_gives_the_same_bytes(tmp_path: Path) -> 
         shot.join()
     assert_whole("shot")
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_job_overwrites_no_file_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    before = write_pairs(Path("data/in.jsonl")).read_bytes()
+    for source in ("data/in.jsonl", "data/*.jsonl", "data"):
+        with pytest.raises(UserError, match="overwrite its own input"):
+            score_file(FakeScorer(), source, "data/in.jsonl", restart=restart)
+    for source, out in (("data/*", "data/scores.parquet"), ("data", "data/scores.parquet"), ("data", "data/scored")):
+        with pytest.raises(UserError, match="read as data the next time"):
+            score_file(FakeScorer(), source, out, restart=restart)
+    assert [file.read_bytes() for file in Path("data").iterdir()] == [before]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,12 @@ class FileSet(Source):
     """
 
     def __init__(self, members: Sequence[FileSource]) -> None:
-        folder = _common_folder([member.file for member in members])
+        places = [Path(os.path.abspath(member.file)) for member in members]  # without the .. of a path
+        folder = _common_folder(places)
         super().__init__(f"{len(members)} files in {folder}", folder)
         self.members: dict[str, FileSource] = {}
-        for member in members:
-            name = member.file.absolute().relative_to(folder).as_posix()
+        for member, place in zip(members, places, strict=True):
+            name = place.relative_to(folder).as_posix()
             if name in self.members:
                 raise UserError(f"{member.file} is given twice; leave it out once")
             self.members[name] = member
@@ -101,8 +103,8 @@ def _of_file(name: str, rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _common_folder(files: Sequence[Path]) -> Path:
-    folder = files[0].absolute().parent
-    while not all(file.absolute().is_relative_to(folder) for file in files):
+    folder = files[0].parent
+    while not all(file.is_relative_to(folder) for file in files):
         folder = folder.parent
     return folder
 

@@ -70,6 +70,7 @@ class Source(ABC):
     unit = "row"  # of Row.line
     is_untyped = False  # True if every value is text
     can_jump = False  # True if rows_from does not read the rows before its start
+    listings: tuple[str, ...] = ()  # the folders and patterns that its files come from
 
     def __init__(self, name: str, path: Path | None) -> None:
         self.name, self.path = name, path
