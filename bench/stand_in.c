@@ -11,15 +11,23 @@
   CUresult name(type *out, ##__VA_ARGS__) { return *out = value, CUDA_SUCCESS; }
 #define WANT(ok, ...) \
   if (!(ok)) return snprintf(why, sizeof why, __VA_ARGS__), CUDA_ERROR_INVALID_VALUE
-#define NOTE(...) used += snprintf(notes + used, sizeof notes - used, __VA_ARGS__)
+#define NOTE(...)                                                  \
+  do {                                                             \
+    WANT(used < ROOM - LONGEST, "notes: read them more often");    \
+    used += snprintf(notes + used, LONGEST, __VA_ARGS__);          \
+  } while (0)
 
-enum { OPTIN = 227 << 10 };  // bytes of shared memory that a block may ask for
+enum {
+  OPTIN = 227 << 10,  // bytes of shared memory that a block may ask for
+  ROOM = 1 << 20,     // bytes of all notes and of one
+  LONGEST = 128,
+};
 typedef struct {
   char name[64];
   int allowed;
 } Function;
 
-static char why[256] = "unknown error", notes[1 << 20];
+static char why[256] = "unknown error", notes[ROOM];
 static Function functions[1024];
 static int used, count;
 
@@ -76,7 +84,8 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, unsi
     WANT(i + 1 == rank || (!(stride[i] % 16) && stride[i] < 1ull << 40 && stride[i] >= size[i] * BYTES[type]),
          "stride %llu", (unsigned long long)stride[i]);
   }
-  return NOTE("map %u\n", box[1]), CUDA_SUCCESS;
+  NOTE("map %u\n", box[1]);
+  return CUDA_SUCCESS;
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **parameters, void **extra) {
@@ -86,5 +95,6 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
   WANT((int)c->sharedMemBytes <= f->allowed, "%s: %u bytes of %d", f->name, c->sharedMemBytes, f->allowed);
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
-  return NOTE("%s %u %lld\n", f->name, c->gridDimX, t.tv_sec * 1000000000ll + t.tv_nsec), CUDA_SUCCESS;
+  NOTE("%s %u %lld\n", f->name, c->gridDimX, t.tv_sec * 1000000000ll + t.tv_nsec);
+  return CUDA_SUCCESS;
 }

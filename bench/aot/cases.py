@@ -174,10 +174,12 @@ def _reduce_chunk(raw: torch.Tensor, wants: ReductionSpec, extra: str) -> None:
     score_map, mask = _given(extra, n, m)
     targets = empty(n, dtype=torch.int64)
     rows = RowAccumulators.empty(n, torch.float32, raw.device, wants)
+    rows.expect_lse()
     if not wants.column_lse:
         _BACKEND.reduce_rows(raw, score_map, targets, mask, rows)
         return
     columns = ColumnAccumulators.empty(m, torch.float32, raw.device, wants)
+    columns.expect_lse()
     if not wants.ranks:
         _BACKEND.reduce_both(raw, score_map, targets, mask, rows, columns)
         return

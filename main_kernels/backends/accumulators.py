@@ -66,6 +66,11 @@ class Lse:
         high = lse.to(maximum.dtype)
         return cls(high, torch.where(high == -torch.inf, 0, lse - high).to(maximum.dtype))
 
+    @classmethod
+    def empty_like(cls, vector: Tensor) -> Lse:
+        """Allocate one for each entry of a vector."""
+        return cls(torch.empty_like(vector), torch.empty_like(vector))
+
     def reciprocal(self) -> Tensor:
         """Return exp(-lse) in float64."""
         return (-self.high.double() - self.low.double()).exp()
@@ -74,9 +79,17 @@ class Lse:
         return Lse(select_rows(self.high, rows), select_rows(self.low, rows))
 
 
-def _zeros(names: tuple[str, ...], n: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    kinds = {"rank": dtype}
-    return {name: torch.zeros(n, dtype=kinds.get(name, torch.float64), device=device) for name in names}
+def _sums(
+    names: tuple[str, ...], n: int, dtype: torch.dtype, device: torch.device, *, filled: bool
+) -> dict[str, Tensor]:
+    allocate, kinds = torch.zeros if filled else torch.empty, {"rank": dtype}
+    return {name: allocate(n, dtype=kinds.get(name, torch.float64), device=device) for name in names}
+
+
+def _maxima(n: int, dtype: torch.dtype, device: torch.device, value: float, *, filled: bool) -> Tensor:
+    if not filled:
+        return torch.empty(n, dtype=dtype, device=device)
+    return torch.full((n,), value, dtype=dtype, device=device)
 
 
 @dataclass
@@ -95,19 +108,34 @@ class RowAccumulators:
     sigmoid: Tensor | None = None  # [N] float64, sum of 1 / (1 + exp -s)
     clipped: Tensor | None = None  # [N] float64, sum of exp(clamp(s) - clamp(maximum)), clamped to +-clip
     clip: float = 0.0
-    finished_lse: Lse | None = None  # set by row_loss_, whose gradient agrees with these very bits
+    finished_lse: Lse | None = (
+        None  # room that the backend fills; the gradient of row_loss_ agrees with these very bits
+    )
 
     @classmethod
     def empty(
-        cls, rows: int, dtype: torch.dtype, device: torch.device, spec: ReductionSpec, *, maximum: float = -torch.inf
+        cls,
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        spec: ReductionSpec,
+        *,
+        maximum: float = -torch.inf,
+        filled: bool = True,
     ) -> RowAccumulators:
-        """Allocate accumulators for ``rows`` rows that have seen no score."""
+        """Allocate accumulators for ``rows`` rows that have seen no score. Those that are not ``filled`` must be
+        written before they are read."""
         return cls(
-            maximum=torch.full((rows,), maximum, dtype=dtype, device=device),
-            target=torch.zeros(rows, dtype=dtype, device=device),
+            maximum=_maxima(rows, dtype, device, maximum, filled=filled),
+            target=(torch.zeros if filled else torch.empty)(rows, dtype=dtype, device=device),
             clip=spec.clip,
-            **_zeros(spec.row_sums, rows, dtype, device),  # type: ignore[arg-type]
+            **_sums(spec.row_sums, rows, dtype, device, filled=filled),  # type: ignore[arg-type]
         )
+
+    def expect_lse(self) -> None:
+        """Make room for the log-sum-exps, if they are requested."""
+        if self.total is not None:
+            self.finished_lse = Lse.empty_like(self.maximum)
 
     @property
     def sums(self) -> tuple[str, ...]:
@@ -146,16 +174,28 @@ class ColumnAccumulators:
     target: Tensor | None = None  # [M] score of the row whose target is the column, which its rank counts from
     rank: Tensor | None = None  # [M] number of scores above that
     logits: Tensor | None = None  # [M] float64, sum of s
+    finished_lse: Lse | None = None  # room that the backend fills
 
     @classmethod
     def empty(
-        cls, columns: int, dtype: torch.dtype, device: torch.device, spec: ReductionSpec, *, maximum: float = -torch.inf
+        cls,
+        columns: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        spec: ReductionSpec,
+        *,
+        maximum: float = -torch.inf,
+        filled: bool = True,
     ) -> ColumnAccumulators:
-        """Allocate accumulators for ``columns`` columns that have seen no score."""
+        """Allocate accumulators for ``columns`` columns, as RowAccumulators.empty does."""
         return cls(
-            maximum=torch.full((columns,), maximum, dtype=dtype, device=device),
-            **_zeros(spec.column_sums, columns, dtype, device),
+            maximum=_maxima(columns, dtype, device, maximum, filled=filled),
+            **_sums(spec.column_sums, columns, dtype, device, filled=filled),  # type: ignore[arg-type]
         )
+
+    def expect_lse(self) -> None:
+        """Make room for the log-sum-exps."""
+        self.finished_lse = Lse.empty_like(self.maximum)
 
     @property
     def sums(self) -> tuple[str, ...]:
@@ -163,4 +203,4 @@ class ColumnAccumulators:
         return tuple([name for name in _COLUMN_SUMS if getattr(self, name) is not None])
 
     def lse(self) -> Lse:
-        return Lse.of(self.maximum, self.total)
+        return Lse.of(self.maximum, self.total) if self.finished_lse is None else self.finished_lse

@@ -185,6 +185,7 @@ class CpuBackend(InSteps):
 
     single_exp: SingleExpKernels | None = CpuSingleExp()
     fused: FusedKernels | None = None
+    finishes_lse = False
 
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators

@@ -118,6 +118,8 @@ class Backend(Protocol):
     """kernels for bounded scores, if the backend has them"""
     fused: FusedKernels | None
     """kernels that contain the matrix product, if the backend has them"""
+    finishes_lse: bool
+    """reductions write the log-sum-exps of the scores seen so far where accumulators have room for them"""
 
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators

@@ -40,6 +40,7 @@ _NOTHING = -1e4  # a finite stand-in for the logarithm of 0
 class PlainBackend(InSteps):
     single_exp: SingleExpKernels | None = None
     fused: FusedKernels | None = None
+    finishes_lse = False
 
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators

@@ -81,6 +81,10 @@ def tiled_forward(
         columns = None
         if spec.column_lse:
             columns = ColumnAccumulators.empty(problem.key.shape[0], accumulator, device, spec, maximum=maximum)
+        if problem.backend.finishes_lse and problem.query.shape[0]:
+            rows.expect_lse()
+            if columns is not None:
+                columns.expect_lse()
         return _Accumulators(rows, columns, single_exp)
 
     if spec.column_lse or spec.entropy or spec.ranks or saved_scores is not None or grads is not None:
@@ -193,7 +197,7 @@ def _by_row_chunks(
 def _loss_terms(problem: Problem, row_loss: RowLoss, rows: RowAccumulators) -> LossTerms:
     """Return the coefficients of the gradient of the row losses, and make room for the rows' log-sum-exps."""
     has_targets, like = problem.targets is not None, rows.maximum
-    rows.finished_lse = Lse(torch.empty_like(like), torch.empty_like(like))
+    rows.expect_lse()
     terms = row_loss.terms(like, problem.valid_columns, has_targets=has_targets)
     return terms.scaled(loss_power(problem, row_loss))
 

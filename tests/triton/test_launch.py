@@ -95,13 +95,14 @@ def test_launches_that_share_a_plan_are_specialised_alike(noted):
     """Triton's own binder says what a kernel is specialised for."""
     binder = reduce_partials.device_caches[0][4]
     options = {**configs.REDUCE_PARTIALS.options, **NO_FMA, "debug": False, "instrumentation_mode": ""}
+    options["FIRST"] = False
     odd = torch.empty(65)[1:]  # its address is no multiple of 16 bytes
     vectors = torch.empty(64), torch.empty(64, dtype=torch.float64), odd, None
     whole = 1, 2, 16, 17, 2**31 - 1, 2**31, 2**31 + 16, 2**40
     bindings, nothing = {}, Sums(*[None] * len(Sums._fields))
     for count, n, total, rank in product(whole, whole, vectors, vectors):
         parts = nothing._replace(maximum=torch.empty(64), total=total, rank=rank)
-        arguments = count, n, 0.5, parts, parts
+        arguments = count, n, 0.5, parts, parts, None, None
         binding = binder(*arguments, **options)[1]
         assert bindings.setdefault(launch._kinds(arguments), binding) == binding
     assert len(bindings) > 100
@@ -122,6 +123,17 @@ def test_a_repeated_launch_needs_no_look_at_its_options(noted, monkeypatch):
     monkeypatch.setattr(JITFunction, "run", refuse)
     info_nce(hidden, weight, workspace_bytes=0)
     assert [note[:2] for note in noted()] == want
+
+
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
+def test_the_last_kernel_of_a_reduction_finishes_it(noted, workspace_bytes):
+    """No launch of torch's follows for a log-sum-exp, and where no score is kept, none precedes to fill the sums."""
+    hidden, weight = (torch.randn(ROWS, WIDTH).bfloat16().requires_grad_() for _ in range(2))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        info_nce(hidden, weight, workspace_bytes=workspace_bytes)
+    ran = Counter(event.key for event in seen.events())
+    assert not ran["aten::log"]
+    assert workspace_bytes or not ran["aten::zeros"]
 
 
 def test_a_profiler_sees_repeated_launches(noted):

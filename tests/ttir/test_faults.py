@@ -19,7 +19,7 @@ def reduce_to(length: int) -> None:
     parts = Sums(torch.zeros(3, 40), torch.ones(3, 40), *none)
     sums = Sums(torch.full((length,), -torch.inf), torch.zeros(length, dtype=torch.float64), *none)
     tile = configs.REDUCE_PARTIALS
-    launch(reduce_partials, -(-40 // tile.BLOCK_N), tile, 3, 40, 0.0, parts, sums)
+    launch(reduce_partials, -(-40 // tile.BLOCK_N), tile, 3, 40, 0.0, parts, sums, None, None, FIRST=False)
 
 
 def accumulate_at(distance: int) -> None:

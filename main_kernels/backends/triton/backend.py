@@ -38,6 +38,7 @@ class TritonBackend(PlainBackend):
 
     single_exp: SingleExpKernels | None = None
     fused: FusedKernels | None = TritonFused()
+    finishes_lse = True
 
     def reduce_rows(
         self, raw: Tensor, score_map: ScoreMap, targets: Tensor | None, mask: Mask | None, sums: RowAccumulators

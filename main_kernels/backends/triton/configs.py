@@ -479,7 +479,7 @@ SCORE_GRAD = ChunkTile(
 )
 
 REDUCE_PARTIALS = ReduceTile(
-    "many partial sums at once for few columns: few dependent steps, many programs; at most 224 registers",
+    "many partial sums at once for few columns: few dependent steps, many programs; at most 227 registers",
     BLOCK_P=128,
     BLOCK_N=16,
     num_warps=4,

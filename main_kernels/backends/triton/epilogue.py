@@ -154,6 +154,14 @@ def merge_sums(a, b, clip):
 
 
 @triton.jit
+def split_lse(maximum, total):
+    """The log-sum-exps maximum + log(total) as sums of two float32 numbers; (-inf, 0) of nothing. total is float64."""
+    lse = maximum.to(tl.float64) + tl.log(total)
+    high = lse.to(tl.float32)
+    return high, tl.where(high == NOTHING, 0.0, (lse - high.to(tl.float64)).to(tl.float32))
+
+
+@triton.jit
 def _times(vector, factor):
     product = None
     if vector is not None:

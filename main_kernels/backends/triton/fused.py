@@ -84,10 +84,15 @@ def _passes(count: int, width: int, tile: WholeTile, spec: ReductionSpec) -> Ite
 
 
 def _accumulators(query: Tensor, key: Tensor, spec: ReductionSpec) -> tuple[RowAccumulators, ColumnAccumulators | None]:
-    rows = RowAccumulators.empty(query.shape[0], torch.float32, query.device, spec)
-    if not spec.column_lse:
-        return rows, None
-    return rows, ColumnAccumulators.empty(key.shape[0], torch.float32, query.device, spec)
+    """Allocate the accumulators; the first pass writes them."""
+    filled = not query.shape[0]  # no pass
+    rows, columns = RowAccumulators.empty(query.shape[0], torch.float32, query.device, spec, filled=filled), None
+    rows.expect_lse()
+    if spec.column_lse:
+        columns = ColumnAccumulators.empty(key.shape[0], torch.float32, query.device, spec, filled=filled)
+        if not filled:
+            columns.expect_lse()
+    return rows, columns
 
 
 class _Pass(NamedTuple):
@@ -214,9 +219,9 @@ class TritonFused:
                 targets_of = of_rows[1], column_target
                 parts = reduce(_Pass(select_rows(query, rows), key, score_map, *masking, tile, spec, *targets_of))
                 sums = sums or _accumulators(query, key, spec)  # not before: by now the device has enough to do
-                for part, each in zip(parts, (sums[0][rows], sums[1]), strict=True):
-                    if each is not None:
-                        reduce_partials_(part, each)
+                reduce_partials_(parts[0], sums[0][rows], first=True)
+                if sums[1] is not None:
+                    reduce_partials_(parts[1], sums[1], first=rows.start == 0)
         sums = sums or _accumulators(query, key, spec)
         if target is not None:
             sums[0].target = target

@@ -124,15 +124,19 @@ def partial_sums(names: tuple[str, ...], like: Tensor, count: int, n: int, *, ta
     )
 
 
-def reduce_partials_(parts: Sums, sums: RowAccumulators | ColumnAccumulators) -> None:
-    """Add the partial sums to the running ones."""
+def reduce_partials_(parts: Sums, sums: RowAccumulators | ColumnAccumulators, *, first: bool = False) -> None:
+    """Add the partial sums to the running ones, and write the log-sum-exps if there is room for them. ``first``: the
+    running sums are not read; the memory of the requested ones may hold anything."""
     present = next((part for part in parts if part is not None), None)
     if present is None:
         return
     count, n = present.shape
     running = Sums(*(None if part is None else getattr(sums, name) for name, part in parts._asdict().items()))
     tile = configs.REDUCE_PARTIALS
-    launch(reduce_partials, -(-n // tile.BLOCK_N), tile, count, n, getattr(sums, "clip", 0.0), parts, running)
+    lse = sums.finished_lse
+    finished = (None, None) if lse is None else (lse.high, lse.low)
+    clip, programs = getattr(sums, "clip", 0.0), -(-n // tile.BLOCK_N)
+    launch(reduce_partials, programs, tile, count, n, clip, parts, running, *finished, FIRST=first)
 
 
 def scoring_of(score_map: ScoreMap) -> Scoring:

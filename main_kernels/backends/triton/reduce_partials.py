@@ -4,12 +4,30 @@ import triton
 import triton.language as tl
 
 from .elementary import exp
-from .epilogue import NOTHING, clamped
+from .epilogue import NOTHING, clamped, split_lse
 
 
 @triton.jit
-def _sum_of(parts, at, mask):
-    return tl.sum(tl.load(parts + at, mask, 0.0).to(tl.float64), 0)
+def _running(sums, x, in_range, NONE: tl.constexpr, FIRST: tl.constexpr):
+    """The running sums of x, NONE before the first."""
+    if FIRST:
+        value = tl.full(x.shape, NONE, sums.dtype.element_ty)
+    else:
+        value = tl.load(sums + x, in_range, NONE)
+    return value
+
+
+@triton.jit
+def _add(parts, sums, count, n, x, in_range, FIRST: tl.constexpr, BLOCK_P: tl.constexpr):
+    """sums[n] += the sum of parts[count, n]; nothing if there is no buffer."""
+    if sums is not None:
+        y = tl.arange(0, BLOCK_P)
+        total = _running(sums, x, in_range, 0.0, FIRST)
+        for begin in range(0, count, BLOCK_P):
+            mask = (begin + y < count)[:, None] & in_range[None, :]
+            at = (begin + y).to(tl.int64)[:, None] * n + x[None, :]
+            total += tl.sum(tl.load(parts + at, mask, 0.0).to(tl.float64), 0).to(total.dtype)
+        tl.store(sums + x, total, in_range)
 
 
 @triton.jit
@@ -19,15 +37,19 @@ def reduce_partials(
     clip,
     parts,
     sums,
+    lse_high,
+    lse_low,
+    FIRST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Add parts[count, n], float32 as epilogue.store_sums writes them, to sums[n], float64 except maximum and rank."""
+    """Add parts[count, n], float32 as epilogue.store_sums writes them, to sums[n], float64 except maximum and rank, and
+    write the log-sum-exps so far to lse_high[n] and lse_low[n]. FIRST: the sums are written, not added to."""
     x = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_range = x < n
-    y = tl.arange(0, BLOCK_P)
     if sums.total is not None:
-        before = tl.load(sums.maximum + x, in_range, NOTHING)
+        y = tl.arange(0, BLOCK_P)
+        before = _running(sums.maximum, x, in_range, NOTHING, FIRST)
         top = before
         for begin in range(0, count, BLOCK_P):
             mask = (begin + y < count)[:, None] & in_range[None, :]
@@ -36,14 +58,14 @@ def reduce_partials(
         zero = tl.where(top > NOTHING, top, 0.0)
         shift = tl.where(before > NOTHING, before - zero, 0.0)
         factor = exp(shift).to(tl.float64)
-        running = tl.load(sums.total + x, in_range, 0.0)
+        running = _running(sums.total, x, in_range, 0.0, FIRST)
         totals = running * factor
         if sums.weighted is not None:
-            moments = factor * (tl.load(sums.weighted + x, in_range, 0.0) + shift.to(tl.float64) * running)
+            moments = factor * (_running(sums.weighted, x, in_range, 0.0, FIRST) + shift.to(tl.float64) * running)
         if sums.clipped is not None:
             start = clamped(zero, clip)
             clipped_shift = tl.where(before > NOTHING, clamped(before, clip) - start, 0.0)
-            clips = tl.load(sums.clipped + x, in_range, 0.0) * exp(clipped_shift).to(tl.float64)
+            clips = _running(sums.clipped, x, in_range, 0.0, FIRST) * exp(clipped_shift).to(tl.float64)
         for begin in range(0, count, BLOCK_P):
             mask = (begin + y < count)[:, None] & in_range[None, :]
             at = (begin + y).to(tl.int64)[:, None] * n + x[None, :]
@@ -65,18 +87,11 @@ def reduce_partials(
             tl.store(sums.weighted + x, moments, in_range)
         if sums.clipped is not None:
             tl.store(sums.clipped + x, clips, in_range)
-    for begin in range(0, count, BLOCK_P):
-        mask = (begin + y < count)[:, None] & in_range[None, :]
-        at = (begin + y).to(tl.int64)[:, None] * n + x[None, :]
-        if sums.rank is not None:
-            rank = tl.load(sums.rank + x, in_range, 0.0) + _sum_of(parts.rank, at, mask).to(tl.float32)
-            tl.store(sums.rank + x, rank, in_range)
-        if sums.logits is not None:
-            logits = tl.load(sums.logits + x, in_range, 0.0) + _sum_of(parts.logits, at, mask)
-            tl.store(sums.logits + x, logits, in_range)
-        if sums.softplus is not None:
-            softplus = tl.load(sums.softplus + x, in_range, 0.0) + _sum_of(parts.softplus, at, mask)
-            tl.store(sums.softplus + x, softplus, in_range)
-        if sums.sigmoid is not None:
-            sigmoid = tl.load(sums.sigmoid + x, in_range, 0.0) + _sum_of(parts.sigmoid, at, mask)
-            tl.store(sums.sigmoid + x, sigmoid, in_range)
+        if lse_high is not None:
+            high, low = split_lse(top, totals)
+            tl.store(lse_high + x, high, in_range)
+            tl.store(lse_low + x, low, in_range)
+    _add(parts.rank, sums.rank, count, n, x, in_range, FIRST, BLOCK_P)
+    _add(parts.logits, sums.logits, count, n, x, in_range, FIRST, BLOCK_P)
+    _add(parts.softplus, sums.softplus, count, n, x, in_range, FIRST, BLOCK_P)
+    _add(parts.sigmoid, sums.sigmoid, count, n, x, in_range, FIRST, BLOCK_P)

@@ -8,7 +8,17 @@ import triton
 import triton.language as tl
 
 from .elementary import exp
-from .epilogue import NOTHING, map_score, map_tile, mask_scores, merge_sums, reduce_tile, score_grad_tile, target_mask
+from .epilogue import (
+    NOTHING,
+    map_score,
+    map_tile,
+    mask_scores,
+    merge_sums,
+    reduce_tile,
+    score_grad_tile,
+    split_lse,
+    target_mask,
+)
 from .kernel_args import Entries, Terms
 from .row_walk import grouped, joined, no_sums
 from .tile_memory import load_bias, load_masking, load_scalars, load_scoring, load_vector, store_sums
@@ -65,9 +75,7 @@ def row_loss(
             running = merge_sums(running, part, clip)
         whole = joined(running, clip)
         store_sums(whole, sums, i, in_row)
-        lse = whole.maximum.to(tl.float64) + tl.log(whole.total)
-        high = lse.to(tl.float32)
-        low = tl.where(high == NOTHING, 0.0, (lse - high.to(tl.float64)).to(tl.float32))
+        high, low = split_lse(whole.maximum, whole.total)
         tl.store(lse_high + i, high, in_row)
         tl.store(lse_low + i, low, in_row)
         row_grad = tl.load(loss.row_lse_grad + i, in_row, 0.0)
