@@ -71,7 +71,7 @@ def filter(
     how many rows fail each. Every score has a better direction, which is printed with the result. To rank rows by a
     column that is not a score, give --lower-is-better or --higher-is-better. Rows without a score are dropped. Of two
     equal rows, the earlier ranks higher. Rows stay in input order. A score column is renamed to main_NAME if the input
-    already has a field NAME.
+    already has a field NAME, and to main_main_NAME if it has both.
 
     **Examples**
 

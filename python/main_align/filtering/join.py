@@ -25,11 +25,11 @@ from ..data.write import (
 from ..errors import UserError
 from ..scoring.columns import COLUMNS
 from ..scoring.score_file import (
+    column_titles,
     score_rows_of,
     score_types,
 )
 
-PREFIX = "main_"
 BATCH = 4096
 
 Row = dict[str, Any]
@@ -91,7 +91,7 @@ def write_kept(join: Join, out: Path, kept: NDArray[np.bool_]) -> NDArray[np.flo
     for number, (record, _) in enumerate(join):
         names.update(dict.fromkeys(record or ()))
         aligned[number] = aligned_flag(record)
-    titles = _titles(names, join.fields)
+    titles = column_titles(names, join.fields)
 
     def rows() -> Iterator[Row]:
         for record, score in compress(join, kept):
@@ -100,14 +100,6 @@ def write_kept(join: Join, out: Path, kept: NDArray[np.bool_]) -> NDArray[np.flo
     types = {titles[name]: kind for name, kind in score_types(titles).items()}
     write_rows(out, rows(), _schema(out, rows, names, types, join.source))
     return None if np.isnan(aligned).all() else aligned
-
-
-def _titles(names: Iterable[str], fields: Fields) -> dict[str, str]:
-    """Return the output name of each score column: prefixed if the input has a field of that name."""
-    own_id = fields.id or "id"
-    taken = set(names)
-    columns = [name for name in COLUMNS if name != "id" or own_id not in taken]
-    return {name: PREFIX + name if name in taken else name for name in columns}
 
 
 def write_kept_scores(scores: Path, out: Path, kept: NDArray[np.bool_]) -> None:

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ..data.fields import NO_FIELDS, Fields
 from ..scoring.bank import Bank
 from ..scoring.columns import COLUMNS
-from ..scoring.score_file import score_types
+from ..scoring.score_file import column_titles, score_types
 from ..scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-PREFIX = "main_"
 
 
 class ScoreStage:
@@ -54,14 +52,16 @@ class ScoreStage:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the table with a column for every score, count, status and reason, but no id.
 
+        A column NAME is called main_NAME if the table has a column NAME, and main_main_NAME if it has both.
+
         Args:
             table: a pyarrow.Table of records. A row that cannot be scored has a status, a reason and nulls.
         """
         import pyarrow as pa
 
         rows = self.scorer.score(table, bank=self.bank, fields=self.fields)
+        titles = column_titles(table.column_names, self.fields)
         for name, kind in score_types(COLUMNS).items():
             if name != "id":
-                title = PREFIX + name if name in table.column_names else name
-                table = table.append_column(title, pa.array([row[name] for row in rows], kind))
+                table = table.append_column(titles[name], pa.array([row[name] for row in rows], kind))
         return table

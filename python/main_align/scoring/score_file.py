@@ -1,4 +1,4 @@
-"""write_scores, score_rows_of, read_columns: score files written from rows, and read as rows or as arrays."""
+"""write_scores, score_rows_of, read_columns, column_titles: score files written, and read as rows or as arrays."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.fields import Fields
 from ..data.read import open_source
 from ..data.sources.arrow_files import BatchFile
 from ..data.write import write_rows
@@ -19,6 +20,8 @@ from ..errors import UserError
 from .columns import COLUMNS, NUMERIC
 from .manifest import manifest_path
 
+PREFIX = "main_"
+"""before the name of a score column that the data set has a field of"""
 BATCH = 65536
 """rows that are read together as columns"""
 
@@ -208,3 +211,18 @@ def score_types(names: Iterable[str]) -> dict[str, Any]:
 
     types = {"score": pa.float64(), "count": pa.int64(), "text": pa.string()}
     return {name: types[COLUMNS[name].kind] for name in names}
+
+
+def column_titles(names: Iterable[str], fields: Fields) -> dict[str, str]:
+    """Return the names that score columns have beside the fields of a data set, so that no field is overwritten.
+
+    Args:
+        names: the fields of the data set. PREFIX is put before a column until it has the name of none of them.
+        fields: the field names with which it was scored. The column `id` is left out if the data set has its own.
+    """
+    taken = set(names)
+    titles = {name: name for name in COLUMNS if name != "id" or (fields.id or "id") not in taken}
+    for name in titles:
+        while titles[name] in taken:
+            titles[name] = PREFIX + titles[name]
+    return titles

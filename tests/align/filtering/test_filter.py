@@ -178,6 +178,21 @@ def test_kept_rows_have_their_own_fields_and_scores(tmp_path: Path, kind: str, s
     assert source.exists()
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+def test_scores_of_earlier_rounds_are_kept(tmp_path: Path, ending: str) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"id": "a", "prompt": "p", "completion": "c", "main_reason": "mine"}))
+    for number in (1, 2, 3):
+        scores, out = tmp_path / f"scores{number}.parquet", tmp_path / f"{number}.{ending}"
+        score_file(FakeScorer(), source, scores)
+        filter_scores(scores, out, keep=1.0)
+        (before,), (after,) = read(source), read(out)
+        assert {name: after[name] or "" for name in before} == {name: value or "" for name, value in before.items()}
+        source = out
+    assert {"mutual", "main_mutual", "main_main_mutual", "main_main_main_reason"} < after.keys()
+    assert "main_id" not in after
+
+
 def test_an_alias_is_filtered_like_its_column(tmp_path: Path) -> None:
     _, scored = make(tmp_path)
     done = filter_scores(scored, tmp_path / "k.jsonl", by="forward_nll", top=3)

@@ -48,6 +48,14 @@ def test_batches_of_any_size_have_the_scores_of_the_whole(model: Path, bank: Pat
     assert set(rows[0]) == (set(COLUMNS) - {"id"}) | set(PAIRS[0]) | {"main_status"}
 
 
+def test_no_column_of_the_table_is_doubled(model: Path, bank: Path) -> None:
+    table = pa.Table.from_pylist([{**pair, "main_status": "mine too"} for pair in PAIRS])
+    scored = ScoreStage(model, bank=bank, device=DEVICE)(table)
+    assert len(set(scored.column_names)) == len(scored.column_names)
+    assert scored.select(table.column_names) == table
+    assert scored["main_main_status"].to_pylist() == ["ok"] * len(PAIRS)
+
+
 def test_the_bank_of_another_model_is_refused(model: Path, bank: Path) -> None:
     with pytest.raises(UserError, match="the bank was made by another scorer: dtype was 'float32', now 'bfloat16'"):
         ScoreStage(model, bank=bank, device=DEVICE, dtype="bfloat16")
