@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -32,10 +32,10 @@ from ..models.smollm2 import SMOLLM2
 from ..progress import OnProgress, tqdm_bar
 from .bank import Bank
 from .batching import BATCH_TOKENS, SORT_WINDOW, MicroBatch, SortWindow, prepare_window
-from .columns import COLUMNS
 from .measured import Measured, measure_windows
 from .ngrams import novel_sums
 from .results import MicroBatchResult, empty_result, join_results
+from .score_file import column_titles
 
 WITHIN_A_BATCH = (
     "semantic and structural compare the pairs of this batch with each other, so they depend on the batch size. "
@@ -239,8 +239,9 @@ class Scorer:
                 pairs and of its tokens. Default: no progress.
 
         Returns:
-            One dict per record in order, with exactly the columns of COLUMNS; for a dict of lists, a dict of lists. A
-            record that cannot be scored has a status, a reason and None in every score.
+            One dict per record in order, with exactly the columns of COLUMNS. A record that cannot be scored has a
+            status, a reason and None in every score. For a dict of lists, a dict of lists: a column NAME is called
+            main_NAME if the dict has a key NAME, and `id` is left out if it has ids, so that `ds.map` keeps both.
 
         Raises:
             UserError: `pairs` does not hold records, or another scorer made the bank.
@@ -254,7 +255,10 @@ class Scorer:
         if bank is None and measured.is_scored.any():
             bank = Bank.of(measured, self.device)
         rows = measured.rows(bank)
-        return {name: [row[name] for row in rows] for name in COLUMNS} if as_columns else rows
+        if not as_columns:
+            return rows
+        titles = column_titles(cast("Mapping[str, Any]", pairs), fields)
+        return {title: [row[name] for row in rows] for name, title in titles.items()}
 
     def _run(self, window: SortWindow, rows: tuple[int, ...]) -> MicroBatchResult:
         pairs = [self._encoded(window, row) for row in rows]

@@ -69,6 +69,16 @@ def test_a_data_set_can_be_mapped(scorer: Scorer, expected: list[dict[str, Any]]
     assert scored["mutual"] == [row["mutual"] for row in expected]
 
 
+def test_a_mapped_data_set_keeps_its_own_columns(scorer: Scorer, expected: list[dict[str, Any]]) -> None:
+    own = {"status": "draft", "main_status": "mine", "reason": None}
+    rows = [{"id": 7 * n, **own, **row} for n, row in enumerate(ROWS)]
+    data = pytest.importorskip("datasets").Dataset.from_list(rows)
+    scored = data.map(scorer.score, batched=True)
+    assert [{name: row[name] for name in data.column_names} for row in scored] == rows
+    assert scored["main_main_status"] == ["ok"] * len(ROWS)
+    assert scored["mutual"] == [row["mutual"] for row in expected]
+
+
 @pytest.mark.parametrize("record", [ROWS[0], {"messages": TURNS[0]}, {"conversations": list(TUPLES[0])}])
 def test_one_dict_is_one_record(scorer: Scorer, expected: list[dict[str, Any]], record: dict[str, Any]) -> None:
     (row,) = scorer.score(record)
