@@ -1,4 +1,4 @@
-"""Pair, Turn, STATUSES: one instruction-response pair and the statuses that a row can have."""
+"""Pair, Turn, STATUSES, is_unicode: one instruction-response pair and the statuses that a row can have."""
 
 from __future__ import annotations
 
@@ -72,6 +72,15 @@ class Pair:
     def where(self) -> str:
         """Return the position for use in a message: "line 3" or "row 3"."""
         return f"{self.unit} {self.line}"
+
+
+def is_unicode(text: str) -> bool:
+    """Return False for text with a lone surrogate: an undecodable byte, or an escape such as `\\ud83d` in JSON."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def with_system(pair: Pair) -> Pair:

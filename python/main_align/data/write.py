@@ -1,4 +1,4 @@
-"""write_rows, check_output, check_place, to_json: .parquet, .jsonl and .csv files of rows.
+"""write_rows, check_output, check_place, to_json, to_document: .parquet, .jsonl and .csv files of rows; JSON text.
 
 A file is written to a temporary path, flushed to the disk and renamed. The same rows give the same bytes. Floats are
 written with full precision (repr). A missing value is null, or an empty cell in .csv.
@@ -20,6 +20,7 @@ from uuid import UUID
 
 from ..errors import UserError
 from .atomic import atomic_write
+from .pairs import is_unicode
 
 ROW_GROUP = 16384  # rows of a .parquet file that are written together
 
@@ -124,15 +125,19 @@ class _JsonlWriter(_Writer):
 def to_json(value: Any) -> str:
     """Return one line of JSON. Lone surrogates are escaped; NaN and infinity, which JSON lacks, become null."""
     try:
-        text = json.dumps(value, ensure_ascii=False, default=_to_text, allow_nan=False)
+        return _dumped(value, allow_nan=False)
     except ValueError:
-        value = _nan_to_null(value)
-        text = json.dumps(value, ensure_ascii=False, default=_to_text)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(value, default=_to_text)
-    return text
+        return _dumped(_nan_to_null(value))
+
+
+def to_document(value: Any) -> str:
+    """Return the content of a .json file, one value per line. Lone surrogates are escaped."""
+    return _dumped(value, indent=2) + "\n"
+
+
+def _dumped(value: Any, **options: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=_to_text, **options)
+    return text if is_unicode(text) else json.dumps(value, default=_to_text, **options)
 
 
 def _nan_to_null(value: Any) -> Any:

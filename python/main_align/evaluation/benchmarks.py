@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sources.source import Row
-from ..data.write import check_place, to_json
+from ..data.write import check_place, to_document, to_json
 from ..errors import UserError
 
 
@@ -124,7 +124,7 @@ class AlpacaEval(AnswerFormat):
             {**question.record, "output": texts[0], "generator": answers.model}
             for question, texts in zip(questions, answers.texts, strict=True)
         ]
-        path.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(to_document(rows), encoding="utf-8")
 
 
 class MtBench(AnswerFormat):

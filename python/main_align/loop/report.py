@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..data.atomic import atomic_write
+from ..data.write import to_document
 from ..plots import BLUE, GREY, ORANGE
 from ..scoring.score_file import read_columns
 from .config import LoopConfig
@@ -57,7 +57,7 @@ def make_report(config: LoopConfig, plan: list[Stage], run_dir: RunDir) -> dict[
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Write report.json atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(to_document(report), encoding="utf-8")
 
 
 def plot_report(path: Path, report: Mapping[str, Any], plan: list[Stage], run_dir: RunDir) -> None:

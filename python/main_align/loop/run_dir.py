@@ -11,7 +11,6 @@ sessions.json           when the command was started, and the stages that were f
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..data.atomic import atomic_write, sync_folder
+from ..data.write import to_document
 from ..errors import UserError
 from ..scoring.manifest import differences, read_object
 
@@ -84,7 +84,7 @@ class RunDir:
                 )
             return
         with atomic_write(path) as temporary:
-            temporary.write_text(_to_json(settings), encoding="utf-8")
+            temporary.write_text(to_document(settings), encoding="utf-8")
 
     def begin_session(self, stages: Sequence[str]) -> None:
         """Note the time and the finished stages, unless all are finished.
@@ -98,7 +98,7 @@ class RunDir:
             earlier = _read_json(path)["sessions"] if path.is_file() else []
             session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "finished": finished}
             with atomic_write(path) as temporary:
-                temporary.write_text(_to_json({"sessions": [*earlier, session]}), encoding="utf-8")
+                temporary.write_text(to_document({"sessions": [*earlier, session]}), encoding="utf-8")
 
     def read_sessions(self, stages: Sequence[str]) -> list[dict[str, Any]]:
         """Return the time of each session's start and the stages that it finished.
@@ -134,7 +134,7 @@ class RunDir:
         work_dir = self.partial_dir(name)
         for path in work_dir.glob(f"*{JOURNAL_SUFFIX}"):
             path.unlink()
-        (work_dir / "stage.json").write_text(_to_json(manifest), encoding="utf-8")
+        (work_dir / "stage.json").write_text(to_document(manifest), encoding="utf-8")
         for path in sorted(work_dir.rglob("*")):
             if path.is_dir():
                 sync_folder(path)
@@ -165,10 +165,6 @@ class RunDir:
 
 def _belongs_to_run(name: str) -> bool:
     return name in (".lock", "run.json", "run.json.tmp", *REPORTS) or bool(STAGE_NAME.fullmatch(name))
-
-
-def _to_json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

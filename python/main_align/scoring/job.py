@@ -21,6 +21,7 @@ from ..data.read import open_source
 from ..data.sources.file_set import FileSet
 from ..data.sources.listing import refuse_output
 from ..data.sources.source import Source, SourceInfo
+from ..data.write import to_document
 from ..environment import versions
 from ..errors import UserError
 from ..progress import Progress
@@ -34,7 +35,7 @@ from .jobs.plan import JobPlan
 from .jobs.processes import Processes
 from .jobs.shard import Shard
 from .jobs.worker import Finished, Task
-from .manifest import is_folder_output, manifest_path, manifest_text, read_manifest, write_manifest
+from .manifest import is_folder_output, manifest_path, read_manifest, write_manifest
 from .resume import check_output, delete, delete_unless_locked, is_complete, open_or_resume, partial_folder
 from .runner import Runner
 from .score_file import write_scores
@@ -162,7 +163,7 @@ def run_job(
 def _finish_folder(folder: JobFolder, out: Path, manifest: Mapping[str, Any]) -> None:
     try:
         with folder.finished(manifest_path(out)) as path:
-            path.write_text(manifest_text(manifest), encoding="utf-8")
+            path.write_text(to_document(manifest), encoding="utf-8")
     except FileNotFoundError:
         if not manifest_path(out).is_file():  # else another shard ended at the same moment, and deleted the work
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.atomic import atomic_write
+from ..data.write import to_document
 from ..errors import UserError
 
 
@@ -24,12 +25,7 @@ def manifest_path(out: Path) -> Path:
 def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of `out` atomically."""
     with atomic_write(manifest_path(out)) as temporary:
-        temporary.write_text(manifest_text(manifest), encoding="utf-8")
-
-
-def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """Return the content of a manifest file."""
-    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(to_document(manifest), encoding="utf-8")
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:

@@ -69,6 +69,13 @@ def test_the_questions_are_never_overwritten(model, alpaca):
     assert json.loads(Path(alpaca).read_text()) == ALPACA
 
 
+def test_a_field_that_is_not_unicode_is_written_as_it_was_read(model, tmp_path):
+    questions = [{"instruction": "Why?", "note": "caf\ud83d"}]
+    (tmp_path / "q.json").write_text(json.dumps(questions))
+    answer_file(model, str(tmp_path / "q.json"), tmp_path / "m.json", answer_format="alpaca_eval", settings=SHORT)
+    assert json.loads((tmp_path / "m.json").read_text())[0]["note"] == "caf\ud83d"
+
+
 def test_mt_bench_gets_one_sorted_line_per_question_with_both_turns(model, mt, tmp_path):
     answer_file(model, mt, tmp_path / "mine.jsonl", answer_format="mt_bench", settings=SHORT)
     rows = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ pytest.importorskip("trl")
 from main_align.errors import UserError
 from main_align.loop.model_pair import ScoringModels
 from main_align.loop.mutual_filter import MutualScorer
+from main_align.loop.report import write_report
 from main_align.loop.run_dir import RunDir
 from main_align.models.load import LoadedModel
 from main_align.scoring.scorer import Scorer
@@ -43,6 +45,15 @@ def test_a_run_dir_belongs_to_one_run_and_its_settings(tmp_path: Path) -> None:
     assert (folder.path / "notes.txt").read_text() == "mine"
     folder.unlock()
     RunDir(folder.path).lock()
+
+
+def test_names_that_are_not_unicode_are_kept(tmp_path: Path) -> None:
+    folder, settings = RunDir(tmp_path / "run"), {"config": {"seed_pairs": "caf\udce9.jsonl"}}
+    folder.lock()
+    for _ in range(2):
+        folder.claim(settings, restart=False)
+    write_report(tmp_path / "report.json", settings)
+    assert json.loads((tmp_path / "report.json").read_text()) == settings
 
 
 def test_stages_left_by_a_killed_restart_are_deleted(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from main_align.data.fields import Fields
 from main_align.errors import UserError
+from main_align.filtering.filter import find_input
 from main_align.progress import Progress
 from main_align.scoring.columns import COLUMNS
 from main_align.scoring.job import score_file
@@ -189,6 +191,16 @@ def test_the_model_does_not_run_if_no_row_can_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         score_file(scorer, source, tmp_path / "out.jsonl")
     assert scorer.ran == 0
+
+
+def test_names_that_are_not_unicode_are_kept_in_the_manifest(tmp_path: Path) -> None:
+    source = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.jsonl"))  # named on an older system
+    source.write_text('{"prompt": "p", "completion": "c", "no\\ud83dte": "text"}')
+    manifest = score_file(FakeScorer(), source, tmp_path / "s.jsonl")
+    assert manifest["unused_text_fields"] == {"no\ud83dte": 1}
+    assert json.loads(manifest_path(tmp_path / "s.jsonl").read_text()) == manifest
+    opened, _ = find_input(tmp_path / "s.jsonl", None, otherwise="")
+    assert opened.path == source
 
 
 def test_an_input_that_changes_during_the_run_is_noticed(tmp_path: Path) -> None:
