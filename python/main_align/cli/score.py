@@ -248,6 +248,7 @@ def _show(manifest: dict[str, Any], source: Source, out: Path, plot: Path | None
     """Print counts, scores and speed, and draw the plot. Raise UserError if no row was scored."""
     from rich.console import Console
 
+    from ..data.formats.conversion import as_label
     from ..data.labels import read_aligned
     from ..data.pairs import SCORED
     from ..plots import plot_scores
@@ -272,5 +273,5 @@ def _show(manifest: dict[str, Any], source: Source, out: Path, plot: Path | None
     )
     if plot:
         title = f"{Path(source.name).name} scored with {manifest['settings']['scorer']['model']}"
-        plot_scores(plot, columns, panels=PANELS, title=title, aligned=read_aligned(source))
+        plot_scores(plot, columns, panels=PANELS, title=as_label(title), aligned=read_aligned(source))
         console.print(f"histograms: {plot}", highlight=False, markup=False)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..data.atomic import atomic_write, sync_folder
 from ..data.journal import Journal
+from ..data.pairs import is_unicode
 from ..data.write import check_output as check_rows_output
 from ..errors import UserError
 from .fingerprint import same_model
@@ -35,6 +36,8 @@ def partial_folder(out: Path) -> Path:
 
 def check_output(out: Path, shard: Shard) -> None:
     """Raise UserError unless scores can be written to `out`: a file, or a folder, which a shard needs."""
+    if not is_unicode(str(out.absolute())):
+        raise UserError(f"{out}: pyarrow writes only to paths in UTF-8; rename the folder, or give another -o")
     if is_folder_output(out):
         if not out.absolute().parent.is_dir():
             raise UserError(f"{out}: the folder {out.parent} does not exist; create it first")

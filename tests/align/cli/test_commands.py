@@ -162,6 +162,13 @@ def test_scores_can_be_filtered(tmp_path: Path, pairs: Path, model: Path) -> Non
     assert invoke("score", pairs, "-o", out, "--model", model, "--seed", 1, "--restart")[0] == 0
 
 
+def test_the_plot_of_a_file_with_another_encodings_name(tmp_path: Path, pairs: Path, model: Path) -> None:
+    source = pairs.rename(Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.jsonl")))
+    code, _, log = invoke("score", source, "-o", tmp_path / "s.csv", "--model", model, "--plot", tmp_path / "s.png")
+    assert code == 0, log
+    assert (tmp_path / "s.png").stat().st_size > 10_000
+
+
 def test_a_run_without_scored_rows_exits_1_with_the_reason(tmp_path: Path, model: Path) -> None:
     rows, out = tmp_path / "in.jsonl", tmp_path / "o.jsonl"
     rows.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from main_align.data.read import open_address, open_source, read_pairs
 from main_align.data.sources.listing import refuse_output
 from main_align.errors import UserError
+from main_align.filtering.filter import filter_scores
+from main_align.scoring.job import score_file
+from main_align.scoring.score_file import score_rows_of
+
+from tests.align.fakes import FakeScorer
 
 ROWS = [{"instruction": f"question {n}", "response": f"answer {n}"} for n in range(10)]
 
@@ -46,6 +53,26 @@ def test_ids_and_messages_name_the_file(folder: Path) -> None:
     assert pairs[3].reason.startswith("a.jsonl, line 4: ")
     assert pairs[4].where == "b.parquet, row 1"
     assert len({pair.id for pair in pairs}) == len(pairs)
+
+
+def test_file_names_that_are_not_unicode_are_escaped(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))  # named on an older system
+    (folder / "more").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(ROWS[:2]), tmp_path / "a.parquet")
+    pa.feather.write_feather(pa.Table.from_pylist(ROWS[2:4]), tmp_path / "b.arrow", compression="uncompressed")
+    (tmp_path / "a.parquet").rename(folder / "a.parquet")
+    (tmp_path / "b.arrow").rename(folder / "b.arrow")
+    (folder / "more" / os.fsdecode(b"\xe9.jsonl")).write_text(json.dumps(ROWS[4]) + "\nno json\n")
+    for ending in ("jsonl", "csv", "parquet"):
+        out = tmp_path / f"scores.{ending}"
+        score_file(FakeScorer(), folder, out)
+        rows = list(score_rows_of(out))
+        assert [row["id"] for row in rows[3:]] == ["b.arrow:2", r"more/\udce9.jsonl:1", r"more/\udce9.jsonl:2"]
+        assert rows[-1]["reason"].startswith(r"more/\udce9.jsonl, line 2: ")
+        filter_scores(out, tmp_path / f"kept.{ending}", keep=1.0)
+    assert len(list(read_pairs(open_source(folder / "a.parquet")))) == 2
+    with pytest.raises(UserError, match="rename the folder"):
+        score_file(FakeScorer(), folder, folder / "scores.csv")
 
 
 @pytest.mark.parametrize("start", range(12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -67,7 +68,7 @@ class ParquetFile(BatchFile):
         from pyarrow import parquet
 
         try:
-            return parquet.ParquetFile(self.file)
+            return parquet.ParquetFile(pa.OSFile(os.fsencode(self.file)))  # pyarrow encodes other paths as UTF-8
         except pa.ArrowInvalid as error:
             raise UserError(f"{self.name} is not a readable parquet file: {error}") from None
 
@@ -94,7 +95,7 @@ class ArrowFile(BatchFile):
     def _open(self) -> Any:
         import pyarrow as pa
 
-        file = pa.memory_map(str(self.file))
+        file = pa.memory_map(os.fsencode(self.file))
         try:
             is_file = file.read(6) == b"ARROW1"
             file.seek(0)

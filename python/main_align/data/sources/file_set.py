@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import UserError
 from ..fields import NO_FIELDS, Fields, Notes
+from ..formats.conversion import as_label
 from ..pairs import Pair
 from .source import FileSource, Row, Source, SourceInfo
 
@@ -64,9 +65,10 @@ class FileSet(Source):
 
     def pair_of(self, row: Row, fields: Fields = NO_FIELDS, notes: Notes | None = None) -> Pair:
         pair = self.members[row.file].pair_of(row, fields, notes)
-        reason = f"{row.file}, {pair.reason}" if pair.reason else ""
-        own = pair.id if pair.own_id else f"{row.file}:{pair.line}"
-        return replace(pair, id=own, unit=f"{row.file}, {pair.unit}", reason=reason)
+        file = as_label(row.file)  # a name may have bytes that are not UTF-8
+        reason = f"{file}, {pair.reason}" if pair.reason else ""
+        own = pair.id if pair.own_id else f"{file}:{pair.line}"
+        return replace(pair, id=own, unit=f"{file}, {pair.unit}", reason=reason)
 
     def inspect(self) -> SourceInfo:
         infos = self.infos()
