@@ -1,4 +1,4 @@
-"""write_rows, check_output, check_place, to_json, to_document: .parquet, .jsonl and .csv files of rows; JSON text.
+"""write_rows, check_output, check_place, format_errors, to_json, to_document: .parquet, .jsonl and .csv files of rows.
 
 A file is written to a temporary path, flushed to the disk and renamed. The same rows give the same bytes. Floats are
 written with full precision (repr). A missing value is null, or an empty cell in .csv.
@@ -23,6 +23,7 @@ from .atomic import atomic_write
 from .pairs import is_unicode
 
 ROW_GROUP = 16384  # rows of a .parquet file that are written together
+EXCERPT = 30  # characters before one that cannot be written
 
 
 def check_output(path: Path) -> None:
@@ -73,13 +74,22 @@ class _Writer(ABC):
 
 
 @contextmanager
-def _parquet_errors() -> Iterator[None]:
+def format_errors(name: str) -> Iterator[None]:
+    """Raise UserError for the errors of a value that .parquet or .csv does not support.
+
+    Args:
+        name: the format or the file, for the message.
+    """
     import pyarrow as pa
 
     try:
         yield
+    except UnicodeEncodeError as error:
+        text = error.object[max(0, error.start - EXCERPT) : error.end]
+        problem = f"{text!r} is not valid Unicode text"
+        raise UserError(f"a field cannot be written to {name} ({problem}); write .jsonl instead") from None
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-        raise UserError(f"a field cannot be written to .parquet ({error}); write .jsonl instead") from None
+        raise UserError(f"a field cannot be written to {name} ({error}); write .jsonl instead") from None
 
 
 class _ParquetWriter(_Writer):
@@ -87,7 +97,7 @@ class _ParquetWriter(_Writer):
         from pyarrow.parquet import ParquetWriter
 
         self.schema = schema
-        with _parquet_errors():
+        with format_errors(".parquet"):
             self.file = ParquetWriter(path, schema, compression="zstd")
         self.rows: list[Mapping[str, Any]] = []
 
@@ -107,7 +117,7 @@ class _ParquetWriter(_Writer):
 
         rows, self.rows = self.rows, []
         if rows:
-            with _parquet_errors():
+            with format_errors(".parquet"):
                 self.file.write_table(pa.Table.from_pylist(rows, schema=self.schema))
 
 
@@ -164,10 +174,14 @@ class _CsvWriter(_Writer):
         self.names = list(schema.names)
         self.file = path.open("w", encoding="utf-8", newline="")
         self.csv = csv.writer(self.file, lineterminator="\n")
-        self.csv.writerow(self.names)
+        self._write(self.names)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self.csv.writerow([_cell(row.get(name)) for name in self.names])
+        self._write([_cell(row.get(name)) for name in self.names])
+
+    def _write(self, cells: list[Any]) -> None:
+        with format_errors(".csv"):
+            self.csv.writerow(cells)
 
     def close(self) -> None:
         self.file.close()

@@ -20,6 +20,7 @@ from ..data.labels import aligned_flag
 from ..data.pairs import Pair
 from ..data.sources.source import Source
 from ..data.write import (
+    format_errors,
     write_rows,
 )
 from ..errors import UserError
@@ -125,27 +126,25 @@ def _schema(
     """Return the output's schema: types of score columns are fixed, others come from the source or are inferred."""
     import pyarrow as pa
 
-    if out.suffix.lower() != ".parquet":
-        return pa.schema([(name, pa.null()) for name in dict.fromkeys([*names, *types])])
-    own = source.schema() if source else None
-    if own is None:
-        own = _inferred(({n: v for n, v in row.items() if n not in types} for row in rows()), out)
-    return pa.schema([*own, *types.items()] if source else _in_order(own, types, names))
+    ending = out.suffix.lower()
+    if ending == ".jsonl":
+        return pa.schema([])  # each row has its own fields
+    with format_errors(str(out)):
+        if ending == ".csv":
+            return pa.schema([(name, pa.null()) for name in dict.fromkeys([*names, *types])])
+        own = source.schema() if source else None
+        if own is None:
+            own = _inferred({n: v for n, v in row.items() if n not in types} for row in rows())
+        return pa.schema([*own, *types.items()] if source else _in_order(own, types, names))
 
 
-def _inferred(rows: Iterable[Row], out: Path) -> Any:
+def _inferred(rows: Iterable[Row]) -> Any:
     import pyarrow as pa
 
     rows, schemas = iter(rows), [pa.schema([])]
-    try:
-        while batch := list(islice(rows, BATCH)):
-            schemas.append(pa.schema(pa.array(batch).type))
-        return pa.unify_schemas(schemas, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-        raise UserError(
-            f"{out}: a field has values of different types, or integers over 64 bits ({error}), which .parquet "
-            "does not support; write .jsonl instead"
-        ) from None
+    while batch := list(islice(rows, BATCH)):
+        schemas.append(pa.schema(pa.array(batch).type))
+    return pa.unify_schemas(schemas, promote_options="permissive")
 
 
 def _in_order(own: Any, types: dict[str, Any], names: Iterable[str]) -> list[Any]:

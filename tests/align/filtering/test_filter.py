@@ -361,6 +361,18 @@ def test_a_value_that_parquet_does_not_support_is_refused(tmp_path: Path, value:
         filter_scores(tmp_path / "s.jsonl", tmp_path / "k.parquet", keep=1.0)
 
 
+@pytest.mark.parametrize("row", [{"note": "caf\ud83d"}, {"no\ud83dte": 1}, {"tags": ["caf\ud83d"]}])
+def test_text_that_is_not_unicode_is_written_to_jsonl_only(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "p", "completion": "c", **row}))
+    score_file(FakeScorer(), tmp_path / "in.jsonl", tmp_path / "s.jsonl")
+    for ending in ("parquet", "csv") if "tags" not in row else ("parquet",):  # a cell has a list as JSON, with escapes
+        with pytest.raises(UserError, match=r"ud83d' is not valid Unicode text\); write \.jsonl instead"):
+            filter_scores(tmp_path / "s.jsonl", tmp_path / f"k.{ending}", keep=1.0)
+        assert not (tmp_path / f"k.{ending}").exists()
+    filter_scores(tmp_path / "s.jsonl", tmp_path / "k.jsonl", keep=1.0)
+    assert row.items() <= read(tmp_path / "k.jsonl")[0].items()
+
+
 def test_scores_without_a_value_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "explode", "completion": "c"}))
     score_file(FakeScorer(), tmp_path / "in.jsonl", tmp_path / "s.jsonl")
