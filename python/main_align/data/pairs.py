@@ -27,6 +27,7 @@ SCORED = frozenset({"ok", "truncated"})
 """Statuses of rows with scores. All other rows have null scores."""
 
 SIDES = ("instruction", "response")
+NOT_UNICODE = "is not valid Unicode text (from Windows? convert the file with: iconv -f WINDOWS-1252 -t UTF-8)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,16 @@ def with_system(pair: Pair) -> Pair:
 
 
 def check_text(pair: Pair, sides: Sequence[str] = SIDES) -> Pair:
-    """Return the pair, with the status `empty_instruction` or `empty_response` if one of `sides` has no text."""
+    """Return the pair, with the status `bad_encoding`, `empty_instruction` or `empty_response` if that is its problem.
+
+    Args:
+        pair: the pair. One that a caller made has not been checked by `pair_from_record`.
+        sides: the sides that need text. Default: both.
+    """
+    texts = [(side, getattr(pair, side)) for side in sides]
+    for name, text in [*texts, *((f"{turn.role} turn", turn.text) for turn in pair.context)]:
+        if pair.status == "ok" and not is_unicode(text):
+            return replace(pair, status="bad_encoding", reason=f"{pair.where}: the {name} {NOT_UNICODE}")
     for side in sides:
         if pair.status == "ok" and not getattr(pair, side).strip():
             return replace(pair, status=f"empty_{side}", reason=f"{pair.where}: the {side} has no text")

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ..data.pairs import NOT_UNICODE, is_unicode
 from ..data.sources.source import Row
 from ..data.write import check_place, to_document, to_json
 from ..errors import UserError
@@ -100,6 +101,8 @@ class AnswerFormat(ABC):
     def _text(self, row: Row, value: Any, name: str) -> str:
         if not isinstance(value, str) or not value.strip():
             raise UserError(f"row {row.line}: {name} is not a text, but {self.name} needs one")
+        if not is_unicode(value):
+            raise UserError(f"row {row.line}: {name} {NOT_UNICODE}")
         return value
 
 

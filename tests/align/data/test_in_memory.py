@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from main_align.data.fields import Fields
-from main_align.data.pairs import Pair
+from main_align.data.pairs import Pair, Turn
 from main_align.errors import UserError
 from main_align.scoring.columns import COLUMNS
 from main_align.scoring.scorer import Scorer
@@ -118,6 +118,16 @@ def test_bad_records_get_a_status_and_other_types_raise(scorer: Scorer) -> None:
     for bad in ("pairs.jsonl", ("x", "y"), 7):
         with pytest.raises(UserError, match=r"score_file|is text, not a pair|not int"):
             scorer.score(bad)
+
+
+def test_a_pair_that_is_not_unicode_gets_the_status_of_such_a_record(scorer: Scorer) -> None:
+    texts = [("\ud800", "y"), ("x", "\udce9")]
+    pairs = [Pair(str(n), n, x, y, unit="row") for n, (x, y) in enumerate(texts, 1)]
+    assert scorer.score(pairs) == scorer.score(texts)
+    context = (Turn("system", "Be nice."), Turn("user", "\ud83d"), Turn("assistant", "\n"))
+    rows = scorer.score([Pair("a", 7, "x", "y", context), Pair("b", 8, "x", "y")])
+    assert [row["status"] for row in rows] == ["bad_encoding", "ok"]
+    assert rows[0]["reason"].startswith("line 7: the user turn is not valid Unicode text")
 
 
 def test_ids_of_any_type_are_kept_and_rows_joined_by_position(tmp_path: Path) -> None:

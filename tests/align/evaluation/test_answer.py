@@ -216,6 +216,8 @@ def test_a_run_without_any_answer_fails_and_writes_nothing(model, tmp_path):
         ([{"question_id": "1", "turns": ["a"]}], "mt_bench", "row 1: `question_id` is not an integer"),
         ([{"question_id": 1, "turns": "a"}], "mt_bench", "row 1: `turns` is not a list"),
         ([{"question_id": 1, "turns": ["a", ""]}], "mt_bench", "row 1: an entry of `turns` is not a text"),
+        ([{"question_id": 1, "turns": ["\ud83d"]}], "mt_bench", "row 1: an entry of `turns` is not valid Unicode"),
+        ([{"instruction": "a", "input": "\ud83d"}], "alpaca_eval", "row 1: `input` is not valid Unicode"),
     ],
 )
 def test_a_file_that_is_no_question_set_is_refused_by_row(model, tmp_path, rows, name, message):

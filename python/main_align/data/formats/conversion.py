@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..fields import NO_FIELDS, Fields, Notes
-from ..pairs import Pair, Turn, is_unicode
+from ..pairs import NOT_UNICODE, Pair, Turn, is_unicode
 from .format_types import Conversation, RecordFormat, TwoFields, append_texts
 from .messages import (
     InvalidRecord,
@@ -192,5 +192,4 @@ def _names(record: Mapping[str, Any]) -> str:
 
 def _check_encoding(name: str, text: str) -> None:
     if not is_unicode(text):
-        remedy = "from Windows? convert the file with: iconv -f WINDOWS-1252 -t UTF-8"
-        raise InvalidRecord("bad_encoding", f"the {name} is not valid Unicode text ({remedy})")
+        raise InvalidRecord("bad_encoding", f"the {name} {NOT_UNICODE}")
