@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -166,14 +167,16 @@ def _to_text(value: Any) -> str:
     if isinstance(value, bytes):
         with suppress(UnicodeDecodeError):
             return value.decode("utf-8")
-    raise UserError(f"a value of type {type(value).__name__} cannot be written to .jsonl; use .parquet")
+    raise UserError(f"a value of type {type(value).__name__} cannot be written to .jsonl or .csv; use .parquet")
 
 
 class _CsvWriter(_Writer):
     def __init__(self, path: Path, schema: Any) -> None:
         self.names = list(schema.names)
         self.file = path.open("w", encoding="utf-8", newline="")
-        self.csv = csv.writer(self.file, lineterminator="\n")
+        # csv quotes a text with a character of the line ending, and must quote both \r and \n; the file has \n alone
+        lines = SimpleNamespace(write=lambda line: self.file.write(line.removesuffix("\r\n") + "\n"))
+        self.csv = csv.writer(lines, lineterminator="\r\n")
         self._write(self.names)
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -188,6 +191,8 @@ class _CsvWriter(_Writer):
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return _to_text(value)
     return to_json(value) if isinstance(value, (dict, list, bool)) else value
 
 

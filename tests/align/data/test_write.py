@@ -14,8 +14,10 @@ import pytest
 from main_align.data.atomic import (
     atomic_write,
 )
+from main_align.data.read import open_source
 from main_align.data.write import (
     check_output,
+    write_rows,
 )
 from main_align.errors import UserError
 from main_align.scoring import score_file
@@ -119,6 +121,23 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path, ending: str)
         write_scores(path, rows())
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["a\rb", "a\nb", "a\r\nb", "\r", 'say "\r"', "a,b", ""])
+def test_any_text_comes_back_from_csv(tmp_path: Path, text: str) -> None:
+    write_scores(tmp_path / "s.csv", [row(1, reason=text), row(2)])
+    assert [r["reason"] or "" for r in score_rows_of(tmp_path / "s.csv")] == [text, ""]
+    content = (tmp_path / "s.csv").read_bytes()
+    assert content.count(b"\r") == text.count("\r"), "lines end in a line feed alone"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_bytes_are_written_as_the_text_that_they_are(tmp_path: Path, ending: str) -> None:
+    path, schema = tmp_path / f"rows.{ending}", pa.schema([("a", pa.binary())])
+    write_rows(path, [{"a": "né".encode()}], schema)
+    assert [r.record for r in open_source(path).rows()] == [{"a": "né"}]
+    with pytest.raises(UserError, match=r"type bytes cannot be written to \.jsonl or \.csv; use \.parquet"):
+        write_rows(path, [{"a": b"n\xe9"}], schema)
 
 
 def test_a_file_does_not_exist_before_it_is_complete(tmp_path: Path) -> None:
