@@ -62,6 +62,9 @@ READ: dict[str, tuple[str, bytes]] = {
     "an array on one line": ("a.jsonl", dumped(ROWS)),
     "an array, an element a line": ("a.jsonl", b"[\n" + LINES.replace(b"\n", b",\n")[:-2] + b"\n]\n"),
     "lines of messages": ("a.jsonl", b"\n".join(map(dumped, TURNS))),
+    "an array of rows with an author": ("a.json", dumped([{"author": "doctor", **row} for row in ROWS])),
+    "an array of rows with a known role": ("a.json", dumped([{"from": "bot", "text": "-", **row} for row in ROWS], 2)),
+    "a list of rows with an author": ("a.json", dumped({"n": 3, "data": [{"speaker": "bot", **row} for row in ROWS]})),
     "one line of messages": ("a.jsonl", dumped(TURNS[0])),
     "lines of texts": ("a.jsonl", b"\n".join(dumped([r["instruction"], r["response"]]) for r in ROWS)),
     "an array of conversations": ("a.json", dumped(TURNS, 1)),
@@ -168,6 +171,13 @@ def test_a_misspelled_field_is_refused(tmp_path: Path, fields: Fields, message: 
     (tmp_path / "a.jsonl").write_bytes(LINES)
     with pytest.raises(UserError, match=message):
         open_source(tmp_path / "a.jsonl").check(fields)
+
+
+def test_rows_with_an_author_and_a_text_are_no_conversation(tmp_path: Path) -> None:
+    rows = [{"author": "jane", "title": row["instruction"], "text": row["response"]} for row in ROWS]
+    for content in (dumped(rows), dumped(rows, 1)):
+        (tmp_path / "a.json").write_bytes(content)
+        assert [row.record for row in open_source(tmp_path / "a.json").rows()] == rows
 
 
 def test_standard_input_can_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ ROLES = {
 }
 ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 TEXT_KEYS = ("content", "value", "text", "message", "parts")
+CALL_KEYS = ("tool_calls", "function_call")
 EXCHANGES = (("input", "output"), ("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("human", "bot"))
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 TRANSCRIPT = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
@@ -39,6 +40,11 @@ def normalized(name: str) -> str:
 
 
 _ROLES = {normalized(name): role for role, names in ROLES.items() for name in names}
+
+
+def known_role(name: Any) -> str | None:
+    """Return the key of ROLES for the name of a role, or None if it is unknown."""
+    return _ROLES.get(normalized(name)) if isinstance(name, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +157,7 @@ def _messages_of_object(item: Mapping[str, Any], where: str) -> list[Message]:
         if sides is not None:
             system = [Message("system", item["system"])] if isinstance(item.get("system"), str) else []
             return [*system, Message("user", item[sides[0]]), Message("assistant", item[sides[1]])]
-    known = _ROLES.get(normalized(role)) if isinstance(role, str) else None
+    known = known_role(role)
     if known is None:
         raise InvalidRecord(
             "unsupported_turns", f"{where} has the role {role!r}; known: {', '.join(sum(ROLES.values(), ()))}"
@@ -169,7 +175,8 @@ def _messages_of_object(item: Mapping[str, Any], where: str) -> list[Message]:
 
 def _calls(item: Mapping[str, Any]) -> list[str]:
     """Return the tool calls of an assistant turn, each as one line of JSON."""
-    calls = parse_literal(item.get("tool_calls")) or item.get("function_call") or []
+    tool_calls, function_call = map(item.get, CALL_KEYS)
+    calls = parse_literal(tool_calls) or function_call or []
     return [_call_text(call) for call in (calls if isinstance(calls, list) else [calls]) if isinstance(call, Mapping)]
 
 

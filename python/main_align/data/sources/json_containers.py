@@ -1,4 +1,4 @@
-"""rows_in: the rows inside one JSON object: a list in a field, columns of pandas or `datasets`, or a dict of rows."""
+"""rows_in, is_message: the rows in one JSON object: a list in a field, columns of pandas or `datasets`, rows by id."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import UserError
 from ..formats.format_types import CONVERSATION_FIELDS, TwoFields
-from ..formats.messages import ROLE_KEYS, normalized, parse_literal
+from ..formats.messages import CALL_KEYS, ROLE_KEYS, TEXT_KEYS, first_value, normalized, parse_literal
 from ..formats.record_formats import RECORD_FORMATS
 from ..formats.record_view import RecordView
 
@@ -69,7 +69,7 @@ def _is_columns(value: Mapping[str, Any]) -> bool:
 def _is_column(inner: Any) -> bool:
     if isinstance(inner, Mapping):
         return not any(key in inner for key in (*ROLE_KEYS, *CONVERSATION_FIELDS))
-    return isinstance(inner, list) and not any(isinstance(item, Mapping) and _is_message(item) for item in inner)
+    return isinstance(inner, list) and not any(isinstance(item, Mapping) and is_message(item) for item in inner)
 
 
 def _is_column_of_turns(inner: Any) -> bool:
@@ -83,12 +83,14 @@ def _is_list_of_rows(inner: Any) -> bool:
         isinstance(inner, list)
         and bool(inner)
         and all(isinstance(row, Mapping) for row in inner)
-        and not all(_is_message(row) for row in inner)
+        and not all(is_message(row) for row in inner)
     )
 
 
-def _is_message(item: Mapping[str, Any]) -> bool:
-    return any(isinstance(item.get(key), str) for key in ROLE_KEYS)
+def is_message(item: Mapping[str, Any]) -> bool:
+    """Return True for one turn of a conversation: it has a role and a content. A row may have an author, too."""
+    has_role = isinstance(first_value(item, ROLE_KEYS), str)
+    return has_role and any(key in item for key in (*TEXT_KEYS, *CALL_KEYS)) and not is_record(item)
 
 
 def _transposed(value: Mapping[str, list[Any]], name: str) -> list[Any]:

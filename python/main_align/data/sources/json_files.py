@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...errors import UserError
-from ..formats.messages import ROLE_KEYS
-from .json_containers import rows_in
+from ..formats.messages import ROLE_KEYS, first_value, known_role
+from .json_containers import is_message, rows_in
 from .source import CHUNK, FileSource, Row
 from .streams import BOM, HEAD, open_text
 
@@ -202,10 +202,12 @@ def _parse(line: str) -> Any:
 
 
 def _begins_with_turns(path: Path) -> bool:
-    """Return True if the first element of the array is a message or a text, not a row."""
+    """Return True if the first element of the array is a text, or a message with a known role, and not a row."""
     try:
         with open_text(path, newline="") as file:
             first = next(JsonArray(path).elements(file), None)
     except UserError:
         return False
-    return isinstance(first, str) or (isinstance(first, dict) and any(first.get(key) for key in ROLE_KEYS))
+    if not isinstance(first, dict):
+        return isinstance(first, str)
+    return is_message(first) and known_role(first_value(first, ROLE_KEYS)) is not None
