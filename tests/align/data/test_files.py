@@ -180,6 +180,28 @@ def test_rows_with_an_author_and_a_text_are_no_conversation(tmp_path: Path) -> N
         assert [row.record for row in open_source(tmp_path / "a.json").rows()] == rows
 
 
+@pytest.mark.parametrize("length", [1, 70_000], ids=["short", "longer than the head"])
+@pytest.mark.parametrize(
+    ("row", "fields"),
+    [
+        ({"question": {"text": "hi"}, "answer": {"text": "yo"}}, Fields("question.text", "answer.text")),
+        ({"turns": ["hi", "yo"], "tags": ["a", "b"]}, Fields("turns.0", "turns.1")),
+        ({"a": {"text": "hi"}, "b": {"text": "yo"}}, Fields("a.text", "b.text")),
+    ],
+)
+def test_the_only_line_of_a_file_of_lines_is_a_row(
+    tmp_path: Path, row: dict[str, Any], fields: Fields, length: int
+) -> None:
+    row = json.loads(json.dumps(row).replace("yo", "yo" * length))
+    for ending in ("jsonl", "ndjson"):
+        (tmp_path / f"a.{ending}").write_bytes(dumped(row) + b"\n")
+        source = open_source(tmp_path / f"a.{ending}")
+        assert [r.record for r in source.rows()] == [row]
+        source.check(fields)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(dumped(row)))
+    assert [r.record for r in open_source(tmp_path / "a.jsonl.gz").rows()] == [row]
+
+
 def test_standard_input_can_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (LINES, dumped(ROWS, 1), TABLE, parquet(), gzip.compress(LINES)):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))

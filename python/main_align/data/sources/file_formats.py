@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ...errors import UserError
@@ -42,7 +43,11 @@ class FileFormat:
 
 
 FILE_FORMATS = (
-    FileFormat((".jsonl", ".ndjson"), "one JSON object, or one list of messages, per line", open_json),
+    FileFormat(
+        (".jsonl", ".ndjson"),
+        "one JSON object, or one list of messages, per line",
+        partial(open_json, has_lines=True),
+    ),
     FileFormat(
         (".json",),
         "an array; an object with an array (`data`, `instances`); columns, as pandas writes them; or JSON lines",

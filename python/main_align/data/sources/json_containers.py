@@ -1,4 +1,4 @@
-"""rows_in, is_message: the rows in one JSON object: a list in a field, columns of pandas or `datasets`, rows by id."""
+"""rows_in, listed_rows, is_message: rows in one JSON object: a list in a field, columns, or an object of rows by id."""
 
 from __future__ import annotations
 
@@ -26,8 +26,29 @@ def rows_in(value: Any, name: str) -> list[Any]:
     Raises:
         UserError: several lists could be the rows.
     """
+    if (rows := listed_rows(value, name)) is not None:
+        return rows
     if not isinstance(value, Mapping) or not value or is_record(value):
         return [value]
+    if all(isinstance(inner, list) for inner in value.values()):
+        return _transposed(value, name)
+    if all(isinstance(inner, Mapping) for inner in value.values()):
+        return _rows_of_objects(value)
+    return [value]
+
+
+def listed_rows(value: Any, name: str) -> list[Any] | None:
+    """Return the list of rows in an object, or None if it has no such list.
+
+    Args:
+        value: the parsed JSON.
+        name: the file, for messages.
+
+    Raises:
+        UserError: several lists could be the rows.
+    """
+    if not isinstance(value, Mapping) or is_record(value):
+        return None
     columns, data = value.get("columns"), value.get("data")
     if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
         return [dict(zip(columns, row, strict=False)) for row in data]  # pandas, orient="split"
@@ -38,15 +59,9 @@ def rows_in(value: Any, name: str) -> list[Any]:
         )
     if lists:
         return list(value[lists[0]])
-    if all(isinstance(inner, list) for inner in value.values()):
-        return _transposed(value, name)
     deeper = [item for item in value.values() if isinstance(item, Mapping) and not is_record(item)]
     deeper = [item for item in deeper if any(map(_is_list_of_rows, item.values()))]
-    if len(deeper) == 1:
-        return rows_in(deeper[0], name)
-    if all(isinstance(inner, Mapping) for inner in value.values()):
-        return _rows_of_objects(value)
-    return [value]
+    return listed_rows(deeper[0], name) if len(deeper) == 1 else None
 
 
 def is_record(value: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from ...errors import UserError
 from ..formats.messages import ROLE_KEYS, first_value, known_role
-from .json_containers import is_message, rows_in
+from .json_containers import is_message, listed_rows, rows_in
 from .source import CHUNK, FileSource, Row
 from .streams import BOM, HEAD, open_text
 
@@ -162,13 +162,15 @@ def _values(path: Path) -> Iterator[Any]:
         yield value
 
 
-def open_json(path: Path, head: bytes, name: str | None = None) -> FileSource:
+def open_json(path: Path, head: bytes, name: str | None = None, *, has_lines: bool = False) -> FileSource:
     """Open a JSON file by its content.
 
     Args:
         path: the file.
         head: the first bytes of its content.
         name: replaces the path as the name of the source. Default: the path.
+        has_lines: the file is named as one with a row per line, so its only line may be a list of rows, but no columns.
+            Default False.
     """
     text = head.removeprefix(BOM).decode("utf-8", "surrogateescape").lstrip()
     first, *more = [line for line in re.split(r"[\r\n]+", text) if line.strip()] or [""]
@@ -179,19 +181,27 @@ def open_json(path: Path, head: bytes, name: str | None = None) -> FileSource:
         return JsonDocument(path, name) if value is None else JsonLines(path, name)
     if not text.startswith("{"):
         return JsonLines(path, name)
-    if not more and value is not None:
-        return JsonLines(path, name) if rows_in(value, name or str(path)) == [value] else JsonDocument(path, name)
-    if not more:  # one malformed line, or a line longer than the head
-        is_line = len(head) < HEAD or _has_second_line(path)
-        return JsonLines(path, name) if is_line else JsonDocument(path, name)
+    if not more and value is None:
+        line = _only_line(path) if len(head) >= HEAD else None  # it may be longer than the head
+        if line is None:
+            return JsonLines(path, name)
+        value = _parse(line)
+    if not more:
+        is_row = value is not None and _is_row(value, name or str(path), has_lines)
+        return JsonLines(path, name) if is_row else JsonDocument(path, name)
     is_lines = value is not None or (first.strip() != "{" and more[0].lstrip().startswith("{"))
     return JsonLines(path, name) if is_lines else JsonDocument(path, name)
 
 
-def _has_second_line(path: Path) -> bool:
+def _only_line(path: Path) -> str | None:
+    """Return the first line, or None if there is a second one."""
     with open_text(path, newline=None) as file:
-        file.readline()
-        return bool(file.readline().strip())
+        line = file.readline()
+        return None if file.readline().strip() else line
+
+
+def _is_row(value: Any, name: str, has_lines: bool) -> bool:
+    return listed_rows(value, name) is None if has_lines else rows_in(value, name) == [value]
 
 
 def _parse(line: str) -> Any:
