@@ -86,6 +86,7 @@ READ: dict[str, tuple[str, bytes]] = {
     ),
     "pandas' table": ("a.json", dumped({"schema": {"fields": [{"name": "index"}]}, "data": ROWS})),
     "pandas' list": ("a.json", dumped(COLUMNS)),
+    "columns of conversations as text": ("a.json", dumped({"dialogue": [json.dumps(turns) for turns in TURNS]})),
     "columns of conversations": ("a.json", dumped({"messages": TURNS, "source": ["a", "b", "c"]})),
     "a container in .jsonl": ("a.jsonl", dumped({"data": ROWS})),
     "gzip": ("a.jsonl.gz", gzip.compress(LINES)),

@@ -45,6 +45,7 @@ CONTAINERS = {
     "lists of messages": lambda: TURNS,
     "pairs": lambda: [Pair(str(n + 1), n + 1, x, y) for n, (x, y) in enumerate(TUPLES)],
     "a data frame": lambda: frame(ROWS),
+    "a data frame of JSON text": lambda: frame({"messages": list(map(json.dumps, TURNS))}),
     "a data frame of arrays": lambda: frame({"messages": [np.array(turns) for turns in TURNS]}),
     "a data frame with holes": lambda: frame([{**row, "system": None, "input": float("nan")} for row in ROWS]),
     "a table": lambda: pa.Table.from_pylist(ROWS),
@@ -58,7 +59,9 @@ def test_every_container_gives_the_same_rows(scorer: Scorer, expected: list[dict
 
 
 def test_a_dict_of_lists_returns_a_dict_of_lists(scorer: Scorer, expected: list[dict[str, Any]]) -> None:
-    for columns in (LISTS, {"messages": TURNS}, {name: np.array(column) for name, column in LISTS.items()}):
+    texts = list(map(json.dumps, TURNS))
+    arrays = {name: np.array(column) for name, column in LISTS.items()}
+    for columns in (LISTS, arrays, {"messages": TURNS}, {"messages": texts}, {"dialogue": texts}):
         assert scorer.score(columns) == {name: [row[name] for row in expected] for name in COLUMNS}
 
 
@@ -83,6 +86,12 @@ def test_a_mapped_data_set_keeps_its_own_columns(scorer: Scorer, expected: list[
 def test_one_dict_is_one_record(scorer: Scorer, expected: list[dict[str, Any]], record: dict[str, Any]) -> None:
     (row,) = scorer.score(record)
     assert (row["status"], row["nll_y"]) == ("ok", pytest.approx(expected[0]["nll_y"], abs=1e-5))
+
+
+def test_turns_may_be_blank_or_quote_other_turns(scorer: Scorer) -> None:
+    quote = json.dumps(TURNS[0])
+    rows = [{"messages": turns} for turns in (["", ""], [quote, "two turns"], ["quote them", quote])]
+    assert [row["status"] for row in scorer.score(rows)] == ["empty_instruction", "ok", "ok"]
 
 
 def test_fields_can_be_named_and_progress_reported(

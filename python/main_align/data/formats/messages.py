@@ -117,10 +117,14 @@ def messages_of(value: Any, name: str) -> list[Message]:
     items = _as_list(parse_literal(value))
     if not isinstance(items, list):
         raise InvalidRecord("missing_field", f"the field {name!r} is {describe_type(value)}, not a list of turns")
+    are_texts = all(isinstance(item, str) for item in items)
+    filled = [text for text in items if text.strip()] if are_texts else []
+    if filled and all(map(looks_like_turns, filled)):
+        raise InvalidRecord("unsupported_turns", f"{name!r} is a list of conversations as JSON text; give one per row")
     messages: list[Message] = []
     for number, item in enumerate(items, 1):
         where = f"turn {number} of {name!r}"
-        if isinstance(item, str) and all(isinstance(other, str) for other in items):
+        if are_texts:
             messages.append(Message(("user", "assistant")[(number - 1) % 2], item))
         elif isinstance(item, Mapping):
             messages += _messages_of_object(item, where)
