@@ -36,6 +36,9 @@ def zstd(data: bytes) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+SKIPPABLE = b"\x50\x2a\x4d\x18\x04\0\0\0size"
+
+
 def arrow(stream: bool) -> bytes:
     sink, table = io.BytesIO(), pa.Table.from_pylist(ROWS)
     with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer:
@@ -94,6 +97,7 @@ READ: dict[str, tuple[str, bytes]] = {
     "bz2": ("a.json.bz2", bz2.compress(dumped(ROWS))),
     "xz": ("a.csv.xz", lzma.compress(TABLE)),
     "zst": ("a.jsonl.zst", zstd(LINES)),
+    "pzstd": ("a.jsonl.zst", b"".join(SKIPPABLE + zstd(part) for part in (LINES[:60], LINES[60:]))),
     "tsv": ("a.tsv", TABLE.replace(b",", b"\t")),
     "semicolons": ("a.csv", TABLE.replace(b",", b";")),
     "Excel's sep": ("a.csv", b"sep=;\n" + TABLE.replace(b",", b";")),

@@ -24,7 +24,7 @@ class Compression:
     """One compression: its file name ending, the first bytes that identify it, and the function that opens it."""
 
     ending: str
-    signature: bytes
+    signatures: tuple[bytes, ...]
     open: Callable[[BinaryIO], BinaryIO]
 
 
@@ -35,11 +35,13 @@ def _open_zstd(file: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(stream))
 
 
+# pzstd begins with such a frame, which holds sizes and no data
+ZSTD_SKIPPABLE = tuple(bytes((number, 0x2A, 0x4D, 0x18)) for number in range(0x50, 0x60))
 COMPRESSIONS = (
-    Compression(".gz", b"\x1f\x8b", lambda file: cast(BinaryIO, gzip.GzipFile(fileobj=file))),
-    Compression(".bz2", b"BZh", lambda file: cast(BinaryIO, bz2.BZ2File(file))),
-    Compression(".xz", b"\xfd7zXZ\x00", lambda file: cast(BinaryIO, lzma.LZMAFile(file))),  # noqa: SIM115
-    Compression(".zst", b"\x28\xb5\x2f\xfd", _open_zstd),
+    Compression(".gz", (b"\x1f\x8b",), lambda file: cast(BinaryIO, gzip.GzipFile(fileobj=file))),
+    Compression(".bz2", (b"BZh",), lambda file: cast(BinaryIO, bz2.BZ2File(file))),
+    Compression(".xz", (b"\xfd7zXZ\x00",), lambda file: cast(BinaryIO, lzma.LZMAFile(file))),  # noqa: SIM115
+    Compression(".zst", (b"\x28\xb5\x2f\xfd", *ZSTD_SKIPPABLE), _open_zstd),
 )
 REFUSED = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the data; fetch it with: git lfs pull"),
@@ -78,7 +80,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
 def _compression(file: BinaryIO) -> Compression | None:
     start = file.read(8)
     file.seek(0)
-    return next((compression for compression in COMPRESSIONS if start.startswith(compression.signature)), None)
+    return next((compression for compression in COMPRESSIONS if start.startswith(compression.signatures)), None)
 
 
 @contextmanager
