@@ -14,7 +14,8 @@ def sft(context: typer.Context) -> None:
 
     The options are those of TRL's parser: every field of MutualAlignmentConfig (SFTConfig with the weights of the
     terms), of ModelConfig (`--model_name_or_path`, `--use_peft`, ...) and of ScriptArguments (`--dataset_name`, a
-    file, a folder or a hub id). `main-align sft --options` lists them all. Options override the settings file.
+    file, a pattern, a folder or a hub id). `main-align sft --options` lists them all. Options override the settings
+    file.
 
     **Examples**
 

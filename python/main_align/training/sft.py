@@ -1,32 +1,29 @@
 """run_sft: train with MutualAlignmentTrainer from a configuration file and options, as `trl sft` does with its own.
 
-load_pairs loads one split of a file, a folder or a hub id.
+load_pairs loads one split of files, of a saved folder or of a hub id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
+from datasets import load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
+from ..data.read import open_source
+from ..data.sources.hub_dataset import HubDataset, is_saved_dataset
+from ..data.sources.source import Source
+from ..data.sources.stdin import STDIN
 from ..errors import UserError
 from ..models.smollm2 import SMOLLM2, smollm2_folder
 from .config import MutualAlignmentConfig
+from .dataset.local_files import as_dataset, splits_of_folder
 from .trainer.trainer import MutualAlignmentTrainer
-
-LOADERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-"""The `datasets` loader of each file ending."""
 
 
 def make_parser(prog: str = "main-align sft") -> TrlParser:
@@ -76,9 +73,10 @@ def run_sft(arguments: Sequence[str]) -> MutualAlignmentTrainer:
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_model(training.output_dir)
-    trainer.create_model_card(dataset_name=None if Path(name).exists() else name)
+    hub_id = None if Path(name).exists() or has_magic(name) else name
+    trainer.create_model_card(dataset_name=hub_id)
     if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        trainer.push_to_hub(dataset_name=hub_id)
     return trainer
 
 
@@ -86,13 +84,14 @@ def load_pairs(source: str, config: str | None = None, split: str = "train", *, 
     """Load one split of a data set.
 
     Args:
-        source: a file, which has the split `train`, a folder saved by `datasets`, or a hub id.
-        config: configuration of a hub data set. Default: none.
+        source: a file, a pattern or a folder of files that `main-align score` reads, a folder saved by `datasets`, or
+            a hub id. Files have the split `train`; names of a folder's files may divide them into splits.
+        config: configuration of a data set of `datasets`. Default: none.
         split: name of the split. Default: "train".
         streaming: read the rows when they are needed. Default: False.
 
     Raises:
-        UserError: an unknown ending, or no such split.
+        UserError: the source does not exist or cannot be read, or it has no such split or configuration.
     """
     data = _load(source, config, streaming)
     if split not in data:
@@ -100,17 +99,28 @@ def load_pairs(source: str, config: str | None = None, split: str = "train", *, 
             f"{source} has no split {split!r}, but {', '.join(map(repr, data))}: set the split (of main-align sft: "
             "--dataset_train_split and --dataset_test_split), or turn evaluation off"
         )
-    return data[split]
+    found = data[split]
+    return as_dataset(found, streaming=streaming) if isinstance(found, Source) else found
 
 
-def _load(source: str, config: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:
+def _load(source: str, config: str | None, streaming: bool) -> Mapping[str, Any]:
+    """Return the splits: data sets of `datasets`, or files."""
+    if source == STDIN:
+        raise UserError("standard input is read only once, but every process of a training reads its data: give a file")
     path = Path(source)
-    if path.is_dir():
-        found = load_from_disk(str(path))
-        return found if isinstance(found, DatasetDict) else DatasetDict(train=found)
-    if path.is_file():
-        if path.suffix not in LOADERS:
-            raise UserError(f"{path}: the ending is not one of {', '.join(LOADERS)}")
-        options: dict[str, Any] = {"data_files": str(path)}
-        return load_dataset(LOADERS[path.suffix], streaming=streaming, **options)
-    return load_dataset(source, name=config, streaming=streaming)
+    is_saved = is_saved_dataset(path)
+    if path.is_dir() and not is_saved and not config:
+        return splits_of_folder(path)
+    if not path.is_dir() and not isinstance(opened := open_source(source), HubDataset):
+        if config:
+            raise UserError(f"{source} is read from files, which have no configurations: leave out {config!r}")
+        return {"train": opened}
+    if is_saved and config:
+        raise UserError(f"{source} was made by save_to_disk and has no configurations: leave out {config!r}")
+    try:
+        data = load_from_disk(source) if is_saved else load_dataset(source, name=config, streaming=streaming)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise UserError(
+            f"{source}: the data set cannot be loaded: {error}. Give a file, a folder or a reachable hub id."
+        ) from error
+    return data if isinstance(data, Mapping) else {"train": data}

@@ -15,7 +15,8 @@ _COLUMNS = {
     "chat_template_kwargs": "one chat template serves all rows; set tokenizer.chat_template",
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "only text is trained"),
 }
-_FLAGS = ("label", "aligned")  # KTO's column, and that of examples/pairs.jsonl; false marks a mismatched response
+# KTO's column, and that of examples/pairs.jsonl; false marks a mismatched response
+QUALITY_FLAGS = ("label", "aligned")
 _TURN_KEYS = ("tool_calls", "function_call", "reasoning_content", "thinking")
 _TOOL_ROLES = ("tool", "function", "tool_call", "function_call", "tool_response", "observation", "ipython")
 
@@ -25,7 +26,7 @@ def refusal(record: Mapping[str, Any]) -> str:
     for name, why in _COLUMNS.items():
         if _is_filled(record.get(name)):
             return f"its column {name!r} would be dropped: {why}"
-    for name in _FLAGS:
+    for name in QUALITY_FLAGS:
         if record.get(name) is False:
             return f"its column {name!r} is false, which marks a bad response: filter such rows out"
     if not isinstance(record.get("synthetic"), (bool, type(None))):
