@@ -1,4 +1,4 @@
-"""Message, messages_of, split_last_pair: conversations in any common layout as a list of messages."""
+"""Message, messages_of, as_turns, split_last_pair: conversations in any common layout as a list of messages."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 TEXT_KEYS = ("content", "value", "text", "message", "parts")
 CALL_KEYS = ("tool_calls", "function_call")
 EXCHANGES = (("input", "output"), ("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("human", "bot"))
+TOOL_PARTS = ("tool_use", "tool_result")
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 TRANSCRIPT = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
 SYSTEM_SEPARATOR = "\n\n"  # between system texts that are merged into one turn
@@ -40,11 +41,6 @@ def normalized(name: str) -> str:
 
 
 _ROLES = {normalized(name): role for role, names in ROLES.items() for name in names}
-
-
-def known_role(name: Any) -> str | None:
-    """Return the key of ROLES for the name of a role, or None if it is unknown."""
-    return _ROLES.get(normalized(name)) if isinstance(name, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,7 @@ def parse_literal(value: Any) -> Any:
 
 def looks_like_turns(value: Any) -> bool:
     """Return True for a list of messages, one message, or their JSON text, and False for plain text."""
-    value = _as_list(parse_literal(value))
+    value = as_turns(value)
     return isinstance(value, list) and bool(value) and all(_has_role(message) for message in value)
 
 
@@ -94,8 +90,22 @@ def _has_role(message: Any) -> bool:
     return isinstance(message, Mapping) and not is_null(first_value(message, ROLE_KEYS))
 
 
-def _as_list(value: Any) -> Any:
-    """Return messages as a list: from one bare message, or from a struct of lists, as `datasets` returns them."""
+def role_of(turn: Mapping[str, Any]) -> str | None:
+    """Return the role of a turn as ROLES names it, or None if it has none or another one."""
+    role = first_value(turn, ROLE_KEYS)
+    return _ROLES.get(normalized(role)) if isinstance(role, str) else None
+
+
+def tool_part_of(turn: Mapping[str, Any]) -> str:
+    """Return the type of the first part of a turn's content that is a tool call or a result; empty if there is none."""
+    content = first_value(turn, TEXT_KEYS)
+    types = map(_part_type, content) if isinstance(content, list) else ()
+    return next((name for name in types if name in TOOL_PARTS), "")
+
+
+def as_turns(value: Any) -> Any:
+    """Return messages as a list: from JSON text, one bare message, or a struct of lists, as `datasets` returns them."""
+    value = parse_literal(value)
     if isinstance(value, Mapping):
         if _has_role(value) and not isinstance(first_value(value, ROLE_KEYS), list):
             return [value]
@@ -114,7 +124,7 @@ def messages_of(value: Any, name: str) -> list[Message]:
     Raises:
         InvalidRecord: the field is not a list of turns.
     """
-    items = _as_list(parse_literal(value))
+    items = as_turns(value)
     if not isinstance(items, list):
         raise InvalidRecord("missing_field", f"the field {name!r} is {describe_type(value)}, not a list of turns")
     are_texts = all(isinstance(item, str) for item in items)
@@ -161,7 +171,7 @@ def _messages_of_object(item: Mapping[str, Any], where: str) -> list[Message]:
         if sides is not None:
             system = [Message("system", item["system"])] if isinstance(item.get("system"), str) else []
             return [*system, Message("user", item[sides[0]]), Message("assistant", item[sides[1]])]
-    known = known_role(role)
+    known = role_of(item)
     if known is None:
         raise InvalidRecord(
             "unsupported_turns", f"{where} has the role {role!r}; known: {', '.join(sum(ROLES.values(), ()))}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...errors import UserError
-from ..formats.messages import ROLE_KEYS, first_value, known_role
+from ..formats.messages import role_of
 from .json_containers import is_message, listed_rows, rows_in
 from .source import CHUNK, FileSource, Row
 from .streams import BOM, HEAD, open_text
@@ -220,4 +220,4 @@ def _begins_with_turns(path: Path) -> bool:
         return False
     if not isinstance(first, dict):
         return isinstance(first, str)
-    return is_message(first) and known_role(first_value(first, ROLE_KEYS)) is not None
+    return is_message(first) and role_of(first) is not None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ...data.fields import Fields, Notes
 from ...data.formats.conversion import pair_from_record
+from ...data.formats.format_types import CONVERSATION_FIELDS
+from ...data.formats.messages import CALL_KEYS, ROLE_KEYS, as_turns, first_value, parse_literal, role_of, tool_part_of
+from ...data.formats.record_view import RecordView
+from ...data.sources.json_containers import is_record
 
 _COLUMNS = {
     "tools": "tools are not part of the prompt",
@@ -17,30 +20,40 @@ _COLUMNS = {
 }
 # KTO's column, and that of examples/pairs.jsonl; false marks a mismatched response
 QUALITY_FLAGS = ("label", "aligned")
-_TURN_KEYS = ("tool_calls", "function_call", "reasoning_content", "thinking")
-_TOOL_ROLES = ("tool", "function", "tool_call", "function_call", "tool_response", "observation", "ipython")
+_TURN_KEYS = (*CALL_KEYS, "reasoning_content", "thinking")
 
 
 def refusal(record: Mapping[str, Any]) -> str:
     """Return the reason why a row cannot be trained; empty if it can."""
-    for name, why in _COLUMNS.items():
-        if _is_filled(record.get(name)):
-            return f"its column {name!r} would be dropped: {why}"
-    for name in QUALITY_FLAGS:
-        if record.get(name) is False:
-            return f"its column {name!r} is false, which marks a bad response: filter such rows out"
+    for path, view in _objects(record):
+        for name, why in _COLUMNS.items():
+            if _is_filled(view.get(name)):
+                return f"its column '{path}{view.name(name)}' would be dropped: {why}"
+        for name in QUALITY_FLAGS:
+            if view.get(name) is False:
+                return (
+                    f"its column '{path}{view.name(name)}' is false, which marks a bad response: filter such rows out"
+                )
     if not isinstance(record.get("synthetic"), (bool, type(None))):
         return f"its column 'synthetic' must be true or false, got {record['synthetic']!r}"
     for name, turns in _conversations(record):
         for number, turn in enumerate(turns, 1):
-            key = next((key for key in _TURN_KEYS if _is_filled(turn.get(key))), None)
-            if key is not None:
-                return f"{key!r} of turn {number} of {name!r} would be dropped: only the text of turns is trained"
-            role = str(turn.get("role", turn.get("from"))).casefold()
-            if role in _TOOL_ROLES:
-                return f"turn {number} of {name!r} has the role {role!r}: tool calls are not part of the prompt"
+            if problem := _turn_problem(turn, f"turn {number} of {name!r}"):
+                return problem
         if turns[-1].get("weight") == 0:
             return f"the last turn of {name!r} has the weight 0: filter such rows out"
+    return ""
+
+
+def _turn_problem(turn: Mapping[str, Any], where: str) -> str:
+    view = RecordView(turn)
+    key = next((key for key in _TURN_KEYS if _is_filled(view.get(key))), None)
+    if key is not None:
+        return f"{view.name(key)!r} of {where} would be dropped: only the text of turns is trained"
+    if role_of(turn) in ("tool", "call"):
+        return f"{where} has the role {first_value(turn, ROLE_KEYS)!r}: tool calls are not part of the prompt"
+    if part := tool_part_of(turn):
+        return f"{where} has a part of type {part!r}: tool calls are not part of the prompt"
     return ""
 
 
@@ -52,28 +65,30 @@ def unused_texts(records: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(notes.unused)
 
 
-def _conversations(record: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+def _objects(record: Mapping[str, Any]) -> Iterator[tuple[str, RecordView]]:
+    """Yield the record and its objects that a pair may be read from, each with the path before its fields."""
+    yield "", RecordView(record)
     for name, value in record.items():
-        turns = _parsed(value) if name in ("messages", "conversations") else value
-        if isinstance(turns, list) and turns and all(isinstance(turn, Mapping) for turn in turns):
-            yield name, turns
+        inner = parse_literal(value)
+        if isinstance(inner, Mapping) and (
+            any(field in inner for field in CONVERSATION_FIELDS) or (is_record(inner) and not is_record(record))
+        ):
+            yield f"{name}.", RecordView(inner)
+
+
+def _conversations(record: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    for path, view in _objects(record):
+        for name, value in view.record.items():
+            turns = as_turns(value)
+            if isinstance(turns, list) and turns and all(isinstance(turn, Mapping) for turn in turns):
+                yield path + name, turns
 
 
 def _is_filled(value: Any) -> bool:
     """Tell whether a value holds more than nulls; Arrow gives every row the keys of all rows."""
-    value = _parsed(value)
+    value = parse_literal(value)
     if isinstance(value, Mapping):
         return any(map(_is_filled, value.values()))
     if isinstance(value, (list, tuple)):
         return any(map(_is_filled, value))
-    return value is not None and not (isinstance(value, str) and not value)
-
-
-def _parsed(value: Any) -> Any:
-    """Parse a list or object written as JSON, as columns whose type differs between rows often are."""
-    if isinstance(value, str) and (value.lstrip()[:1] in ("[", "{") or value == "null"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+    return value is not None and not (isinstance(value, str) and value in ("", "null"))

@@ -11,7 +11,9 @@ pytest.importorskip("datasets")
 pytest.importorskip("trl")
 
 from datasets import Dataset, IterableDataset
+from main_align.data.formats.messages import ROLE_KEYS, ROLES
 from main_align.errors import UserError
+from main_align.training.dataset.row_checks import refusal
 
 from tests.align.training.dataset.readers import ASSISTANT, FORMS, USER, X, Y, read, reader
 
@@ -70,6 +72,43 @@ def test_columns_that_are_not_part_of_the_pair_are_refused_or_reported(name, str
     dataset = IterableDataset.from_generator(lambda: iter([record])) if streamed else Dataset.from_list([record])
     with pytest.raises(UserError, match=f"row 0: .*{message}"):
         list(reader().prepare(dataset, "train"))
+
+
+RESULT = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "6"}]}
+USE = {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "look", "input": {"at": "clock"}}]}
+THOUGHT = [USER, {**ASSISTANT, "reasoning_content": "Hm."}]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        *(
+            (
+                {"messages": [USER, {key: role, "content": "6"}, ASSISTANT]},
+                f"turn 2 of 'messages' has the role '{role}'",
+            )
+            for role in (name for kind in ("tool", "call") for name in ROLES[kind])
+            for key in ROLE_KEYS
+        ),
+        ({"messages": [USER, {"role": "Tool Response", "content": "6"}, ASSISTANT]}, "has the role 'Tool Response'"),
+        ({"messages": [USER, {"role": None, "from": "tool", "content": "6"}, ASSISTANT]}, "has the role 'tool'"),
+        ({"messages": [USER, USE, USER, ASSISTANT]}, "turn 2 of 'messages' has a part of type 'tool_use'"),
+        ({"messages": [USER, ASSISTANT, RESULT, ASSISTANT]}, "turn 3 of 'messages' has a part of type 'tool_result'"),
+        ({"data": {"messages": THOUGHT}}, "'reasoning_content' of turn 2 of 'data.messages'"),
+        ({"data": json.dumps({"messages": THOUGHT})}, "'reasoning_content' of turn 2 of 'data.messages'"),
+        ({"data": {"messages": [USER, ASSISTANT], "tools": [CALL]}}, "its column 'data.tools' would be dropped"),
+        ({"conversation": json.dumps(THOUGHT)}, "'reasoning_content' of turn 2 of 'conversation'"),
+        ({"conversation": str(THOUGHT)}, "'reasoning_content' of turn 2 of 'conversation'"),
+        ({"input": {"messages": [USER, USE, USER]}, "output": Y}, "turn 2 of 'input.messages' has a part"),
+        ({"messages": [USER, ASSISTANT], "Tools": [CALL]}, "its column 'Tools' would be dropped"),
+    ],
+)
+def test_what_the_reader_recognises_as_tools_or_reasoning_is_refused(record, message):
+    assert message in refusal(record)
+
+
+def test_objects_that_are_not_read_are_not_checked():
+    assert not refusal({"prompt": X, "completion": Y, "raw": {"question": X, "answer": Y, "tools": [CALL]}})
 
 
 def test_empty_columns_are_ignored():
