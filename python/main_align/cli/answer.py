@@ -41,7 +41,7 @@ def answer(
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Number of tokens per batch, new ones included. Lower it to save memory.")
     ] = 16384,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     dtype: Annotated[
         Dtype, typer.Option(help="Dtype of the model. auto picks the faster of bfloat16 and float32.")
     ] = Dtype.auto,

@@ -16,6 +16,7 @@ from ..data.sources.listing import refuse_overwriting
 from ..environment import versions
 from ..errors import UserError
 from ..loop.batch_journal import generate_batches, read_generations
+from ..loop.config import check_temperature, check_values
 from ..loop.distributed import Processes
 from ..loop.generation import Generator, Prompt, Sampling, TransformersGenerator, make_batches, make_prompts
 from ..loop.model_pair import describe_model
@@ -35,12 +36,15 @@ class AnswerSettings:
     """Settings of the generation.
 
     Args:
-        temperature: sampling temperature; 0 is greedy. Default: as the benchmark sets it.
+        temperature: sampling temperature, at least 1e-6; 0 is greedy. Default: as the benchmark sets it.
         max_new_tokens: longest answer in tokens. Default: as in the benchmark's scripts.
         batch_tokens: tokens of one batch, with padding and new tokens. Default 16384.
         seed: random seed. Default 0.
         dtype: "auto", "float32", "bfloat16" or "float16". Default "auto".
         trust_remote_code: run code that comes with the model. Default False.
+
+    Raises:
+        UserError: a value has the wrong type or is out of range; the message names the setting.
     """
 
     temperature: float | None = None
@@ -49,6 +53,10 @@ class AnswerSettings:
     seed: int = 0
     dtype: str = "auto"
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        check_values(self, {"temperature": 0, "max_new_tokens": 1, "batch_tokens": 1, "seed": 0})
+        check_temperature(self.temperature)
 
 
 def answer_file(

@@ -1,7 +1,8 @@
-"""LoopConfig: every setting of a run of MAIN's loop, checked on creation."""
+"""LoopConfig: every setting of a run of MAIN's loop, checked on creation. check_values checks any such dataclass."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -29,6 +30,9 @@ LOOP_MANAGED: Mapping[str, str] = {  # trainer setting: the loop setting (or rul
     "chat_template_path": "the model's tokenizer: save the template with it, because generation needs it too",
     "eos_token": "the model's tokenizer: save the token with it, because generation needs it too",
 }
+
+
+MIN_TEMPERATURE = 1e-6  # samples as greedy decoding does; logits over far smaller ones are infinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ class LoopConfig:
         seed: random seed of the run; every stage derives its own.
         generator: "transformers", "vllm" or "auto", which takes vLLM if it is installed and one process uses CUDA.
         max_new_tokens: tokens of the longest generated text.
-        temperature: sampling temperature. 0: greedy decoding.
+        temperature: sampling temperature, at least 1e-6. 0: greedy decoding.
         top_p: probability mass of nucleus sampling, in (0, 1].
         batch_tokens: tokens of one generation batch, including padding and new tokens.
         filter_by: "forward_nll" (the paper's score) or "mutual".
@@ -118,11 +122,10 @@ class LoopConfig:
     keep: float = 0.5
 
     def __post_init__(self) -> None:
-        types = get_type_hints(type(self))
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not _matches_type(value, types[item.name]):
-                raise UserError(f"{item.name} must be {_describe_type(types[item.name])}, got {value!r}")
+        minimum = {"rounds": 1, "max_new_tokens": 1, "batch_tokens": 1, "lora_r": 1, "lora_alpha": 1, "max_length": 8}
+        minimum |= {"warmup_epochs": 0, "temperature": 0, "synthetic_weight": 0, "lora_dropout": 0, "seed": 0}
+        check_values(self, minimum)
+        check_temperature(self.temperature)
         self._check_ranges()
         if bool(self.instruction_field) and not self.response_field:
             raise UserError("instruction_field needs response_field: name both sides, or neither")
@@ -136,17 +139,36 @@ class LoopConfig:
                 raise UserError(f"training.{name} is set by {LOOP_MANAGED[name]}; remove it from `training`")
 
     def _check_ranges(self) -> None:
-        minimum = {"rounds": 1, "max_new_tokens": 1, "batch_tokens": 1, "lora_r": 1, "lora_alpha": 1, "max_length": 8}
-        minimum |= {"warmup_epochs": 0, "temperature": 0, "synthetic_weight": 0, "lora_dropout": 0, "seed": 0}
-        for name, low in minimum.items():
-            if not getattr(self, name) >= low:
-                raise UserError(f"{name} must be at least {low}, got {getattr(self, name)}")
         for name in ("synthetic_weight", "top_p", "keep"):
             if not getattr(self, name) <= 1:
                 raise UserError(f"{name} must be at most 1, got {getattr(self, name)}")
         for name in ("top_p", "keep"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+def check_values(settings: Any, minimum: Mapping[str, float]) -> None:
+    """Raise UserError if a value of a dataclass has the wrong type, is below its minimum or is infinite.
+
+    Args:
+        settings: a dataclass of settings.
+        minimum: least value by name. A setting that is None has its default.
+    """
+    types = get_type_hints(type(settings))
+    for item in fields(settings):
+        value, low = getattr(settings, item.name), minimum.get(item.name)
+        if not _matches_type(value, types[item.name]):
+            raise UserError(f"{item.name} must be {_describe_type(types[item.name])}, got {value!r}")
+        if low is not None and value is not None and not value >= low:
+            raise UserError(f"{item.name} must be at least {low}, got {value}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{item.name} must be finite, got {value}")
+
+
+def check_temperature(temperature: float | None) -> None:
+    """Raise UserError if logits divided by the sampling temperature would overflow."""
+    if temperature is not None and 0 < temperature < MIN_TEMPERATURE:
+        raise UserError(f"temperature must be 0, which is greedy, or at least {MIN_TEMPERATURE}, got {temperature}")
 
 
 def check_names(settings: Mapping[str, Any], known: list[str], source: str) -> None:

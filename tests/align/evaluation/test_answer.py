@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from main_align.cli.answer import Benchmark
+from main_align.cli.app import app
 from main_align.data.read import open_source
 from main_align.errors import UserError
 from main_align.evaluation.answer import AnswerSettings, answer_file
 from main_align.evaluation.benchmarks import FORMATS, MtBench, read_questions
+from main_align.loop.config import MIN_TEMPERATURE
 from main_align.loop.generation import TransformersGenerator
 from main_align.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 from ..forked import run_ranks
 from ..tiny_models import cpu_only, tiny_model_folder
@@ -104,6 +108,40 @@ def test_the_first_answer_is_in_the_second_turns_context(model, mt, tmp_path):
             answer = tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True).strip()
             assert rows[question["question_id"]]["choices"][0]["turns"][turn] == answer
             text += f"{answer}<|im_end|>\n"
+
+
+def test_the_lowest_temperature_is_greedy(model, alpaca, tmp_path):
+    texts = []
+    for temperature in (0, MIN_TEMPERATURE):
+        settings, out = replace(SHORT, temperature=temperature), tmp_path / f"m{temperature}.json"
+        answer_file(model, alpaca, out, answer_format="alpaca_eval", settings=settings)
+        texts.append([row["output"] for row in json.loads(out.read_text())])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
+        ({"batch_tokens": 2.5}, "batch_tokens must be a whole number"),
+        ({"temperature": -0.5}, "temperature must be at least 0"),
+        ({"temperature": 1e-320}, "temperature must be 0, which is greedy, or at least 1e-06"),
+        ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
+        ({"temperature": float("inf")}, "temperature must be finite"),
+    ],
+)
+def test_settings_out_of_range_are_named(given, message):
+    with pytest.raises(UserError, match=message):
+        AnswerSettings(**given)
+
+
+def test_the_command_refuses_a_negative_seed(tmp_path):
+    arguments = ["answer", "m", "q.json", "-o", str(tmp_path / "a.json"), "--format", "alpaca_eval", "--seed", "-1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "Invalid value for '--seed'" in result.output
 
 
 def test_the_category_sets_the_temperature(mt):

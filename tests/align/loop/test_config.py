@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ def test_overrides_and_assignments_replace_settings_of_every_file_format(
         ({"zzz": 3}, "unknown setting 'zzz'; known are"),
         ({"rounds": "3"}, "rounds must be a whole number, got '3'"),
         ({"rounds": 0}, "rounds must be at least 1"),
+        ({"temperature": 1e-320}, "temperature must be 0, which is greedy, or at least 1e-06, got 1e-320"),
+        ({"temperature": math.inf}, "temperature must be finite, got inf"),
+        ({"warmup_epochs": math.inf}, "warmup_epochs must be finite, got inf"),
         ({"keep": 1.5}, "keep must be at most 1"),
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"use_peft": "yes"}, "use_peft must be true or false"),
