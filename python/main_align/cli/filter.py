@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from ..data.write import OUTPUT_ENDINGS
 from ..errors import UserError
-from ..filtering.limits import RECOMMENDED, Limit
+from ..filtering.limits import RECOMMENDED, Limit, check_together
 from ..plots import PLOT_ENDINGS
 from .common import log_reasons
 
@@ -21,9 +22,11 @@ def filter(
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Score file written by main-align score.")],
     out: Annotated[Path, typer.Option("-o", "--output", help=f"File for the kept rows: {OUTPUT_ENDINGS}.")],
     by: Annotated[
-        str,
-        typer.Option(help="Numeric column, or forward_nll (nll_y_given_x), or reverse_nll (nll_x_given_y)."),
-    ] = "mutual",
+        Optional[str],
+        typer.Option(
+            help="Numeric column, or forward_nll (nll_y_given_x), or reverse_nll (nll_x_given_y). Default: mutual."
+        ),
+    ] = None,
     keep: Annotated[Optional[float], typer.Option(help="Fraction of the scored rows to keep, 0 to 1.")] = None,
     top: Annotated[Optional[int], typer.Option(help="Number of rows to keep.")] = None,
     minimum: Annotated[
@@ -89,7 +92,7 @@ def filter(
 
     from ..filtering.filter import filter_scores
     from ..plots import check_plot, plot_scores
-    from ..scoring.columns import PANELS
+    from ..scoring.columns import ALIASES, PANELS
     from .progress_bar import ProgressBar
     from .summary import filter_summary
 
@@ -97,10 +100,17 @@ def filter(
         check_plot(plot)
     lowest, low = _limits("min", minimum or [])
     highest, high = _limits("max", maximum or [])
+    _refuse_unused(by, lower_is_better, ranks=(keep, top, lowest, highest), named=bool(low or high or recommended))
+    if scores_only and source:
+        raise UserError("--input has no effect with --scores-only, which reads no input; leave one of them out")
+    column = by or "mutual"
+    Limit("", lowest, highest).check()
+    together = [Limit(column, lowest, highest), *low, *high, *(RECOMMENDED if recommended else ())]
+    check_together(replace(limit, column=ALIASES.get(limit.column, limit.column)) for limit in together)
     result = filter_scores(
         scores,
         out,
-        by=by,
+        by=column,
         keep=keep,
         top=top,
         min=lowest,
@@ -121,6 +131,18 @@ def filter(
         title = f"{scores.name}, {int(result.kept.sum()):,} rows kept{by_column}"
         plot_scores(plot, result.table.columns, panels=PANELS, title=title, threshold=threshold, aligned=result.aligned)
         console.print(f"histograms: {plot}", highlight=False, markup=False)
+
+
+def _refuse_unused(by: str | None, lower_is_better: bool | None, *, ranks: tuple[Any, ...], named: bool) -> None:
+    """Raise UserError if an option says how to rank, but every condition names its own column."""
+    if not named or any(value is not None for value in ranks):
+        return
+    for option, is_set in ((f"--by {by}", by is not None), ("the better direction", lower_is_better is not None)):
+        if is_set:
+            raise UserError(
+                f"{option} has no effect, because every condition names its column; "
+                "add --keep, --top, --min VALUE or --max VALUE, or leave it out"
+            )
 
 
 def _limits(bound: str, values: list[str]) -> tuple[float | None, list[Limit]]:

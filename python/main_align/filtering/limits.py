@@ -1,9 +1,12 @@
-"""Limit, RECOMMENDED, recommended_for: conditions on columns. No numpy here: `main-align filter --help` shows them."""
+"""Limit, check_together, RECOMMENDED, recommended_for: conditions on columns.
+
+This module does not import numpy, because `main-align filter --help` shows the conditions.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,7 +36,8 @@ class Limit:
         if any(value is not None and math.isnan(value) for value in (self.min, self.max)):
             raise UserError("the limit is not a number")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise UserError(f"--min {self.min:g} is above --max {self.max:g}, so no row can be kept")
+            name = f"{self.column}=" if self.column else ""
+            raise UserError(f"--min {name}{self.min:g} is above --max {name}{self.max:g}, so no row can be kept")
 
     def met(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return bool[N], True for each row that meets the condition.
@@ -51,6 +55,17 @@ class Limit:
     def __str__(self) -> str:
         bounds = ((">=", self.min), ("<=", self.max))
         return " and ".join(f"{self.column} {sign} {value:g}" for sign, value in bounds if value is not None)
+
+
+def check_together(limits: Iterable[Limit]) -> None:
+    """Raise UserError if the conditions on one column exclude each other."""
+    narrowest: dict[str, Limit] = {}
+    for limit in limits:
+        other = narrowest.get(limit.column, limit)
+        lows = [value for value in (limit.min, other.min) if value is not None]
+        highs = [value for value in (limit.max, other.max) if value is not None]
+        narrowest[limit.column] = Limit(limit.column, max(lows, default=None), min(highs, default=None))
+        narrowest[limit.column].check()
 
 
 RECOMMENDED = (

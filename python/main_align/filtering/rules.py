@@ -101,9 +101,9 @@ def select(
 
 
 def kept_count(keep: float, rows: int) -> int:
-    """Return the number of rows that are a fraction `keep` of `rows`, rounded up."""
+    """Return the number of rows that are a fraction `keep`, above 0, of `rows`, rounded up."""
     # 0.07 * 100 is 7.000000000000001 in floating point and means 7.
-    return math.ceil(keep * rows - 1e-9)
+    return max(math.ceil(keep * rows - 1e-9), min(rows, 1))
 
 
 def best_first(values: NDArray[np.float64], lower_is_better: bool) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ import pytest
 from main_align.data.fields import Fields
 from main_align.errors import UserError
 from main_align.filtering.filter import filter_scores
-from main_align.filtering.limits import RECOMMENDED, Limit
+from main_align.filtering.limits import RECOMMENDED, Limit, check_together
 from main_align.filtering.rules import Rule, select
 from main_align.scoring.columns import COLUMNS, SCORES
 from main_align.scoring.job import score_file
@@ -33,6 +33,8 @@ NAN = float("nan")
         (Rule(keep=0.5), "mutual", [1, 3]),
         (Rule(keep=0.51), "mutual", [0, 1, 3]),
         (Rule(keep=0.01), "mutual", [1]),
+        (Rule(keep=1e-12), "mutual", [1]),
+        (Rule(keep=1e-12, min=9.0), "mutual", []),
         (Rule(top=99), "mutual", [0, 1, 3, 4]),
         (Rule(min=1.0), "mutual", [0, 1, 3, 4]),
         (Rule(min=1.1), "mutual", [1, 3]),
@@ -49,6 +51,21 @@ NAN = float("nan")
 def test_a_rule_selects_the_expected_rows(rule: Rule, column: str, expected: list[int]) -> None:
     values = np.array([1.0, 3.0, NAN, 2.0, 1.0])
     assert np.flatnonzero(select(values, column, rule)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        [Limit("mutual", min=2), Limit("mutual", max=1)],
+        [Limit("mutual", min=0), Limit("mutual", max=3), Limit("echo", max=1), Limit("mutual", min=2, max=1)],
+        [Limit("mutual", max=1), Limit("mutual", min=0, max=4), Limit("mutual", min=2)],
+    ],
+)
+def test_conditions_that_exclude_each_other_are_refused(limits: list[Limit]) -> None:
+    with pytest.raises(UserError, match="--min mutual=2 is above --max mutual=1, so no row can be kept"):
+        check_together(limits)
+    check_together(limits[:1])
+    check_together([Limit("mutual", min=2), Limit("echo", max=1), Limit("mutual", min=1), Limit("mutual", max=2)])
 
 
 def test_the_earlier_of_two_equal_rows_is_kept_in_both_directions() -> None:
