@@ -16,7 +16,7 @@ from ..data.in_memory import iter_pairs
 from ..errors import UserError
 from ..models.load import LoadedModel
 from ..scoring.batching import BATCH_TOKENS
-from ..scoring.scorer import Scorer
+from ..scoring.scorer import Scorer, check_counts
 
 MEANS = ("mutual", "mutual_novel", "nll_y_given_x", "nll_x_given_y")
 """The columns whose means are reported; scoring.columns defines them."""
@@ -38,7 +38,7 @@ class AlignmentEvaluator:
         max_length: longest sequence, in tokens. Longer pairs are left out. Default: the model's limit.
 
     Raises:
-        UserError: there is no pair.
+        UserError: there is no pair, or a number is out of range.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class AlignmentEvaluator:
         batch_tokens: int = BATCH_TOKENS,
         max_length: int | None = None,
     ) -> None:
+        check_counts(batch_tokens=batch_tokens, max_length=max_length)
         self.pairs = list(iter_pairs(pairs, fields))
         if not self.pairs:
             raise UserError("pairs: there is no held-out pair")

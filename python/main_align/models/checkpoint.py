@@ -68,6 +68,7 @@ def find_checkpoint(
     Raises:
         UserError: no such model, or one of its files cannot be read.
     """
+    check_revision(name, revision)
     source = os.fspath(smollm2_folder()) if name == SMOLLM2 else name
     with readable_errors(name):
         if described := find_adapter_config_file(source, revision=revision):
@@ -78,6 +79,19 @@ def find_checkpoint(
         commit = getattr(config, "_commit_hash", None)
         digest = f"commit:{commit}" if commit else folder_digest(Path(source))
         return Checkpoint(name, source, revision, commit, digest, config, tokenizer)
+
+
+def check_revision(name: str, revision: str | None) -> None:
+    """Raise UserError for a revision of a model that is on this machine, which has none."""
+    if revision is not None and _is_local(name):
+        raise UserError(
+            f"revision {revision!r} has no effect: a revision applies to a model of a hub, and {name!r} is on this "
+            "machine. Leave it out"
+        )
+
+
+def _is_local(name: str) -> bool:
+    return name == SMOLLM2 or Path(name).exists()
 
 
 def _find_adapter(
@@ -95,7 +109,9 @@ def _find_adapter(
         name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
     ):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    options: dict[str, Any] = {"revision": adapter.get("revision"), "trust_remote_code": trust_remote_code}
+    # peft records a revision for local base models too
+    base_revision = None if _is_local(base_name) else adapter.get("revision")
+    options: dict[str, Any] = {"revision": base_revision, "trust_remote_code": trust_remote_code}
     try:
         base = find_checkpoint(base_name, **options, tokenizer=tokenizer)
     except UserError as error:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
 from ..errors import UserError
+from .checkpoint import check_revision
 
 FILE = "alignment.safetensors"
 """file with the heads, beside a trained model"""
@@ -49,6 +50,7 @@ class AlignmentHead(nn.Module):
             UserError: `name` has no heads, or their file is damaged.
         """
         name = os.fspath(name)
+        check_revision(name, revision)
         try:
             path = cached_file(name, FILE, revision=revision)
             tensors = load_file(str(path))

@@ -69,7 +69,7 @@ class Scorer:
         trust_remote_code: run code that comes with the model. Default False.
 
     Raises:
-        UserError: the model cannot be loaded or cannot score.
+        UserError: the model cannot be loaded or cannot score, or a value is out of range.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class Scorer:
         heads: str | os.PathLike[str] | AlignmentHead | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        for name, value in (("batch_tokens", batch_tokens), ("bank", bank)):
-            if value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
+        check_counts(batch_tokens=batch_tokens, bank=bank, max_length=max_length)
         if not temperature > 0:
             raise UserError(f"temperature must be above 0, got {temperature}")
         if isinstance(model, LoadedModel):
+            if revision is not None:
+                raise UserError(f"revision {revision!r} has no effect on a loaded model: give it to models.load.load")
             loaded = model
         else:
             torch_device = pick_device(device)
@@ -313,6 +313,13 @@ def _fingerprint(scorer: Scorer, loaded: LoadedModel) -> dict[str, Any]:
         "seed": scorer.seed,
         "temperature": scorer.temperature,
     } | ({} if projection is None else {"heads": projection.digest()})
+
+
+def check_counts(**values: int | None) -> None:
+    """Raise UserError for a number below 1. None stands for a default."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
 
 
 def _longest(config: Any, wanted: int | None) -> int:

@@ -73,6 +73,12 @@ def test_adapters_and_wrappers_are_seen_through():
     assert found["mutual"] != pytest.approx(evaluator(model(), TOKENIZER)["mutual"], abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["batch_tokens", "max_length"])
+def test_numbers_below_one_are_refused_before_training(name):
+    with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
+        AlignmentEvaluator(PAIRS, **{name: 0})
+
+
 def test_a_trainer_logs_the_metrics_and_keeps_the_best_model(tmp_path):
     texts = [TOKENIZER(f"{pair['instruction']} {pair['response']}").input_ids[:24] for pair in PAIRS]
     rows = Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in texts])

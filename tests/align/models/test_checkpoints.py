@@ -11,6 +11,7 @@ import torch
 from main_align.errors import UserError
 from main_align.models import checkpoint, load
 from main_align.models.packing import pack
+from main_align.models.projection_heads import AlignmentHead
 from main_align.scoring.scorer import Scorer
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
@@ -29,6 +30,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(folder, tmp_path) -> Path:
     """A copy of it to be damaged."""
     return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_a_revision_of_a_model_on_this_machine_is_refused(folder):
+    for refused in (
+        lambda: load.load(folder, revision="bogus"),
+        lambda: load.load("smollm2", revision="main"),
+        lambda: Scorer(folder, revision="bogus"),
+        lambda: AlignmentHead.from_pretrained(folder, revision="bogus"),
+    ):
+        with pytest.raises(UserError, match="a revision applies to a model of a hub"):
+            refused()
+    with pytest.raises(UserError, match="has no effect on a loaded model"):
+        Scorer(load.load(folder), revision="bogus")
 
 
 def test_a_reward_model_and_a_bare_backbone_lack_the_head(folder, copy):
@@ -112,6 +126,12 @@ def adapter(folder, tmp_path) -> Path:
     adapted.peft_config["default"].base_model_name_or_path = str(folder)
     adapted.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
+
+
+def test_an_adapters_record_of_a_revision_does_not_matter_to_a_base_on_this_machine(adapter):
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"revision": "main"}))
+    load.load(adapter)
 
 
 def test_an_adapter_is_loaded_onto_its_base(folder, adapter):

@@ -54,6 +54,13 @@ def folder(request, tmp_path_factory):
     return tiny_model_folder(tmp_path_factory.mktemp("scorer"), request.param)
 
 
+@pytest.mark.parametrize("name", ["batch_tokens", "bank", "max_length"])
+@pytest.mark.parametrize("value", [0, -5])
+def test_numbers_below_one_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
+        Scorer(**{name: value})
+
+
 @pytest.fixture(scope="module")
 def scorer(folder):
     return Scorer(folder, device=DEVICE, batch_tokens=700)

@@ -60,6 +60,8 @@ def set_up(
         args.router_aux_loss_coef = 0.0  # otherwise SFTTrainer makes the model compute it
     limit = context_length(base.config)
     requested = getattr(args, "max_length", None)
+    if requested is not None and requested < 1:
+        raise UserError(f"max_length must be at least 1, got {requested}")
     if not (limit or requested):
         raise UserError("the model's config has no max_position_embeddings: set max_length")
     longest = min(n for n in (limit, requested) if n)
@@ -82,6 +84,10 @@ def _load(name: str, tokenizer: Any, args: Any, quantization_config: Any) -> tup
     options.setdefault("trust_remote_code", getattr(args, "trust_remote_code", False))
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
-    source = {"revision": options.get("revision"), "trust_remote_code": options["trust_remote_code"]}
-    checkpoint = find_checkpoint(name, tokenizer=tokenizer, **source)
+    revision = options.get("revision")
+    if revision == "main":  # TRL's default, also for folders
+        revision = None
+    checkpoint = find_checkpoint(
+        name, revision=revision, tokenizer=tokenizer, trust_remote_code=options["trust_remote_code"]
+    )
     return load_weights(checkpoint, **options), checkpoint.tokenizer

@@ -19,7 +19,7 @@ from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig
 
-from tests.align.tiny_models import CHATML, DEVICE, byte_tokenizer, cpu_only, tiny_model
+from tests.align.tiny_models import CHATML, DEVICE, byte_tokenizer, cpu_only, tiny_model, tiny_model_folder
 from tests.align.training.step_gradients import PAIRS
 from tests.align.training.trainers import LORA, ROWS, config, trainer_with
 
@@ -98,6 +98,8 @@ REFUSED = {
         },
         "all trained terms have weight 0",
     ),
+    "no_length": ({"max_length": 0}, "max_length must be at least 1, got 0"),
+    "negative_length": ({"max_length": -5}, "max_length must be at least 1, got -5"),
     "overlong_pairs": ({"max_length": 16}, "8 rows of the train data set"),
 }
 
@@ -107,6 +109,14 @@ def test_settings_that_cannot_work_are_refused_before_training(tmp_path, name):
     settings, message = REFUSED[name]
     with pytest.raises(UserError, match=message):
         trainer_with(tmp_path, **settings)
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path):
+    model = str(tiny_model_folder(tmp_path))
+    settings = {"model_init_kwargs": {"revision": "bogus"}}
+    with pytest.raises(UserError, match="a revision applies to a model of a hub"):
+        MutualAlignmentTrainer(model, config(tmp_path, **settings), train_dataset=ROWS)
+    MutualAlignmentTrainer(model, config(tmp_path, model_init_kwargs={"revision": "main"}), train_dataset=ROWS)
 
 
 def test_arguments_without_effect_are_refused(tmp_path):
