@@ -115,7 +115,7 @@ def _command(command: Any) -> str:
             default = _default(annotation, param.default)
             options.append((code(*flags), _type(annotation, declaration), default, declaration.help))
         else:
-            arguments.append((code(declaration.metavar), declaration.help))
+            arguments.append((code(declaration.metavar or name.upper()), declaration.help))
     usage = " ".join(["main-align", command.name, *(name.strip("`") for name, _ in arguments)])
     parts = [f"## main-align {command.name}", f"```\n{usage}{' [OPTIONS]' if options else ''}\n```"]
     parts.append(inspect.cleandoc(command.callback.__doc__))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from main_align.cli.app import app
+from typer.testing import CliRunner
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "generate.py"
 
@@ -32,6 +34,15 @@ def test_every_command_and_option_is_in_the_page(generate: ModuleType) -> None:
         assert f"## main-align {command.name}" in page
     for option in ("--output", "--keep", "--set", "--trust-remote-code"):
         assert f"`{option}`" in page
+
+
+@pytest.mark.parametrize("command", app.registered_commands, ids=lambda command: command.name)
+def test_every_argument_is_named_in_the_page_as_in_the_help(generate: ModuleType, command: Any) -> None:
+    usage = next(line for line in generate.cli_page().splitlines() if line.startswith(f"main-align {command.name}"))
+    names = [name for name in usage.split()[2:] if name != "[OPTIONS]"]
+    assert "None" not in names
+    shown = CliRunner().invoke(app, [command.name, "--help"], terminal_width=200).output
+    assert all(name in shown for name in names)
 
 
 def test_a_table_is_replaced_between_its_marks(generate: ModuleType) -> None:

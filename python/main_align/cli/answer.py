@@ -22,8 +22,11 @@ class Benchmark(str, Enum):
 
 
 def answer(
-    model: Annotated[str, typer.Argument(help="Hub id, local folder, LoRA adapter, or smollm2.")],
-    questions: Annotated[str, typer.Argument(help="Question file: AlpacaEval's .json, or MT-Bench's question.jsonl.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, LoRA adapter, or smollm2.")],
+    questions: Annotated[
+        str,
+        typer.Argument(metavar="QUESTIONS", help="Question file: AlpacaEval's .json, or MT-Bench's question.jsonl."),
+    ],
     out: Annotated[
         Path,
         typer.Option("-o", "--output", help="Answer file; NAME.json or model_answer/NAME.jsonl names the model NAME."),
