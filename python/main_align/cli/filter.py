@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -10,7 +9,7 @@ import typer
 
 from ..data.write import OUTPUT_ENDINGS
 from ..errors import UserError
-from ..filtering.limits import RECOMMENDED, Limit, check_together
+from ..filtering.limits import RECOMMENDED, Limit
 from ..plots import PLOT_ENDINGS
 from .common import log_reasons
 
@@ -92,7 +91,7 @@ def filter(
 
     from ..filtering.filter import filter_scores
     from ..plots import check_plot, plot_scores
-    from ..scoring.columns import ALIASES, PANELS
+    from ..scoring.columns import PANELS
     from .progress_bar import ProgressBar
     from .summary import filter_summary
 
@@ -104,9 +103,6 @@ def filter(
     if scores_only and source:
         raise UserError("--input has no effect with --scores-only, which reads no input; leave one of them out")
     column = by or "mutual"
-    Limit("", lowest, highest).check()
-    together = [Limit(column, lowest, highest), *low, *high, *(RECOMMENDED if recommended else ())]
-    check_together(replace(limit, column=ALIASES.get(limit.column, limit.column)) for limit in together)
     result = filter_scores(
         scores,
         out,

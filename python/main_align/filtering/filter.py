@@ -24,7 +24,7 @@ from ..scoring.columns import ALIASES
 from ..scoring.manifest import manifest_path, read_manifest
 from ..scoring.score_file import ScoreTable, read_columns
 from .join import Join, write_kept, write_kept_scores
-from .limits import RECOMMENDED, Limit, recommended_for
+from .limits import RECOMMENDED, Limit, check_together, recommended_for
 from .rules import Rule, resolve_lower_is_better, select
 
 
@@ -104,9 +104,10 @@ def filter_scores(
         rule.check()
     for limit in limits:
         limit.check()
+    preset = RECOMMENDED if recommended else ()
+    check_together([Limit(by, min, max), *limits, *preset])
     check_output(out)
     refuse_overwriting(out, scores, input)
-    preset = RECOMMENDED if recommended else ()
     names = [by] if has_rule else []
     table = read_columns(scores, *names, *(limit.column for limit in (*limits, *preset)))
     for name in (*names, *(limit.column for limit in limits)):

@@ -119,6 +119,8 @@ def run_job(
 ) -> dict[str, Any]:
     """Score every row of a data set with the workers of an engine; see `score_file` for the arguments."""
     out, shard = Path(out), shard or Shard()
+    if sort_window < 1:
+        raise UserError(f"sort_window: expected a number of pairs, at least 1, got {sort_window}")
     check_output(out, shard)
     fields.check()
     opened = open_source(source, split=split, config=config)

@@ -282,6 +282,14 @@ def test_unused_text_fields_are_counted() -> None:
     assert dict(notes.unused) == {"instances after the first": 1, "tools": 1}
 
 
+def test_images_and_reasoning_are_reported_as_not_scored() -> None:
+    notes, thought = Notes(), ASSISTANT | {"reasoning_content": "Let me see.", "thinking": None}
+    for number, images in enumerate(([{"bytes": b"x"}], [None], None), 1):
+        record = {"messages": [USER, thought], "Images": images, "audio": ""}
+        assert pair_from_record(record, number, Fields(), notes=notes).status == "ok"
+    assert dict(notes.unused) == {"Images": 1, "reasoning_content of messages": 3}
+
+
 def test_each_format_reports_the_parts_it_does_not_read() -> None:
     record = {"task": X, "samples": json.dumps([{"output": Y}, {"output": "Nine."}])}
     view = RecordView(record)

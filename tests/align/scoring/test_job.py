@@ -273,3 +273,8 @@ def test_a_job_overwrites_no_file_that_it_reads(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(UserError, match="read as data the next time"):
             score_file(FakeScorer(), source, out, restart=restart)
     assert [file.read_bytes() for file in Path("data").iterdir()] == [before]
+
+
+def test_a_window_without_pairs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sort_window: expected a number of pairs, at least 1, got 0"):
+        score_file(FakeScorer(), write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.parquet", sort_window=0)

@@ -68,9 +68,7 @@ def pair_from_record(
         if notes is not None:
             texts = (instruction, response, *(turn.text for turn in context))
             unused = (name for name in view.unused_texts() if not any(view.record[name] in text for text in texts))
-            notes.unused.update(
-                dict.fromkeys([*unused, *view.tool_definitions(), *record_format.ignored_parts(view)], 1)
-            )
+            notes.unused.update(dict.fromkeys([*unused, *view.unread_parts(), *record_format.ignored_parts(view)], 1))
     own_id = _label(view, fields)
     return Pair(str(line) if own_id is None else own_id, line, unit=unit, own_id=own_id is not None, **sides)
 

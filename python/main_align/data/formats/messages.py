@@ -23,6 +23,7 @@ ROLES = {
 ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 TEXT_KEYS = ("content", "value", "text", "message", "parts")
 CALL_KEYS = ("tool_calls", "function_call")
+REASONING_KEYS = ("reasoning_content", "thinking")  # of a turn, which are not part of its text
 EXCHANGES = (("input", "output"), ("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("human", "bot"))
 TOOL_PARTS = ("tool_use", "tool_result")
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .messages import InvalidRecord, describe_type, is_null, normalized, parse_literal
+from .messages import REASONING_KEYS, InvalidRecord, describe_type, is_null, normalized, parse_literal
 
 TOOL_FIELDS = ("tools", "functions")
+MEDIA_FIELDS = ("image", "images", "video", "videos", "audio", "audios")
 
 
 class RecordView:
@@ -66,9 +67,12 @@ class RecordView:
             and normalized(str(name)) not in ("", "id")
         ]
 
-    def tool_definitions(self) -> list[str]:
-        """Return the fields with definitions of tools, which are not read."""
-        return [name for name in map(self.name, TOOL_FIELDS) if name is not None and parse_literal(self.record[name])]
+    def unread_parts(self) -> list[str]:
+        """Return what is not text of a turn: definitions of tools, images and the like, and the reasoning of turns."""
+        fields = map(self.name, (*TOOL_FIELDS, *MEDIA_FIELDS))
+        named = [name for name in fields if name is not None and _is_filled(parse_literal(self.record[name]))]
+        reasoning = {f"{key} of {name}": 1 for name, value in self.record.items() for key in _reasoning_keys(value)}
+        return [*named, *reasoning]
 
     def text(self, name: str) -> str:
         """Return the text of a known field. Raise InvalidRecord if it is not text."""
@@ -84,3 +88,14 @@ class RecordView:
         if not isinstance(value, str):
             raise InvalidRecord("missing_field", f"the field {name!r} is {describe_type(value)}, not text")
         return value
+
+
+def _is_filled(value: Any) -> bool:
+    """Return True unless there is nothing, or a list of nothing: Arrow gives every row the fields of all rows."""
+    return any(map(_is_filled, value)) if isinstance(value, list) else bool(value)
+
+
+def _reasoning_keys(value: Any) -> list[str]:
+    """Return the keys under which turns of a conversation hold their reasoning."""
+    turns = [turn for turn in value if isinstance(turn, Mapping)] if isinstance(value, list) else []
+    return [key for key in REASONING_KEYS if any(turn.get(key) for turn in turns)]

@@ -8,19 +8,27 @@ from typing import Any
 from ...data.fields import Fields, Notes
 from ...data.formats.conversion import pair_from_record
 from ...data.formats.format_types import CONVERSATION_FIELDS
-from ...data.formats.messages import CALL_KEYS, ROLE_KEYS, as_turns, first_value, parse_literal, role_of, tool_part_of
-from ...data.formats.record_view import RecordView
+from ...data.formats.messages import (
+    CALL_KEYS,
+    REASONING_KEYS,
+    ROLE_KEYS,
+    as_turns,
+    first_value,
+    parse_literal,
+    role_of,
+    tool_part_of,
+)
+from ...data.formats.record_view import MEDIA_FIELDS, TOOL_FIELDS, RecordView
 from ...data.sources.json_containers import is_record
 
 _COLUMNS = {
-    "tools": "tools are not part of the prompt",
-    "functions": "tools are not part of the prompt",
+    **dict.fromkeys(TOOL_FIELDS, "tools are not part of the prompt"),
     "chat_template_kwargs": "one chat template serves all rows; set tokenizer.chat_template",
-    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "only text is trained"),
+    **dict.fromkeys(MEDIA_FIELDS, "only text is trained"),
 }
 # KTO's column, and that of examples/pairs.jsonl; false marks a mismatched response
 QUALITY_FLAGS = ("label", "aligned")
-_TURN_KEYS = (*CALL_KEYS, "reasoning_content", "thinking")
+_TURN_KEYS = (*CALL_KEYS, *REASONING_KEYS)
 
 
 def refusal(record: Mapping[str, Any]) -> str:
