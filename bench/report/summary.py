@@ -63,6 +63,6 @@ def readme_table(rows: Sequence[Mapping[str, Any]]) -> str:
             table(HEADER, map(cells, chosen)),
             "",
             f"Measured on {machine_text(here)}, torch {here['versions']['torch']},"
-            f" commit{'s' if len(commits) > 1 else ''} {' and '.join(commits)}.",
+            f" commit{'s' if len(commits) > 1 else ''} {' and '.join(filter(None, (', '.join(commits[:-1]), commits[-1])))}.",
         ]
     )
