@@ -56,13 +56,13 @@ def readme_table(rows: Sequence[Mapping[str, Any]]) -> str:
     last = max((row["machine"] for row in large), key=lambda machine: machine["date"])
     measured = {(row["case"], row["dtype"]): row for row in large if kind_of(row["machine"]) == kind_of(last)}
     chosen = [measured[key] for key in ROWS if key in measured]
-    commits = list(dict.fromkeys(row["machine"]["commit"] for row in chosen))
+    *others, last_commit = dict.fromkeys(row["machine"]["commit"] for row in chosen)
+    commits = f"commits {', '.join(others)} and {last_commit}" if others else f"commit {last_commit}"
     here = chosen[0]["machine"]
     return "\n".join(
         [
             table(HEADER, map(cells, chosen)),
             "",
-            f"Measured on {machine_text(here)}, torch {here['versions']['torch']},"
-            f" commit{'s' if len(commits) > 1 else ''} {' and '.join(filter(None, (', '.join(commits[:-1]), commits[-1])))}.",
+            f"Measured on {machine_text(here)}, torch {here['versions']['torch']}, {commits}.",
         ]
     )
