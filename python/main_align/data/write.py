@@ -135,20 +135,22 @@ class _JsonlWriter(_Writer):
 
 def to_json(value: Any) -> str:
     """Return one line of JSON. Lone surrogates are escaped; NaN and infinity, which JSON lacks, become null."""
-    try:
-        return _dumped(value, allow_nan=False)
-    except ValueError:
-        return _dumped(_nan_to_null(value))
+    return _dumped(value)
 
 
 def to_document(value: Any) -> str:
-    """Return the content of a .json file, one value per line. Lone surrogates are escaped."""
+    """Return the content of a .json file, one value per line, with escapes and nulls as to_json has them."""
     return _dumped(value, indent=2) + "\n"
 
 
 def _dumped(value: Any, **options: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=_to_text, **options)
-    return text if is_unicode(text) else json.dumps(value, default=_to_text, **options)
+    options |= {"default": _to_text, "allow_nan": False}
+    try:
+        text = json.dumps(value, ensure_ascii=False, **options)
+    except ValueError:
+        value = _nan_to_null(value)
+        text = json.dumps(value, ensure_ascii=False, **options)
+    return text if is_unicode(text) else json.dumps(value, **options)
 
 
 def _nan_to_null(value: Any) -> Any:

@@ -17,6 +17,8 @@ from main_align.data.atomic import (
 from main_align.data.read import open_source
 from main_align.data.write import (
     check_output,
+    to_document,
+    to_json,
     write_rows,
 )
 from main_align.errors import UserError
@@ -152,6 +154,14 @@ def test_jsonl_is_strict_json(tmp_path: Path) -> None:
     text = (tmp_path / "s.jsonl").read_text()
     assert [json.loads(line) for line in text.splitlines()] == ROWS
     assert "NaN" not in text
+
+
+def test_documents_are_strict_json() -> None:
+    document = {"loss": float("nan"), "range": (1.5, float("-inf")), "name": "caf\ud83d"}
+    want = {"loss": None, "range": [1.5, None], "name": "caf\ud83d"}
+    for text in (to_document(document), to_json(document)):
+        text.encode()
+        assert json.loads(text, parse_constant=pytest.fail) == want
 
 
 @pytest.mark.parametrize(("name", "message"), [("a.xlsx", "the ending"), ("no/a.csv", "does not exist")])
