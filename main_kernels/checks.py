@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensor
 from .amp import operand_dtype
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
@@ -154,17 +155,20 @@ def inverse_temperature(temperature: float | Tensor, like: Tensor) -> float | Te
     """Check a temperature and return its inverse. A tensor's is on the device of ``like``, in float32 or wider."""
     if not isinstance(temperature, Tensor):
         check_positive("temperature", temperature)
+        if temperature * _LARGEST < 1:
+            raise ValueError(f"temperature: expected a number whose inverse float32 can hold, got {temperature}")
         return 1 / temperature
     if temperature.ndim or not temperature.is_floating_point():
         raise ValueError(
             "temperature: expected a number or a 0-dimensional floating tensor, one for all rows, got"
             f" {temperature.dtype} of shape {tuple(temperature.shape)}"
         )
-    if has_readable_values(temperature):
-        fine = (temperature > 0) & temperature.isfinite()
+    inverse = temperature.to(like.device, torch.promote_types(like.dtype, torch.float32)).reciprocal()
+    if has_readable_values(inverse):
+        fine = (inverse > 0) & inverse.isfinite()
         if not assert_on_device(fine, "temperature: expected a positive number") and not bool(fine):
-            check_positive("temperature", float(temperature))
-    return temperature.to(like.device, torch.promote_types(like.dtype, torch.float32)).reciprocal()
+            raise ValueError(f"temperature: expected a positive number, got {float(temperature)}")
+    return inverse
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

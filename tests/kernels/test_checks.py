@@ -75,6 +75,7 @@ with torch.device(DEVICE):
         (lambda: token_logprobs(HIDDEN[:, :0], WEIGHT[:, :0], TARGETS), "hidden: .*at least one column"),
         (lambda: info_nce(PAIRS[0], PAIRS[1][:4]), "key: expected 5 rows, got 4 rows"),
         (lambda: info_nce(*PAIRS, temperature=-1), "temperature: expected .*, got -1"),
+        (lambda: info_nce(*PAIRS, temperature=1e-320), "temperature: expected .*, got 1e-320"),
         (lambda: info_nce(*PAIRS, direction="x"), "direction: expected .*, got 'x'"),
         (lambda: info_nce(*PAIRS, reduction="max"), "reduction: expected .*, got 'max'"),
         (lambda: info_nce(*PAIRS, logit_scale=torch.ones(1)), r"logit_scale: expected .*, got \(1,\)"),

@@ -62,6 +62,8 @@ def test_other_temperatures_are_refused(name):
         (torch.tensor(1), "torch.int64"),
         (torch.tensor(0.0), "temperature: expected a positive number, got 0.0"),
         (torch.tensor(float("nan")), "temperature: expected .*, got nan"),
+        (torch.tensor(1e-310, dtype=torch.float64), "temperature: expected .*, got 1e-310"),
+        (1e-310, "temperature: expected .*, got 1e-310"),
     ):
         with pytest.raises(ValueError, match=words):
             TEMPERATURE_CALLS[name](query, key, wrong)
