@@ -81,6 +81,16 @@ def parse_literal(value: Any) -> Any:
     return value
 
 
+def is_filled(value: Any) -> bool:
+    """Return True if a value holds more than nulls; Arrow gives every row the keys of all rows."""
+    value = parse_literal(value)
+    if isinstance(value, Mapping):
+        return any(map(is_filled, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(is_filled, value))
+    return value is not None and not (isinstance(value, str) and value in ("", "null"))
+
+
 def looks_like_turns(value: Any) -> bool:
     """Return True for a list of messages, one message, or their JSON text, and False for plain text."""
     value = as_turns(value)

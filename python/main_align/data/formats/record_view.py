@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .messages import REASONING_KEYS, InvalidRecord, describe_type, is_null, normalized, parse_literal
+from .messages import REASONING_KEYS, InvalidRecord, describe_type, is_filled, is_null, normalized, parse_literal
 
 TOOL_FIELDS = ("tools", "functions")
 MEDIA_FIELDS = ("image", "images", "video", "videos", "audio", "audios")
@@ -70,7 +70,7 @@ class RecordView:
     def unread_parts(self) -> list[str]:
         """Return what is not text of a turn: definitions of tools, images and the like, and the reasoning of turns."""
         fields = map(self.name, (*TOOL_FIELDS, *MEDIA_FIELDS))
-        named = [name for name in fields if name is not None and _is_filled(parse_literal(self.record[name]))]
+        named = [name for name in fields if name is not None and is_filled(self.record[name])]
         reasoning = {f"{key} of {name}": 1 for name, value in self.record.items() for key in _reasoning_keys(value)}
         return [*named, *reasoning]
 
@@ -90,12 +90,7 @@ class RecordView:
         return value
 
 
-def _is_filled(value: Any) -> bool:
-    """Return True unless there is nothing, or a list of nothing: Arrow gives every row the fields of all rows."""
-    return any(map(_is_filled, value)) if isinstance(value, list) else bool(value)
-
-
 def _reasoning_keys(value: Any) -> list[str]:
     """Return the keys under which turns of a conversation hold their reasoning."""
     turns = [turn for turn in value if isinstance(turn, Mapping)] if isinstance(value, list) else []
-    return [key for key in REASONING_KEYS if any(turn.get(key) for turn in turns)]
+    return [key for key in REASONING_KEYS if any(is_filled(turn.get(key)) for turn in turns)]

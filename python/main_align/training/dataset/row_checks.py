@@ -14,6 +14,7 @@ from ...data.formats.messages import (
     ROLE_KEYS,
     as_turns,
     first_value,
+    is_filled,
     parse_literal,
     role_of,
     tool_part_of,
@@ -35,7 +36,7 @@ def refusal(record: Mapping[str, Any]) -> str:
     """Return the reason why a row cannot be trained; empty if it can."""
     for path, view in _objects(record):
         for name, why in _COLUMNS.items():
-            if _is_filled(view.get(name)):
+            if is_filled(view.get(name)):
                 return f"its column '{path}{view.name(name)}' would be dropped: {why}"
         for name in QUALITY_FLAGS:
             if view.get(name) is False:
@@ -55,7 +56,7 @@ def refusal(record: Mapping[str, Any]) -> str:
 
 def _turn_problem(turn: Mapping[str, Any], where: str) -> str:
     view = RecordView(turn)
-    key = next((key for key in _TURN_KEYS if _is_filled(view.get(key))), None)
+    key = next((key for key in _TURN_KEYS if is_filled(view.get(key))), None)
     if key is not None:
         return f"{view.name(key)!r} of {where} would be dropped: only the text of turns is trained"
     if role_of(turn) in ("tool", "call"):
@@ -90,13 +91,3 @@ def _conversations(record: Mapping[str, Any]) -> Iterator[tuple[str, list[Mappin
             turns = as_turns(value)
             if isinstance(turns, list) and turns and all(isinstance(turn, Mapping) for turn in turns):
                 yield path + name, turns
-
-
-def _is_filled(value: Any) -> bool:
-    """Tell whether a value holds more than nulls; Arrow gives every row the keys of all rows."""
-    value = parse_literal(value)
-    if isinstance(value, Mapping):
-        return any(map(_is_filled, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(_is_filled, value))
-    return value is not None and not (isinstance(value, str) and value in ("", "null"))
