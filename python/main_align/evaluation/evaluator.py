@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from ..data.fields import NO_FIELDS, Fields
 from ..data.in_memory import iter_pairs
-from ..errors import UserError
+from ..errors import UserError, check_counts
 from ..models.load import LoadedModel
 from ..scoring.batching import BATCH_TOKENS
-from ..scoring.scorer import Scorer, check_counts
+from ..scoring.scorer import Scorer
 
 MEANS = ("mutual", "mutual_novel", "nll_y_given_x", "nll_x_given_y")
 """The columns whose means are reported; scoring.columns defines them."""

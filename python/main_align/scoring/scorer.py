@@ -21,7 +21,7 @@ import torch
 from ..data.fields import NO_FIELDS, Fields
 from ..data.in_memory import count_pairs, is_dict_of_lists, iter_pairs
 from ..data.pairs import Pair, with_system
-from ..errors import UserError
+from ..errors import UserError, check_counts
 from ..models.context_length import changes_rope, context_length
 from ..models.devices import pick_device, pick_dtype
 from ..models.encoding import EncodedPair, LogpColumn, PairEncoder
@@ -313,13 +313,6 @@ def _fingerprint(scorer: Scorer, loaded: LoadedModel) -> dict[str, Any]:
         "seed": scorer.seed,
         "temperature": scorer.temperature,
     } | ({} if projection is None else {"heads": projection.digest()})
-
-
-def check_counts(**values: int | None) -> None:
-    """Raise UserError for a number below 1. None stands for a default."""
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
 
 
 def _longest(config: Any, wanted: int | None) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ...errors import UserError
+from ...errors import UserError, check_counts
 from ...models.checkpoint import find_checkpoint
 from ...models.context_length import context_length
 from ...models.forward import Forward
@@ -60,8 +60,7 @@ def set_up(
         args.router_aux_loss_coef = 0.0  # otherwise SFTTrainer makes the model compute it
     limit = context_length(base.config)
     requested = getattr(args, "max_length", None)
-    if requested is not None and requested < 1:
-        raise UserError(f"max_length must be at least 1, got {requested}")
+    check_counts(max_length=requested)
     if not (limit or requested):
         raise UserError("the model's config has no max_position_embeddings: set max_length")
     longest = min(n for n in (limit, requested) if n)
