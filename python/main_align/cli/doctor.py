@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..environment import installed
-from ..models.smollm2 import CONVERSION, SMOLLM2_PACKAGE, SMOLLM2_REMEDY, cache_folder
+from ..models.smollm2 import SMOLLM2_PACKAGE, SMOLLM2_REMEDY, converted_folder
 
 INSTALL_HF, INSTALL_TRAIN = "pip install 'main-kernels[hf]'", "pip install 'main-kernels[train]'"
 REQUIRED = ("transformers", "typer", "rich", "safetensors", "pyarrow")  # by main-align score
@@ -115,7 +115,7 @@ def _model() -> Iterator[Check]:
         state = f"{SMOLLM2_PACKAGE} is not installed; score needs --model"
         yield Check("default model", state, False, SMOLLM2_REMEDY)
         return
-    folder = cache_folder() / f"smollm2-{version}-{CONVERSION}"
+    folder = converted_folder(version)
     if folder.is_dir():
         yield Check("default model", f"{SMOLLM2_PACKAGE} {version}, converted in {folder}")
         return

@@ -12,6 +12,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from ..environment import installed
 from ..errors import UserError
 
 SMOLLM2 = "smollm2"
@@ -26,6 +27,15 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "main-kernels"
 
 
+def converted_folder(version: str) -> Path:
+    """Return where the model of this version of the package is converted to.
+
+    Transformers of another major version may not read it: 5 names tokenizer classes that 4 does not have.
+    """
+    major = (installed("transformers") or "").partition(".")[0]
+    return cache_folder() / f"smollm2-{version}-{CONVERSION}-transformers{major}"
+
+
 def smollm2_folder() -> Path:
     """Return the folder of the converted model; the first call converts it, which takes about half a minute.
 
@@ -33,7 +43,7 @@ def smollm2_folder() -> Path:
         UserError: a package is missing.
     """
     gguf, version = _smollm2_gguf()
-    folder = cache_folder() / f"smollm2-{version}-{CONVERSION}"
+    folder = converted_folder(version)
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

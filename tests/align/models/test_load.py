@@ -109,6 +109,9 @@ def test_smollm2_is_converted_once_and_atomically(monkeypatch, tmp_path):
     assert len(calls) == 2
     assert folder.parent == tmp_path / "main-kernels"
     assert "9.9" in folder.name
+    monkeypatch.setattr(smollm2, "installed", lambda name: "99.1.0")  # another transformers may not read it
+    assert smollm2.smollm2_folder() != folder
+    assert len(calls) == 3
 
 
 @pytest.mark.slow
