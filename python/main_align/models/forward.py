@@ -53,7 +53,7 @@ class Forward:
 
     def __init__(self, model: PreTrainedModel, projection: AlignmentHead | None = None) -> None:
         if model.base_model is model or model.get_output_embeddings() is None:
-            raise UserError(f"{type(model).__name__} is not a backbone with a head on it")
+            raise UserError(f"{type(model).__name__} is not a backbone with a head on it: use a LLaMA or Mistral model")
         self.model, self.device = model, model.device
         self.head: Any = model.get_output_embeddings()
         self.width = int(self.head.weight.shape[1])
@@ -71,7 +71,15 @@ class Forward:
             self.attention = use_packed_attention(model)
             run_mlps_in_blocks(model)
         else:
-            self.attention = self._switch_and_check()
+            try:
+                self.attention = self._switch_and_check()
+            except UserError:
+                raise
+            except Exception as error:  # a family may raise anything for arguments that it does not know
+                raise UserError(
+                    f"a model of type {model.config.model_type!r} cannot run packed sequences ({type(error).__name__}: "
+                    f"{error}): use a LLaMA or Mistral model"
+                ) from error
         self.shares_prefixes = self.attention != FLASH
 
     @torch.inference_mode()

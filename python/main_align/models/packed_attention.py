@@ -55,12 +55,15 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Compute causal attention within each segment and return [1, T, H, dv] without weights.
 
-    With a `sliding_window` of w, a token attends to itself and the w - 1 tokens before it, as in Mistral.
+    With a `sliding_window` of w, a token attends to itself and the w - 1 tokens before it, as in Mistral. Some families
+    put the window only into the mask, and `_mask` returns it.
     """
     if cu_seq_lens_q is None or max_length_q is None:
         options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
         options |= {"softcap": softcap, "s_aux": s_aux}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **others)
+    if attention_mask is not None and attention_mask.numel() == 1:
+        sliding_window, attention_mask = int(attention_mask), None  # see _mask
     refused = {"dropout": dropout, "softcap": softcap, "s_aux": s_aux, "mask": attention_mask}
     for name, argument in refused.items():
         if argument is not None and not (isinstance(argument, float) and argument == 0.0):
@@ -149,7 +152,18 @@ def packed_forward() -> Iterator[None]:
 
 
 def _mask(*arguments: Any, **options: Any) -> Tensor | None:
-    return None if _bounded.get() else sdpa_mask(*arguments, **options)
+    """Return transformers' mask, but of a packed forward only the window of the layers that it is for, [1, 1, 1, 1]."""
+    if not _bounded.get():
+        return sdpa_mask(*arguments, **options)
+    local_size = options.get("local_size")
+    if local_size is None:
+        return None
+    if getattr(options.get("config"), "attention_chunk_size", None) == local_size:
+        raise UserError(
+            "the model attends within chunks of its sequence, which packed sequences do not support: use a model "
+            "without them, such as LLaMA or Mistral."
+        )
+    return torch.full((1, 1, 1, 1), local_size, dtype=torch.int64, device="cpu")
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -7,6 +7,7 @@ import torch
 from main_align.errors import UserError
 from main_align.models.encoding import EncodedSequence
 from main_align.models.forward import Forward
+from main_align.models.packed_attention import packed_forward, packing_arguments, use_packed_attention
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -16,8 +17,17 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    Llama4TextModel,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 pytestmark = pytest.mark.usefixtures("on_the_device")
@@ -65,3 +75,48 @@ def test_positions_that_do_not_restart_are_refused():
     config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.5)
     with pytest.raises(UserError, match="'bloom' gives other probabilities"):
         Forward(BloomForCausalLM(config).eval())
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+WINDOW = 32  # longer than what a model is checked with when it is loaded
+WINDOWS_IN_MASKS = {
+    "phimoe": lambda: PhimoeForCausalLM(PhimoeConfig(**SMALL, num_local_experts=4, sliding_window=WINDOW)),
+    "qwen2_moe": lambda: Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(
+            **SMALL,
+            **EXPERTS,
+            shared_expert_intermediate_size=32,
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention"],
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("family", WINDOWS_IN_MASKS)
+@torch.inference_mode()
+def test_a_window_that_only_the_mask_has_is_kept(family):
+    model = WINDOWS_IN_MASKS[family]().eval()
+    ids = torch.randint(3, 64, (2 * WINDOW,)).tolist()
+    logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    wanted = logp[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    sequence = EncodedSequence(ids, first_span=(1, 3), second_span=(3, len(ids)), pool_span=(1, 3))
+    (_, (first, second)), _ = Forward(model)([sequence, sequence])
+    assert [*first, *second] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_attention_within_chunks_is_refused():
+    config = Llama4TextConfig(**SMALL, attention_chunk_size=16, num_local_experts=4, intermediate_size_mlp=64)
+    with pytest.raises(UserError, match=r"Llama4ForCausalLM is not a backbone .* use a LLaMA or Mistral"):
+        Forward(Llama4ForCausalLM(config).eval())
+    model = Llama4TextModel(config).eval()
+    use_packed_attention(model)
+    with packed_forward(), pytest.raises(UserError, match="attends within chunks"):
+        model(torch.arange(40)[None], **packing_arguments([40], model.device))
+
+
+def test_a_family_that_fails_on_packed_sequences_is_refused():
+    config = Qwen3NextConfig(**SMALL, **EXPERTS, linear_num_key_heads=2, linear_num_value_heads=2)
+    with pytest.raises(UserError, match=r"'qwen3_next' cannot run packed sequences \(ValueError.*use a LLaMA"):
+        Forward(Qwen3NextForCausalLM(config).eval())
