@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel
 
 from main_kernels import segment_pool, token_logprobs
 
@@ -21,7 +21,7 @@ from .packing import LEAST_SHARED, Packing, pack
 from .projection_heads import AlignmentHead
 from .row_blocks import run_mlps_in_blocks
 
-KNOWN = ("llama", "mistral")  # covered by tests; any other model type is checked when it is loaded
+KNOWN = (LlamaForCausalLM, MistralForCausalLM)  # covered by tests; any other class is checked when it is loaded
 
 
 class SegmentLogps(NamedTuple):
@@ -52,10 +52,14 @@ class Forward:
     """
 
     def __init__(self, model: PreTrainedModel, projection: AlignmentHead | None = None) -> None:
-        if model.base_model is model or model.get_output_embeddings() is None:
+        if hasattr(model, "merge_and_unload"):
+            raise UserError(f"{type(model).__name__} has an adapter that is not merged: give model.merge_and_unload()")
+        head: Any = model.get_output_embeddings()
+        if model.base_model is model or not isinstance(getattr(head, "weight", None), Tensor):
             raise UserError(f"{type(model).__name__} is not a backbone with a head on it: use a LLaMA or Mistral model")
-        self.model, self.device = model, model.device
-        self.head: Any = model.get_output_embeddings()
+        if hasattr(head, "base_layer"):
+            raise UserError("the language-model head has an adapter that is not merged: merge it into the model")
+        self.model, self.device, self.head = model, model.device, head
         self.width = int(self.head.weight.shape[1])
         self.projection = projection
         if projection is not None:
@@ -67,7 +71,7 @@ class Forward:
             self.width = projection.x.out_features
             self.projection = projection.to(self.device)
         self.logit_options = logit_options(model.config)
-        if model.config.model_type in KNOWN:
+        if type(model) in KNOWN:
             self.attention = use_packed_attention(model)
             run_mlps_in_blocks(model)
         else:
@@ -114,6 +118,18 @@ class Forward:
         arguments = segment_arguments(packing.segments, self.device)
         with packed_forward():
             return self.model.base_model(input_ids=self._to_device(packing.ids)[None], **arguments).last_hidden_state[0]
+
+    @torch.inference_mode()
+    def check_positions(self, length: int) -> None:
+        """Raise UserError unless the model has a position for every token of a sequence of this length.
+
+        Learned positions end at the model's limit; RoPE goes beyond it.
+        """
+        token, last = (torch.tensor([[number]], dtype=torch.int64, device=self.device) for number in (0, length - 1))
+        try:
+            self.model.base_model(input_ids=token, position_ids=last, use_cache=False)
+        except (IndexError, RuntimeError) as error:
+            raise UserError(f"max_length {length}: the model has no positions for so many tokens ({error})") from error
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return float32[R], the log-probabilities of targets [R] given hidden [R, D]."""

@@ -95,6 +95,8 @@ class Scorer:
         if isinstance(model, LoadedModel):
             if revision is not None:
                 raise UserError(f"revision {revision!r} has no effect on a loaded model: give it to models.load.load")
+            if model.model.training:
+                raise UserError("the model is in training mode, and dropout would change the scores: call model.eval()")
             loaded = model
         else:
             torch_device = pick_device(device)
@@ -109,7 +111,7 @@ class Scorer:
         if heads is not None and not isinstance(heads, AlignmentHead):
             heads = AlignmentHead.from_pretrained(heads)
         self.forward = Forward(loaded.model, heads)
-        self.max_length = _longest(loaded.model.config, max_length)
+        self.max_length = _longest(self.forward, max_length)
         self.truncate, self.score_system, self.batch_tokens = truncate, score_system, batch_tokens
         self.bank, self.seed, self.temperature = bank, seed, temperature
         self.fingerprint = _fingerprint(self, loaded)
@@ -315,14 +317,17 @@ def _fingerprint(scorer: Scorer, loaded: LoadedModel) -> dict[str, Any]:
     } | ({} if projection is None else {"heads": projection.digest()})
 
 
-def _longest(config: Any, wanted: int | None) -> int:
+def _longest(forward: Forward, wanted: int | None) -> int:
     """Return the longest sequence to score: `wanted`, else the model's own limit."""
+    config = forward.model.config
     limit = context_length(config)
     if not (wanted or limit):
         raise UserError("the model's config has no max_position_embeddings: give --max-length")
-    if wanted and limit and wanted > limit and changes_rope(config):
-        raise UserError(
-            f"max_length {wanted}: beyond {limit} tokens this model's RoPE depends on the longest sequence of a batch, "
-            f"and so would the scores. Give at most {limit}"
-        )
+    if wanted and limit and wanted > limit:
+        if changes_rope(config):
+            raise UserError(
+                f"max_length {wanted}: beyond {limit} tokens this model's RoPE depends on the longest sequence of a "
+                f"batch, and so would the scores. Give at most {limit}"
+            )
+        forward.check_positions(wanted)
     return wanted or int(limit or 0)

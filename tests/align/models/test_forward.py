@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from main_align.errors import UserError
 from main_align.models.encoding import EncodedSequence
 from main_align.models.forward import Forward
+from main_align.models.load import LoadedModel
 from main_align.models.packed_attention import packed_forward, packing_arguments, use_packed_attention
+from main_align.scoring.scorer import Scorer
+from peft import LoraConfig, get_peft_model
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -15,11 +20,14 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     Llama4TextModel,
+    LlamaForCausalLM,
     PhimoeConfig,
     PhimoeForCausalLM,
     Qwen2Config,
@@ -29,6 +37,8 @@ from transformers import (
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
 )
+
+from tests.align.tiny_models import byte_tokenizer, tiny_model
 
 pytestmark = pytest.mark.usefixtures("on_the_device")
 SMALL = {
@@ -120,3 +130,35 @@ def test_a_family_that_fails_on_packed_sequences_is_refused():
     config = Qwen3NextConfig(**SMALL, **EXPERTS, linear_num_key_heads=2, linear_num_value_heads=2)
     with pytest.raises(UserError, match=r"'qwen3_next' cannot run packed sequences \(ValueError.*use a LLaMA"):
         Forward(Qwen3NextForCausalLM(config).eval())
+
+
+def test_a_class_of_its_own_is_checked_whatever_its_model_type():
+    class Scaled(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 3
+            return output
+
+    model = Scaled(tiny_model().config).eval()
+    assert model.config.model_type == "llama"
+    with pytest.raises(UserError, match="'llama' gives other probabilities"):
+        Forward(model)
+
+
+def test_adapters_that_are_not_merged_are_refused():
+    adapted = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(UserError, match=r"give model\.merge_and_unload\(\)"):
+        Forward(adapted)
+    with pytest.raises(UserError, match="head has an adapter that is not merged"):
+        Forward(adapted.get_base_model())
+    Forward(adapted.merge_and_unload())
+
+
+def test_a_length_without_learned_positions_is_refused():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
+    loaded = LoadedModel(model, byte_tokenizer(), "tiny", None, "")
+    assert Scorer(loaded, max_length=64).max_length == 64
+    with pytest.raises(UserError, match="max_length 65: the model has no positions for so many tokens"):
+        Scorer(loaded, max_length=65)
+    with pytest.raises(UserError, match="in training mode"):
+        Scorer(replace(loaded, model=tiny_model().train()))
