@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import unicodedata
 from array import array
 from dataclasses import dataclass, field
@@ -12,8 +11,7 @@ import numpy as np
 
 from ..data.pairs import Pair
 
-NOT_WORDS = re.compile(r"[\W_]+")
-ASCII_WORDS = str.maketrans({character: " " for character in map(chr, range(128)) if not character.isalnum()})
+VARIATION_SELECTORS = range(0xFE00, 0xFE10)
 LISTED = 10  # groups of each kind that are listed
 KINDS = {
     "pair": "the same instruction and response",
@@ -22,11 +20,21 @@ KINDS = {
 }
 
 
+class _Words(dict[int, int]):
+    """A table of str.translate: letters, digits and marks, such as the vowels of Hindi, stay; the rest is a space."""
+
+    def __missing__(self, code: int) -> int:
+        is_mark = unicodedata.category(chr(code)).startswith("M") and code not in VARIATION_SELECTORS
+        self[code] = code if is_mark or chr(code).isalnum() else ord(" ")
+        return self[code]
+
+
+WORDS = _Words()
+
+
 def normalised(text: str) -> str:
     """Return a text in NFKC, in lower case, with one space for everything between its words."""
-    if text.isascii():  # the same result, faster
-        return " ".join(text.lower().translate(ASCII_WORDS).split())
-    return NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(WORDS).split())
 
 
 def text_hash(text: str) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..data.formats.record_view import RecordView
 from ..errors import UserError
-from .shown import clipped
+from .duplicates import text_hash
 from .simulation import Grouping
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024)  # tokens of the response: the lower ends of all groups but the first
@@ -43,7 +43,8 @@ class FieldGroups:
     def __init__(self, field: str) -> None:
         self.field = field
         self.codes: array[int] = array("q")
-        self._names: dict[str, int] = {}
+        self._groups: dict[int, int] = {}  # by the hash of the value, since values may be long
+        self._names: list[str] = []
         self._seen: dict[str, None] = {}
         self._is_field = False
 
@@ -54,8 +55,11 @@ class FieldGroups:
         if not self._is_field:
             self._seen.update(dict.fromkeys(map(str, record or ())))
         value = view.at(self.field)
-        name = clipped("(none)" if value is None else str(value), NAME)
-        self.codes.append(self._names.setdefault(name, len(self._names)))
+        name = "(none)" if value is None else str(value)
+        code = self._groups.setdefault(text_hash(name), len(self._names))
+        if code == len(self._names):
+            self._names.append(_shortened(name))
+        self.codes.append(code)
 
     def grouping(self) -> Grouping:
         """Return the groups, the largest first, with the smallest as one if there are many.
@@ -67,7 +71,7 @@ class FieldGroups:
             fields = ", ".join(map(repr, self._seen))
             raise UserError(f"--group-by {self.field}: no row has this field; the fields are {fields}")
         codes = np.frombuffer(self.codes, dtype=np.int64)
-        return largest_groups(self.field, list(self._names), codes, "values")
+        return largest_groups(self.field, self._names, codes, "values")
 
 
 def largest_groups(title: str, names: list[str], codes: NDArray[np.int64], plural: str) -> Grouping:
@@ -86,3 +90,9 @@ def largest_groups(title: str, names: list[str], codes: NDArray[np.int64], plura
     if len(names) > LISTED:
         labels.append(f"{len(names) - LISTED:,} other {plural}")
     return Grouping(title, labels, place[codes])
+
+
+def _shortened(name: str) -> str:
+    """Return at most NAME characters of a name: both ends, since long names such as addresses often begin alike."""
+    half = NAME // 2
+    return name if len(name) <= NAME else f"{name[:half]}…{name[1 - half :]}"

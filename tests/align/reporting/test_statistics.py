@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from main_align.data.pairs import Pair
 from main_align.errors import UserError
-from main_align.reporting.duplicates import NOT_WORDS, TextHashes, duplicate_groups, normalised
+from main_align.reporting.duplicates import WORDS, TextHashes, duplicate_groups, normalised
 from main_align.reporting.groups import LISTED, FieldGroups, length_grouping
 from main_align.reporting.statistics import histogram, quantiles, rank_correlation
 
@@ -42,13 +42,19 @@ def test_quantiles_are_those_of_the_column() -> None:
 def test_normalised_texts_are_words_with_one_space(text: str) -> None:
     result = normalised(text)
     assert result == result.strip().casefold()
-    assert NOT_WORDS.sub(" ", result).strip() == result
+    assert " ".join(result.translate(WORDS).split()) == result
     assert normalised(f" {text.upper()}!") == result
 
 
 def test_the_ascii_path_gives_the_same_words() -> None:
     every = "".join(map(chr, range(128))) + "  A_b"
     assert normalised(every) == normalised(every + "é").removesuffix("é")
+
+
+def test_words_keep_their_vowel_marks_and_emoji_have_none() -> None:
+    words = ["दिन", "दान", "दीन", "กิน", "กัน", "שָׁלוֹם", "שלום"]
+    assert len({normalised(word) for word in words}) == len(words)
+    assert normalised("cafe\u0301 \u2764\ufe0f") == normalised("Café \u2764") == "café"
 
 
 def test_duplicates_are_grouped_by_size_and_named_in_order() -> None:
@@ -75,6 +81,16 @@ def test_a_field_groups_rows_by_its_values() -> None:
     groups.add(None)
     grouping = groups.grouping()
     assert dict(zip(grouping.labels, grouping.sizes, strict=True)) == {"a": 2, "(none)": 2, "b": 1, "3": 1}
+
+
+def test_long_values_that_begin_alike_are_groups_of_their_own() -> None:
+    groups = FieldGroups("url")
+    for page in "aabc":
+        groups.add({"url": "https://example.org/" + 60 * "x" + page})
+    grouping = groups.grouping()
+    assert grouping.sizes == [2, 1, 1]
+    assert [label[-3:] for label in grouping.labels] == ["xxa", "xxb", "xxc"]
+    assert all(len(label) == 60 and label.startswith("https://") for label in grouping.labels)
 
 
 def test_many_values_are_listed_by_size_and_the_rest_is_one_group() -> None:
