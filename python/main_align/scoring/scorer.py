@@ -21,7 +21,7 @@ import torch
 from ..data.fields import NO_FIELDS, Fields
 from ..data.in_memory import count_pairs, is_dict_of_lists, iter_pairs
 from ..data.pairs import Pair, with_system
-from ..errors import UserError, check_counts
+from ..errors import UserError, check_counts, check_divisor
 from ..models.context_length import changes_rope, context_length
 from ..models.devices import pick_device, pick_dtype
 from ..models.encoding import EncodedPair, LogpColumn, PairEncoder
@@ -90,8 +90,7 @@ class Scorer:
         trust_remote_code: bool = False,
     ) -> None:
         check_counts(batch_tokens=batch_tokens, bank=bank, max_length=max_length)
-        if not temperature > 0:
-            raise UserError(f"temperature must be above 0, got {temperature}")
+        check_divisor(temperature=temperature)
         if isinstance(model, LoadedModel):
             if revision is not None:
                 raise UserError(f"revision {revision!r} has no effect on a loaded model: give it to models.load.load")

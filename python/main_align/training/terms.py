@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..errors import UserError
+from ..errors import UserError, check_divisor
 
 EMBEDDING_TERMS = ("semantic", "intentional", "structural")
 LIKELIHOOD_TERMS = ("forward", "reverse", "duality_gap")
@@ -74,7 +74,6 @@ class AlignmentTerms:
                 raise UserError(f"{name}_weight must be finite and not negative, got {self.weight(name)}")
         if not self.active((*EMBEDDING_TERMS, *LIKELIHOOD_TERMS)):
             raise UserError("all terms have weight 0, so there is nothing to train: set at least one above 0")
-        if not self.contrastive_temperature > 0:
-            raise UserError(f"contrastive_temperature must be above 0, got {self.contrastive_temperature}")
+        check_divisor(contrastive_temperature=self.contrastive_temperature)
         if self.mi_estimator not in ESTIMATORS:
             raise UserError(f"mi_estimator must be one of {', '.join(ESTIMATORS)}, got {self.mi_estimator!r}")

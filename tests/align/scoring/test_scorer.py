@@ -54,6 +54,12 @@ def folder(request, tmp_path_factory):
     return tiny_model_folder(tmp_path_factory.mktemp("scorer"), request.param)
 
 
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, 1e-300])
+def test_temperatures_without_an_inverse_are_refused(value):
+    with pytest.raises(UserError, match=f"temperature must be above 0 and within 1e-38 and 1e38, got {value}"):
+        Scorer("nothing", temperature=value)
+
+
 @pytest.mark.parametrize("name", ["batch_tokens", "bank", "max_length"])
 @pytest.mark.parametrize("value", [0, -5])
 def test_numbers_below_one_are_refused(name, value):

@@ -107,6 +107,8 @@ def test_a_single_pair_gives_zero_in_the_graph_and_warns_once(caplog):
         ({"semantic_weight": -1.0}, "semantic_weight must be finite and not negative"),
         ({"reverse_weight": float("inf")}, "reverse_weight must be finite and not negative"),
         ({"contrastive_temperature": 0.0}, "contrastive_temperature must be above 0"),
+        ({"contrastive_temperature": math.inf}, "contrastive_temperature must be above 0 and within .*, got inf"),
+        ({"contrastive_temperature": 1e-320}, "contrastive_temperature must be above 0 and within .*, got 1e-320"),
         ({"mi_estimator": "mine"}, "mi_estimator must be one of infonce, nwj, dv, js, smile"),
         (
             {f"{term}_weight": 0.0 for term in EMBEDDING_TERMS + LIKELIHOOD_TERMS},
