@@ -22,6 +22,7 @@ from ..errors import UserError
 from .fingerprint import same_model
 from .jobs.shard import Shard
 from .manifest import differences, is_folder_output, manifest_path, read_manifest, read_object
+from .score_file import score_parts
 
 REMEDY = "Run again with the old settings, give another -o, or start over with --restart."
 JOB = "job.json"
@@ -68,7 +69,7 @@ def is_complete(out: Path, settings: Mapping[str, Any]) -> bool:
         settings: settings of the job.
 
     Raises:
-        UserError: `out` has other settings or no manifest. Nothing is overwritten without --restart.
+        UserError: `out` has other settings, no manifest or not all parts. Nothing is overwritten without --restart.
     """
     if is_folder_output(out):
         if not manifest_path(out).is_file():
@@ -81,6 +82,8 @@ def is_complete(out: Path, settings: Mapping[str, Any]) -> bool:
             f"{out} exists and has no manifest, so its settings are not known. "
             "Give another -o, or overwrite it with --restart."
         )
+    if is_folder_output(out):
+        score_parts(out)  # an error if parts were lost
     changed = _changed(manifest["settings"], settings)
     if changed:
         raise UserError(f"{out} is complete, but under other settings: {_list(changed)} {REMEDY}")

@@ -18,7 +18,7 @@ from ..data.sources.arrow_files import BatchFile
 from ..data.write import write_rows
 from ..errors import UserError
 from .columns import COLUMNS, NUMERIC
-from .manifest import manifest_path
+from .manifest import manifest_path, read_manifest
 
 PREFIX = "main_"
 """before the name of a score column that the data set has a field of"""
@@ -57,13 +57,36 @@ def score_parts(folder: Path) -> list[Path]:
     """Return the parts of an output folder, in order.
 
     Raises:
-        UserError: the folder was not written by main-align score, or its job is not complete.
+        UserError: the folder was not written by main-align score, its job is not complete, or parts were lost or added.
     """
     if not (folder / "job.json").is_file():
         raise UserError(f"{folder} is a folder that main-align score did not write; give a score file or such a folder")
     if not manifest_path(folder).is_file():
         raise UserError(f"{folder} is not complete; run its main-align score again, with every shard")
-    return sorted((folder / "parts").glob("part-*.parquet"))
+    parts = sorted((folder / "parts").glob("part-*.parquet"))
+    rows, manifest = sum(map(_rows_in_part, parts)), read_manifest(folder)
+    assert manifest is not None
+    if rows != manifest["rows"] or parts != [folder / "parts" / part_name(index) for index in range(len(parts))]:
+        raise UserError(
+            f"{folder / 'parts'} holds {rows} rows in {len(parts)} files, and {manifest_path(folder)} names "
+            f"{manifest['rows']}: parts were lost or added; score again with --restart"
+        )
+    return parts
+
+
+def part_name(index: int) -> str:
+    """Return the name of the scores of unit `index` in the parts of an output folder."""
+    return f"part-{index:06}.parquet"
+
+
+def _rows_in_part(path: Path) -> int:
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        rows: int = parquet.read_metadata(path).num_rows
+    except ArrowInvalid as error:
+        raise UserError(f"{path} is damaged ({error}); score again with --restart") from None
+    return rows
 
 
 def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:

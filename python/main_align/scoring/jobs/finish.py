@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .folder import JobFolder
+from .folder import JobFolder, intact
 from .part import read_notes
 
 BATCH = 16384
@@ -44,9 +44,10 @@ def summarise(parts: list[Path]) -> Summary:
 
     summary, hashes = Summary(), [np.zeros(0, np.uint64)]
     for path in parts:
-        notes = read_notes(path)
+        with intact(path, "delete it and run again"):
+            notes = read_notes(path)
+            columns = parquet.read_table(path, columns=["id", "status", "reason"]).to_pydict()
         summary.unused.update(notes.unused)
-        columns = parquet.read_table(path, columns=["id", "status", "reason"]).to_pydict()
         summary.counts.update(columns["status"])
         for status, reason in zip(columns["status"], columns["reason"], strict=True):
             if reason:
@@ -79,7 +80,7 @@ def bank_size(folder: JobFolder) -> int:
 
     if not folder.bank.exists():
         return 0
-    with safe_open(folder.bank, "np") as file:
+    with intact(folder.bank), safe_open(folder.bank, "np") as file:
         size: int = file.get_slice("query").get_shape()[0]
         return size
 

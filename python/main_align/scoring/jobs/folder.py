@@ -1,4 +1,4 @@
-"""JobFolder: the files of a job, and which of its work is done.
+"""JobFolder, intact: the files of a job, and which of its work is done.
 
 A finished piece of work appears under its final name by a rename, so it is whole or absent. Two processes that make the
 same piece write the same bytes, so the second rename changes nothing.
@@ -12,7 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ...data.atomic import sync_folder
+from ...errors import UserError
+from ..score_file import part_name
 
 
 class JobFolder:
@@ -40,7 +44,7 @@ class JobFolder:
 
     def part(self, index: int) -> Path:
         """Return the path of the scores of unit `index`."""
-        return self.parts / f"part-{index:06}.parquet"
+        return self.parts / part_name(index)
 
     def part_journal(self, index: int) -> Path:
         """Return the path of the journal of unit `index`."""
@@ -67,3 +71,19 @@ class JobFolder:
     def delete_work(self) -> None:
         """Delete what only unfinished jobs need."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+@contextmanager
+def intact(path: Path, remedy: str = "start over with --restart") -> Iterator[None]:
+    """Name a file of a job that cannot be read, for example after a power cut.
+
+    Args:
+        path: the file.
+        remedy: advice that ends the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from error

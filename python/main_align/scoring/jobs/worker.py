@@ -26,7 +26,7 @@ from ..batching import MicroBatch, SortWindow
 from ..results import Likelihoods, MicroBatchResult, join_results
 from ..rows import score_rows
 from ..runner import Runner
-from .folder import JobFolder
+from .folder import JobFolder, intact
 from .part import PartNotes, write_part
 from .plan import JobPlan
 from .reader import PairReader
@@ -221,12 +221,17 @@ class JobWorker:
 
     @cached_property
     def _bank(self) -> Bank | None:
-        return Bank.load(self.folder.bank, self.runner.device) if self.folder.bank.exists() else None
+        if self.folder.bank.exists():
+            return Bank.load(self.folder.bank, self.runner.device)
+        if np.isfinite(self._candidates.values).any():
+            raise UserError(f"{self.folder.bank} was made and is gone; put it back, or start over with --restart")
+        return None  # no candidate could be scored
 
     @cached_property
     def _candidates(self) -> Stored:
-        ((header, arrays),) = read_records(self.folder.candidates)
-        return _stored(header, arrays)
+        with intact(self.folder.candidates):
+            ((header, arrays),) = read_records(self.folder.candidates)
+            return _stored(header, arrays)
 
     def _known(self, rows: range) -> Stored:
         """Return what is stored of the candidates in a unit, by their position in it."""

@@ -335,6 +335,47 @@ def test_an_incomplete_folder_is_refused_by_its_readers(tmp_path: Path, data: st
         merge_scores(tmp_path / "plain", tmp_path / "o.parquet")
 
 
+@pytest.mark.parametrize("change", ["lost", "added", "cut"])
+def test_parts_that_are_lost_or_added_are_noticed(tmp_path: Path, data: str, change: str) -> None:
+    scored(out := tmp_path / "scored", data)
+    part, *_, last = sorted((out / "parts").iterdir())
+    if change == "lost":
+        last.unlink()
+    elif change == "added":
+        part.with_name("part-000099.parquet").write_bytes(part.read_bytes())
+    else:
+        part.write_bytes(part.read_bytes()[:99])
+    message = "parts were lost or added; score again" if change != "cut" else r"part-000000\.parquet is damaged"
+    with pytest.raises(UserError, match=message):
+        merge_scores(out, tmp_path / "merged.jsonl")
+    with pytest.raises(UserError, match=message):
+        scored(out, data)
+    scored(out, data, restart=True)
+    assert merge_scores(out, tmp_path / "merged.jsonl")["rows"] == 110
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("parts/part-000000.parquet", "part-000000.parquet is damaged .*; delete it and run again"),
+        ("work/candidates.journal", "candidates.journal is damaged .*; start over with --restart"),
+        ("bank.safetensors", "bank.safetensors is damaged"),
+    ],
+)
+def test_damaged_work_is_named(tmp_path: Path, data: str, name: str, message: str) -> None:
+    scored(out := tmp_path / "scored", data, shard=Shard(0, 2))
+    (out / name).write_bytes((out / name).read_bytes()[:30])
+    with pytest.raises(UserError, match=message):
+        scored(out, data, shard=Shard(1, 2))
+
+
+def test_a_lost_bank_is_no_bank_of_no_pairs(tmp_path: Path, data: str) -> None:
+    scored(out := tmp_path / "scored", data, shard=Shard(0, 2))
+    (out / "bank.safetensors").unlink()
+    with pytest.raises(UserError, match=r"bank\.safetensors was made and is gone"):
+        scored(out, data, shard=Shard(1, 2))
+
+
 def test_the_disk_use_of_a_pair_does_not_depend_on_the_width(tmp_path: Path) -> None:
     """Journals and parts stay below 300 bytes a pair; embeddings of the bank's pairs are deleted with the bank made."""
     path = tmp_path / "in.jsonl"
