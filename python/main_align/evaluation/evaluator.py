@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from ..data.fields import NO_FIELDS, Fields
 from ..data.in_memory import iter_pairs
 from ..errors import UserError, check_counts
-from ..models.load import LoadedModel
+from ..models.load import LoadedModel, unwrap_peft
 from ..scoring.batching import BATCH_TOKENS
 from ..scoring.scorer import Scorer
 
@@ -68,9 +68,9 @@ class AlignmentEvaluator:
             number of scored pairs.
 
         Raises:
-            UserError: no pair can be scored; the message has the first reason.
+            UserError: no pair can be scored (the message has the first reason), or a PEFT method has virtual tokens.
         """
-        plain = _unwrap(model)
+        plain = unwrap_peft(extract_model_from_parallel(model))
         with _scoring_mode(plain):
             loaded = LoadedModel(plain, tokenizer, "a model in training", None, "")
             scorer = Scorer(loaded, batch_tokens=self.batch_tokens, max_length=self.max_length)
@@ -118,12 +118,6 @@ class AlignmentCallback(TrainerCallback):
             self.trainer.log(dict(self._last[1]))
         if metrics is not None:
             metrics.update(self._last[1])
-
-
-def _unwrap(model: torch.nn.Module) -> PreTrainedModel:
-    inner: Any = extract_model_from_parallel(model)
-    plain: PreTrainedModel = inner.get_base_model() if hasattr(inner, "peft_config") else inner
-    return plain
 
 
 @contextmanager

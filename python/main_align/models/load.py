@@ -1,4 +1,4 @@
-"""load, load_weights: a causal language model and its tokenizer from a hub id, a folder, an adapter or `smollm2`.
+"""load, load_weights, unwrap_peft: a causal language model and its tokenizer, from files or from a PeftModel.
 
 A checkpoint without all of its weights is refused, because transformers would fill the gaps with random numbers.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
@@ -119,6 +120,38 @@ def _check_complete(name: str, config: PretrainedConfig, report: Mapping[str, An
         )
     if "Classification" in kinds:  # with tied embeddings no weight is missing
         raise UserError(f"{name!r} ({kinds}) was trained to classify: give the causal language model it was made from")
+
+
+def unwrap_peft(model: nn.Module) -> PreTrainedModel:
+    """Return the causal language model inside a PeftModel, or the model itself.
+
+    Args:
+        model: a PreTrainedModel, or a PeftModel around one.
+
+    Raises:
+        UserError: another type, or an adapter that `check_peft` refuses.
+    """
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        for config in inner.peft_config.values():
+            check_peft(config)
+        inner = inner.get_base_model()
+    if not isinstance(inner, PreTrainedModel):
+        raise UserError(f"model must be a PreTrainedModel, a PeftModel or a name, got {type(model).__name__}")
+    return inner
+
+
+def check_peft(config: Any) -> None:
+    """Raise UserError for virtual tokens, which would move every position of a packed row.
+
+    Args:
+        config: configuration of an adapter.
+    """
+    if getattr(config, "is_prompt_learning", False):
+        raise UserError(
+            f"{type(config).__name__} is not supported: it puts virtual tokens before every sequence, and pairs are "
+            "read as packed sequences. Use an adapter on the weights, such as LoraConfig"
+        )
 
 
 def check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

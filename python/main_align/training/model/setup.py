@@ -1,4 +1,4 @@
-"""set_up, unwrap_peft: load model and tokenizer, and check them against the settings before training."""
+"""set_up: load model and tokenizer, and check them against the settings before training."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ...errors import UserError, check_counts
 from ...models.checkpoint import find_checkpoint
 from ...models.context_length import context_length
 from ...models.forward import Forward
-from ...models.load import check_model, load_weights
+from ...models.load import check_model, load_weights, unwrap_peft
 from ..config import AlignmentArguments
 from .hooks import lm_head_weight
 
@@ -65,15 +65,6 @@ def set_up(
         raise UserError("the model's config has no max_position_embeddings: set max_length")
     longest = min(n for n in (limit, requested) if n)
     return Setup(model, tokenizer, longest)
-
-
-def unwrap_peft(model: nn.Module) -> PreTrainedModel:
-    """Return the causal language model inside a PeftModel, or the model itself."""
-    inner: Any = model
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    if not isinstance(inner, PreTrainedModel):
-        raise UserError(f"model must be a PreTrainedModel, a PeftModel or a name, got {type(model).__name__}")
-    return inner
 
 
 def _load(name: str, tokenizer: Any, args: Any, quantization_config: Any) -> tuple[nn.Module, Any]:

@@ -15,6 +15,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ...errors import UserError
 from ...models.devices import warn_if_slow
+from ...models.load import unwrap_peft
 from ...models.projection_heads import AlignmentHead
 from ..config import AlignmentArguments, MutualAlignmentConfig
 from ..dataset.preparation import Preparation, packs_evaluation
@@ -25,7 +26,7 @@ from ..metrics.monitor import Monitor, check_finite
 from ..micro_batch import micro_batch_outputs
 from ..model import projection
 from ..model.hooks import AlignmentOutput, HookedForward
-from ..model.setup import set_up, unwrap_peft
+from ..model.setup import set_up
 from ..objective import step_loss
 from ..step import Step
 from ..synthetic_weight import SyntheticWeight

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...errors import UserError
+from ...models.load import check_peft
 from ..distributed import world_size
 
 
@@ -80,10 +81,11 @@ _ARGUMENTS = {
 
 
 def check_arguments(options: Mapping[str, Any]) -> None:
-    """Raise UserError for an argument of the trainer that has no effect here."""
+    """Raise UserError for an argument of the trainer that has no effect here or cannot work."""
     for name, why in _ARGUMENTS.items():
         if options.get(name) is not None:
             raise UserError(f"{name} is not supported with mutual alignment: {why}")
+    check_peft(options.get("peft_config"))
 
 
 def check_settings(args: Any, *, sft: bool) -> None:

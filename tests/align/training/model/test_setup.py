@@ -10,8 +10,9 @@ pytest.importorskip("peft")
 
 import torch
 from main_align.errors import UserError
+from main_align.evaluation import AlignmentEvaluator
 from main_align.training import AlignmentMixin, MutualAlignmentTrainer
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
 
 from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model, tiny_model_folder
@@ -133,3 +134,16 @@ def test_the_model_generates_between_steps_and_afterwards(tmp_path):
     ids = torch.randint(3, 200, (1, 5), device=DEVICE)
     text = trainer.model.eval().generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert text.shape == (1, 9)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_virtual_tokens_are_refused(tmp_path, kind):
+    """They would move every position of a packed row, or be left out of it."""
+    virtual = kind(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(UserError, match=f"{kind.__name__} is not supported: it puts virtual tokens"):
+        trainer_with(tmp_path, projection_dim=0, peft_config=virtual)
+    adapted = get_peft_model(tiny_model(), virtual)
+    with pytest.raises(UserError, match=f"{kind.__name__} is not supported: it puts virtual tokens"):
+        trainer_with(tmp_path, adapted, projection_dim=0)
+    with pytest.raises(UserError, match=f"{kind.__name__} is not supported: it puts virtual tokens"):
+        AlignmentEvaluator(ROWS)(adapted, byte_tokenizer())
