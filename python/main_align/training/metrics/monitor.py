@@ -37,6 +37,15 @@ class Monitor:
         self._tokens: Tensor | int = 0  # that passed through the model, both directions
         self._last = (0, time.monotonic())  # tokens and time of the last log line
 
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens that passed through the model since the start of the run."""
+        return int(self._tokens)
+
+    def resume(self, num_tokens: int) -> None:
+        """Continue the count of a checkpoint, and start the clock of the token rate."""
+        self._tokens, self._last = num_tokens, (num_tokens, time.monotonic())
+
     def measure_loss(self, step: Step, contributions: dict[str, Tensor], output: AlignmentOutput) -> None:
         """Add a micro-batch's contributions to the loss as loss_<term>; those of a log line sum to its `loss`."""
         per_step = float(step.position == 0)  # a sum over the micro-batches of a step, a mean over steps
@@ -100,7 +109,7 @@ class Monitor:
         metrics = self._meter.read()
         if not metrics:
             return {}
-        (before, when), self._last = self._last, (int(self._tokens), time.monotonic())
+        (before, when), self._last = self._last, (self.num_tokens, time.monotonic())
         tokens, seconds = self._last[0] - before, self._last[1] - when
         return metrics | {"num_tokens": self._last[0], "tokens_per_second": tokens / max(seconds, 1e-9)}
 

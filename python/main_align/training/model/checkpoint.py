@@ -1,4 +1,4 @@
-"""write, is_in, read: the file of a checkpoint with the projection heads and the running means of both losses.
+"""write, is_in, read: the file of a checkpoint with the projection heads, the running means and the token count.
 
 The model's own files are unchanged, so any library loads them.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,11 +17,15 @@ from ...models.projection_heads import FILE, PREFIX, AlignmentHead
 from ..synthetic_weight import SyntheticWeight
 
 _MEANS = "synthetic_weight.means"
+_TOKENS = "num_tokens"
 
 
-def write(folder: str | os.PathLike[str], head: dict[str, Tensor], synthetic_weight: SyntheticWeight) -> None:
-    """Write the weights of the projection heads (empty without heads) and the running means."""
+def write(
+    folder: str | os.PathLike[str], head: dict[str, Tensor], synthetic_weight: SyntheticWeight, num_tokens: int
+) -> None:
+    """Write the weights of the projection heads (empty without heads), the running means and the token count."""
     tensors = {PREFIX + name: weight for name, weight in head.items()}
+    tensors[_TOKENS] = torch.tensor(num_tokens, dtype=torch.int64, device="cpu")
     if synthetic_weight.means is not None:
         tensors[_MEANS] = synthetic_weight.means
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, Path(folder) / FILE)
@@ -31,16 +36,21 @@ def is_in(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / FILE).is_file()
 
 
-def read(folder: str | os.PathLike[str], head: AlignmentHead | None, synthetic_weight: SyntheticWeight) -> None:
-    """Restore both. UserError if the file is missing or its shapes differ from the heads'."""
+def read(folder: str | os.PathLike[str], head: AlignmentHead | None, synthetic_weight: SyntheticWeight) -> int:
+    """Restore heads and running means, and return the token count.
+
+    Raises:
+        UserError: the file is missing, or its shapes differ from the heads'.
+    """
     path = Path(folder) / FILE
     if not is_in(folder):
         raise UserError(f"{path} is missing: this checkpoint was not written by a trainer with mutual alignment")
     tensors = load_file(path)
+    num_tokens = int(tensors.pop(_TOKENS, 0))
     synthetic_weight.means = tensors.pop(_MEANS, None)
     weights = {name.removeprefix(PREFIX): weight for name, weight in tensors.items()}
     if head is None:
-        return
+        return num_tokens
     saved, expected = ({name: list(w.shape) for name, w in side.items()} for side in (weights, head.state_dict()))
     if saved != expected:
         raise UserError(
@@ -48,3 +58,4 @@ def read(folder: str | os.PathLike[str], head: AlignmentHead | None, synthetic_w
             "projection_dim to the value of the saved run"
         )
     head.load_state_dict(weights)
+    return num_tokens

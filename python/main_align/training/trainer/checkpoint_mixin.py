@@ -1,4 +1,4 @@
-"""CheckpointMixin: save and restore the projection heads and the running means, and extend the model card."""
+"""CheckpointMixin: save and restore projection heads, running means and token count; extend the model card."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ class CheckpointMixin(MixinBase):
             weights = self._head.state_dict() if state_dict is None else projection.pop_head(state_dict)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            checkpoint.write(output_dir or self.args.output_dir or ".", weights, self._synthetic_weight)
+            checkpoint.write(
+                output_dir or self.args.output_dir or ".", weights, self._synthetic_weight, self._monitor.num_tokens
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._read_checkpoint(resume_from_checkpoint)
+        self._monitor.resume(self._read_checkpoint(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -40,8 +42,10 @@ class CheckpointMixin(MixinBase):
         if (best := self.state.best_model_checkpoint) and checkpoint.is_in(best):
             self._read_checkpoint(best)
 
-    def _read_checkpoint(self, folder: str) -> None:
+    def _read_checkpoint(self, folder: str) -> int:
+        """Restore heads and running means, and return the number of tokens."""
         if not self.is_fsdp_enabled:
-            checkpoint.read(folder, self._head, self._synthetic_weight)
-        elif checkpoint.is_in(folder):  # FSDP restores the heads with its sharded state
-            checkpoint.read(folder, None, self._synthetic_weight)
+            return checkpoint.read(folder, self._head, self._synthetic_weight)
+        if checkpoint.is_in(folder):  # FSDP restores the heads with its sharded state
+            return checkpoint.read(folder, None, self._synthetic_weight)
+        return 0

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from tests.align.tiny_models import DEVICE, tiny_model
-from tests.align.training.trainers import LORA, ROWS, trainer_with
+from tests.align.training.trainers import LORA, ROWS, trainer_with, untimed
 
 
 def test_the_saved_model_is_ordinary_and_has_the_heads_in_another_file(tmp_path):
@@ -41,11 +41,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, lora):
         settings = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "max_steps": steps}
         trainer = trainer_with(folder, peft_config=LoraConfig(**LORA) if lora else None, **settings)
         trainer.train(resume_from_checkpoint=resume)
-        return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        log = [untimed(entry) for entry in trainer.state.log_history if "loss" in entry]
+        return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}, log
 
-    wanted = run(tmp_path / "whole", 4)
+    wanted, log = run(tmp_path / "whole", 4)
     run(tmp_path / "halves", 2)
-    resumed = run(tmp_path / "halves", 4, str(tmp_path / "halves" / "checkpoint-2"))
+    resumed, resumed_log = run(tmp_path / "halves", 4, str(tmp_path / "halves" / "checkpoint-2"))
+    assert resumed_log == [pytest.approx(entry, rel=1e-6) for entry in log]  # `num_tokens` too
     assert any("alignment_head" in name for name in wanted)
     for name, parameter in wanted.items():
         torch.testing.assert_close(resumed[name], parameter, rtol=0, atol=1e-7, msg=name)
