@@ -8,20 +8,23 @@ from tests.align.training import reference_step
 
 pytest.importorskip("datasets")
 pytest.importorskip("trl")
+pytest.importorskip("peft")
 
 import torch
 from datasets import Dataset
 from main_align.errors import UserError
 from main_align.training import AlignmentArguments, AlignmentMixin
+from main_align.training.model import hooks
 from main_align.training.model.hooks import HookedForward
 from main_align.training.model.projection import AlignmentHead
 from main_align.training.terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS
+from peft import LoraConfig
 from transformers import LlamaConfig, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutput
 
 from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model
 from tests.align.training.step_gradients import PAIRS, trainer_of
-from tests.align.training.trainers import gradients_of, one_step
+from tests.align.training.trainers import LORA, ROWS, gradients_of, one_step, trainer_with
 
 TEXTS = [(pair["prompt"], pair["completion"], pair.get("synthetic") or False) for pair in PAIRS]
 GROUPS = torch.tensor([0, 1, 2, 2, 4, 5, 6, 7], device=DEVICE)
@@ -282,3 +285,22 @@ def test_the_plain_trainer_with_the_mixin_lowers_its_loss(tmp_path, bf16, checkp
     result = trainer.evaluate()
     assert result["eval_nll_y_given_x"] < history[0]["nll_y_given_x"]
     assert {"eval_loss", "eval_accuracy_x_to_y"} <= result.keys()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_head_runs_in_the_dtype_of_autocast(tmp_path, monkeypatch, wrapped):
+    """accelerate's autocast surrounds the outermost forward, which ends before the hooks of a model without wrapper."""
+    seen = []
+    original = hooks.linear_cross_entropy
+
+    def watched(hidden, weight, *args, **options):  # type: ignore[no-untyped-def]
+        seen.append((torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else None, weight.dtype))
+        return original(hidden, weight, *args, **options)
+
+    monkeypatch.setattr(hooks, "linear_cross_entropy", watched)
+    for bf16 in (True, False):
+        peft_config = LoraConfig(**LORA) if wrapped else None
+        trainer = trainer_with(tmp_path, peft_config=peft_config, bf16=bf16, max_steps=1)
+        trainer.train()
+        trainer.evaluate(ROWS)
+    assert seen == [(torch.bfloat16, torch.float32)] * 2 + [(None, torch.float32)] * 2

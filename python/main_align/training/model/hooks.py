@@ -1,13 +1,13 @@
 """HookedForward and AlignmentOutput: embeddings and likelihoods from inside a model's own forward, without logits.
 
 Two forward hooks: one on the backbone saves its last hidden states, one on the language model replaces its output by
-AlignmentOutput. Inside the forward, a wrapper (DDP, FSDP, PEFT, accelerate's autocast) has gathered the weights.
+AlignmentOutput. Inside the forward, a wrapper (DDP, FSDP, PEFT) has gathered the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class _Request:
     weights: Tensor | None  # [N, 4] factor of each token's -log p in lm_loss; None: embeddings only
     differentiable_logp: bool
     states: Tensor | None = None  # [1, T, D]
+    autocast_dtype: torch.dtype | None = None  # of the backbone; None: no autocast
 
 
 class HookedForward:
@@ -100,7 +101,9 @@ class HookedForward:
     @torch.compiler.disable
     def _save_states(self, backbone: nn.Module, args: Any, output: Any) -> None:
         if self._request is not None:
-            self._request.states = output.last_hidden_state
+            self._request.states = states = output.last_hidden_state
+            if torch.is_autocast_enabled(states.device.type):
+                self._request.autocast_dtype = torch.get_autocast_dtype(states.device.type)
 
     @torch.compiler.disable  # so that each term's gradient of the states can be measured before the step's backward
     def _replace_output(self, model: PreTrainedModel, args: Any, output: Any) -> AlignmentOutput | None:
@@ -108,8 +111,14 @@ class HookedForward:
         if request is None:
             return None
         assert request.states is not None
-        hidden, pairs = request.states[0], request.pairs
-        result = AlignmentOutput()
+        # accelerate's autocast is inside model.forward, which this hook follows
+        dtype, kind = request.autocast_dtype, request.states.device.type
+        with nullcontext() if dtype is None else torch.autocast(kind, dtype):
+            return self._read(model, request.states[0], request)
+
+    def _read(self, model: PreTrainedModel, hidden: Tensor, request: _Request) -> AlignmentOutput:
+        """Return embeddings and likelihoods of the states [T, D]."""
+        result, pairs = AlignmentOutput(), request.pairs
         if len(pairs["pool"]):
             pooled = segment_pool(hidden, pairs["pool"], normalize=False)[0::2]  # odd segments are the markers between
             x, y = pooled[0::2], pooled[1::2]
