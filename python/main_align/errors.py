@@ -1,6 +1,9 @@
-"""UserError: the exception for mistakes that a user can fix. check_counts and check_divisor raise it for numbers."""
+"""UserError: the exception for mistakes that a user can fix, and the checks of arguments that raise it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -22,3 +25,20 @@ def check_divisor(**values: float) -> None:
     for name, value in values.items():
         if not 1e-38 <= value <= 1e38:
             raise UserError(f"{name} must be above 0 and within 1e-38 and 1e38, got {value}")
+
+
+def check_best_metric(args: Any, lower_is_better: Iterable[str]) -> None:
+    """Raise UserError if a trainer would keep the model whose metric is worst.
+
+    transformers sets `greater_is_better` to True for every metric whose name does not end in "loss".
+
+    Args:
+        args: transformers.TrainingArguments.
+        lower_is_better: endings of the names of metrics whose best value is the lowest.
+    """
+    metric = args.metric_for_best_model or ""
+    if args.greater_is_better and metric.endswith(tuple(lower_is_better)):
+        raise UserError(
+            f"metric_for_best_model={metric!r} with greater_is_better=True would keep the worst model: lower values "
+            "are better. Set greater_is_better=False"
+        )

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from ..data.fields import NO_FIELDS, Fields
 from ..data.in_memory import iter_pairs
-from ..errors import UserError, check_counts
+from ..errors import UserError, check_best_metric, check_counts
 from ..models.load import LoadedModel, unwrap_peft
 from ..scoring.batching import BATCH_TOKENS
+from ..scoring.columns import lower_is_better
 from ..scoring.scorer import Scorer
 
 MEANS = ("mutual", "mutual_novel", "nll_y_given_x", "nll_x_given_y")
@@ -88,15 +89,20 @@ class AlignmentCallback(TrainerCallback):
     """Run an AlignmentEvaluator at every evaluation of a trainer.
 
     The metrics are logged as `eval_heldout_mutual` and so on, and join the evaluation's own, so
-    `metric_for_best_model="eval_heldout_mutual"` works. Every process scores all pairs.
+    `metric_for_best_model="eval_heldout_mutual"` works; `nll_y_given_x` and `nll_x_given_y` also need
+    `greater_is_better=False`. Every process scores all pairs.
 
     Args:
         trainer: a `transformers.Trainer` or a subclass. Add the callback to it.
         evaluator: scores the held-out pairs.
         name: what comes after `eval_` in the names of the metrics. Default "heldout".
+
+    Raises:
+        UserError: the trainer would keep the model whose score is worst.
     """
 
     def __init__(self, trainer: Any, evaluator: AlignmentEvaluator, name: str = "heldout") -> None:
+        check_best_metric(trainer.args, [f"{name}_{mean}" for mean in MEANS if lower_is_better(mean)])
         self.trainer, self.evaluator, self.name = trainer, evaluator, name
         self._last: tuple[int, dict[str, float]] | None = None
 

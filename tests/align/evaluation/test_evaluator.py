@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -109,3 +110,13 @@ def test_a_trainer_logs_the_metrics_and_keeps_the_best_model(tmp_path):
     assert values[0] != values[1]
     assert trainer.state.best_metric == max(values)
     assert AlignmentEvaluator(PAIRS)(trainer.model, TOKENIZER)["mutual"] == pytest.approx(max(values), abs=1e-6)
+
+
+def test_a_metric_whose_worst_model_would_be_kept_is_refused(tmp_path):
+    """transformers takes every metric whose name does not end in "loss" for one that should be high."""
+    settings = {"save_strategy": "no", "report_to": [], "metric_for_best_model": "heldout_nll_y_given_x"}
+    for greater, refused in ((True, True), (False, False)):
+        arguments = TrainingArguments(output_dir=str(tmp_path), greater_is_better=greater, **settings)
+        trainer = Trainer(model(), arguments)
+        with pytest.raises(UserError, match="greater_is_better=False") if refused else nullcontext():
+            AlignmentCallback(trainer, AlignmentEvaluator(PAIRS))

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ...errors import UserError
+from ...errors import UserError, check_best_metric
 from ...models.load import check_peft
 from ..distributed import world_size
+from ..terms import EMBEDDING_TERMS
 
 
 class Refusal(NamedTuple):
@@ -79,6 +80,9 @@ _ARGUMENTS = {
     "formatting_func": "it would join the two sides of a pair; pass prompt and completion instead",
 }
 
+_LOWER_IS_BETTER = (*EMBEDDING_TERMS, "duality_gap", "nll_y_given_x", "nll_x_given_y")
+"""metrics of an evaluation, and of AlignmentCallback"""
+
 
 def check_arguments(options: Mapping[str, Any]) -> None:
     """Raise UserError for an argument of the trainer that has no effect here or cannot work."""
@@ -105,6 +109,7 @@ def check_settings(args: Any, *, sft: bool) -> None:
             raise UserError(f"{name}={value!r} is read by SFTTrainer, and this trainer is not one: {why}")
     if getattr(args, "activation_offloading", False) and not torch.accelerator.is_available():
         raise UserError("activation_offloading=True needs an accelerator, and there is none: leave it out")
+    check_best_metric(args, _LOWER_IS_BETTER)
     packs = getattr(args, "packing", False) or getattr(args, "eval_packing", False)
     if packs and args.packing_strategy != "bfd":
         raise UserError(f"packing_strategy={args.packing_strategy!r} cuts samples, which breaks pairs: use 'bfd'")

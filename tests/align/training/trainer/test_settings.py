@@ -98,6 +98,10 @@ REFUSED = {
         },
         "all trained terms have weight 0",
     ),
+    "worst_model": (
+        {"metric_for_best_model": "eval_nll_y_given_x", "greater_is_better": True},
+        "would keep the worst model: lower values are better. Set greater_is_better=False",
+    ),
     "no_length": ({"max_length": 0}, "max_length must be at least 1, got 0"),
     "negative_length": ({"max_length": -5}, "max_length must be at least 1, got -5"),
     "overlong_pairs": ({"max_length": 16}, "8 rows of the train data set"),
