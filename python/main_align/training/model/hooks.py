@@ -82,12 +82,16 @@ class HookedForward:
             (output, states): the output, and the backbone's last hidden states [1, T, D], in the graph.
 
         Raises:
-            UserError: if the weight of the language-model head cannot be used as a matrix.
+            UserError: the language-model head's weight cannot be used as a matrix, or a wrapper skips the hooks.
         """
         with self._requested(_Request(batch["pairs"], weights, differentiable_logp)) as request, packed_forward():
             inputs = {name: value for name, value in batch.items() if name != "pairs"}
             output = wrapped(**inputs, logits_to_keep=1)
-        assert request.states is not None
+        if request.states is None or not isinstance(output, AlignmentOutput):
+            raise UserError(
+                f"{type(wrapped).__name__} runs the model without its forward hooks, from which the loss is read, as "
+                "AdaLoraConfig and AdaptionPromptConfig do: use another adapter, such as LoraConfig"
+            )
         return output, request.states
 
     @contextmanager

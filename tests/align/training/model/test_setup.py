@@ -12,7 +12,7 @@ import torch
 from main_align.errors import UserError
 from main_align.evaluation import AlignmentEvaluator
 from main_align.training import AlignmentMixin, MutualAlignmentTrainer
-from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
 
 from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model, tiny_model_folder
@@ -147,3 +147,9 @@ def test_virtual_tokens_are_refused(tmp_path, kind):
         trainer_with(tmp_path, adapted, projection_dim=0)
     with pytest.raises(UserError, match=f"{kind.__name__} is not supported: it puts virtual tokens"):
         AlignmentEvaluator(ROWS)(adapted, byte_tokenizer())
+
+
+def test_an_adapter_that_skips_the_hooks_is_refused(tmp_path):
+    trainer = trainer_with(tmp_path, peft_config=AdaLoraConfig(task_type="CAUSAL_LM", total_step=2))
+    with pytest.raises(UserError, match=r"runs the model without its forward hooks.*such as LoraConfig"):
+        trainer.train()
