@@ -31,7 +31,9 @@ MUTATIONS = [
     Mutation(MIXIN, "set_rng_state(step.gradient_cache.rng_states[step.position], self.args.device)", "pass"),
     Mutation(MIXIN, "projection.attach(self._base, self._head)", "pass"),
     Mutation(MIXIN, "step.position += 1", "step.position += 0"),
-    Mutation(CHECKPOINTS, "checkpoint.read(folder, self._head, self._synthetic_weight)", "0"),
+    Mutation(
+        CHECKPOINTS, "checkpoint.read(folder, self._head, self._synthetic_weight, restores_heads=restores_heads)", "0"
+    ),
     Mutation(
         MIXIN,
         "weights = token_loss_weights if training else torch.ones_like(token_loss_weights)",

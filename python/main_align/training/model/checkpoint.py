@@ -36,11 +36,23 @@ def is_in(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / FILE).is_file()
 
 
-def read(folder: str | os.PathLike[str], head: AlignmentHead | None, synthetic_weight: SyntheticWeight) -> int:
+def read(
+    folder: str | os.PathLike[str],
+    head: AlignmentHead | None,
+    synthetic_weight: SyntheticWeight,
+    *,
+    restores_heads: bool = True,
+) -> int:
     """Restore heads and running means, and return the token count.
 
+    Args:
+        folder: the checkpoint.
+        head: projection heads of this run; None without.
+        synthetic_weight: its running means are set.
+        restores_heads: False leaves the heads as they are.
+
     Raises:
-        UserError: the file is missing, or its shapes differ from the heads'.
+        UserError: the file is missing, or its heads differ in shape from those of this run.
     """
     path = Path(folder) / FILE
     if not is_in(folder):
@@ -48,14 +60,16 @@ def read(folder: str | os.PathLike[str], head: AlignmentHead | None, synthetic_w
     tensors = load_file(path)
     num_tokens = int(tensors.pop(_TOKENS, 0))
     synthetic_weight.means = tensors.pop(_MEANS, None)
-    weights = {name.removeprefix(PREFIX): weight for name, weight in tensors.items()}
-    if head is None:
+    if not restores_heads:
         return num_tokens
-    saved, expected = ({name: list(w.shape) for name, w in side.items()} for side in (weights, head.state_dict()))
+    weights = {name.removeprefix(PREFIX): weight for name, weight in tensors.items()}
+    sides = (weights, {} if head is None else head.state_dict())
+    saved, expected = ({name: list(weight.shape) for name, weight in side.items()} for side in sides)
     if saved != expected:
         raise UserError(
-            f"{path} holds projection heads of other shapes ({saved or 'none'}) than this run's ({expected}): set "
-            "projection_dim to the value of the saved run"
+            f"{path} holds projection heads of other shapes ({saved or 'none'}) than this run's ({expected or 'none'})"
+            ": set projection_dim and the weights of the embedding terms to the values of the saved run"
         )
-    head.load_state_dict(weights)
+    if head is not None:
+        head.load_state_dict(weights)
     return num_tokens

@@ -44,8 +44,7 @@ class CheckpointMixin(MixinBase):
 
     def _read_checkpoint(self, folder: str) -> int:
         """Restore heads and running means, and return the number of tokens."""
-        if not self.is_fsdp_enabled:
-            return checkpoint.read(folder, self._head, self._synthetic_weight)
-        if checkpoint.is_in(folder):  # FSDP restores the heads with its sharded state
-            return checkpoint.read(folder, None, self._synthetic_weight)
-        return 0
+        if self.is_fsdp_enabled and not checkpoint.is_in(folder):
+            return 0
+        restores_heads = not self.is_fsdp_enabled  # FSDP restores them with its sharded state
+        return checkpoint.read(folder, self._head, self._synthetic_weight, restores_heads=restores_heads)

@@ -74,6 +74,8 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
     trainer.train()
     with pytest.raises(UserError, match=r"holds projection heads of other shapes.*projection_dim"):
         trainer_with(tmp_path, projection_dim=4).train(resume_from_checkpoint=True)
+    with pytest.raises(UserError, match=r"than this run's \(none\).*projection_dim"):
+        trainer_with(tmp_path, projection_dim=0).train(resume_from_checkpoint=True)
     (tmp_path / "checkpoint-1" / FILE).unlink()
     with pytest.raises(UserError, match="is missing: this checkpoint was not written by"):
         trainer_with(tmp_path).train(resume_from_checkpoint=True)
