@@ -304,3 +304,33 @@ def test_the_head_runs_in_the_dtype_of_autocast(tmp_path, monkeypatch, wrapped):
         trainer.train()
         trainer.evaluate(ROWS)
     assert seen == [(torch.bfloat16, torch.float32)] * 2 + [(None, torch.float32)] * 2
+
+
+@pytest.mark.parametrize("batch", [2, 8])
+def test_neftunes_noise_does_not_depend_on_the_batch(tmp_path, batch):
+    """Each sequence of L tokens has that of an unpacked one, alpha / sqrt(L D)."""
+    trainer = trainer_with(tmp_path, per_device_train_batch_size=batch, neftune_noise_alpha=5.0, max_steps=1)
+    seen = []
+    forward = trainer._hooked.forward
+
+    def watched(model, inputs, **options):  # type: ignore[no-untyped-def]
+        lengths = inputs["cu_seq_lens_q"].diff().tolist()
+
+        def record(embeddings, args, output):  # type: ignore[no-untyped-def]
+            noise = output - torch.nn.functional.embedding(args[0], embeddings.weight)
+            bounds = [5.0 / (length * output.shape[-1]) ** 0.5 for length in lengths]
+            parts = noise[0].split(lengths)
+            seen.extend(float(part.abs().max()) / bound for part, bound in zip(parts, bounds, strict=True))
+
+        handle = trainer._base.get_input_embeddings().register_forward_hook(record)
+        result = forward(model, inputs, **options)
+        handle.remove()
+        return result
+
+    trainer._hooked.forward = watched
+    trainer.train()
+    assert len(seen) == 2 * batch
+    assert all(0.9 < ratio <= 1 + 1e-5 for ratio in seen)
+    seen.clear()
+    trainer.evaluate(ROWS)
+    assert set(seen) == {0.0}

@@ -1,7 +1,8 @@
 """HookedForward and AlignmentOutput: embeddings and likelihoods from inside a model's own forward, without logits.
 
 Two forward hooks: one on the backbone saves its last hidden states, one on the language model replaces its output by
-AlignmentOutput. Inside the forward, a wrapper (DDP, FSDP, PEFT) has gathered the weights.
+AlignmentOutput. Inside the forward, a wrapper (DDP, FSDP, PEFT) has gathered the weights. A third hook, on the token
+embeddings, adds NEFTune's noise.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class _Request:
     pairs: dict[str, Tensor]
     weights: Tensor | None  # [N, 4] factor of each token's -log p in lm_loss; None: embeddings only
     differentiable_logp: bool
+    bounds: Tensor  # int32 [S + 1], the first row of each sequence, and the end
     states: Tensor | None = None  # [1, T, D]
     autocast_dtype: torch.dtype | None = None  # of the backbone; None: no autocast
 
@@ -58,14 +60,18 @@ class HookedForward:
     Args:
         model: the causal language model itself, without wrappers.
         head: projection heads for the pooled states. None: the states themselves are the embeddings.
+        noise_alpha: strength of NEFTune's noise on the token embeddings in training. Default: no noise.
     """
 
-    def __init__(self, model: PreTrainedModel, head: AlignmentHead | None) -> None:
-        self.head = head
+    def __init__(self, model: PreTrainedModel, head: AlignmentHead | None, *, noise_alpha: float | None = None) -> None:
+        self.head, self.noise_alpha = head, noise_alpha
         self.options = logit_options(model.config)
         self._request: _Request | None = None
         model.base_model.register_forward_hook(self._save_states)
         model.register_forward_hook(self._replace_output)
+        if noise_alpha is not None:
+            embeddings: Any = model.get_input_embeddings()
+            embeddings.register_forward_hook(self._add_noise)
 
     def forward(
         self, wrapped: nn.Module, batch: dict[str, Any], *, weights: Tensor | None, differentiable_logp: bool = False
@@ -84,7 +90,8 @@ class HookedForward:
         Raises:
             UserError: the language-model head's weight cannot be used as a matrix, or a wrapper skips the hooks.
         """
-        with self._requested(_Request(batch["pairs"], weights, differentiable_logp)) as request, packed_forward():
+        request = _Request(batch["pairs"], weights, differentiable_logp, batch["cu_seq_lens_q"])
+        with self._requested(request), packed_forward():
             inputs = {name: value for name, value in batch.items() if name != "pairs"}
             output = wrapped(**inputs, logits_to_keep=1)
         if request.states is None or not isinstance(output, AlignmentOutput):
@@ -101,6 +108,16 @@ class HookedForward:
             yield request
         finally:
             self._request = None
+
+    @torch.compiler.disable
+    def _add_noise(self, embeddings: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """Add uniform noise of size alpha / sqrt(L D) to each sequence of L tokens, as NEFTune does without packing."""
+        if self._request is None or not embeddings.training:
+            return None
+        assert self.noise_alpha is not None
+        lengths = self._request.bounds.diff()
+        sizes = (self.noise_alpha / (lengths * output.shape[-1]).sqrt()).repeat_interleave(lengths)  # [T]
+        return output + sizes[None, :, None].to(output.dtype) * torch.empty_like(output).uniform_(-1, 1)
 
     @torch.compiler.disable
     def _save_states(self, backbone: nn.Module, args: Any, output: Any) -> None:

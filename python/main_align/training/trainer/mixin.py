@@ -126,7 +126,9 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
             self._head = AlignmentHead(width, self.alignment.projection_dim)
             projection.attach(self._base, self._head)
         check_optimizer(self.optimizer, self.model if options.get("peft_config") else self._head)
-        self._hooked: HookedForward = HookedForward(self._base, self._head)
+        # transformers divides the noise by the length of the packed row, which grows with the batch
+        noise_alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
+        self._hooked: HookedForward = HookedForward(self._base, self._head, noise_alpha=noise_alpha)
 
     @property
     def synthetic_weight(self) -> float:
