@@ -1,4 +1,4 @@
-"""attach, pop_head: projection heads as a submodule of the trained model, outside of what the model saves.
+"""attach, detach, pop_head: projection heads as a submodule of the trained model, outside of what the model saves.
 
 As a submodule, optimizer and sharding include them.
 """
@@ -24,6 +24,12 @@ def attach(model: nn.Module, head: AlignmentHead) -> None:
     names = {f"{NAME}.{name}" for name in head.state_dict()}
     pretrained: Any = model  # a PreTrainedModel; its list may be None
     pretrained._keys_to_ignore_on_save = {*(pretrained._keys_to_ignore_on_save or ()), *names}
+
+
+def detach(model: nn.Module) -> None:
+    """Remove the heads that an earlier trainer attached; without a use they would still be in optimizer and DDP."""
+    if hasattr(model, NAME):
+        delattr(model, NAME)
 
 
 def pop_head(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -92,6 +92,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
             args.padding_free = False  # sequences are always packed here, and TRL's way has further requirements
         args.accelerator_config.dispatch_batches = False  # a packed batch cannot be split between processes
         self._base = unwrap_peft(setup.model)
+        projection.detach(self._base)
         for dtype in (self._base.dtype, torch.bfloat16 if args.bf16 else torch.float32):
             warn_if_slow(dtype, args.device)
         self._max_length = setup.max_length

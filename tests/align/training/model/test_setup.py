@@ -153,3 +153,13 @@ def test_an_adapter_that_skips_the_hooks_is_refused(tmp_path):
     trainer = trainer_with(tmp_path, peft_config=AdaLoraConfig(task_type="CAUSAL_LM", total_step=2))
     with pytest.raises(UserError, match=r"runs the model without its forward hooks.*such as LoraConfig"):
         trainer.train()
+
+
+def test_a_second_trainer_does_not_train_the_heads_of_the_first(tmp_path):
+    model, names = tiny_model(), []
+    for dim in (8, 0):
+        trainer = trainer_with(tmp_path, model, projection_dim=dim)
+        trainer.train()
+        names.append({name for name, _ in trainer.model.named_parameters() if "alignment_head" in name})
+    assert names[0]
+    assert not names[1]
