@@ -9,6 +9,7 @@ memory), but Linux usually grants them only on request.
 from __future__ import annotations
 
 import math
+import threading
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class WorkspacePool:
 
     def __init__(self) -> None:
         self._free: list[torch.UntypedStorage] = []  # the storage released last is at the end
+        self._lock = threading.Lock()
 
     def acquire(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return an uninitialised tensor, in released memory if some fits and is at most twice as large."""
@@ -45,18 +47,20 @@ class WorkspacePool:
         if type(fresh) is not Tensor:  # a graph is being traced
             return torch.empty(shape, dtype=dtype, device=device)
         needed = math.prod(shape) * dtype.itemsize
-        for index in reversed(range(len(self._free))):
-            if needed <= self._free[index].nbytes() <= 2 * needed:
-                return fresh.set_(self._free.pop(index), 0, shape)  # type: ignore[call-overload]
+        with self._lock:
+            for index in reversed(range(len(self._free))):
+                if needed <= self._free[index].nbytes() <= 2 * needed:
+                    return fresh.set_(self._free.pop(index), 0, shape)  # type: ignore[call-overload]
         return empty(shape, dtype, device)
 
     def release(self, tensor: Tensor) -> None:
         """Make the tensor's memory available again. The caller guarantees that it is no longer read or written."""
         if type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.numel():
             return
-        self._free.append(tensor.untyped_storage())
-        while sum(storage.nbytes() for storage in self._free) > RETAINED_BYTES:
-            self._free.pop(0)
+        with self._lock:
+            self._free.append(tensor.untyped_storage())
+            while sum(storage.nbytes() for storage in self._free) > RETAINED_BYTES:
+                self._free.pop(0)
 
 
 WORKSPACE = WorkspacePool()
