@@ -91,7 +91,7 @@ def linear_kl(
     if token_mask is not None:
         checks.check_mask("token_mask", token_mask, student_hidden.shape[0], like=student_hidden)
     checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
-    no_tangents("linear_kl", student_hidden, student_weight, teacher_hidden, teacher_weight)
+    no_tangents("linear_kl", student_hidden, student_weight, teacher_hidden, teacher_weight, scale)
     if isinstance(scale, Tensor):
         student_hidden, teacher_hidden = ((h * scale).to(h.dtype) for h in (student_hidden, teacher_hidden))
         scale = 1.0

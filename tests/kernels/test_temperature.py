@@ -67,3 +67,10 @@ def test_other_temperatures_are_refused(name):
     ):
         with pytest.raises(ValueError, match=words):
             TEMPERATURE_CALLS[name](query, key, wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPERATURE_CALLS if name != "club"])  # ordinary torch
+def test_a_forward_mode_derivative_of_the_temperature_is_an_error(name):
+    query, key = torch.randn(5, 3), torch.randn(5, 3)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda t: TEMPERATURE_CALLS[name](query, key, t), (torch.tensor(0.5),), (torch.tensor(1.0),))
