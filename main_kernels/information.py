@@ -6,7 +6,6 @@ the product of the marginals. All bounds are means over the vectors of one sweep
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -153,9 +152,14 @@ def mutual_information_bounds(
     }
 
 
+def _log(count: int, like: Tensor) -> Tensor:
+    """Return log(count) as a tensor: with math.log, a compiled graph would serve only one batch size."""
+    return like.new_full((), count, dtype=torch.float64).log().to(like.dtype)
+
+
 def _infonce(loss: Tensor) -> Tensor:
     """Reduce loss[N] = log sum_j exp f_ij - f_ii by its sum, whose gradient is a scalar: see CrossEntropy."""
-    return math.log(loss.shape[0]) - loss.sum() / loss.shape[0]
+    return _log(loss.shape[0], loss) - loss.sum() / loss.shape[0]
 
 
 # Below, joint[N] holds f_ii and others[N] the log-sum-exps of f_ij over j ≠ i.
@@ -164,7 +168,7 @@ def _infonce(loss: Tensor) -> Tensor:
 def _log_mean_exp(others: Tensor) -> Tensor:
     """Return log Z."""
     rows = others.shape[0]
-    return others.logsumexp(0) - math.log(rows * (rows - 1))
+    return others.logsumexp(0) - _log(rows * (rows - 1), others)
 
 
 def _nwj(joint: Tensor, others: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def token_logprobs(
     )
     if not return_stats:
         return swept.loss
-    rank = swept.row_rank.nan_to_num(nan=weight.shape[0]).to(torch.int64)  # a row of NaN has rank V
+    rank = swept.row_rank.where(~swept.row_rank.isnan(), weight.shape[0]).to(torch.int64)  # a row of NaN has rank V
     best = rank == 0 if ignore_index is None else (rank == 0) & (targets != ignore_index)
     return TokenStats(-swept.row_nll(), swept.entropy, rank, best)
 

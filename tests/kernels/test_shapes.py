@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from main_kernels import linear_cross_entropy, segment_pool
 
-from .calls import PUBLIC, ids, offsets, values_and_gradients
+from .calls import PUBLIC, ids, listed, offsets, values_and_gradients
 from .contract import DEVICE
 
 
@@ -35,6 +35,26 @@ def test_meta_tensors_give_the_shapes(name, dtype):
         fake = values_and_gradients(PUBLIC[name], *operands(DEVICE))
     assert outline(fake) == want
     assert {t.device.type for t in fake if t is not None} == {DEVICE}
+
+
+@pytest.mark.parametrize(
+    "name", ["info_nce", "mutual_information_infonce", "mutual_information_bounds", "token_logprobs_stats"]
+)
+def test_one_compiled_graph_serves_every_batch_size(name):
+    """math.log and the arguments of nan_to_num would be constants of the graph."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(PUBLIC[name], fullgraph=True, dynamic=True, backend=keep)
+    for rows in (12, 17):
+        query, key = torch.randn(2, rows, 8)
+        for eager, graph in zip(listed(PUBLIC[name](query, key)), listed(compiled(query, key)), strict=True):
+            torch.testing.assert_close(eager, graph)
+    assert len(graphs) == 1
 
 
 @pytest.fixture
