@@ -106,6 +106,7 @@ def info_nce(
     by_row, row_sum = swept.row_nll(), swept.row_logits
     if own is not None:
         extra = _own_scores(query, own) * scale
+        extra = extra + 0 * extra  # -inf becomes NaN: it would pass for a masked entry
         by_row = torch.logaddexp(by_row, (extra - swept.target[:, None]).logsumexp(1))
         row_sum = row_sum + extra.sum(1, dtype=torch.float64) if label_smoothing else row_sum
     in_row: Tensor | int = 0
@@ -311,7 +312,8 @@ def _learned_scale(logit_scale: Tensor, query: Tensor) -> Tensor:
 
 def _check_negatives(negatives: Tensor, query: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Return (shared [M, D], own [N, K, D]), one of them None."""
-    if isinstance(negatives, Tensor) and negatives.ndim == 3:
+    checks.check_dense("negatives", negatives)
+    if negatives.ndim == 3:
         if negatives.shape[0] != query.shape[0] or negatives.shape[1] < 1 or negatives.shape[2] != query.shape[1]:
             expected = f"({query.shape[0]}, K, {query.shape[1]}) with K >= 1"
             raise ValueError(f"negatives: expected {expected}, got shape {tuple(negatives.shape)}")

@@ -359,6 +359,17 @@ def test_non_finite_operands_give_nan(backend):
     assert sigmoid_loss(query, key, **scale).isnan()
 
 
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("own", [False, True])
+def test_non_finite_negatives_give_nan(backend, own, value):
+    """A score of -inf would pass for a masked entry."""
+    query, key, negatives = torch.ones(3, 4), torch.randn(3, 4), torch.randn(3, 2, 4)
+    negatives[1, 0, 0] = value
+    options = {"direction": "query", "reduction": "none"}
+    loss = info_nce(query, key, negatives=negatives if own else negatives.flatten(0, 1), **options)
+    assert loss.isnan().tolist() == [i == 1 or not own for i in range(3)]
+
+
 def test_the_chunk_size_does_not_change_the_columns(backend, monkeypatch):
     query, key = torch.randn(600, 16) * 3, torch.randn(600, 16) * 3
     options = {"reduction": "none", "pair_ids": torch.arange(600) // 2, "label_smoothing": 0.1}
