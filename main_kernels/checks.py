@@ -139,14 +139,22 @@ def check_offset_values(name: str, tensor: Tensor, rows: int) -> None:
         raise ValueError(f"{name}: expected offsets within 0 to {rows}, got {int(tensor[0])} to {int(tensor[-1])}")
 
 
+def check_number(name: str, value: float) -> None:
+    """Refuse a tensor: the op would drop its gradient, and read its value from the device."""
+    if isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a number, got a tensor, which has no gradient here")
+
+
 def check_positive(name: str, value: float) -> None:
-    """Check for a finite positive number."""
-    if not (value > 0 and value < float("inf")):
-        raise ValueError(f"{name}: expected a positive number, got {value}")
+    """Check for a positive number in the range of float32, as its inverse must be."""
+    check_number(name, value)
+    if not 1 / _LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{name}: expected a positive number that float32 can hold, and its inverse too, got {value}")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Check for a finite number that is not negative."""
+    check_number(name, value)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}: expected a number that is not negative, got {value}")
 
@@ -155,9 +163,8 @@ def inverse_temperature(temperature: float | Tensor, like: Tensor) -> float | Te
     """Check a temperature and return its inverse. A tensor's is on the device of ``like``, in float32 or wider."""
     if not isinstance(temperature, Tensor):
         check_positive("temperature", temperature)
-        if temperature * _LARGEST < 1:
-            raise ValueError(f"temperature: expected a number whose inverse float32 can hold, got {temperature}")
         return 1 / temperature
+    check_dense("temperature", temperature)
     if temperature.ndim or not temperature.is_floating_point():
         raise ValueError(
             "temperature: expected a number or a 0-dimensional floating tensor, one for all rows, got"
@@ -179,6 +186,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_fraction(name: str, value: float) -> None:
     """Check for a number in [0, 1)."""
+    check_number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name}: expected a number from 0 to below 1, got {value}")
 

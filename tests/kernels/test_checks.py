@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from main_kernels import (
+    cyclic_consistency,
     info_nce,
     linear_cross_entropy,
+    linear_kl,
+    mutual_information,
     pair_scores,
     row_logsumexp,
     segment_pool,
@@ -146,6 +149,15 @@ with torch.device(DEVICE):
             lambda: info_nce(PAIRS[0], PAIRS[1].to_sparse()),
             r"key: expected .*, got layout torch.sparse_coo: .*key\.to_dense\(\)",
         ),
+        (lambda: token_logprobs(HIDDEN, WEIGHT, TARGETS, softcap=1e-46), "softcap: expected .*, got 1e-46"),
+        (lambda: token_logprobs(HIDDEN, WEIGHT, TARGETS, softcap=1e39), "softcap: expected .*, got 1e[+]39"),
+        (lambda: mutual_information(*PAIRS, estimator="smile", clip=1e39), "clip: expected .*, got 1e[+]39"),
+        (lambda: info_nce(*PAIRS, temperature=1e39), "temperature: expected .*, got 1e[+]39"),
+        (lambda: info_nce(*PAIRS, temperature=torch.ones(()).to_sparse()), r"temperature: .*temperature\.to_dense\(\)"),
+        (
+            lambda: info_nce(*PAIRS, negatives=torch.ones(5, 2, 3).to_sparse()),
+            r"negatives: expected .*negatives\.to_dense\(\)",
+        ),
         (lambda: get_backend("tpu"), "backend: expected .*, got 'tpu'"),
     ],
 )
@@ -154,3 +166,23 @@ def test_an_invalid_argument_is_refused(call, words):
         pytest.skip("on a device it is an assertion there, after which nothing runs")
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("label_smoothing", lambda x: info_nce(*PAIRS, label_smoothing=x)),
+        ("label_smoothing", lambda x: linear_cross_entropy(HIDDEN, WEIGHT, TARGETS, label_smoothing=x)),
+        ("z_loss", lambda x: linear_cross_entropy(HIDDEN, WEIGHT, TARGETS, z_loss=x)),
+        ("softcap", lambda x: token_logprobs(HIDDEN, WEIGHT, TARGETS, softcap=x)),
+        ("clip", lambda x: mutual_information(*PAIRS, estimator="smile", clip=x)),
+        ("cross", lambda x: cyclic_consistency(*PAIRS, cross=x)),
+        ("within", lambda x: cyclic_consistency(*PAIRS, within=x)),
+        ("beta", lambda x: linear_kl(HIDDEN, WEIGHT, HIDDEN, WEIGHT, divergence="js", beta=x)),
+    ],
+)
+def test_a_tensor_without_a_gradient_rule_is_refused(name, call):
+    """Its gradient would be dropped silently."""
+    call(0.5)
+    with pytest.raises(ValueError, match=f"{name}: expected a number, got a tensor"):
+        call(torch.tensor(0.5, requires_grad=True))
