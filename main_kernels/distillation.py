@@ -85,9 +85,10 @@ def linear_kl(
         )
     checks.check_dtype_and_device("teacher_weight", teacher_weight, teacher_hidden)
     checks.check_choice("divergence", divergence, ("forward", "reverse", "js"))
-    checks.check_number("beta", beta)
-    if divergence == "js" and not 0 < beta < 1:
-        raise ValueError(f"beta: expected a number between 0 and 1, got {beta}")
+    if divergence == "js":
+        checks.check_positive("beta", beta)
+        if beta >= 1:
+            raise ValueError(f"beta: expected a number between 0 and 1, got {beta}")
     scale = checks.inverse_temperature(temperature, student_hidden)
     if token_mask is not None:
         checks.check_mask("token_mask", token_mask, student_hidden.shape[0], like=student_hidden)

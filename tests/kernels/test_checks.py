@@ -152,6 +152,10 @@ with torch.device(DEVICE):
         (lambda: token_logprobs(HIDDEN, WEIGHT, TARGETS, softcap=1e-46), "softcap: expected .*, got 1e-46"),
         (lambda: token_logprobs(HIDDEN, WEIGHT, TARGETS, softcap=1e39), "softcap: expected .*, got 1e[+]39"),
         (lambda: mutual_information(*PAIRS, estimator="smile", clip=1e39), "clip: expected .*, got 1e[+]39"),
+        (
+            lambda: linear_kl(HIDDEN, WEIGHT, HIDDEN, WEIGHT, divergence="js", beta=1e-46),
+            "beta: expected .*, got 1e-46",
+        ),
         (lambda: info_nce(*PAIRS, temperature=1e39), "temperature: expected .*, got 1e[+]39"),
         (lambda: info_nce(*PAIRS, temperature=torch.ones(()).to_sparse()), r"temperature: .*temperature\.to_dense\(\)"),
         (
