@@ -38,38 +38,43 @@ MK_INLINE double dot(const T* row, const float* x, int64_t D) {
   return sum;
 }
 
+constexpr double kLog2E = 1.4426950408889634;
+
 // The rows' factors relative to the largest so far, as in an online softmax. A weight is part of its exponent, so
-// neither large weights nor large scores overflow. One per segment.
+// neither large weights nor large scores overflow. Without a query they are relative to a power of two: weights keep
+// their bits, and those that sum to 0 have factors that do. One per segment.
 struct Softmax {
-  double maximum = -std::numeric_limits<double>::infinity();
+  bool has_query;
+  double maximum = -std::numeric_limits<double>::infinity();  // base 2
   double total = 0;
 
   // Compute factor[count] from scores and weights; return the factor by which to multiply the earlier sums.
   double add(const double* score, const float* weight, int count, float* factor) {
     double exponent[kBlock], highest = maximum;
     for (int r = 0; r < count; ++r) {
-      exponent[r] = score[r] + std::log(std::fabs(static_cast<double>(weight[r])));
+      exponent[r] = score[r] * kLog2E + std::log2(std::fabs(static_cast<double>(weight[r])));
+      if (!has_query) exponent[r] = std::ceil(exponent[r]);
       highest = weight[r] != 0 && exponent[r] > highest ? exponent[r] : highest;
     }
-    const double shrink = highest > maximum ? std::exp(maximum - highest) : 1.0;
+    const double shrink = highest > maximum ? std::exp2(maximum - highest) : 1.0;
     maximum = highest;
     total *= shrink;
     for (int r = 0; r < count; ++r) {
-      const double exponential = weight[r] != 0 ? std::copysign(std::exp(exponent[r] - maximum), weight[r]) : 0.0;
+      const double exponential = weight[r] != 0 ? weight[r] * std::exp2(score[r] * kLog2E - maximum) : 0.0;
       factor[r] = static_cast<float>(exponential + 0 * score[r]);  // an infinite score must not pass for a number
       total += factor[r];
     }
     return shrink;
   }
 
-  double unit(double score) const { return total != 0 ? std::exp(score - maximum) / total : 0.0; }
+  double unit(double score) const { return total != 0 ? std::exp2(score * kLog2E - maximum) / total : 0.0; }
 };
 
 template <class T>
 MK_INLINE void pool_segment(const T* hidden, int64_t begin, int64_t end, int64_t D, Pooling pooling, double* sum,
                             float* pooled, float* norm, double* units) {
   std::fill(sum, sum + D, 0.0);
-  Softmax softmax;
+  Softmax softmax{pooling.query != nullptr};
   for (int64_t t = begin; t < end; t += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, end - t));
     float factor[kBlock], weight[kBlock];

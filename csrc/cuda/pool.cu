@@ -98,15 +98,20 @@ __device__ void put_sums(const Floats<V> (&sum)[kChunks], float* sums, int64_t D
   }
 }
 
-// e^(from - to) for a maximum that only grows; 1 if it did not grow, -inf included.
-__device__ inline float shrunk(double from, double to) { return to > from ? expf(static_cast<float>(from - to)) : 1.f; }
+constexpr double kLog2E = 1.4426950408889634;
 
-struct Scale {  // of a piece: the largest exponent among its rows, and the sum of their factors relative to it
+// 2^(from - to) for a maximum that only grows; 1 if it did not grow, -inf included.
+__device__ inline float shrunk(double from, double to) {
+  return to > from ? static_cast<float>(exp2(from - to)) : 1.f;
+}
+
+struct Scale {  // of a piece: the largest exponent of 2 among its rows, and the sum of their factors relative to it
   double maximum, total;
 };
 
 // First stage: the sum of each piece's rows, multiplied by their factors relative to the piece's largest. units receives
-// the scores. A weight is part of its row's exponent, so neither large weights nor large scores overflow.
+// the scores, times log2(e). A weight is part of its row's exponent, so neither large weights nor large scores overflow.
+// Without a query the exponents are whole: weights keep their bits, and those that sum to 0 have factors that do.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 2)
     gather(const T* hidden, Task task, float* piece_sums, Scale* piece_scales, double* units) {
@@ -134,7 +139,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       if (query) {
         for (int r = me.warp; r < count; r += kWarps) {
           const double z = warp_dot<V, kReads>(rows + r * D, D, me.lane, [&](int64_t j) { return read<V>(query + j); });
-          if (me.lane == 0) score[r] = z;
+          if (me.lane == 0) score[r] = z * kLog2E;
         }
         __syncthreads();
       } else if (me.thread < count) {
@@ -145,7 +150,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         const int64_t row = t + me.thread;
         const double z = score[me.thread];
         if (task.pooling.weights) weight = task.pooling.weights[row];
-        exponent[me.thread] = weight != 0 ? z + log(fabs(static_cast<double>(weight))) : -INFINITY;
+        const double e = weight != 0 ? z + log2(fabs(static_cast<double>(weight))) : -INFINITY;
+        exponent[me.thread] = query ? e : ceil(e);
         if (first_band) units[row] = z;
       }
       __syncthreads();
@@ -154,9 +160,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       const float shrink = shrunk(maximum, highest);
       maximum = highest;
       if (me.thread < count) {
-        const float size = weight != 0 ? expf(static_cast<float>(exponent[me.thread] - maximum)) : 0.f;
+        const double size = weight != 0 ? weight * exp2(score[me.thread] - maximum) : 0;
         // an infinite score must not pass for a number
-        factor[me.thread] = static_cast<float>(copysign(static_cast<double>(size), weight) + 0 * score[me.thread]);
+        factor[me.thread] = static_cast<float>(size + 0 * score[me.thread]);
       }
       __syncthreads();
       total *= shrink;
@@ -227,7 +233,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     total = block_sum(sum, me);
     for (int64_t t = begin + strip * kThreads + me.thread; t < end; t += strips * kThreads)
-      units[t] = total != 0 ? exp(units[t] - maximum) / total : 0;
+      units[t] = total != 0 ? exp2(units[t] - maximum) / total : 0;
   }
   const int64_t j = strip * wide + threadIdx.x * kQuads;
   double sum[kQuads];

@@ -254,19 +254,22 @@ class PlainBackend(InSteps):
 
 def _softmax(states: Tensor, inside: slice, segment: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
     """Return the coefficients of the rows in segments, and the same per unit of weight, in float64. A weight is part of
-    its row's exponent, so neither large weights nor large scores overflow."""
+    its row's exponent, so neither large weights nor large scores overflow. Without a query, weights are divided by
+    a power of two: they keep their bits, and those that sum to 0 have a total of 0."""
     score = states.new_zeros(states.shape[0], dtype=torch.float64)
     if pooling.query is not None:
-        score = (states @ pooling.query).double()
+        score = (states @ pooling.query).double() * math.log2(math.e)
     weight = torch.ones_like(score) if pooling.weights is None else pooling.weights[inside].double()
     counts = weight != 0
-    exponent = torch.where(counts, score + weight.abs().log(), -torch.inf)
+    exponent = torch.where(counts, score + weight.abs().log2(), -torch.inf)
+    exponent = exponent.ceil() if pooling.query is None else exponent
     segments = pooling.offsets.numel() - 1
     maximum = exponent.new_full((segments,), -torch.inf).scatter_reduce_(0, segment, exponent, "amax")
-    exponential = torch.where(counts, weight.sign() * (exponent - maximum[segment]).exp(), 0)
+    power = (score - maximum[segment]).exp2()
+    exponential = torch.where(counts, weight * power, 0)
     exponential = exponential + 0 * score  # an infinite score must not give a finite result
     total = exponential.new_zeros(segments).index_add_(0, segment, exponential)[segment]
-    unit = (score - maximum[segment]).exp() / total
+    unit = power / total
     return torch.where(total != 0, exponential / total, 0 * exponential), torch.where(total != 0, unit, 0)
 
 

@@ -277,6 +277,17 @@ def test_weights_that_sum_to_zero_give_zero_without_a_gradient(backend, weights,
         assert leaf is None or not leaf.grad.any()
 
 
+@pytest.mark.parametrize("weights", [[3.0, -1.0, -2.0], [5.0, -2.0, -3.0], [3 * 2.0**-99, -(2.0**-99), -(2.0**-98)]])
+def test_different_weights_that_sum_to_zero_give_zero(backend, weights):
+    """A third has no exact binary form: weights relative to the largest would no longer sum to 0."""
+    hidden = torch.randn(40, 3).requires_grad_()
+    row_weights = torch.tensor([1.0] * 37 + weights, requires_grad=True)
+    pooled = segment_pool(hidden, torch.tensor([0, 37, 40]), row_weights=row_weights)
+    assert pooled[0].any()
+    assert not pooled[1].any()
+    assert not any(g.any() for g in torch.autograd.grad(pooled[1].sum(), (hidden, row_weights)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_scores_of_ten_thousand_do_not_overflow(backend, dtype):
     """+-1e4: one row takes all, no exponential overflows; the softmax is exact where scores are near each other."""
