@@ -14,6 +14,7 @@ from .amp import operand_dtype
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LARGEST = torch.finfo(torch.float32).max
+_MAKE_FX = torch._C._TorchDispatchModeKey.PROXY
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
@@ -31,7 +32,8 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 def has_readable_values(tensor: Tensor) -> bool:
     """Return False in a graph that is being traced, and for meta and fake tensors."""
-    return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
+    is_traced = torch.compiler.is_compiling() or torch._C._get_dispatch_mode(_MAKE_FX) is not None
+    return not (is_traced or tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def check_matrix(

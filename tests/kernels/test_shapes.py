@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch._subclasses import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from main_kernels import linear_cross_entropy, segment_pool
+from main_kernels import linear_cross_entropy, pair_scores, segment_pool, sequence_logprobs
 
 from .calls import PUBLIC, ids, listed, offsets, values_and_gradients
 from .contract import DEVICE
@@ -55,6 +56,19 @@ def test_one_compiled_graph_serves_every_batch_size(name):
         for eager, graph in zip(listed(PUBLIC[name](query, key)), listed(compiled(query, key)), strict=True):
             torch.testing.assert_close(eager, graph)
     assert len(graphs) == 1
+
+
+def test_make_fx_traces_calls_that_check_values():
+    """Its default is to trace real tensors, whose values it hides."""
+    query, key, targets = torch.randn(6, 4), torch.randn(6, 4), torch.arange(6).flip(0)
+
+    def call(query, key, targets, temperature, cu_seqlens):
+        scores = pair_scores(query, key, targets=targets, temperature=temperature)
+        return scores.pmi.sum() + sequence_logprobs(query, key, targets, cu_seqlens).sum()
+
+    arguments = query, key, targets, torch.tensor(0.5), torch.tensor([0, 2, 6])
+    graph = make_fx(call)(*arguments)
+    torch.testing.assert_close(graph(*arguments), call(*arguments))
 
 
 @pytest.fixture
