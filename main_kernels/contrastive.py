@@ -168,7 +168,8 @@ def sigmoid_loss(
     count = query.shape[0]
     if pair_ids is not None:
         checks.check_vector("pair_ids", pair_ids, count, integer=True, like=query)
-    scale = _learned_scale(logit_scale, query)
+    # float64, as the scale's gradient is the small difference of its own part and that of the bias divided by it
+    scale = _learned_scale(logit_scale, query, torch.float64)
     swept = sweep(
         query,
         key,
@@ -303,11 +304,16 @@ def row_logsumexp(
     return sweep(query, key, scale=scale, workspace_bytes=workspace_bytes).row_lse
 
 
-def _learned_scale(logit_scale: Tensor, query: Tensor) -> Tensor:
-    """Return exp(clamp(logit_scale)) on the query's device, in its accumulator dtype."""
+def _learned_scale(logit_scale: Tensor, query: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return exp(clamp(logit_scale)) on the query's device, in a dtype, or in the query's accumulator dtype.
+
+    The clamp is in the latter: a float32 parameter that was clamped to ln 100 is a little above it in float64, where it
+    would have no gradient any more.
+    """
     checks.check_scalar("logit_scale", logit_scale)
     wide = torch.promote_types(query.dtype, torch.float32)
-    return logit_scale.to(query.device, wide).clamp(0.0, MAX_LOGIT_SCALE).exp()
+    clamped = logit_scale.to(query.device, wide).clamp(0.0, MAX_LOGIT_SCALE)
+    return (clamped if dtype is None else clamped.to(dtype)).exp()
 
 
 def _check_negatives(negatives: Tensor, query: Tensor) -> tuple[Tensor | None, Tensor | None]:

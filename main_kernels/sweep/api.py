@@ -122,7 +122,8 @@ def sweep(
     Args:
         query: [N, D], float32, bfloat16, float16 or float64. Under autocast it is cast to autocast's dtype.
         key: [M, D], dtype and device of the query.
-        scale: a number or a 0-dimensional tensor, which may require a gradient.
+        scale: a number or a 0-dimensional tensor, which may require a gradient. The gradients of a float64 scale and of
+            a float64 0-dimensional bias are not rounded to float32: their difference may be all that counts.
         bias: [M], or 0-dimensional for all columns, floating. -inf excludes the column from every row, whatever the
             softcap. The gradient of a 0-dimensional bias takes no pass over the scores if softplus is the only
             reduction.
@@ -164,7 +165,7 @@ def sweep(
     query, key = autocast(query), autocast(key)
     accumulator = accumulator_dtype(query.dtype)
     if isinstance(scale, Tensor):
-        scale = scale if scale.dtype == accumulator else scale.to(accumulator)
+        scale = scale if scale.dtype in (accumulator, torch.float64) else scale.to(accumulator)
     else:
         scale = torch.full((), scale, dtype=accumulator, device=query.device)
     is_enabled = torch.is_grad_enabled()

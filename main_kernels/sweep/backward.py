@@ -22,7 +22,7 @@ from .half import loss_power, over_power
 from .problem import Problem, accumulator_dtype, make_problem, valid_mask, valid_rows
 from .row_loss import has_equal_entries, is_expanded_scalar
 from .signatures import DIFFERENTIABLE, SweepArgs, SweepGradArgs, SweepOutputs
-from .tiling import tiled_backward
+from .tiling import finite_products, tiled_backward
 
 
 def _run(args: SweepGradArgs) -> None:
@@ -39,9 +39,9 @@ def _run(args: SweepGradArgs) -> None:
     if args.gradient == "forward":
         factors = _by_row_loss(args, problem, rows, terms, grads)
     else:
-        if problem.score_map.is_uniform and args.bias_grad.numel():
-            sigmoid = args.sigmoid if rows is None else args.sigmoid[rows]
-            args.bias_grad.copy_(_uniform_bias_grad(terms, sigmoid, args.scale))
+        bias = args.bias if problem.score_map.is_uniform and args.bias_grad.numel() else None
+        if bias is not None:
+            args.bias_grad.copy_(_sum_of_score_grads(terms, args.sigmoid if rows is None else args.sigmoid[rows]))
         power = tiled_backward(
             problem,
             terms,
@@ -50,6 +50,9 @@ def _run(args: SweepGradArgs) -> None:
             bias_grad=args.bias_grad,
             scale_grad=args.scale_grad,
         )
+        if bias is not None:
+            args.scale_grad.add_(finite_products(bias, args.bias_grad))
+            args.bias_grad.mul_(args.scale)
         factors = _Factors(over_power(None, power), over_power(None, power))
     if grads.query.is_needed:
         grads.query.finalize_(problem.backend, factors.query)
@@ -117,15 +120,14 @@ def _score_grad_terms(args: SweepGradArgs, valid_columns: Tensor | int) -> Score
     )
 
 
-def _uniform_bias_grad(terms: ScoreGradTerms, sigmoid: Tensor, scale: Tensor) -> Tensor:
-    """Return the gradient of a bias that all columns share: the scale times the sum of the scores' gradients, of which
-    softplus has one sigmoid per score, and a target's score has one."""
-    total = scale.new_zeros((), dtype=torch.float64)
+def _sum_of_score_grads(terms: ScoreGradTerms, sigmoid: Tensor) -> Tensor:
+    """Return the sum of dL/ds over all scores s: softplus has one sigmoid per score, and a target's score has one."""
+    total = sigmoid.new_zeros((), dtype=torch.float64)
     if terms.softplus_grad is not None:
         total = total + (terms.softplus_grad * sigmoid.double()).sum()
     if terms.target_grad is not None:
         total = total + terms.target_grad.sum(dtype=torch.float64)
-    return total * scale
+    return total
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
@@ -264,8 +266,8 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
     buffers.key = buffers.key.with_output(key.dtype)
     upstream: dict[str, Any] = {f"{name}_grad": _nonempty(getattr(grads, name)) for name in DIFFERENTIABLE}
     loss_grad = upstream["loss_grad"]
-    accumulator = accumulator_dtype(query.dtype)
     bias_entries = tensors.bias.numel() if tensors.bias is not None and needs_grad.bias else 0
+    is_vector = tensors.bias is not None and tensors.bias.dim() > 0
     args = SweepGradArgs(
         **op_tensors,
         softcap=ctx.softcap,
@@ -280,8 +282,8 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
         query_grad_low=buffers.query.low,
         key_grad_high=buffers.key.high,
         key_grad_low=buffers.key.low,
-        bias_grad=query.new_zeros(bias_entries, dtype=accumulator),
-        scale_grad=query.new_zeros(1 if needs_grad.scale else 0, dtype=accumulator),
+        bias_grad=query.new_zeros(bias_entries, dtype=accumulator_dtype(query.dtype) if is_vector else torch.float64),
+        scale_grad=query.new_zeros(1 if needs_grad.scale else 0, dtype=torch.float64),
         gradient=ctx.gradient,
         saved_available=saved is not None,
         backend=ctx.backend,

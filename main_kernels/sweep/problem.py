@@ -122,16 +122,18 @@ def make_problem(args: SweepArgs | SweepGradArgs, rows: Tensor | None) -> Proble
     if rows is not None and targets is not None:
         query, targets = query[rows], targets[rows]
         mask = None if mask is None else mask[rows]
-    bias = args.bias
+    bias, accumulator = args.bias, accumulator_dtype(query.dtype)
     if bias is not None:
-        bias = bias.to(accumulator_dtype(query.dtype)).expand(args.key.shape[0]).contiguous()
+        bias = bias.to(accumulator).expand(args.key.shape[0]).contiguous()
+    scale = args.scale.detach()
+    scale = scale if scale.dtype == accumulator else scale.to(accumulator)
     backend = get_backend(args.backend)
     keeps_no_scores = args.gradient in ("none", "recomputed")
     fused = backend.fused if keeps_no_scores and backend.fused and backend.fused.supports(query.dtype) else None
     return Problem(
         query=query,
         key=args.key,
-        score_map=ScoreMap(args.scale.detach(), args.softcap, bias, args.bias is not None and args.bias.dim() == 0),
+        score_map=ScoreMap(scale, args.softcap, bias, args.bias is not None and args.bias.dim() == 0),
         targets=None if targets is None else targets.contiguous(),
         mask=mask,
         plan=plan,

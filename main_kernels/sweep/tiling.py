@@ -240,9 +240,10 @@ def tiled_backward(
         terms: coefficients of the scores' gradient, [N] and [M].
         saved_scores: [N, M] raw scores, which are overwritten. Empty: recompute them.
         grads: receive the gradients of query and key, if they are needed.
-        bias_grad: accumulator dtype [M], zero; receives the gradient. [1]: the gradient of a bias that all columns
-            share, complete. Empty: not needed.
-        scale_grad: accumulator dtype [1], likewise.
+        bias_grad: accumulator dtype [M], zero; receives the gradient. float64 [1]: the sum of dL/ds over all
+            scores s, complete, if all columns share a bias. Empty: not needed.
+        scale_grad: float64 [1], zero; receives the gradient; if all columns share a bias whose gradient is needed,
+            without the bias' part. Empty: not needed.
 
     Returns:
         The power [1] by which ``grads`` are too large, see half.py; None is 1.
@@ -284,9 +285,12 @@ def tiled_backward(
     if power is not None:
         column_grads /= power
     if scale_grad.numel() and from_products:
-        scale_grad += _scale_grad(problem, grads, bias_grad, power)
+        scale_grad += _scale_grad(problem, grads, column_grads, power)
     elif power is not None:
         scale_grad /= power
+    bias = problem.score_map.bias
+    if scale_grad.numel() and bias is not None and problem.score_map.is_uniform and not from_products:
+        scale_grad -= finite_products(bias[: bias_grad.numel()], bias_grad).sum()
     return power
 
 
@@ -296,7 +300,7 @@ def _products_have_scale_grad(problem: Problem, grads: GradBuffers, bias_grad: T
     return not problem.score_map.softcap and grads.query.is_needed and biases
 
 
-def _scale_grad(problem: Problem, grads: GradBuffers, bias_grad: Tensor, power: Tensor | None) -> Tensor:
+def _scale_grad(problem: Problem, grads: GradBuffers, column_grads: Tensor, power: Tensor | None) -> Tensor:
     """Return the gradient of the scale from that of the query: with S = scale (Q Kᵀ + bias), scale dL/dscale =
     Σ_ij dL/dS_ij S_ij = Σ_i q_i·dL/dq_i + Σ_j bias_j dL/dbias_j. The query's is still too large by ``power``."""
     total = problem.query.new_zeros((), dtype=torch.float64)
@@ -304,11 +308,14 @@ def _scale_grad(problem: Problem, grads: GradBuffers, bias_grad: Tensor, power: 
         total += (problem.query[chunk] * grads.query.sums(chunk)).sum(dtype=torch.float64)
     if power is not None:
         total = total / power
-    bias = problem.score_map.bias
-    if bias is not None:
-        bias = bias[: bias_grad.numel()]
-        total += torch.where(bias == -torch.inf, 0, bias * bias_grad).sum(dtype=torch.float64)
+    if problem.score_map.bias is not None and column_grads.numel():
+        total += finite_products(problem.score_map.bias, column_grads).sum(dtype=torch.float64)
     return total / problem.score_map.scale
+
+
+def finite_products(bias: Tensor, grad: Tensor) -> Tensor:
+    """Return bias * grad, 0 for an excluded column."""
+    return torch.where(bias == -torch.inf, 0, bias * grad)
 
 
 def _score_grad_(

@@ -183,6 +183,31 @@ def test_sigmoid_loss_of_a_confident_model_is_not_rounded_away(backend):
     assert empty.double().sub(99 * 20 + 100 * math.log1p(math.exp(-20))).abs().max() < 2e-4
 
 
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
+@pytest.mark.parametrize(("scale", "bias"), [(math.log(10), -10.0), (math.log(90), -16.0)])
+def test_the_gradient_of_the_scale_is_exact_beside_a_large_bias(backend, scale, bias, workspace_bytes):
+    """SigLIP's start, and its end. The bias' part of the gradient is hundreds of times the whole."""
+    query, key = (torch.nn.functional.normalize(torch.randn(1024, 512)) for _ in range(2))
+    scalars = torch.tensor(scale, requires_grad=True), torch.tensor(bias, requires_grad=True)
+    loss = sigmoid_loss(query, key, logit_scale=scalars[0], logit_bias=scalars[1], workspace_bytes=workspace_bytes)
+    exact_scalars = exact(*scalars)
+    true = reference.sigmoid_loss(*exact(query, key), logit_scale=exact_scalars[0], logit_bias=exact_scalars[1])
+    got, want = torch.autograd.grad(loss, scalars[0])[0], torch.autograd.grad(true, exact_scalars[0])[0]
+    assert float(got) == pytest.approx(float(want), rel=4e-6)
+
+
+@pytest.mark.one_build
+def test_a_parameter_that_was_clamped_has_a_gradient(backend):
+    """CLIP and SigLIP clamp it after each step; in float64 the float32 number is a little above ln 100."""
+    query, key = torch.randn(9, 4), torch.randn(9, 4)
+    scale = torch.tensor(9.0).clamp(max=math.log(100)).requires_grad_()
+    for loss in (
+        info_nce(query, key, logit_scale=scale),
+        sigmoid_loss(query, key, logit_scale=scale, logit_bias=torch.tensor(-1.0)),
+    ):
+        assert torch.autograd.grad(loss, scale)[0].abs() > 0.1
+
+
 @pytest.mark.one_build
 def test_learned_scale_and_bias_take_no_pass_over_the_columns(backend, monkeypatch):
     """It would read all gradients of the scores once more."""
