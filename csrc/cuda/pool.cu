@@ -100,9 +100,10 @@ __device__ void put_sums(const Floats<V> (&sum)[kChunks], float* sums, int64_t D
 
 constexpr double kLog2E = 1.4426950408889634;
 
-// 2^(from - to) for a maximum that only grows; 1 if it did not grow, -inf included.
+// 2^(from - to) for a maximum that only grows, exact for whole numbers; 1 if it did not grow, -inf included.
 __device__ inline float shrunk(double from, double to) {
-  return to > from ? static_cast<float>(exp2(from - to)) : 1.f;
+  const float d = fmaxf(static_cast<float>(from - to), -200.f), whole = floorf(d);
+  return to > from ? ldexpf(exp2f(d - whole), static_cast<int>(whole)) : 1.f;
 }
 
 struct Scale {  // of a piece: the largest exponent of 2 among its rows, and the sum of their factors relative to it
