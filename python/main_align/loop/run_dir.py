@@ -159,12 +159,13 @@ class RunDir:
         for path in self.path.iterdir():
             if STAGE_NAME.fullmatch(path.name) and path.is_dir():
                 shutil.rmtree(path)
-            elif path.name in REPORTS:
+            elif path.name.removesuffix(".tmp") in REPORTS:
                 path.unlink()
 
 
 def _belongs_to_run(name: str) -> bool:
-    return name in (".lock", "run.json", "run.json.tmp", *REPORTS) or bool(STAGE_NAME.fullmatch(name))
+    files = (".lock", "run.json", *REPORTS)
+    return name.removesuffix(".tmp") in files or bool(STAGE_NAME.fullmatch(name))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

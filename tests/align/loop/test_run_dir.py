@@ -62,9 +62,13 @@ def test_stages_left_by_a_killed_restart_are_deleted(tmp_path: Path) -> None:
     folder.claim({"a": 1}, restart=False)
     folder.partial_dir("00-a").mkdir()
     folder.finish("00-a", {})
+    (tmp_path / "report.png.tmp").touch()  # left by an earlier kill
     (tmp_path / "run.json").unlink()  # where a restart was killed
+    folder.unlock()
+    folder.lock()
     folder.claim({"a": 2}, restart=False)
     assert not folder.is_finished("00-a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json"]
 
 
 def test_a_folder_with_other_files_is_an_error(tmp_path: Path) -> None:
