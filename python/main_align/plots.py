@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .data.atomic import atomic_write
+from .data.write import check_place
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +67,8 @@ def plot_scores(
     handles = {label: h for ax in axes.flat for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if handles:
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=130)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=130, format=path.suffix[1:].lower())
     pyplot.close(figure)
 
 
@@ -73,8 +76,10 @@ def check_plot(path: Path) -> None:
     """Raise UserError unless an image file can be written to `path`."""
     if path.suffix.lower() not in PLOT_ENDINGS.split(", "):
         raise UserError(f"--plot {path}: use one of the endings {PLOT_ENDINGS}")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--plot {path}: the folder {path.parent} does not exist; create it first")
+    try:
+        check_place(path)
+    except UserError as error:
+        raise UserError(f"--plot {error}") from None
 
 
 def _panels(panels: Mapping[str, str], threshold: tuple[str, float] | None) -> list[str]:

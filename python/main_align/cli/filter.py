@@ -120,13 +120,13 @@ def filter(
     log_reasons(ProgressBar().log, result.table.counts, result.table.reasons)
     console = Console()
     console.print(filter_summary(result), "")
-    console.print(f"kept rows: {out}", highlight=False, markup=False)
+    console.print(f"kept rows: {out}", highlight=False, markup=False, soft_wrap=True)
     if plot:
         threshold = (result.by, result.threshold) if result.by and result.threshold is not None else None
         by_column = f" by {result.by}" if result.by else ""
         title = f"{scores.name}, {int(result.kept.sum()):,} rows kept{by_column}"
         plot_scores(plot, result.table.columns, panels=PANELS, title=title, threshold=threshold, aligned=result.aligned)
-        console.print(f"histograms: {plot}", highlight=False, markup=False)
+        console.print(f"histograms: {plot}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _refuse_unused(by: str | None, lower_is_better: bool | None, *, ranks: tuple[Any, ...], named: bool) -> None:

@@ -274,4 +274,4 @@ def _show(manifest: dict[str, Any], source: Source, out: Path, plot: Path | None
     if plot:
         title = f"{Path(source.name).name} scored with {manifest['settings']['scorer']['model']}"
         plot_scores(plot, columns, panels=PANELS, title=as_label(title), aligned=read_aligned(source))
-        console.print(f"histograms: {plot}", highlight=False, markup=False)
+        console.print(f"histograms: {plot}", highlight=False, markup=False, soft_wrap=True)

@@ -15,12 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 from main_align.cli.app import app
 from main_align.cli.score import score
 from main_align.cli.train import train
+from main_align.errors import UserError
 from main_align.loop import LoopConfig
 from main_align.models.devices import pick_device, pick_dtype
+from main_align.plots import check_plot, plot_scores
 from main_align.scoring.columns import ALIASES
 from main_align.scoring.job import score_file
 from main_align.scoring.manifest import manifest_path
@@ -160,6 +163,31 @@ def test_scores_can_be_filtered(tmp_path: Path, pairs: Path, model: Path) -> Non
     assert "scorer.seed was 0, now 1" in log
     assert "--restart" in log
     assert invoke("score", pairs, "-o", out, "--model", model, "--seed", 1, "--restart")[0] == 0
+
+
+def test_a_plot_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=r"--plot .*folder\.png is a folder; give a file name"):
+        check_plot(tmp_path / "folder.png")
+
+    def cut(figure: object, path: Path, **options: object) -> None:
+        path.write_text("<svg")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", cut)
+    with pytest.raises(OSError, match="no space left"):
+        plot_scores(tmp_path / "p.svg", {"mutual": np.ones(3)}, panels={"mutual": "nats"}, title="title")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_printed_paths_are_not_wrapped(tmp_path: Path) -> None:
+    folder = tmp_path / " ".join(["a long name with spaces"] * 5)
+    folder.mkdir()
+    (tmp_path / "scores.csv").write_text("id,status,reason,mutual\n1,ok,,0.5\n")
+    out, plot = folder / "k.csv", folder / "k.png"
+    code, text, log = invoke("filter", tmp_path / "scores.csv", "-o", out, "--top", 1, "--scores-only", "--plot", plot)
+    assert code == 0, log
+    assert text.endswith(f"kept rows: {out}\nhistograms: {plot}\n")
 
 
 def test_the_plot_of_a_file_with_another_encodings_name(tmp_path: Path, pairs: Path, model: Path) -> None:
