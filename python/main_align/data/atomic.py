@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from ..errors import UserError
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder. On success it is renamed to `path`; on failure it is deleted."""
+    """Yield a temporary path in the same folder. On success it is renamed to `path`; on failure it is deleted.
+
+    Raises:
+        UserError: another process is writing `path`.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _locked(temporary, path):
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _locked(temporary: Path, path: Path) -> IO[bytes]:
+    """Create or open the temporary file and lock it until it is closed. A file that a kill left has no lock."""
+    while True:
+        file = temporary.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the process that had the lock may have renamed or deleted the file since it was opened
+            if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{path}: another process is writing this file; wait, or give another path") from None
+        file.close()
 
 
 def sync_folder(folder: Path) -> None:

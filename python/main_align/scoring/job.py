@@ -146,19 +146,21 @@ def run_job(
             totals = _Totals(_rows_of(plan, shard), on_progress or (lambda _: None))
             engine.open(spec)
             _run(engine, plan, shard, totals)
-        parts = [folder.part(index) for index in range(len(plan.units))]
-        missing = sum(not part.exists() for part in parts)
-        if opened.digest() != info.digest:
-            raise UserError(f"{opened.name} changed while it was scored; run again with --restart when it is complete")
-        if missing:
-            return {"parts": len(parts), "missing_parts": missing}
-        manifest = _manifest(opened, info, settings, folder, parts, totals) | {"command": dict(command or {})}
-        if is_folder_output(out):
-            _finish_folder(folder, out, manifest)
-        else:
-            write_scores(out, totals.writing(part_rows(parts), sort_window))
-            write_manifest(out, manifest)
-            delete(out)
+            parts = [folder.part(index) for index in range(len(plan.units))]
+            missing = sum(not part.exists() for part in parts)
+            if opened.digest() != info.digest:
+                raise UserError(
+                    f"{opened.name} changed while it was scored; run again with --restart when it is complete"
+                )
+            if missing:
+                return {"parts": len(parts), "missing_parts": missing}
+            manifest = _manifest(opened, info, settings, folder, parts, totals) | {"command": dict(command or {})}
+            if is_folder_output(out):
+                _finish_folder(folder, out, manifest)
+            else:
+                write_scores(out, totals.writing(part_rows(parts), sort_window))
+                write_manifest(out, manifest)
+                delete(out)
     return manifest
 
 

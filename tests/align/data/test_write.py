@@ -149,6 +149,18 @@ def test_a_file_does_not_exist_before_it_is_complete(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "half"
 
 
+def test_a_file_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "out.tmp").write_text("left by a kill")
+    with atomic_write(tmp_path / "out") as temporary:
+        temporary.write_text("first")
+        with pytest.raises(UserError, match="out: another process"), atomic_write(tmp_path / "out"):
+            pass
+    assert (tmp_path / "out").read_text() == "first"
+    with atomic_write(tmp_path / "out") as temporary:
+        temporary.write_text("second")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_jsonl_is_strict_json(tmp_path: Path) -> None:
     write_scores(tmp_path / "s.jsonl", ROWS)
     text = (tmp_path / "s.jsonl").read_text()

@@ -275,6 +275,21 @@ def test_a_job_overwrites_no_file_that_it_reads(tmp_path: Path, monkeypatch: pyt
     assert [file.read_bytes() for file in Path("data").iterdir()] == [before]
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_job_is_locked_until_its_output_is_written(tmp_path: Path, restart: bool) -> None:
+    source, out, seen = write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", []
+
+    def start_another(progress: Progress) -> None:
+        if progress.stage == "writing":
+            with pytest.raises(UserError, match="another main-align is writing this output"):
+                score_file(FakeScorer(), source, out, restart=restart)
+            seen.append(progress)
+
+    score_file(FakeScorer(), source, out, on_progress=start_another)
+    assert seen
+    assert out.is_file()
+
+
 def test_a_window_without_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sort_window: expected a number of pairs, at least 1, got 0"):
         score_file(FakeScorer(), write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.parquet", sort_window=0)
