@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import NoReturn
+
+from .errors import exit_code
 
 
 def main() -> None:
@@ -12,14 +16,29 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, _interrupt)
     try:
         try:
             _run()
         finally:
-            sys.stdout.flush()  # raises here if the pipe is closed, not while the interpreter shuts down
-    except BrokenPipeError:  # the reader has seen enough; end as quietly as click and rich do
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if sys.stdout is not None:  # closed by the shell: >&-
+                sys.stdout.flush()  # raises here if the pipe is closed, not while the interpreter shuts down
+    except OSError as error:
+        if sys.stdout is not None:  # what is left in its buffer is lost
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # the reader has seen enough; end as quietly as click and rich do
+            print(f"main-align: {error}. Check the path, its permissions and the free disk space.", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt as error:  # before or after the command itself, which prints a message
+        sys.exit(exit_code(error))
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """End like Ctrl-C, so that temporary files are deleted and finished work is named; a second signal kills."""
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt(128 + number)
 
 
 def _run() -> None:

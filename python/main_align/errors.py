@@ -1,4 +1,7 @@
-"""UserError: the exception for mistakes that a user can fix, and the checks of arguments that raise it."""
+"""UserError: the exception for mistakes that a user can fix, and the checks of arguments that raise it.
+
+exit_code: that of an interrupted command.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,11 @@ class UserError(ValueError):
 
     The message names the file, row or option and the remedy. The command line prints it without a traceback.
     """
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """Return 128 plus the number of the signal that interrupted the program, 130 for Ctrl-C."""
+    return int(interrupt.args[0]) if interrupt.args else 130
 
 
 def check_counts(**values: int | None) -> None:

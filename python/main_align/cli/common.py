@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from ..errors import UserError
+from ..errors import UserError, exit_code
 
 
 class Dtype(str, Enum):
@@ -34,7 +34,7 @@ class CommandGroup(TyperGroup):
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Exit with 1 after a user error and with 130 after Ctrl-C. A bug keeps its traceback."""
+    """Exit with 1 after a user error, with 130 after Ctrl-C, 143 after SIGTERM. A bug keeps its traceback."""
     try:
         yield
     except UserError as error:
@@ -46,12 +46,14 @@ def _plain_errors() -> Iterator[None]:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             raise  # the reader has seen enough: `main-align ... | head -1` ends without a message
         _exit(f"{error}. Check the path, its permissions and the free disk space.", 1)
-    except KeyboardInterrupt:
-        _exit("interrupted", 130)
+    except KeyboardInterrupt as error:
+        _exit("interrupted", exit_code(error))
 
 
 def _output_is_closed() -> bool:
     """Return True if the reader of stdout has closed the pipe. A pipe to another process may be the broken one."""
+    if sys.stdout is None:
+        return False
     poll = select.poll()
     poll.register(sys.stdout, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

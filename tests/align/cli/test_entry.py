@@ -6,13 +6,16 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from main_align import __main__ as entry
 from main_align import cli, models
 from main_align.cli import doctor
+from main_align.data.atomic import atomic_write
 from main_align.environment import (
     installed,
 )
@@ -72,6 +75,53 @@ def test_a_closed_pipe_ends_a_command_quietly(run, monkeypatch, capfd, missing, 
         patch.setattr(sys, "stdout", closed)
         assert run(argument) == 1
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_full_disk_under_stdout_is_one_line(run, monkeypatch, capfd):
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert run("--version") == 1
+    log = capfd.readouterr().err
+    assert log.startswith("main-align: [Errno 28]")
+    assert log.count("\n") == 1
+
+
+def test_a_closed_stdout_is_no_error(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run("--version") == 0
+
+
+def test_a_closed_stdin_is_named(run, monkeypatch, capfd, tmp_path):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run("score", "-", "-o", tmp_path / "s.csv") == 1
+    assert capfd.readouterr().err == "main-align: -: standard input is closed; pipe the data into it, or name a file\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_deletes_temporary_files(run, monkeypatch, capfd, tmp_path, number):
+    def write_until_the_signal():
+        with atomic_write(tmp_path / "out") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+
+    monkeypatch.setattr(doctor, "run_checks", write_until_the_signal)
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        assert run("doctor") == 128 + number
+    finally:
+        signal.signal(number, before)
+    assert capfd.readouterr().err == "main-align: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_nohup_is_respected(run):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run("--version") == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_broken_pipe_to_another_process_keeps_its_message(run, monkeypatch, capfd):

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ...errors import UserError
 from .file_formats import open_file
 from .source import FileSource
 
@@ -15,6 +16,8 @@ STDIN = "-"
 
 def open_stdin() -> FileSource:
     """Copy standard input to a temporary file, because rows are read more than once, and open that file."""
+    if sys.stdin is None:
+        raise UserError("-: standard input is closed; pipe the data into it, or name a file")
     temporary = tempfile.NamedTemporaryFile(prefix="main-align-stdin-")  # noqa: SIM115
     shutil.copyfileobj(sys.stdin.buffer, temporary)
     temporary.flush()
