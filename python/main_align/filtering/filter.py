@@ -22,7 +22,7 @@ from ..data.write import check_output
 from ..errors import UserError
 from ..scoring.columns import ALIASES
 from ..scoring.manifest import manifest_path, read_manifest
-from ..scoring.score_file import ScoreTable, read_columns
+from ..scoring.score_file import ScoreTable, read_columns, score_parts
 from .join import Join, write_kept, write_kept_scores
 from .limits import RECOMMENDED, Limit, check_together, recommended_for
 from .rules import Rule, resolve_lower_is_better, select
@@ -107,7 +107,7 @@ def filter_scores(
     preset = RECOMMENDED if recommended else ()
     check_together([Limit(by, min, max), *limits, *preset])
     check_output(out)
-    refuse_overwriting(out, scores, input)
+    refuse_overwriting(out, score_parts(scores) if scores.is_dir() else scores, input)
     names = [by] if has_rule else []
     table = read_columns(scores, *names, *(limit.column for limit in (*limits, *preset)))
     for name in (*names, *(limit.column for limit in limits)):

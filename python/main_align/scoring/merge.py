@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..data.write import check_output
 from ..errors import UserError
-from .manifest import manifest_path, read_manifest, write_manifest
+from .manifest import read_manifest, write_manifest
 from .score_file import score_parts, score_rows_of, write_scores
 
 
@@ -27,11 +28,14 @@ def merge_scores(folder: str | Path, out: str | Path) -> dict[str, Any]:
     folder, out = Path(folder), Path(out)
     check_output(out)
     score_parts(folder)
-    for path in (out, manifest_path(out)):
-        if path.exists():
-            raise UserError(f"{path} exists; give another -o, or delete it first")
+    if out.exists():
+        raise UserError(f"{out} exists; give another -o, or delete it first")
     manifest = read_manifest(folder)
     assert manifest is not None
-    write_scores(out, score_rows_of(folder))
-    write_manifest(out, manifest)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from score_rows_of(folder)
+        write_manifest(out, manifest)  # before `out` appears, because a run after a kill refuses an `out` that exists
+
+    write_scores(out, rows())
     return manifest

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,13 @@ def check_partial(out: Path) -> None:
             f"{folder} is a file, but unfinished work is kept in a folder of that name: remove or rename the file"
         )
     if is_folder_output(out) and folder.exists() and not (folder / JOB).is_file():
-        for child in sorted(folder.iterdir()):
-            if child.name != "work":  # which is made before job.json
-                raise UserError(f"{folder} holds {child.name}, which is not of a job; give a new or an empty folder")
+        _refuse_others(folder, ("work",))  # which is made before job.json
+
+
+def _refuse_others(folder: Path, names: Collection[str]) -> None:
+    for child in sorted(folder.iterdir()):
+        if child.name not in names:
+            raise UserError(f"{folder} holds {child.name}, which is not of a job; move it, or give a new folder")
 
 
 def is_complete(out: Path, settings: Mapping[str, Any]) -> bool:
@@ -132,6 +136,8 @@ def delete(out: Path) -> None:
         (folder / JOB).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         return
+    if folder.exists():
+        _refuse_others(folder, MADE)  # a job begins in a folder without other files
     for name in MADE:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)

@@ -59,6 +59,8 @@ def score_parts(folder: Path) -> list[Path]:
     Raises:
         UserError: the folder was not written by main-align score, its job is not complete, or parts were lost or added.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the output folder of main-align score")
     if not (folder / "job.json").is_file():
         raise UserError(f"{folder} is a folder that main-align score did not write; give a score file or such a folder")
     if not manifest_path(folder).is_file():

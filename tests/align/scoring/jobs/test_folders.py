@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,55 @@ def test_the_parts_merged_are_the_file_that_one_job_writes(tmp_path: Path, data:
     assert many["bank"] == {"pairs": 4, "of_scored": 101, "seed": 0}
     ids = [row["id"] for row in score_rows_of(tmp_path / "scored")]
     assert (ids[0], ids[50], len(set(ids))) == ("0.jsonl:1", "1.jsonl:1", 110)
+
+
+@pytest.mark.parametrize("stage", ["manifest", "scores"])
+def test_a_merge_that_was_killed_runs_again(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    scored(tmp_path / "scored", data)
+    merged = tmp_path / "merged.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", partial(_interrupted, os.replace, merged, stage))
+        with pytest.raises(KeyboardInterrupt):
+            merge_scores(tmp_path / "scored", merged)
+    assert not merged.exists()
+    merge_scores(tmp_path / "scored", merged)
+    assert read_manifest(merged) is not None
+    with pytest.raises(UserError, match=r"merged\.jsonl exists"):
+        merge_scores(tmp_path / "scored", merged)
+
+
+def _interrupted(replace: Callable[..., None], merged: Path, stage: str, before: Path, after: Path) -> None:
+    """Rename a file, but interrupt after the manifest or before the scores of `merged`."""
+    if after == merged and stage == "scores":
+        raise KeyboardInterrupt
+    replace(before, after)
+    if after != merged and stage == "manifest":
+        raise KeyboardInterrupt
+
+
+def test_a_folder_to_merge_must_exist(tmp_path: Path) -> None:
+    for name in ("none", "scores.parquet"):
+        with pytest.raises(UserError, match=f"{name}: no such folder; give the output folder of main-align score"):
+            merge_scores(tmp_path / name, tmp_path / "o.parquet")
+
+
+def test_a_filter_does_not_overwrite_a_part_that_it_reads(tmp_path: Path, data: str) -> None:
+    scored(out := tmp_path / "scored", data)
+    before = contents(out)
+    with pytest.raises(UserError, match="would overwrite its own input"):
+        filter_scores(out, out / "parts" / "part-000000.parquet", keep=0.5, scores_only=True)
+    assert contents(out) == before
+
+
+def test_a_restart_that_will_be_refused_deletes_nothing(tmp_path: Path, data: str) -> None:
+    scored(out := tmp_path / "scored", data)
+    before = contents(out)
+    (out / "best.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"holds best.jsonl, which is not of a job; move it"):
+        scored(out, data, restart=True)
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
