@@ -1,9 +1,10 @@
-"""versions, installed: the versions of the software that produced a result."""
+"""versions, installed, lowest_versions, is_older: the versions of the software that produces a result."""
 
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+import re
+from importlib.metadata import PackageNotFoundError, requires, version
 
 PACKAGES = (
     "main-kernels",
@@ -27,3 +28,24 @@ def installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def lowest_versions() -> dict[str, str]:
+    """Return the lowest supported version of each package that main-kernels or one of its extras needs."""
+    try:
+        requirements = requires("main-kernels") or []
+    except PackageNotFoundError:  # run from its source
+        requirements = []
+    bounds = (re.match(r"([\w.-]+)(?:\[[^]]*\])? *>=([\d.]+)", each) for each in requirements)
+    return {bound[1]: bound[2] for bound in bounds if bound}
+
+
+def is_older(installed_version: str, bound: str) -> bool:
+    """Return True if a version is below a bound. Pre-releases count as releases."""
+    return _release(installed_version) < _release(bound)
+
+
+def _release(text: str) -> list[int]:
+    """Return the numbers of a version, without zeros at the end: 4.56 is 4.56.0."""
+    found = re.match(r"\d+(?:\.\d+)*", text)
+    return [int(number) for number in re.sub(r"(\.0+)+$", "", found[0]).split(".")] if found else []

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..environment import installed
+from ..environment import installed, is_older, lowest_versions
 from ..models.smollm2 import SMOLLM2_PACKAGE, SMOLLM2_REMEDY, converted_folder
 
 INSTALL_HF, INSTALL_TRAIN = "pip install 'main-kernels[hf]'", "pip install 'main-kernels[train]'"
@@ -21,8 +21,12 @@ OPTIONAL = {
     "sentencepiece": f"{INSTALL_HF} (only for tokenizers stored as tokenizer.model)",
     "trl": f"{INSTALL_TRAIN} (only for training)",
     "peft": f"{INSTALL_TRAIN} (for adapters)",
+    "ray": "pip install 'main-kernels[ray]' (only for --engine ray and Ray Data)",
+    "sentence-transformers": "pip install 'main-kernels[sentence-transformers]' (only for its losses)",
     "flash-attn": "optional: torch's own attention is the default; pip install 'main-kernels[flash]'",
 }
+WIDTH = max(map(len, OPTIONAL))
+"""characters of a name"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,9 @@ def run_doctor() -> int:
     """Print every check. Return 0 if scoring with the default model works, else 1."""
     checks = run_checks()
     for check in checks:
-        print(f"{'ok' if check.ok else '!!'}  {check.name:<16} {check.state}")
+        print(f"{'ok' if check.ok else '!!'}  {check.name:<{WIDTH}} {check.state}")
         if check.remedy:
-            print(f"    {'':<16} -> {check.remedy}")
+            print(f"    {'':<{WIDTH}} -> {check.remedy}")
     return 0 if all(check.ok for check in checks) else 1
 
 
@@ -81,7 +85,7 @@ def _torch() -> Iterator[Check]:
 
     from main_kernels.processor import has_fast_bfloat16
 
-    yield Check("torch", torch.__version__)
+    yield _package("torch", torch.__version__, "pip install --upgrade torch")
     yield Check("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
     yield Check("instruction set", torch.backends.cpu.get_cpu_capability())
     if has_fast_bfloat16():
@@ -105,8 +109,16 @@ def _backends() -> Iterator[Check]:
 
 def _packages() -> Iterator[Check]:
     for name, remedy in (dict.fromkeys(REQUIRED, INSTALL_HF) | OPTIONAL).items():
-        version = installed(name)
-        yield Check(name, version or "not installed", bool(version) or name in OPTIONAL, "" if version else remedy)
+        yield _package(name, installed(name), remedy)
+
+
+def _package(name: str, version: str | None, remedy: str) -> Check:
+    lowest = lowest_versions().get(name)
+    if version is None:
+        return Check(name, "not installed", name in OPTIONAL, remedy)
+    if lowest and is_older(version, lowest):
+        return Check(name, f"{version}, older than {lowest}", name in OPTIONAL, remedy)
+    return Check(name, version)
 
 
 def _model() -> Iterator[Check]:

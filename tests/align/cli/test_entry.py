@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -155,6 +156,29 @@ def test_doctor_works_with_torch_alone(run, monkeypatch, capsys):
     bad = {line.split()[1] for line in lines if line.startswith("!!")}
     assert bad == {*doctor.REQUIRED, "default"}
     assert not [line for line in lines if "Error" in line]
+
+
+def test_doctor_names_packages_below_the_lowest_version(monkeypatch):
+    required = ["torch>=2.6", 'transformers>=4.56; extra == "hf"', 'trl>=0.20.0; extra == "train"', "ray[data]>=2.40"]
+    monkeypatch.setattr("main_align.environment.requires", lambda name: required)
+    found = {"torch": "2.10.0+cpu", "transformers": "4.9.1", "trl": "0.20", "ray": "2.39.0rc1"}
+    monkeypatch.setattr(doctor, "installed", lambda name: found.get(name, "99"))
+    monkeypatch.setattr("torch.__version__", found["torch"])
+    checks = {check.name: check for check in doctor.run_checks()}
+    assert checks["torch"].state == "2.10.0+cpu"
+    old = checks["transformers"]
+    assert (old.state, old.ok, old.remedy) == ("4.9.1, older than 4.56", False, "pip install 'main-kernels[hf]'")
+    assert checks["trl"].state == "0.20"
+    assert (checks["ray"].state, checks["ray"].ok) == ("2.39.0rc1, older than 2.40", True)
+    assert "main-kernels[ray]" in checks["ray"].remedy
+
+
+def test_doctor_checks_the_packages_of_every_extra_for_users():
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    extras = re.findall(r"^(hf|train|flash|ray|sentence-transformers) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
+    packages = {name for _, listed in extras for name in re.findall(r'"([\w-]+)[^"]*>=', listed)}
+    assert len(extras) == 5
+    assert packages <= {*doctor.REQUIRED, *doctor.OPTIONAL}
 
 
 def test_doctor_reports_the_choice_of_dtype_auto(monkeypatch):
