@@ -65,6 +65,11 @@ class _Fused:
     def _loss(self: Any, embeddings: Sequence[Tensor]) -> Tensor:
         if len(embeddings) < 2:
             raise ValueError(f"sentence_features: expected an anchor and a positive, got {len(embeddings)} columns")
+        if len(embeddings[0]) != len(embeddings[1]):
+            raise ValueError(
+                "sentence_features: expected as many anchors as positives, "
+                f"got {len(embeddings[0])} and {len(embeddings[1])}"
+            )
         if self.similarity_fct is cos_sim:
             embeddings = [F.normalize(each, dim=1) for each in embeddings]
         hashes, count, start = self._text_hashes, len(embeddings[0]), 0
@@ -190,7 +195,7 @@ def _hashes(features: Sequence[dict[str, Tensor]]) -> list[Tensor] | None:
             return None
         # a polynomial in the place among the tokens, so padding on either side changes nothing
         place = mask.long().cumsum(1) * mask.long()
-        powers = torch.full_like(ids[0], _HASH_BASE, dtype=torch.int64).cumprod(0)
+        powers = ids.new_full(ids.shape[1:], _HASH_BASE, dtype=torch.int64).cumprod(0)
         powers = F.pad(powers, (1, 0))  # place 0 is padding
         found.append(((ids.long() + 1) * powers[place]).sum(1))
     return found

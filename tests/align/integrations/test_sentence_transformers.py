@@ -73,6 +73,17 @@ def test_values_and_gradients_are_theirs_without_duplicates(model, name, options
     torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-9, atol=1e-12)
 
 
+def test_columns_of_different_lengths_are_refused(model):
+    loss = ours.MultipleNegativesRankingLoss(model)
+    with pytest.raises(ValueError, match="as many anchors as positives, got 4 and 3"):
+        loss(features(model, ANCHORS, POSITIVES[:3]), None)
+
+
+def test_a_batch_without_texts_has_no_hashes():
+    ids = torch.zeros((0, 5), dtype=torch.int64)
+    assert [column.tolist() for column in _hashes([{"input_ids": ids, "attention_mask": ids}] * 2)] == [[], []]
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_rows_that_share_a_text_are_no_negatives(model, cached):
     """As if the pairs of a shared positive were absent from each other's row, computed entry by entry."""
