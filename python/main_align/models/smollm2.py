@@ -88,7 +88,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         quantised = AutoModelForCausalLM.from_pretrained(folder_in, gguf_file=file, dtype=torch.float32)
     except ImportError as error:
-        raise UserError(f"converting `{SMOLLM2}` needs gguf and accelerate: pip install gguf accelerate") from error
+        raise UserError(
+            f"converting `{SMOLLM2}` needs gguf and accelerate ({error}): pip install gguf accelerate"
+        ) from error
     config = quantised.config.to_dict()
     config.pop("quantization_config", None)  # the weights written here are plain float32
     plain = LlamaForCausalLM(LlamaConfig(**config))

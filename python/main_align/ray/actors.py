@@ -48,8 +48,8 @@ class RayActors:
             raise UserError(f"workers must be at least 1, got {count}")
         try:
             import ray
-        except ImportError:
-            raise UserError("--engine ray needs Ray: pip install 'main-kernels[ray]'") from None
+        except ImportError as error:
+            raise UserError(f"--engine ray needs Ray ({error}): pip install 'main-kernels[ray]'") from None
         self._ray: Any = ray
         self._log = log
         self._count, self._settings, self._gpus, self._address = count, dict(settings), gpus, address

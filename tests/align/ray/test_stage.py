@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from main_align.errors import UserError
 from main_align.ray import ScoreStage
+from main_align.ray.actors import RayActors
 from main_align.scoring.bank import Bank
 from main_align.scoring.columns import COLUMNS
 from main_align.scoring.scorer import Scorer
@@ -59,3 +61,9 @@ def test_no_column_of_the_table_is_doubled(model: Path, bank: Path) -> None:
 def test_the_bank_of_another_model_is_refused(model: Path, bank: Path) -> None:
     with pytest.raises(UserError, match="the bank was made by another scorer: dtype was 'float32', now 'bfloat16'"):
         ScoreStage(model, bank=bank, device=DEVICE, dtype="bfloat16")
+
+
+def test_a_ray_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"needs Ray \(import of ray halted.*\): pip install 'main-kernels\[ray\]'"):
+        RayActors(1, {}, print)

@@ -80,9 +80,9 @@ def is_saved_dataset(folder: Path) -> bool:
 def _load(name: str, config: str | None) -> Any:
     try:
         import datasets
-    except ImportError:
+    except ImportError as error:
         raise UserError(
-            f"{name}: reading a `datasets` source needs the datasets library; pip install 'main-kernels[hf]'"
+            f"{name}: reading a `datasets` source needs the datasets library ({error}); pip install 'main-kernels[hf]'"
         ) from None
     is_saved = is_saved_dataset(Path(name))
     if is_saved and config:
