@@ -146,7 +146,9 @@ def _limits(bound: str, values: list[str]) -> tuple[float | None, list[Limit]]:
     own: list[float] = []
     limits = []
     for value in values:
-        column, _, number = value.rpartition("=")
+        column, equals, number = value.rpartition("=")
+        if equals and not column.strip():
+            raise UserError(f"--{bound} {value}: no column before =; give VALUE or COLUMN=VALUE")
         try:
             limit = float(number)
         except ValueError:

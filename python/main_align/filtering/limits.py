@@ -34,7 +34,7 @@ class Limit:
     def check(self) -> None:
         """Raise UserError unless the values that are set are numbers in order."""
         if any(value is not None and math.isnan(value) for value in (self.min, self.max)):
-            raise UserError("the limit is not a number")
+            raise UserError(f"the limit of {self.column or '--by'} is not a number; give one, or leave it out")
         if self.min is not None and self.max is not None and self.min > self.max:
             name = f"{self.column}=" if self.column else ""
             raise UserError(f"--min {name}{self.min:g} is above --max {name}{self.max:g}, so no row can be kept")

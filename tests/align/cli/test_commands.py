@@ -252,6 +252,9 @@ def test_unused_text_fields_of_standard_input_are_reported(tmp_path: Path, model
         (("filter", "SCORES", "-o", "k.csv", "--top", 1, "--scores-only", "--input", "PAIRS"), "--input has no effect"),
         (("filter", "PAIRS", "-o", "k.csv", "--min", "mutual=high"), "'high' is not a number"),
         (("filter", "PAIRS", "-o", "k.csv", "--min", 1, "--min", 2), "--min COLUMN=VALUE"),
+        (("filter", "SCORES", "-o", "k.csv", "--min", "=1"), "--min =1: no column before ="),
+        (("filter", "SCORES", "-o", "k.csv", "--max", "nan"), "the limit of --by is not a number"),
+        (("filter", "SCORES", "-o", "k.csv", "--max", "echo=nan"), "the limit of echo is not a number"),
         (("filter", "SCORES", "-o", "k.csv", "--min", "mutual=0.1", "--max", "nll_end=1"), "no column 'nll_end'"),
     ],
 )
