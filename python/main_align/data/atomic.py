@@ -1,7 +1,8 @@
-"""atomic_write, sync_folder: files that appear complete or not at all."""
+"""atomic_write, sync_folder, naming_full_disk: files that appear complete or not at all."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -22,13 +25,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + ".tmp")
     with _locked(temporary, path):
         try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            with naming_full_disk(path):
+                yield temporary
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Name the file in the error of a write to a full disk; Python names a file only where it is opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:
+            error.filename = str(path)
+        raise
 
 
 def _locked(temporary: Path, path: Path) -> IO[bytes]:

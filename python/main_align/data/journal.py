@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from ..errors import UserError
+from .atomic import naming_full_disk
 
 FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<I")
@@ -52,7 +53,8 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with naming_full_disk(self.path):  # closing writes the rest again
+            self._file.close()
 
     def append(self, header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None = None) -> None:
         """Append a record and flush it to the disk."""
@@ -60,9 +62,10 @@ class Journal:
         # safetensors writes an array's memory as it lies, so a transposed array would come back scrambled
         arrays = {name: np.ascontiguousarray(array) for name, array in (tensors or {}).items()}
         body = HEADER.pack(len(text)) + text + (save(arrays) if arrays else b"")
-        self._file.write(FRAME.pack(len(body), zlib.crc32(body)) + body)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming_full_disk(self.path):
+            self._file.write(FRAME.pack(len(body), zlib.crc32(body)) + body)
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def headers(self) -> Iterator[dict[str, Any]]:
         """Yield the headers of all records in order, and skip the tensors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from main_align.data.atomic import (
     atomic_write,
 )
+from main_align.data.journal import Journal
 from main_align.data.read import open_source
 from main_align.data.write import (
     check_output,
@@ -159,6 +161,29 @@ def test_a_file_has_one_writer_at_a_time(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "out") as temporary:
         temporary.write_text("second")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.csv", "o.parquet"])
+def test_a_full_disk_names_the_file(tmp_path: Path, name: str) -> None:
+    rows = [{"id": str(n), "status": "ok", "reason": str(n * n)} for n in range(5000)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=name):
+            write_scores(tmp_path / name, rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_names_the_journal(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"o\.journal"), Journal(tmp_path / "o.journal") as journal:
+            journal.append({"text": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_jsonl_is_strict_json(tmp_path: Path) -> None:

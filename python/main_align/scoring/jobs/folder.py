@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ...data.atomic import sync_folder
+from ...data.atomic import naming_full_disk, sync_folder
 from ...errors import UserError
 from ..score_file import part_name
 
@@ -62,9 +62,10 @@ class JobFolder:
     def finished(self, path: Path) -> Iterator[Path]:
         """Yield a path of one's own for a new file; on success it is flushed to the disk and renamed to `path`."""
         own = self.own / path.name
-        yield own
-        with own.open("rb+") as file:
-            os.fsync(file.fileno())
+        with naming_full_disk(own):
+            yield own
+            with own.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(own, path)
         sync_folder(path.parent)
 
