@@ -140,7 +140,8 @@ def score(
     The scores are likelihoods in both directions and PMI (nats per token), mutual (nats per √token), semantic and
     structural alignment. OUTPUT.manifest.json, or OUTPUT/manifest.json, defines every column. A row that cannot be
     scored keeps its id and gets a status, a reason and null scores. The exit code is 1 if no row can be scored. After
-    an interruption, the same command resumes the run. The scores do not depend on the number of workers or shards.
+    an interruption, the same command resumes the run. The scores do not depend on the number of workers or shards,
+    except in the last digits, which depend on the number of threads.
 
     The record formats below are recognised without options. The fields `input` and `context` are appended to the
     instruction. A system prompt and a history precede the pair: the model reads them, but they are not scored.
