@@ -7,6 +7,8 @@ actors need the input, the model and the output folder under the same paths.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,11 +62,14 @@ class RayActors:
         self.fingerprint: dict[str, Any] = {}
 
     def __enter__(self) -> RayActors:
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         if self._address:
             self._ray.init(address=self._address, log_to_driver=False)
         else:
             # one CPU more than actors: Ray needs it for itself
             self._ray.init(address="local", num_cpus=self._count + 1, include_dashboard=False, log_to_driver=False)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler aborts with a stack trace
         try:
             self._actors = [self._start() for _ in range(self._count)]
             for loading in [actor.load.remote(self._settings, self._threads) for actor in self._actors]:

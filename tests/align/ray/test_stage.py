@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -67,3 +69,18 @@ def test_a_ray_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"needs Ray \(import of ray halted.*\): pip install 'main-kernels\[ray\]'"):
         RayActors(1, {}, print)
+
+
+def test_ray_leaves_the_handler_of_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    monkeypatch.setattr(RayActors, "_start", lambda self: SimpleNamespace(load=SimpleNamespace(remote=print)))
+    monkeypatch.setattr(RayActors, "_loaded", lambda self, loading: {})
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        RayActors(1, {}, print).__enter__()
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, before)
