@@ -1,4 +1,4 @@
-"""atomic_write, sync_folder, naming_full_disk: files that appear complete or not at all."""
+"""atomic_write, lock, sync_folder, naming_full_disk: files that appear complete or not at all, of one writer."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -50,17 +51,30 @@ def _locked(temporary: Path, path: Path) -> IO[bytes]:
     """Create or open the temporary file and lock it until it is closed. A file that a kill left has no lock."""
     while True:
         file = temporary.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock(file):
+            file.close()
+            raise UserError(f"{path}: another process is writing this file; wait, or give another path")
+        with suppress(FileNotFoundError):
             # the process that had the lock may have renamed or deleted the file since it was opened
             if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
                 return file
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            file.close()
-            raise UserError(f"{path}: another process is writing this file; wait, or give another path") from None
         file.close()
+
+
+def lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed, and return True; on a file system without locks, only return True.
+
+    Returns:
+        False if another process has locked the file.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,7 +7,6 @@ that was torn by a kill fails its checksum and is removed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import struct
@@ -21,7 +20,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from ..errors import UserError
-from .atomic import naming_full_disk
+from .atomic import lock, naming_full_disk
 
 FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<I")
@@ -35,13 +34,9 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("ab+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock(self._file):
             self._file.close()
-            raise UserError(
-                f"{path}: another main-align is writing this output; wait for it or use another -o"
-            ) from None
+            raise UserError(f"{path}: another main-align is writing this output; wait for it or use another -o")
         self._remove_torn_tail()
 
     def __enter__(self) -> Journal:

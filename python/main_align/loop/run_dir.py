@@ -10,7 +10,6 @@ sessions.json           when the command was started, and the stages that were f
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -19,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
-from ..data.atomic import atomic_write, sync_folder
+from ..data.atomic import atomic_write, lock, sync_folder
 from ..data.write import to_document
 from ..errors import UserError
 from ..scoring.manifest import differences, read_object
@@ -49,12 +48,8 @@ class RunDir:
             raise UserError(f"{self.path} is a file; give a folder as output_dir") from None
         self._check_no_foreign_files()
         self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{self.path}: another run is using this folder; wait for it or give another output_dir"
-            ) from None
+        if not lock(self._lock):
+            raise UserError(f"{self.path}: another run is using this folder; wait for it or give another output_dir")
 
     def unlock(self) -> None:
         """Release the lock."""

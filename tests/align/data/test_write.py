@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 from pathlib import Path
@@ -174,6 +175,18 @@ def test_a_full_disk_names_the_file(tmp_path: Path, name: str) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with atomic_write(tmp_path / "a.txt") as path:
+        path.write_text("x")
+    with Journal(tmp_path / "a.journal") as journal:
+        journal.append({"a": 1})
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.journal", "a.txt"]
 
 
 def test_a_full_disk_names_the_journal(tmp_path: Path) -> None:

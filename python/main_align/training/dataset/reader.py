@@ -16,6 +16,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from datasets import Dataset, Features, IterableDataset, Value
@@ -219,7 +220,7 @@ def _check_columns(names: Sequence[str], name: str) -> None:
 
 def _report_unused(dataset: Dataset | IterableDataset, name: str) -> None:
     """Warn once about text of the first rows that is not part of the pairs."""
-    if unused := unused_texts(dataset.take(LOOKED_AT if isinstance(dataset, Dataset) else 1)):
+    if unused := unused_texts(islice(dataset, LOOKED_AT if isinstance(dataset, Dataset) else 1)):
         log.warning(
             "%s data set: text that is not part of the pairs is dropped: columns %s. If a column belongs to the "
             "instruction, join them with dataset.map",
