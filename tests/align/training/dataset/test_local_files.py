@@ -41,6 +41,7 @@ def no_hub_and_an_empty_cache(tmp_path, monkeypatch):
         ("pairs.json", json.dumps({"data": PAIRS}).encode()),
         ("pairs.tsv", b"prompt\tcompletion\n" + "\n".join("\t".join(p.values()) for p in PAIRS).encode()),
     ],
+    ids=["jsonl", "gz", "json", "tsv"],  # bytes would be in the ids, and gzip's have the time
 )
 def test_files_are_read_as_score_reads_them(tmp_path, name, content, streaming):
     path = tmp_path / name
