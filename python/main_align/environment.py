@@ -31,13 +31,16 @@ def installed(name: str) -> str | None:
 
 
 def lowest_versions() -> dict[str, str]:
-    """Return the lowest supported version of each package that main-kernels or one of its extras needs."""
+    """Return the lowest version of each package that main-kernels or any of its extras needs."""
     try:
         requirements = requires("main-kernels") or []
     except PackageNotFoundError:  # run from its source
         requirements = []
-    bounds = (re.match(r"([\w.-]+)(?:\[[^]]*\])? *>=([\d.]+)", each) for each in requirements)
-    return {bound[1]: bound[2] for bound in bounds if bound}
+    lowest: dict[str, str] = {}
+    for found in (re.match(r"([\w.-]+)(?:\[[^]]*\])? *>=([\d.]+)", each) for each in requirements):
+        if found and (found[1] not in lowest or is_older(found[2], lowest[found[1]])):
+            lowest[found[1]] = found[2]
+    return lowest
 
 
 def is_older(installed_version: str, bound: str) -> bool:

@@ -90,6 +90,8 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
         setup = set_up(model, processing_class, args, self.alignment, quantization)
         if getattr(args, "padding_free", False):
             args.padding_free = False  # sequences are always packed here, and TRL's way has further requirements
+        if getattr(args, "loss_type", None) == "chunked_nll":  # the default of TRL before 1.15
+            args.loss_type = "nll"  # the same loss; for the other, TRL would replace the head's forward
         args.accelerator_config.dispatch_batches = False  # a packed batch cannot be split between processes
         self._base = unwrap_peft(setup.model)
         projection.detach(self._base)

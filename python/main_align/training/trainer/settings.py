@@ -27,7 +27,7 @@ REFUSED = (
     Refusal(
         "use_liger_kernel", bool, "the loss of the head is fused already, and Liger replaces the forward; leave it out"
     ),
-    Refusal("loss_type", lambda value: value != "nll", "use 'nll'"),
+    Refusal("loss_type", lambda value: value not in ("nll", "chunked_nll"), "use 'nll'"),
     Refusal(
         "completion_only_loss",
         lambda value: value is False,

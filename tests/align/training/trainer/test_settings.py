@@ -67,6 +67,13 @@ def test_a_stop_token_that_is_never_trained_is_refused(tmp_path):
         trainer_with(tmp_path, eos_token="<|endoftext|>")
 
 
+def test_the_default_loss_of_earlier_trl_is_the_same_loss(tmp_path):
+    args = config(tmp_path)
+    args.loss_type = "chunked_nll"
+    trainer = MutualAlignmentTrainer(tiny_model(), args, train_dataset=ROWS, processing_class=byte_tokenizer())
+    assert trainer.args.loss_type == "nll"
+
+
 REFUSED = {
     "label_smoothing": ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
     "dft": ({"loss_type": "dft"}, "loss_type='dft'"),
