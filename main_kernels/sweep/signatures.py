@@ -111,7 +111,7 @@ class SweepGradArgs(NamedTuple):
     bias_grad: Mutated  # [M], [1] for a bias [], or [0]
     scale_grad: Mutated  # [1] or [0]
     gradient: str
-    saved_available: bool  # False: recompute what the forward saved, in the same order, to the same bits
+    saved_available: bool  # False: recompute what the forward saved, in the same order
     backend: str
 
 
@@ -167,5 +167,5 @@ class DivergenceGradArgs(NamedTuple):
     q_weight_high: Mutated
     q_weight_low: Mutated
     is_scalar: bool  # all entries of values_grad are known to be equal
-    saved_available: bool  # False: recompute what the forward saved, in the same order, to the same bits
+    saved_available: bool  # False: recompute what the forward saved, in the same order
     backend: str
