@@ -10,8 +10,8 @@ import typer
 from ..data.write import OUTPUT_ENDINGS
 from ..errors import UserError
 from ..filtering.limits import RECOMMENDED, Limit
-from ..plots import PLOT_ENDINGS
 from .common import log_reasons
+from .plots import PLOT_ENDINGS
 
 # Optional[...] below, not X | None: typer evaluates these annotations on every supported Python.
 # ruff: noqa: UP045
@@ -90,8 +90,8 @@ def filter(
     from rich.console import Console
 
     from ..filtering.filter import filter_scores
-    from ..plots import check_plot, plot_scores
     from ..scoring.columns import PANELS
+    from .plots import check_plot, plot_scores
     from .progress_bar import ProgressBar
     from .summary import filter_summary
 

@@ -14,8 +14,8 @@ from ..data.formats.record_formats import RECORD_FORMATS
 from ..data.sources.file_formats import COMPRESSED_ENDINGS, ENDINGS
 from ..data.write import OUTPUT_ENDINGS
 from ..errors import UserError
-from ..plots import PLOT_ENDINGS
 from .common import Dtype, hide_library_progress, log_reasons
+from .plots import PLOT_ENDINGS
 
 if TYPE_CHECKING:
     from ..data.sources.source import Source
@@ -162,10 +162,10 @@ def score(
     """
     from ..data.read import open_source
     from ..data.sources.listing import refuse_output
-    from ..plots import check_plot
     from ..reporting.report import check_report
     from ..scoring.jobs.shard import Shard
     from ..scoring.resume import check_output, check_partial
+    from .plots import check_plot
     from .progress_bar import ProgressBar
 
     fields = Fields(instruction_field, response_field, id_field, input_field, system_field, preference.value)
@@ -252,9 +252,9 @@ def _show(manifest: dict[str, Any], source: Source, out: Path, plot: Path | None
     from ..data.formats.conversion import as_label
     from ..data.labels import read_aligned
     from ..data.pairs import SCORED
-    from ..plots import plot_scores
     from ..scoring.columns import PANELS
     from ..scoring.score_file import read_columns
+    from .plots import plot_scores
     from .progress_bar import clock
     from .summary import score_summary, status_table
 

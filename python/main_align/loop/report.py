@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..colors import BLUE, GREY, ORANGE
 from ..data.atomic import atomic_write
 from ..data.write import to_document
-from ..plots import BLUE, GREY, ORANGE
 from ..scoring.score_file import read_columns
 from .config import LoopConfig
 from .mutual_filter import KEPT, SCORES

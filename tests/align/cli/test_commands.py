@@ -18,12 +18,12 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 from main_align.cli.app import app
+from main_align.cli.plots import check_plot, plot_scores
 from main_align.cli.score import score
 from main_align.cli.train import train
 from main_align.errors import UserError
 from main_align.loop import LoopConfig
 from main_align.models.devices import pick_device, pick_dtype
-from main_align.plots import check_plot, plot_scores
 from main_align.scoring.columns import ALIASES
 from main_align.scoring.job import score_file
 from main_align.scoring.manifest import manifest_path

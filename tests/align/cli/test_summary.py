@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from main_align.cli.doctor import run_checks
+from main_align.cli.plots import plot_scores
 from main_align.cli.progress_bar import ProgressBar, clock
 from main_align.cli.summary import filter_summary, histogram, score_summary, status_table
 from main_align.errors import UserError
 from main_align.filtering.filter import FilterResult
-from main_align.plots import plot_scores
 from main_align.progress import (
     Progress,
 )

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .data.atomic import atomic_write
-from .data.write import check_place
-from .errors import UserError
+from ..colors import BLUE, GREY, ORANGE
+from ..data.atomic import atomic_write
+from ..data.write import check_place
+from ..errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 PLOT_ENDINGS = ".png, .svg, .pdf"
 PANELS_PER_ROW = 3
-BLUE, ORANGE, GREY = "#3b6fb6", "#e08a3c", "#444444"
 
 
 def plot_scores(
