@@ -46,7 +46,7 @@ def test_normalised_texts_are_words_with_one_space(text: str) -> None:
     assert normalised(f" {text.upper()}!") == result
 
 
-def test_the_ascii_path_gives_the_same_words() -> None:
+def test_words_in_ascii_are_those_of_other_texts() -> None:
     every = "".join(map(chr, range(128))) + "  A_b"
     assert normalised(every) == normalised(every + "é").removesuffix("é")
 
