@@ -1,4 +1,4 @@
-"""atomic_write, lock, sync_folder, naming_full_disk: files that appear complete or not at all, of one writer."""
+"""atomic_write, replacing, lock, sync_folder, naming_full_disk: files that appear complete, and have one writer."""
 
 from __future__ import annotations
 
@@ -26,14 +26,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + ".tmp")
     with _locked(temporary, path):
         try:
-            with naming_full_disk(path):
+            with naming_full_disk(path), replacing(path, temporary):
                 yield temporary
-                with temporary.open("rb+") as file:
-                    os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path, temporary: Path) -> Iterator[None]:
+    """On success, flush the temporary file to the disk and rename it to `path`."""
+    yield
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ same piece write the same bytes, so the second rename changes nothing.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ...data.atomic import naming_full_disk, sync_folder
+from ...data.atomic import naming_full_disk, replacing
 from ...errors import UserError
 from ..score_file import part_name
 
@@ -62,12 +61,8 @@ class JobFolder:
     def finished(self, path: Path) -> Iterator[Path]:
         """Yield a path of one's own for a new file; on success it is flushed to the disk and renamed to `path`."""
         own = self.own / path.name
-        with naming_full_disk(own):
+        with naming_full_disk(own), replacing(path, own):
             yield own
-            with own.open("rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(own, path)
-        sync_folder(path.parent)
 
     def delete_work(self) -> None:
         """Delete what only unfinished jobs need."""
