@@ -106,8 +106,12 @@ def place_text(machine: Mapping[str, Any]) -> str:
     return machine["instruction_set"] if machine["device"] == "cpu" else machine["device"]
 
 
+def threads_text(machine: Mapping[str, Any]) -> str:
+    """Return the number of threads: "1 thread", "2 threads"."""
+    return f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+
+
 def machine_text(machine: Mapping[str, Any]) -> str:
     """Describe a machine: "2 threads of AMD EPYC (AVX2)"."""
-    threads = machine["threads"]
-    where = f"{threads} thread{'' if threads == 1 else 's'} of {machine['cpu']} ({machine['instruction_set']})"
+    where = f"{threads_text(machine)} of {machine['cpu']} ({machine['instruction_set']})"
     return where if machine["device"] == "cpu" else f"{machine['device']}, {where}"

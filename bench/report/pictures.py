@@ -99,7 +99,7 @@ def _sweeps(rows: Rows, label: str, curve_of: Callable[[Scaled, str], Curve]) ->
             axis.plot(*curve, color=colour, marker="o", markersize=4, linewidth=1.5, label=run.replace("_", "."))
         sweep = CASES[entry.case].sweeps[entry.dimension]
         fixed = ", ".join(f"{name.upper()} = {value}" for name, value in sweep.shape.items())
-        axis.set_title(f"{entry.case}, {fixed}\n{machine_text(entry.machine)}", fontsize=9)
+        axis.set_title(f"{entry.case}, {fixed}, {entry.dtype}\n{machine_text(entry.machine)}", fontsize=9)
         axis.set(xscale="log", yscale="log", xlabel=entry.dimension.upper())
         axis.set_xticks(sweep.sizes, [str(size) for size in sweep.sizes], fontsize=8)
         axis.xaxis.set_minor_formatter(NullFormatter())

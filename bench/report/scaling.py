@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..cases import CASES
 from ..ratios import median_of
-from ..records import place_text
+from ..records import kind_of, place_text, threads_text
 from .tables import NONE, table
 
 TIME, MEMORY = ("time: expected", "ours", "products", "eager"), ("memory: expected", "ours", "eager")
@@ -30,10 +30,11 @@ class Curve(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """The rows of one case, dimension and machine, sorted by size."""
+    """The rows of one case, dimension, dtype and kind of machine, sorted by size."""
 
     case: str
     dimension: str
+    dtype: str
     machine: Mapping[str, Any]
     rows: list[Mapping[str, Any]]
 
@@ -52,12 +53,12 @@ class Scaled(NamedTuple):
 
 def scaled(rows: Iterable[Mapping[str, Any]]) -> list[Scaled]:
     """Return the sweeps among rows."""
-    found: dict[tuple[str, str, str], Scaled] = {}
+    found: dict[tuple[Any, ...], Scaled] = {}
     for row in rows:
         dimension, equals, _ = row["size"].partition("=")
         if equals and dimension in CASES[row["case"]].sweeps:
-            key = (row["case"], dimension, place_text(row["machine"]))
-            found.setdefault(key, Scaled(row["case"], dimension, row["machine"], [])).rows.append(row)
+            key = (row["case"], dimension, row["dtype"], *kind_of(row["machine"]))
+            found.setdefault(key, Scaled(*key[:3], row["machine"], [])).rows.append(row)
     for entry in found.values():
         entry.rows.sort(key=lambda row, entry=entry: row["shape"][entry.dimension])
     return list(found.values())
@@ -81,7 +82,7 @@ def exponents(rows: Sequence[Mapping[str, Any]]) -> str:
             [
                 f"`{entry.case}`",
                 f"{entry.dimension.upper()}={sizes[0]} – {sizes[-1]}, {fixed}",
-                place_text(entry.machine),
+                f"{entry.dtype} {place_text(entry.machine)}, {threads_text(entry.machine)}",
                 f"{sweep.time:g}",
                 *map(_number, times),
                 f"{sweep.memory:g}",

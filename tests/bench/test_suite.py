@@ -142,6 +142,23 @@ def test_exponents_are_slopes_of_logarithms():
     assert "| 2 | 2.00 | 0.00 |" in scaling.exponents(swept)
 
 
+@pytest.mark.parametrize("changes", [{"threads": 2}, {"dtype": "bfloat16"}], ids=str)
+def test_a_curve_has_the_rows_of_one_kind_of_machine_and_one_dtype(changes):
+    """Another number of threads is another curve: both at each size gave the exponent of neither."""
+    swept = [
+        row(ours=[n**power * 1e-9] * 3, size=f"n={n}", shape={"n": n, "d": 256}) | kind
+        for power, kind in ((2, {}), (1, changes))
+        for n in (512, 1024, 2048)
+    ]
+    for one in swept:
+        one["machine"] = one["machine"] | {"threads": one.get("threads", 1)}
+    entries = scaling.scaled(swept)
+    assert [entry.time("ours").exponent() for entry in entries] == pytest.approx([2, 1])
+    assert [entry.time("ours").sizes for entry in entries] == [[512, 1024, 2048]] * 2
+    places = [line.split(" | ")[2] for line in scaling.exponents(swept).splitlines()[2:]]
+    assert len(set(places)) == 2
+
+
 def test_a_regression_is_found_and_noise_is_not(tmp_path, capsys):
     write_rows(tmp_path / "before.json", [row(ours=[1.0] * 3, again=[1.0] * 3)])
 
