@@ -36,7 +36,13 @@ def main(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         print(f"python -m bench: no command {words[0]}\n\n{usage()}", file=sys.stderr)
         return 2
-    return importlib.import_module(COMMANDS[words[0]][0]).main(words[1:]) or 0
+    from main_align.errors import UserError
+
+    try:
+        return importlib.import_module(COMMANDS[words[0]][0]).main(words[1:]) or 0
+    except UserError as error:  # the pairs or the model that an option names
+        print(f"python -m bench {words[0]}: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

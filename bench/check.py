@@ -5,8 +5,8 @@
     python -m bench check out/kernels.json --against other/kernels.json
 
 Only ratios are compared: of ours to its reference, within one row. A machine is of the same kind if device, instruction
-set and number of threads are equal. A ratio is worse if it is higher by more than --tolerance and by more than the same
-code timed twice, in both runs. The exit status is 1 if one is worse, 2 if nothing could be compared.
+set and number of threads are equal. A ratio is worse if it is higher by more than --tolerance and, for times, by more
+than the same code timed twice, in both runs. The exit status is 1 if one is worse, 2 if nothing could be compared.
 """
 
 from __future__ import annotations
@@ -44,14 +44,23 @@ def changes(before: Sequence[Row], now: Sequence[Row]) -> Iterator[Change]:
         old = known.get(key_of(row))
         if old is None or old["shape"] != row["shape"]:
             continue
-        noise = max(noise_of(old) or 0.0, noise_of(row) or 0.0)
+        time_noise = max(noise_of(old) or 0.0, noise_of(row) or 0.0)
         for target in row["targets"]:
             what = (target["run"], target["against"], target["quantity"])
             was, got = ratio_of(old, *what), ratio_of(row, *what)
             if was is not None and got is not None:
-                memory = " memory" if target["quantity"] == "memory" else ""
-                name = f"{row['case']} {row['size']} {row['dtype']} {what[0]}/{what[1]}{memory}"
-                yield Change(name, was.median, got.median, noise)
+                is_memory = target["quantity"] == "memory"
+                inputs = "" if row["inputs"] == "random" else f" {row['inputs']}"
+                name = f"{row['case']} {row['size']} {row['dtype']}{inputs} {what[0]}/{what[1]}"
+                yield Change(
+                    f"{name}{' memory' if is_memory else ''}", was.median, got.median, 0.0 if is_memory else time_noise
+                )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        raise SystemExit(f"{path} does not exist")
+    return read_rows(path) or sys.exit(f"{path}: no rows")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -60,11 +69,12 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--against", type=Path, help="file to compare with (default: that suite's in bench/results/)")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="share that is no change (default 0.05)")
     chosen = parser.parse_args(words)
-    now = read_rows(chosen.run)
-    if not now:
-        print(f"{chosen.run}: no rows", file=sys.stderr)
+    try:
+        now = _rows(chosen.run)
+        before = _rows(chosen.against or RESULTS / f"{now[0]['suite']}.json")
+    except SystemExit as refusal:
+        print(refusal, file=sys.stderr)
         return 2
-    before = read_rows(chosen.against or RESULTS / f"{now[0]['suite']}.json")
     found = list(changes(before, now))
     if not found:
         print("nothing to compare: no row of the same case, size and kind of machine", file=sys.stderr)

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -40,7 +39,7 @@ from main_kernels.backends.workspace import WorkspacePool
 from main_kernels.sweep import plan, products
 
 from . import stand_in
-from .command import command_parser
+from .command import at_least_one, command_parser, output_file
 from .measure import machine
 
 PREPARING = ("target_scores",)
@@ -223,8 +222,8 @@ def measured(rounds: int) -> list[dict[str, Any]]:
 def main(words: list[str] | None = None) -> int:
     """Print the table and, with -o, write it."""
     parser = command_parser("host-time", __doc__)
-    parser.add_argument("-o", "--output", type=Path, help="file for the rows as JSON")
-    parser.add_argument("--rounds", type=int, default=200, help="times that each op runs (default 200)")
+    parser.add_argument("-o", "--output", type=output_file, help="file for the rows as JSON")
+    parser.add_argument("--rounds", type=at_least_one, default=200, help="times that each op runs (default 200)")
     options = parser.parse_args(words)
     if reason := stand_in.why_not():
         parser.error(reason)

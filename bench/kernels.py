@@ -158,7 +158,8 @@ def sweeps(cases: Sequence[Case], dtypes: Sequence[str] | None) -> Iterator[Meas
                     yield Measurement(case, f"{dimension}={size}", shape, dtype, "random", SWEPT)
 
 
-def arguments(words: list[str] | None) -> argparse.Namespace:
+def options() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = command_parser("kernels", __doc__)
     parser.add_argument("--op", nargs="+", choices=list(CASES), metavar="OP", help=f"only these: {', '.join(CASES)}")
     parser.add_argument(
@@ -176,15 +177,18 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
         help="only these (default: bfloat16 at large sizes only, on a CPU with instructions for it)",
     )
     add_options(parser, rounds=MIN_ROUNDS, rounds_help="minimum number of rounds, of which small shapes get more")
-    return parser.parse_args(words)
+    return parser
 
 
 def main(words: list[str] | None = None) -> int:
     from .report.tables import plain
 
-    chosen = arguments(words)
+    parser = options()
+    chosen = parser.parse_args(words)
     cases = [case for name, case in CASES.items() if not chosen.op or name in chosen.op]
     todo = list(sweeps(cases, chosen.dtype) if chosen.sweep else chosen_rows(cases, chosen.size, chosen.dtype))
+    if not todo:
+        parser.error(f"none of these ops has {'a sweep' if chosen.sweep else 'one of these sizes'}")
     with PeakMemory() as peak_memory:
         done = measure_rows(todo, lambda what: measure(what, chosen.rounds, peak_memory), chosen.out, chosen.minutes)
     print(plain(done))

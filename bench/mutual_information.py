@@ -23,7 +23,7 @@ import torch
 
 from main_kernels import mutual_information, mutual_information_bounds
 
-from .command import command_parser
+from .command import command_parser, output_file
 from .gaussians import Gaussians
 from .measure import machine
 
@@ -106,14 +106,13 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--points", type=int, default=20, help="evenly spaced values of I, at least 2 (default 20)")
     parser.add_argument("--clip", type=float, default=5.0, help="clipping of SMILE, nats (default 5)")
     parser.add_argument(
-        "-o", "--out", type=Path, default=RESULTS / "mutual_information", help="output path without suffix"
+        "-o", "--out", type=output_file, default=RESULTS / "mutual_information", help="output path without suffix"
     )
     arguments = parser.parse_args(words)
     if arguments.repeats < 2 or arguments.points < 2:
         parser.error("--repeats and --points must be at least 2")
     rows = measure(arguments)
     setup = {name: getattr(arguments, name) for name in ("repeats", "dimensions", "clip")}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     report = {"machine": machine(), **setup, "rows": rows}
     arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     plot(rows, arguments.out.with_suffix(".png"))

@@ -36,6 +36,8 @@ SUITES = ("kernels", "scoring", "training")
 IDENTITY = ("suite", "case", "size", "dtype", "inputs")
 MACHINE = ("device", "instruction_set", "threads")
 """The fields of a machine that make its kind. Rows of one kind replace each other; ratios are compared within it."""
+FIELDS = (*IDENTITY, "family", "shape", "machine", "runs", "targets", "differing", "facts")
+"""The fields of a row. Others are kept and not read."""
 
 Row = dict[str, Any]
 
@@ -47,14 +49,25 @@ def read_rows(path: Path) -> list[Row]:
         path: a file in the format above.
 
     Raises:
-        SystemExit: the file has another format.
+        SystemExit: the file cannot be read or has another format.
     """
     if not path.exists():
         return []
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path}: not a file of results ({error})") from None
+    if not isinstance(found, dict):
+        raise SystemExit(f"{path}: not a file of results, which holds an object")
     if found.get("schema") != SCHEMA:
         raise SystemExit(f"{path}: schema {found.get('schema')} instead of {SCHEMA}; measure again into a new file")
-    return found["rows"]
+    rows = found.get("rows")
+    if not isinstance(rows, list):
+        raise SystemExit(f"{path}: no list of rows")
+    for number, row in enumerate(rows, 1):
+        if lacking := [name for name in FIELDS if name not in row]:
+            raise SystemExit(f"{path}: row {number} has no {', '.join(lacking)}")
+    return rows
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

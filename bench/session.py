@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .command import at_least_one, output_file
 from .peers import Absent
 from .ratios import ratio_of, verdict_of
 from .records import Row, merged, read_rows, shape_text, write_rows
@@ -25,8 +26,10 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int, rounds_help: st
         rounds: the default number of rounds.
         rounds_help: what a number of rounds means.
     """
-    parser.add_argument("-o", "--out", type=Path, help="file of rows; rows of the same key are replaced, others kept")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"{rounds_help} (default {rounds})")
+    parser.add_argument(
+        "-o", "--out", type=output_file, help="file of rows; rows of the same key are replaced, others kept"
+    )
+    parser.add_argument("--rounds", type=at_least_one, default=rounds, help=f"{rounds_help} (default {rounds})")
     parser.add_argument("--minutes", type=float, help="begin no row after this time")
 
 

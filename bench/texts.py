@@ -12,6 +12,7 @@ from main_align.data.read import read_pairs
 from main_align.models.encoding import PairEncoder
 from main_align.models.smollm2 import SMOLLM2
 
+from .command import at_least_one
 from .inputs import PAIRS
 
 MORE = 32  # tokens by which a text may have to be longer to have as many again
@@ -32,7 +33,9 @@ def add_options(parser: argparse.ArgumentParser, *, pairs: int) -> None:
         help="whatever `main-align score` reads (default: examples/pairs.jsonl)",
     )
     parser.add_argument("--model", default=SMOLLM2, help="folder or hub id (default: smollm2)")
-    parser.add_argument("--pairs", type=int, default=pairs, help=f"number of pairs, drawn at random (default {pairs})")
+    parser.add_argument(
+        "--pairs", type=at_least_one, default=pairs, help=f"number of pairs, drawn at random (default {pairs})"
+    )
 
 
 def read(source: str | Path, count: int | None = None) -> list[Pair]:

@@ -21,14 +21,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from triton.compiler import CompilationError
 
-from ..command import command_parser
+from ..command import command_parser, output_file
 from .cases import chunk_cases, fused_cases
 from .compile import MULTIPROCESSORS, compiling, machine_code, translating
 from .limits import MATRIX, PERSISTENT, WALKS, faults
@@ -110,12 +109,14 @@ def _place(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def main(words: list[str] | None = None) -> int:
     parser = command_parser("aot", __doc__)
-    parser.add_argument("-o", "--output", type=Path, help="a JSON file for the rows")
-    parser.add_argument("--renew", type=Path, help="a JSON file whose rows of the cases that run are replaced")
+    parser.add_argument("-o", "--output", type=output_file, help="a JSON file for the rows")
+    parser.add_argument("--renew", type=output_file, help="a JSON file whose rows of the cases that run are replaced")
     parser.add_argument("-k", "--only", default="", help="cases whose name contains this")
     parser.add_argument("-a", "--architecture", type=int, choices=ARCHITECTURES, action="append")
     parser.add_argument("--ttir", action="store_true", help="translate the kernels to TTIR and compile no further")
     arguments = parser.parse_args(words)
+    if arguments.renew and not arguments.renew.is_file():
+        parser.error(f"--renew: {arguments.renew} does not exist")
     architectures = arguments.architecture or ARCHITECTURES
 
     def cases() -> Iterator[tuple[str, Callable[[], None]]]:

@@ -23,7 +23,7 @@ import torch
 
 from .. import peers
 from ..cases.device import CASES
-from ..command import command_parser
+from ..command import command_parser, output_file
 from .clock import Clock
 from .machine import gpu_state, machine
 from .report import make_report, read_steps, table
@@ -54,13 +54,12 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     report.add_argument("logs", nargs="+", type=Path, help="logs of one or more runs")
     report.add_argument("--steps", type=Path, help="folder with the steps of device.sh")
     report.add_argument("--commit", help="commit of the code, if the logs come from a copy without git")
-    report.add_argument("-o", "--out", type=Path, required=True, help="results file")
+    report.add_argument("-o", "--out", type=output_file, required=True, help="results file")
     return parser.parse_args(words)
 
 
 def report(chosen: argparse.Namespace) -> int:
     made = make_report(read_log(chosen.logs), read_steps(chosen.steps) if chosen.steps else [], chosen.commit)
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(made, indent=1) + "\n")
     print(table(made))
     return 0 if made["rows"] else 1

@@ -25,7 +25,7 @@ from main_align.scoring.other_script import is_other_script
 from main_align.scoring.scorer import Scorer
 from numpy.typing import NDArray
 
-from ..command import command_parser
+from ..command import command_parser, output_file
 from ..measure import machine
 from . import encoder
 from .contrast import contrast
@@ -49,7 +49,7 @@ def main(words: list[str] | None = None) -> int:
     parser = command_parser("quality", __doc__)
     parser.add_argument("rows", type=Path, help="dolly_3k.json")
     parser.add_argument(
-        "-o", "--out", type=Path, required=True, help="JSON file for the results; the picture lies beside"
+        "-o", "--out", type=output_file, required=True, help="JSON file for the results; the picture lies beside"
     )
     parser.add_argument("--cache", type=Path, required=True, help="folder for the passes; about 50 kB per pair")
     parser.add_argument("--into", type=Path, help="page whose marked part the tables replace")

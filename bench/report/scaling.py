@@ -56,7 +56,7 @@ def scaled(rows: Iterable[Mapping[str, Any]]) -> list[Scaled]:
     found: dict[tuple[Any, ...], Scaled] = {}
     for row in rows:
         dimension, equals, _ = row["size"].partition("=")
-        if equals and dimension in CASES[row["case"]].sweeps:
+        if equals and row["case"] in CASES and dimension in CASES[row["case"]].sweeps:
             key = (row["case"], dimension, row["dtype"], *kind_of(row["machine"]))
             found.setdefault(key, Scaled(*key[:3], row["machine"], [])).rows.append(row)
     for entry in found.values():

@@ -19,6 +19,7 @@ ROWS = (
     ("linear_kl_forward", "float32"),
     ("cyclic_consistency", "float32"),
 )
+NO_ROWS = "No large size was measured."
 HEADER = ("function", "time / bare products", "eager / ours", "torch.compile / ours", "best peer / ours", "peak MB")
 
 
@@ -47,16 +48,24 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def readme_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table and its machine as Markdown: the machine that was measured last.
+    """Return the table and its machine as Markdown: the kind of machine with most of the table's rows, and of equals
+    the one that was measured last.
 
     Args:
         rows: the rows of the suite `kernels`.
     """
-    large = [row for row in rows if row["size"] == "large" and row["inputs"] == "random"]
-    last = max((row["machine"] for row in large), key=lambda machine: machine["date"])
-    measured = {(row["case"], row["dtype"]): row for row in large if kind_of(row["machine"]) == kind_of(last)}
+    kinds: dict[tuple[Any, ...], dict[tuple[str, str], Mapping[str, Any]]] = {}
+    for row in rows:
+        key = (row["case"], row["dtype"])
+        if key in ROWS and row["size"] == "large" and row["inputs"] == "random":
+            kinds.setdefault(kind_of(row["machine"]), {})[key] = row
+    if not kinds:
+        return NO_ROWS
+    measured = max(
+        kinds.values(), key=lambda found: (len(found), max(row["machine"]["date"] for row in found.values()))
+    )
     chosen = [measured[key] for key in ROWS if key in measured]
-    *others, last_commit = dict.fromkeys(row["machine"]["commit"] for row in chosen)
+    *others, last_commit = dict.fromkeys(row["machine"]["commit"] or "unknown" for row in chosen)
     commits = f"commits {', '.join(others)} and {last_commit}" if others else f"commit {last_commit}"
     here = chosen[0]["machine"]
     return "\n".join(

@@ -20,7 +20,7 @@ from bench.cases import CASES, SIZES, case
 from bench.peak_memory import PeakMemory
 from bench.ratios import ahead, noise_of, ratio_of, verdict_of
 from bench.records import machine_text, merged, read_rows, write_rows
-from bench.report import behind, pictures, reasons, scaling, tables
+from bench.report import behind, pictures, reasons, scaling, summary, tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +119,90 @@ def test_another_schema_is_refused(tmp_path):
         read_rows(tmp_path / "old.json")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "does not exist"),
+        ("", "not a file of results"),
+        ("[]", "which holds an object"),
+        ('{"schema": 1}', "no list of rows"),
+        ('{"schema": 1, "rows": []}', "no rows"),
+        ('{"schema": 1, "rows": [{"suite": "kernels"}]}', "row 1 has no case, size"),
+        ('{"rows": []}', "schema None"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("other", [False, True])
+def test_a_check_without_rows_says_so_and_finds_nothing_worse(content, reason, other, tmp_path, capsys):
+    """Status 1 means a ratio that is worse."""
+    (good, file) = (tmp_path / "good.json", tmp_path / "file.json")
+    write_rows(good, [row()])
+    if content is not None:
+        file.write_text(content)
+    assert check.main([str(good), "--against", str(file)] if other else [str(file), "--against", str(good)]) == 2
+    assert re.search(rf"file\.json.*{reason}", capsys.readouterr().err)
+
+
+def test_fields_of_later_versions_are_kept(tmp_path):
+    later = row() | {"weather": "rain"}
+    write_rows(tmp_path / "rows.json", [later])
+    assert read_rows(tmp_path / "rows.json") == [later]
+    assert check.main([str(tmp_path / "rows.json"), "--against", str(tmp_path / "rows.json")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["kernels", "--rounds", "0"], "at least 1, got 0"),
+        (["kernels", "-o", "{folder}"], "is a folder"),
+        (["kernels", "-o", "{folder}/file/rows.json"], "Not a directory|File exists"),
+        (["kernels", "--op", "info_nce", "--size", "smollm2"], "none of these ops has one of these sizes"),
+        (["kernels", "--op", "segment_pool_mean", "--sweep"], "none of these ops has a sweep"),
+        (["scoring", "--pairs", "0"], "at least 1, got 0"),
+        (["training", "--pairs", "-1"], "at least 1, got -1"),
+        (["host-time", "--rounds", "0"], "at least 1, got 0"),
+        (["aot", "-o", "{folder}"], "is a folder"),
+        (["aot", "--renew", "{folder}/none.json"], "none.json does not exist"),
+    ],
+    ids=" ".join,
+)
+def test_options_are_refused_before_the_work(words, reason, tmp_path, capsys):
+    """Without rounds a row of results was replaced by one without samples; a folder was noticed after the work."""
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as refusal:
+        bench([word.format(folder=tmp_path) for word in words])
+    assert refusal.value.code == 2
+    assert re.search(reason, capsys.readouterr().err)
+
+
+def test_pairs_that_do_not_exist_are_an_error_in_one_line(tmp_path, capsys):
+    assert bench(["training", str(tmp_path / "none.jsonl"), "--minutes", "0"]) == 2
+    assert re.match(r"python -m bench training: .*none\.jsonl: no such file", capsys.readouterr().err.splitlines()[-1])
+
+
+def test_the_readme_has_the_kind_of_machine_with_most_rows():
+    """One op on another machine left one row of the table, and an op without a place in it none."""
+    here = [row(), row(case="sigmoid_loss")]
+    laptop = here[0]["machine"] | {"threads": 8, "date": "2027-01-01"}
+    expected = summary.readme_table(here)
+    assert "1 thread of X (AVX2)" in expected
+    assert summary.readme_table([*here, row(machine=laptop)]) == expected
+    assert summary.readme_table([*here, row(case="row_logsumexp", machine=laptop)]) == expected
+    assert "8 threads" in summary.readme_table([*here, *(one | {"machine": laptop} for one in here)])
+
+
+def test_the_readme_can_be_written_without_large_rows_and_without_git():
+    assert summary.readme_table([row(size="small")]) == summary.readme_table([]) == summary.NO_ROWS
+    without, other = (row(case=name) for name in ("info_nce", "sigmoid_loss"))
+    without["machine"] = without["machine"] | {"commit": None}
+    assert "commit unknown." in summary.readme_table([without])
+    assert "commits unknown and abc." in summary.readme_table([without, other])
+
+
+def test_a_sweep_of_an_op_that_no_longer_exists_is_left_out():
+    assert scaling.scaled([row(case="gone", size="n=512", shape={"n": 512})]) == []
+
+
 def test_a_table_has_one_line_per_target_and_names_what_is_missing():
     text = tables.markdown([row()])
     assert "| `info_nce` | N=8 D=4 | float32 | AVX2 | products 3 | 1.20 (1.15–1.25) ✓ | ≤ 1.25 | ≤ 1.15 | 2.00×" in text
@@ -172,6 +256,17 @@ def test_a_regression_is_found_and_noise_is_not(tmp_path, capsys):
     assert status(1.2, again=1.3) == 0
     assert status(1.2, size="small") == 2  # nothing to compare
     assert "nothing to compare" in capsys.readouterr().err
+
+
+def test_noise_of_times_hides_no_memory(tmp_path, capsys):
+    target = {"run": "ours", "against": "eager", "quantity": "memory", "must": None, "goal": None}
+    noisy = row(again=[2.2, 2.4, 2.6], targets=[target])
+    more = row(again=[2.2, 2.4, 2.6], targets=[target], inputs="random")
+    more["runs"]["ours"]["peak_mb"] *= 1.2
+    for name, rows in (("before", [noisy]), ("now", [more])):
+        write_rows(tmp_path / f"{name}.json", rows)
+    assert check.main([str(tmp_path / "now.json"), "--against", str(tmp_path / "before.json")]) == 1
+    assert "memoryWORSE" in capsys.readouterr().out.replace(" ", "")
 
 
 def test_pages_and_pictures_are_what_was_measured():
