@@ -25,13 +25,17 @@ OPTIONAL = {
     "sentence-transformers": "pip install 'main-kernels[sentence-transformers]' (only for its losses)",
     "flash-attn": "optional: torch's own attention is the default; pip install 'main-kernels[flash]'",
 }
+# pip keeps the wheel that it built without a compiler, and would install it again
+BUILD_KERNELS = (
+    "slower on a CPU: install a C++ compiler, then pip install --no-cache-dir --force-reinstall --no-deps main-kernels"
+)
 WIDTH = max(map(len, OPTIONAL))
 """characters of a name"""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the output: a component, its state, whether scoring works with it, and the fix if not."""
+    """One line of the output: a component, its state, whether scoring works with it, and how to improve it."""
 
     name: str
     state: str
@@ -104,7 +108,8 @@ def _backends() -> Iterator[Check]:
     from main_kernels import backend_report
 
     for name, devices in backend_report().items():
-        yield Check(f"backend {name}", devices)
+        is_slow = name == "cpu" and devices.startswith("not available")
+        yield Check(f"backend {name}", devices, remedy=BUILD_KERNELS if is_slow else "")
 
 
 def _packages() -> Iterator[Check]:

@@ -182,6 +182,17 @@ def test_doctor_checks_the_packages_of_every_extra_for_users():
     assert packages <= {*doctor.REQUIRED, *doctor.OPTIONAL}
 
 
+def test_doctor_says_how_to_get_the_kernels_that_no_compiler_built(monkeypatch):
+    """It said "ok", and a second `pip install` would take the same wheel from pip's cache."""
+    import main_kernels
+
+    for state, remedy in (("not available (main_kernels._C did not load)", doctor.BUILD_KERNELS), ("C++ kernels", "")):
+        monkeypatch.setattr(main_kernels, "backend_report", lambda state=state: {"cpu": state, "plain": "torch"})
+        backends = {check.name: check for check in doctor.run_checks() if check.name.startswith("backend")}
+        assert backends["backend cpu"] == doctor.Check("backend cpu", state, remedy=remedy)
+        assert not backends["backend plain"].remedy
+
+
 def test_doctor_reports_the_choice_of_dtype_auto(monkeypatch):
     for fast, words in ((True, "--dtype auto selects it"), (False, "--dtype auto selects float32")):
         monkeypatch.setattr("main_kernels.processor.has_fast_bfloat16", lambda fast=fast: fast)
