@@ -74,6 +74,12 @@ class _Fused:
             embeddings = [F.normalize(each, dim=1) for each in embeddings]
         hashes, count, start = self._text_hashes, len(embeddings[0]), 0
         if self.gather_across_devices:
+            counts = all_gather(torch.tensor([count], dtype=torch.int64, device=embeddings[0].device)).tolist()
+            if len(set(counts)) > 1:  # collectives need one shape: gloo aborts, NCCL may mix up rows
+                raise ValueError(
+                    f"sentence_features: expected as many rows in every process, got {', '.join(map(str, counts))}; "
+                    "set dataloader_drop_last=True"
+                )
             embeddings = [all_gather_with_grad(each) for each in embeddings]
             hashes = None if hashes is None else [all_gather(each) for each in hashes]
             start = get_rank() * count

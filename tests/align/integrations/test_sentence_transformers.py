@@ -155,6 +155,24 @@ def test_values_and_gradients_are_theirs_across_processes(model, tmp_path):
     run_ranks(2, _compare_gathered, str(tmp_path / "model"), folder=tmp_path)
 
 
+def _refuse_uneven(folder: str) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    network = SentenceTransformer(folder, device="cpu").double().eval()
+    loss = ours.MultipleNegativesRankingLoss(network, gather_across_devices=True)
+    for counts in ((3, 2), (4, 0)):
+        rows = [torch.zeros(counts[rank], 4, requires_grad=True) for _ in range(2)]
+        with pytest.raises(ValueError, match=f"in every process, got {counts[0]}, {counts[1]}; set dataloader_drop"):
+            loss.compute_loss_from_embeddings(rows, torch.empty(0))
+    torch.distributed.destroy_process_group()
+
+
+def test_different_numbers_of_rows_are_refused_in_every_process(model, tmp_path):
+    """Gloo aborted the process whose peer had more rows, and waited for the one without rows."""
+    model.save(str(tmp_path / "model"))
+    run_ranks(2, _refuse_uneven, str(tmp_path / "model"), folder=tmp_path)
+
+
 def test_their_trainer_trains_with_it(model, tmp_path):
     rows = Dataset.from_dict({"anchor": ANCHORS * 2, "positive": POSITIVES * 2})
     arguments = SentenceTransformerTrainingArguments(
