@@ -43,13 +43,14 @@ def linear_cross_entropy(dtype: torch.dtype, t: int, d: int, v: int, inputs: str
     row.train("ours_token_logprobs", lambda: -logprobs(hidden, weight, targets).mean())
     row.forward("ours_forward", lambda: -logprobs(hidden, weight, targets).mean())
     row.dense(lambda: F.cross_entropy((hidden @ weight.T).float(), targets))
-    row.train("torch_linear_cross_entropy", lambda: F.linear_cross_entropy(hidden, weight, targets))
+    row.train("torch_linear_cross_entropy", lambda: peers.torch_linear_cross_entropy()(hidden, weight, targets))
 
     def chunked() -> Tensor:
         # Without options, torch's function stores the logits. Its default chunks have so few rows that it is many times
         # slower than eager.
+        loss = peers.torch_linear_cross_entropy()
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=256)
-        return F.linear_cross_entropy(hidden, weight, targets, options=options)
+        return loss(hidden, weight, targets, options=options)
 
     row.train("torch_linear_cross_entropy_chunked", chunked)
     row.train("cut_cross_entropy", lambda: peers.cut_cross_entropy()(hidden, weight, targets), compiled=True)

@@ -302,6 +302,17 @@ def test_the_peers_are_listed(capsys):
     assert all(re.search(rf"^{name}(==\S+)?  ", shown, re.MULTILINE) for name in peers.PACKAGES)
 
 
+def test_what_an_older_torch_lacks_is_absent_and_no_failure(monkeypatch):
+    """`python -m pytest bench` skips what is absent, and fails with any other error."""
+    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
+    monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
+    tiny = CASES["linear_cross_entropy"].tiny("float32")
+    names = ["torch_linear_cross_entropy", "torch_linear_cross_entropy_chunked"]
+    tiny.contenders = {name: tiny.contenders[name] for name in names}
+    _, missing = kernels.warm_up(tiny)
+    assert missing == dict.fromkeys(names, f"torch {torch.__version__} has no linear_cross_entropy")
+
+
 @pytest.mark.slow
 def test_a_row_is_measured_from_the_command_line(tmp_path):
     """With torch.compile switched off: compiling takes time and is not what is tested."""
