@@ -11,9 +11,9 @@ torch.compile, the installed peers (`python -m bench peers`), ours, and ours a s
 that of the same code is none. Peak memory is measured in a fresh process, beyond inputs and gradients. A missing or
 failing run is recorded with the reason.
 
-Each case in bench/cases/ declares its shapes, floors, runs and targets. All runs of a row must compute the same value
-and the same gradient norms. A run that differs from eager torch is listed; if one of ours differs or fails, the exit
-status is 1. The files' format is in bench/records.py.
+Each case in bench/cases/ declares its shapes, floors, runs and targets. All runs of a row must compute the same value,
+the same gradient norms and the same random projections of the gradients. A run that differs from eager torch is listed;
+if one of ours differs or fails, the exit status is 1. The files' format is in bench/records.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import peers
 from .cases import CASES, DEFAULT_SIZES, DTYPES, SIZES, Case, Row
@@ -36,6 +37,8 @@ MIN_SECONDS = 1.0  # of measurement per row, so small shapes get more rounds
 MIN_ROUNDS = 5
 SWEPT = ("ours", "eager", "torch_compile")
 """The contenders of a sweep."""
+PROBED_ROWS = 64
+"""Rows of a gradient that are projected on random numbers: a gradient with another sign has the same norm."""
 AGREEMENT = {"float32": 2e-3, "bfloat16": 5e-2}  # relative tolerance; peers round losses to bfloat16
 
 
@@ -54,8 +57,8 @@ def warm_up(row: Row) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Run every contender once.
 
     Returns:
-        The value of each contender and, if it trains, the gradient norm of every leaf; and the reason why each of the
-        other contenders does not run.
+        The value of each contender and, if it trains, two numbers for the gradient of every leaf: its norm, and a
+        projection. And the reason why each of the other contenders does not run.
     """
     computed: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
@@ -66,9 +69,16 @@ def warm_up(row: Row) -> tuple[dict[str, list[float]], dict[str, str]]:
         if value is None:
             missing[name] = why
         else:
-            norms = [float(leaf.grad.float().norm()) for leaf in row.leaves if leaf.grad is not None]
-            computed[name] = [value, *norms]
+            gradients = [leaf.grad for leaf in row.leaves if leaf.grad is not None]
+            computed[name] = [value, *(number for gradient in gradients for number in _summary(gradient))]
     return computed, missing
+
+
+def _summary(gradient: Tensor) -> tuple[float, float]:
+    """Return the norm of a gradient and the projection of its first rows on random numbers, the same every time."""
+    rows = gradient.reshape(-1, gradient.shape[-1] if gradient.dim() else 1)[:PROBED_ROWS].float().cpu()
+    random = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return float(gradient.float().norm()), float((rows * random).sum())
 
 
 def measure(what: Measurement, rounds: int, peak_memory: PeakMemory) -> dict[str, Any]:
@@ -129,8 +139,9 @@ def differing(row: Row, computed: Mapping[str, list[float]], tolerance: float) -
     out = []
     for name, numbers in computed.items():
         wanted = expected.get(row.contenders[name].phase) or expected.get("forward+backward", [])[:1]
+        scales = [*wanted[:1], *(norm for norm in wanted[1::2] for _ in range(2))]  # of a projection: the norm
         same = len(numbers) == len(wanted) and all(
-            abs(got - want) <= tolerance * abs(want) for got, want in zip(numbers, wanted, strict=True)
+            abs(got - want) <= tolerance * abs(scale) for got, want, scale in zip(numbers, wanted, scales, strict=True)
         )
         if not same:
             out.append(name)

@@ -302,6 +302,20 @@ def test_the_peers_are_listed(capsys):
     assert all(re.search(rf"^{name}(==\S+)?  ", shown, re.MULTILINE) for name in peers.PACKAGES)
 
 
+@pytest.mark.parametrize("wrong", ["sign", "order"])
+def test_a_gradient_of_the_same_norm_is_not_the_same_gradient(wrong):
+    right = CASES["row_logsumexp"].tiny("float32")
+    leaf = right.leaves[0]
+    loss = {"sign": lambda: -leaf.sin().sum(), "order": lambda: leaf.flip(0).detach().mul(leaf).sum()}[wrong]
+    same = {"sign": lambda: leaf.sin().sum(), "order": lambda: leaf.detach().mul(leaf).sum()}[wrong]
+    right.contenders = {}
+    right.train("eager", same)
+    right.train("ours", lambda: same() * (1 + 1e-5))
+    right.train("peer", lambda: loss() - loss().detach() + same().detach())
+    computed, _ = kernels.warm_up(right)
+    assert kernels.differing(right, computed, kernels.AGREEMENT["float32"]) == ["peer"]
+
+
 def test_what_an_older_torch_lacks_is_absent_and_no_failure(monkeypatch):
     """`python -m pytest bench` skips what is absent, and fails with any other error."""
     monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
