@@ -111,14 +111,19 @@ def endpoint(run: Run, name: str, rows: NDArray[np.int64] | slice = slice(None))
         name: "nll" or "gap".
         rows: the pairs. Default: all.
     """
-    tokens = np.array(run["tokens"])[rows].sum()
-    true, neighbour = (np.array(run[each])[rows].sum() / tokens for each in ("nll", "nll_neighbour"))
+    tokens = np.asarray(run["tokens"])[rows].sum()
+    true, neighbour = (np.asarray(run[each])[rows].sum() / tokens for each in ("nll", "nll_neighbour"))
     return float(true if name == "nll" else neighbour - true)
+
+
+def _arrays(run: Run) -> Run:
+    """Return what `endpoint` reads as arrays, for thousands of draws of rows."""
+    return {each: np.array(run[each]) for each in ("tokens", "nll", "nll_neighbour")}
 
 
 def change(runs: Sequence[Run], arm: str, name: str, reference: str = GATE[0]) -> Change | None:
     """Return the mean difference of an arm to the reference over the seeds that both have, or None without one."""
-    arms = {each: {run["seed"]: run for run in runs if run["experiment"] == each} for each in (arm, reference)}
+    arms = {each: {run["seed"]: _arrays(run) for run in runs if run["experiment"] == each} for each in (arm, reference)}
     seeds = sorted(arms[arm].keys() & arms[reference].keys())
     if not seeds:
         return None
