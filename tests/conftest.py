@@ -14,6 +14,7 @@ from main_kernels.sweep import plan
 
 from .kernels.contract import BUILDS, DEVICE
 
+gc.disable()  # until all tests are collected: the modules that they import leave little to free
 if (
     "PYTEST_XDIST_WORKER" in os.environ
 ):  # processes that share the cores wait for each other with more threads than this
@@ -50,6 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Leave the modules out of the full garbage collections of a trainer: each takes a second."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
