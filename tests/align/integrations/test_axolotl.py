@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+from .. import forked
 from ..tiny_models import DEVICE, byte_tokenizer, tiny_model
 from ..training.trainers import ROWS, trainer_with
 
@@ -243,6 +243,6 @@ def test_options_that_are_off_are_accepted(plugin):
     assert cfg.mutual_alignment["semantic_weight"] == 0.1
 
 
-def test_main_align_does_not_import_axolotl():
+def test_main_align_does_not_import_axolotl(tmp_path):
     code = "import main_align, main_align.training, sys; print(any(name.startswith('axolotl') for name in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+    assert forked.run(exec, code, log=tmp_path / "log").strip() == "False"
