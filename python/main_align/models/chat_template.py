@@ -11,8 +11,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, takewhile
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
