@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ pytest.importorskip("trl")
 pytest.importorskip("peft")
 
 import torch
+import torch.distributed.run
 from main_align.cli.app import app
 from main_align.errors import UserError
 from main_align.loop import LoopConfig, MutualAlignmentLoop, read_config
@@ -398,12 +396,10 @@ def test_two_processes_share_the_work(ground: Path, finished: Path, tmp_path: Pa
     config = tmp_path / "loop.json"
     settings = json.loads((finished / "run.json").read_text())["config"]
     config.write_text(json.dumps(settings | {"output_dir": str(tmp_path / "run")}))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # what accelerate runs
-    command = [sys.executable, *launch, "-m", "main_align", "train", str(config)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    log = tmp_path / "torchrun.log"
+    command = ["--standalone", "--nproc_per_node", "2", "-m", "main_align", "train", str(config)]
+    launcher = forked.start(torch.distributed.run.main, command, log=log, OMP_NUM_THREADS="1")  # what accelerate runs
+    assert forked.end_of(launcher) == "exit 0", log.read_text()[-3000:]
     run = tmp_path / "run"
     assert json.loads((run / "run.json").read_text())["processes"] == 2
     # two processes with batches of four: each step averages eight pairs
