@@ -172,6 +172,7 @@ with stand_in.standing_in(), host_time.pretended_products():
 """
 
 
+@pytest.mark.longest
 def test_little_precedes_the_main_launch(noted):
     """In a process of its own: what other tests leave in a process adds calls."""
     names = dict.fromkeys(name for name, _ in CALLS_BEFORE)

@@ -17,6 +17,7 @@ OLDEST = Path(sys.prefix) / "triton-oldest"
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @pytest.mark.skipif(not OLDEST.exists(), reason="make setup installs it")
 def test_the_oldest_triton_translates_every_kernel():
     oldest = re.search(r'"triton>=([\d.]+)', (ROOT / "pyproject.toml").read_text())
