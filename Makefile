@@ -9,7 +9,7 @@ WORKERS ?= 2
 BIN    := $(VENV)/bin
 OUT    := out
 
-.PHONY: help setup demo lint docs test quick ttir bench clean
+.PHONY: help setup demo lint docs test quick ttir pretend bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ quick: setup ## run the tests without the slow ones
 
 ttir: setup ## execute every Triton kernel on the CPU from its TTIR, about three minutes
 	$(BIN)/python -m tests.ttir -q
+
+pretend: setup ## run the tests of ops, scoring and training as on a GPU, which the CPU pretends to be
+	$(BIN)/python -m tests.pretended_gpu -q -n $(WORKERS) --dist loadfile -m "not slow"
 
 bench: setup ## time ops, scoring and a training step on a CPU, within limits of time; results in out/
 	$(BIN)/python -m bench kernels --size large --minutes 5 -o $(OUT)/kernels.json

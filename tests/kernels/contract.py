@@ -25,7 +25,8 @@ def _has(backend: str) -> bool:
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels then run on the CPU
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"  # where the tests make their tensors
-BACKENDS = [name for name in ("triton" if DEVICE == "cuda" else "cpu", "plain") if _has(name)]
+FAST = "cpu" if DEVICE == "cpu" else "plain" if backends.registry.why_not_triton(0) else "triton"
+BACKENDS = [name for name in dict.fromkeys([FAST, "plain"]) if _has(name)]
 BUILDS = [  # (backend, instruction set)
     (name, build) for name in BACKENDS for build in (cpu.instruction_sets() if name == "cpu" else [None])
 ]

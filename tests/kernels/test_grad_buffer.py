@@ -8,9 +8,19 @@ from main_kernels.backends import get_backend
 from main_kernels.sweep.grad_buffer import GradBuffer
 
 
+def planes(*shape: int) -> GradBuffer:
+    """Zero, as a device has it that does not add products to a float32 buffer."""
+    return GradBuffer(torch.zeros(shape, dtype=torch.bfloat16), torch.zeros(shape, dtype=torch.int16))
+
+
+def test_a_cpu_keeps_planes():
+    made = GradBuffer.empty(torch.empty(3, 4, dtype=torch.bfloat16, device="cpu"))
+    assert made.is_split
+    assert [plane.dtype for plane in (made.high, made.low)] == [torch.bfloat16, torch.int16]
+
+
 def test_sums_equal_those_in_float32(backend):
-    buffer = GradBuffer.empty(torch.empty(300, 70, dtype=torch.bfloat16))
-    buffer.zero_()
+    buffer = planes(300, 70)
     total = torch.zeros(300, 70)
     for step in range(20):
         part = torch.randn(300, 70) * 10.0 ** (step % 5 - 2)
@@ -22,8 +32,7 @@ def test_sums_equal_those_in_float32(backend):
 
 
 def test_scaling_rows_keeps_non_finite_values(backend):
-    buffer = GradBuffer.empty(torch.empty(3, 4, dtype=torch.bfloat16))
-    buffer.zero_()
+    buffer = planes(3, 4)
     values = torch.tensor([[1.0, float("nan"), float("inf"), -2.0]] * 3)
     get_backend(backend).accumulate_(buffer.high, buffer.low, values)
     buffer.finalize_(get_backend(backend), torch.tensor([1.0, -2.0, 0.5]))
@@ -33,8 +42,7 @@ def test_scaling_rows_keeps_non_finite_values(backend):
 
 def test_small_steps_are_not_lost():
     """A thousand steps of 1/1000 on top of 256: bfloat16 accumulation would still read 256."""
-    buffer = GradBuffer.empty(torch.empty(1, 8, dtype=torch.bfloat16))
-    buffer.zero_()
+    buffer = planes(1, 8)
     backend = get_backend("plain")
     backend.accumulate_(buffer.high, buffer.low, torch.full((1, 8), 256.0))
     for _ in range(4000):

@@ -10,7 +10,7 @@ import torch
 from main_kernels import backends, info_nce, linear_kl, reference, sigmoid_loss
 from main_kernels.sweep import CrossEntropy, api, half, plan, problem, products, sweep
 
-from .contract import Matrices, exact
+from .contract import DEVICE, Matrices, exact
 
 PAIRS = Matrices(160, 160, 24, torch.float16, 0.3, False, 5)
 
@@ -138,7 +138,11 @@ def test_the_bound_covers_every_row():
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
-@pytest.mark.parametrize("upstream", [torch.full((160,), 1e-7), torch.rand(160) * 100], ids=["mean", "rows"])
+@pytest.mark.parametrize(
+    "upstream",
+    [torch.full((160,), 1e-7, device=DEVICE), torch.rand(160, device=DEVICE) * 100],
+    ids=["mean", "rows"],
+)
 def test_divergences_keep_their_digits(monkeypatch, divergence, upstream):
     """In chunks of 64 rows, with a trained teacher: its gradient grows with the scores of the student."""
     make_plan = plan.make_plan

@@ -120,7 +120,7 @@ def test_zero_weights_mask_nan(backend):
     assert linear_cross_entropy(hidden, weight, torch.arange(6)).isnan()
 
 
-@pytest.mark.parametrize("weights", [None, torch.zeros(3)])
+@pytest.mark.parametrize("weights", [None, torch.zeros(3, device=DEVICE)])
 def test_no_scored_token_gives_zero_in_the_graph(backend, weights):
     hidden, head = (torch.randn(n, 4, requires_grad=True) for n in (3, 9))
     targets = torch.full((3,), -100) if weights is None else torch.arange(3)

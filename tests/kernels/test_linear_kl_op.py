@@ -114,7 +114,7 @@ def test_only_needed_products_are_computed(backend, divergence, trains, reductio
     assert multiply_adds(run) == products * 16 * 80 * 32
 
 
-@pytest.mark.parametrize("weights", [torch.ones(6), torch.linspace(1, 2, 6)])
+@pytest.mark.parametrize("weights", [torch.ones(6, device=DEVICE), torch.linspace(1, 2, 6, device=DEVICE)])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_second_backward_gives_the_same_bits(backend, options, weights):
     operands = leaves()

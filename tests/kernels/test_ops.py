@@ -260,7 +260,8 @@ def multiply_adds(run) -> int:
         run()
     work = 0
     for event in profile.events():
-        if event.name in ("aten::mm", "aten::addmm_"):
+        is_part = event.cpu_parent is not None and event.cpu_parent.name == event.name
+        if event.name in ("aten::mm", "aten::addmm_") and not is_part:
             left, right = event.input_shapes[:2] if event.name == "aten::mm" else event.input_shapes[1:3]
             work += left[0] * left[1] * right[1]
     return work

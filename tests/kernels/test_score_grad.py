@@ -8,7 +8,12 @@ import torch
 from main_kernels.backends import ScoreMap, cpu, get_backend
 from main_kernels.backends.structs import Mask, ScoreGradTerms
 
-pytestmark = pytest.mark.skipif(cpu.MODULE is None, reason="the C++ kernels are not built")
+from .contract import DEVICE
+
+pytestmark = [
+    pytest.mark.skipif(cpu.MODULE is None, reason="the C++ kernels are not built"),
+    pytest.mark.skipif(DEVICE != "cpu", reason="a question about CPUs"),
+]
 ROWS, COLUMNS = 6, 1100  # more than a block
 
 

@@ -78,12 +78,12 @@ def test_states_behind_a_shared_prefix_equal_each_sequence_alone(kind, block, mo
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 @torch.inference_mode()
 def test_states_in_16_bits_behind_a_shared_prefix_equal_each_sequence_alone(kind):
-    model = tiny_model(kind)
+    model = tiny_model(kind).bfloat16()
     sequences = sharing()
     wanted = alone(model, list(map(torch.tensor, sequences)))
-    if use_packed_attention(model.bfloat16()) != PACKED:
+    if use_packed_attention(model) != PACKED:
         pytest.skip("flash-attn is installed, with which prefixes are not shared")
-    torch.testing.assert_close(shared_states(model, sequences).float(), wanted, rtol=0, atol=0.1)
+    torch.testing.assert_close(shared_states(model, sequences).float(), wanted.float(), rtol=0, atol=0.1)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="flash attention of 16-bit states needs a CUDA device")
@@ -92,12 +92,12 @@ def test_states_in_16_bits_behind_a_shared_prefix_equal_each_sequence_alone(kind
 @torch.inference_mode()
 def test_packed_states_in_16_bits_equal_each_sequence_alone(kind, autocast):
     sequences = list(torch.randint(3, 259, (sum(LENGTHS),)).split(LENGTHS))
-    model = tiny_model(kind)
-    wanted = alone(model, sequences)
-    use_packed_attention(model if autocast else model.bfloat16())
+    model = tiny_model(kind) if autocast else tiny_model(kind).bfloat16()
     with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        wanted = alone(model, sequences)
+        use_packed_attention(model)
         packed = packed_states(model, torch.cat(sequences), LENGTHS)
-    torch.testing.assert_close(packed.float(), wanted, rtol=0, atol=0.1)
+    torch.testing.assert_close(packed.float(), wanted.float(), rtol=0, atol=0.1)
 
 
 def test_enable_gqa_is_passed_only_to_kernels_that_take_it(monkeypatch):
