@@ -32,7 +32,8 @@ void bind_structs(py::module_& m) {
   StructBinding<ScoreMap>(m, "ScoreMap")
       .field("scale", &ScoreMap::scale)
       .field("cap", &ScoreMap::cap)
-      .field("bias", &ScoreMap::bias);
+      .field("bias", &ScoreMap::bias)
+      .field("is_uniform", &ScoreMap::is_uniform);
   StructBinding<Lse>(m, "Lse").field("high", &Lse::high).field("low", &Lse::low);
   StructBinding<RowAccumulators>(m, "RowAccumulators")
       .field("maximum", &RowAccumulators::maximum)

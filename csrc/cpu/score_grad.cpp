@@ -12,25 +12,41 @@ namespace {
 
 constexpr float kLowest = -1e4f;  // a finite stand-in for the logarithm of 0; e^x is 0 long before
 
-// The softplus term alone, in one loop: sigmoid and pairwise losses have no other. Returns sum_j dL/ds_j s_j if sums.
-template <bool biased, bool masked, class T>
+// scale ds/dscale of the score s of the raw product x, without the part of a bias that all columns share: it can be a
+// thousand times the rest, which would drown in its rounding.
+MK_INLINE float scaled_slope(ScoreMap map, float x, float s) { return select(map.is_uniform, map.scale * x, s); }
+
+enum class Bias { none, uniform, of_columns };
+
+// The softplus term alone, in one loop: sigmoid and pairwise losses have no other. Returns the sum of dL/ds scaled_slope
+// if sums.
+template <Bias kind, bool masked, class T>
 MK_INLINE float softplus_grad_block(T* row, int64_t n, ScoreMap map, const float* bias, const int32_t* columns,
                                     int32_t id, float softplus_grad, bool sums) {
+  constexpr bool biased = kind != Bias::none;
   float products[kBlock];
+  const float uniform = biased ? bias[0] : 0.f;
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    const float x = load(row[j]);
-    float s = biased ? map.scale * (x + bias[j]) + x * 0.f : map.scale * x;
+    const float x = load(row[j]), b = kind == Bias::of_columns ? bias[j] : uniform;
+    float s = biased ? map.scale * (x + b) + x * 0.f : map.scale * x;
     float g = softplus_grad * sigmoid_(s);
     if (masked) g = select(columns[j] == id, 0.f, g);
     if (biased) {
       g = select(s == kNegInf, 0.f, g);
       s = select(s == kNegInf, 0.f, s);
     }
-    products[j] = g * s;
+    products[j] = g * (kind == Bias::uniform ? map.scale * x : s);
     store(row + j, g * map.scale);
   }
   return sums ? sum(products, n) : 0.f;
+}
+
+template <Bias kind, class T>
+MK_INLINE float softplus_grad_any(T* row, int64_t n, ScoreMap map, const float* bias, const int32_t* columns, int32_t id,
+                                  float softplus_grad, bool sums) {
+  return columns ? softplus_grad_block<kind, true>(row, n, map, bias, columns, id, softplus_grad, sums)
+                 : softplus_grad_block<kind, false>(row, n, map, bias, columns, id, softplus_grad, sums);
 }
 
 template <class T>
@@ -39,34 +55,33 @@ MK_INLINE void softplus_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int
   T* row = raw + i * M;
   const float e = terms.softplus_grad[i];
   const int32_t id = mask.id(i);
-  float at_target = 0, own = 0, in_sum = 0;  // the target's score, its gradient, and what the loops take it for
+  float slope = 0, own = 0, in_sum = 0;  // the target's slope, its gradient, and what the loops take it for
   const bool has_target = target >= 0 && target < M;
   if (has_target) {
+    float at_target;
     map_block(row + target, 1, map, map.bias ? map.bias + target : nullptr, &at_target);
     const bool is_excluded = map.bias && at_target == kNegInf;
     const float of_softplus = is_excluded ? 0.f : e * sigmoid_(at_target);
     in_sum = mask.rows && mask.columns[target] == id ? 0.f : of_softplus;
     own = (mask.keep_target ? of_softplus : 0.f) + (terms.target_grad ? terms.target_grad[i] : 0.f);
-    if (is_excluded) at_target = 0;
+    slope = is_excluded ? 0.f : scaled_slope(map, load(row[target]), at_target);
   }
-  double against_score = 0;
+  double against_slope = 0;
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
     const int64_t n = std::min(kBlock, M - j0);
     const float* bias = map.bias ? map.bias + j0 : nullptr;
     const int32_t* columns = mask.columns_from(j0);
     T* block = row + j0;
     const bool sums = scale_grad != nullptr;
-    if (bias && columns)
-      against_score += softplus_grad_block<true, true>(block, n, map, bias, columns, id, e, sums);
+    if (map.is_uniform)
+      against_slope += softplus_grad_any<Bias::uniform>(block, n, map, bias, columns, id, e, sums);
     else if (bias)
-      against_score += softplus_grad_block<true, false>(block, n, map, bias, columns, id, e, sums);
-    else if (columns)
-      against_score += softplus_grad_block<false, true>(block, n, map, bias, columns, id, e, sums);
+      against_slope += softplus_grad_any<Bias::of_columns>(block, n, map, bias, columns, id, e, sums);
     else
-      against_score += softplus_grad_block<false, false>(block, n, map, bias, columns, id, e, sums);
+      against_slope += softplus_grad_any<Bias::none>(block, n, map, bias, columns, id, e, sums);
   }
   if (has_target) store(row + target, own * map.scale);
-  if (scale_grad) scale_grad[i] = (against_score + (static_cast<double>(own) - in_sum) * at_target) / map.scale;
+  if (scale_grad) scale_grad[i] = (against_slope + (static_cast<double>(own) - in_sum) * slope) / map.scale;
 }
 
 template <class T>
@@ -74,7 +89,7 @@ MK_INLINE void score_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int64_
                               ScoreGradTerms terms, double* scale_grad) {
   float s[kBlock], g[kBlock];
   T* row = raw + i * M;
-  double against_score = 0;
+  double against_slope = 0;
   for (int64_t j0 = 0; j0 < M; j0 += kBlock) {
     const int64_t n = std::min(kBlock, M - j0);
     map_block(row + j0, n, map, map.bias ? map.bias + j0 : nullptr, s);
@@ -123,12 +138,12 @@ MK_INLINE void score_grad_row(T* raw, int64_t i, int64_t M, ScoreMap map, int64_
     if (scale_grad) {
       float products[kBlock];
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) products[j] = g[j] * s[j];
-      against_score += sum(products, n);
+      for (int64_t j = 0; j < n; ++j) products[j] = g[j] * scaled_slope(map, load(row[j0 + j]), s[j]);
+      against_slope += sum(products, n);
     }
     store_raw_grad(row + j0, g, s, n, map);
   }
-  if (scale_grad) scale_grad[i] = against_score / map.scale;
+  if (scale_grad) scale_grad[i] = against_slope / map.scale;
 }
 
 MK_KERNEL(ScoreGradRow, score_grad_row)

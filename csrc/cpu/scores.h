@@ -33,6 +33,7 @@ struct ScoreMap {
   float scale = 1;
   float cap = 0;
   const float* bias = nullptr;  // [columns]; -inf excludes its column
+  bool is_uniform = false;      // all columns share a bias
 };
 
 // A log-sum-exp as the unevaluated sum of two floats: at logits of 1e4 one float32 is only accurate to 1e-3, and

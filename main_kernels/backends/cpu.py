@@ -131,7 +131,13 @@ def _lse(lse: Lse | None) -> Any:
 
 
 def _map(score_map: ScoreMap) -> Any:
-    return _struct("ScoreMap", scale=float(score_map.scale), cap=score_map.softcap, bias=_floats(score_map.bias))
+    return _struct(
+        "ScoreMap",
+        scale=float(score_map.scale),
+        cap=score_map.softcap,
+        bias=_floats(score_map.bias),
+        is_uniform=score_map.is_uniform,
+    )
 
 
 class CpuSingleExp:

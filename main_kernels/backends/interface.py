@@ -186,7 +186,8 @@ class Backend(Protocol):
             targets: int64 [c], or None.
             mask: mask of the chunk's rows and columns, or None.
             terms: coefficients of dL/ds.
-            scale_grad: float64 [c]. Receives each row's part of dL/dscale; None if no gradient is needed.
+            scale_grad: float64 [c]. Receives each row's part of dL/dscale, if all columns share a bias without that of
+                the bias, which can be a thousand times the rest; None if no gradient is needed.
             grad: [c, M]. Receives the gradient; may be raw itself.
         """
 

@@ -137,7 +137,8 @@ class PlainBackend(InSteps):
         if terms.target_grad is not None and targets is not None:
             g.scatter_add_(1, targets[:, None], terms.target_grad[:, None])
         if scale_grad is not None:
-            scale_grad.copy_((g * s).sum(1, dtype=torch.float64) / score_map.scale)
+            slope = raw.to(s.dtype) * score_map.scale if score_map.is_uniform else s
+            scale_grad.copy_((g * slope).sum(1, dtype=torch.float64) / score_map.scale)
         g *= score_map.scale
         if score_map.softcap:
             g *= 1 - (s / (score_map.scale * score_map.softcap)).square()

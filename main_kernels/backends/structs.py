@@ -26,7 +26,7 @@ class ScoreMap:
         scale: 0-dimensional, accumulator dtype. A tensor, so that the host need not know its value.
         softcap: 0 is no softcap, ``s = scale * (raw + bias)``. Default 0.
         bias: [M], accumulator dtype. Default: no bias.
-        is_uniform: all columns have the same bias. Default False.
+        is_uniform: all columns have the same bias, whose part the gradient of the scale leaves out. Default False.
     """
 
     scale: Tensor

@@ -123,6 +123,9 @@ def make_problem(args: SweepArgs | SweepGradArgs, rows: Tensor | None) -> Proble
         query, targets = query[rows], targets[rows]
         mask = None if mask is None else mask[rows]
     bias, accumulator = args.bias, accumulator_dtype(query.dtype)
+    is_uniform = bias is not None and bias.dim() == 0
+    if isinstance(args, SweepGradArgs) and args.scale_grad.numel() and not args.bias_grad.numel():
+        is_uniform = False  # the bias' part of the scale's gradient is computed from the gradient of the bias
     if bias is not None:
         bias = bias.to(accumulator).expand(args.key.shape[0]).contiguous()
     scale = args.scale.detach()
@@ -133,7 +136,7 @@ def make_problem(args: SweepArgs | SweepGradArgs, rows: Tensor | None) -> Proble
     return Problem(
         query=query,
         key=args.key,
-        score_map=ScoreMap(scale, args.softcap, bias, args.bias is not None and args.bias.dim() == 0),
+        score_map=ScoreMap(scale, args.softcap, bias, is_uniform),
         targets=None if targets is None else targets.contiguous(),
         mask=mask,
         plan=plan,

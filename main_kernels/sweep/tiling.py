@@ -242,8 +242,8 @@ def tiled_backward(
         grads: receive the gradients of query and key, if they are needed.
         bias_grad: accumulator dtype [M], zero; receives the gradient. float64 [1]: the sum of dL/ds over all
             scores s, complete, if all columns share a bias. Empty: not needed.
-        scale_grad: float64 [1], zero; receives the gradient; if all columns share a bias whose gradient is needed,
-            without the bias' part. Empty: not needed.
+        scale_grad: float64 [1], zero; receives the gradient, without the bias' part if the score map is uniform.
+            Empty: not needed.
 
     Returns:
         The power [1] by which ``grads`` are too large, see half.py; None is 1.
@@ -288,9 +288,6 @@ def tiled_backward(
         scale_grad += _scale_grad(problem, grads, column_grads, power)
     elif power is not None:
         scale_grad /= power
-    bias = problem.score_map.bias
-    if scale_grad.numel() and bias is not None and problem.score_map.is_uniform and not from_products:
-        scale_grad -= finite_products(bias[: bias_grad.numel()], bias_grad).sum()
     return power
 
 

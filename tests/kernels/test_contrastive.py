@@ -184,9 +184,10 @@ def test_sigmoid_loss_of_a_confident_model_is_not_rounded_away(backend):
 
 
 @pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
-@pytest.mark.parametrize(("scale", "bias"), [(math.log(10), -10.0), (math.log(90), -16.0)])
+@pytest.mark.parametrize(("scale", "bias"), [(math.log(10), -10.0), (math.log(90), -16.0), (math.log(10), 40.0)])
 def test_the_gradient_of_the_scale_is_exact_beside_a_large_bias(backend, scale, bias, workspace_bytes):
-    """SigLIP's start, and its end. The bias' part of the gradient is hundreds of times the whole."""
+    """SigLIP's start, its end, and a bias with which every negative counts. The bias' part of the gradient is hundreds
+    of times the whole."""
     query, key = (torch.nn.functional.normalize(torch.randn(1024, 512)) for _ in range(2))
     scalars = torch.tensor(scale, requires_grad=True), torch.tensor(bias, requires_grad=True)
     loss = sigmoid_loss(query, key, logit_scale=scalars[0], logit_bias=scalars[1], workspace_bytes=workspace_bytes)

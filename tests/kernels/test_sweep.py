@@ -86,6 +86,20 @@ def test_one_bias_for_all_columns_has_the_gradients_of_its_copies(backend, bias,
     assert error(grads[0][3], want) <= 1e-6 * float((slopes.abs() * upstream[0].abs()).sum() + 1)
 
 
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 28])
+@pytest.mark.parametrize("of_target", [False, True])
+def test_the_gradient_of_the_scale_has_the_part_of_a_fixed_bias(backend, of_target, workspace_bytes):
+    """The bias of all columns needs no gradient, so its part cannot come from there."""
+    query, key = torch.randn(40, 6), torch.randn(50, 6)
+    scale = torch.tensor(1.7, requires_grad=True)
+    options = {"bias": torch.tensor(-3.0), "targets": torch.arange(40), "row_lse": False, "softplus": True}
+    got = sweep(query, key, scale=scale, **options, workspace_bytes=workspace_bytes)
+    (slope,) = torch.autograd.grad((got.target if of_target else got.softplus).sum(), scale)
+    products = query.double() @ key.double().T - 3
+    want = products.diagonal().sum() if of_target else ((1.7 * products).sigmoid() * products).sum()
+    assert float(slope) == pytest.approx(float(want), rel=1e-5)
+
+
 def test_every_instruction_set_can_be_chosen():
     names = cpu.instruction_sets()
     if not names:

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from main_kernels import info_nce, pair_scores, reference
+from main_kernels import info_nce, pair_scores, reference, sigmoid_loss
 from main_kernels.backends.structs import ScoreGradTerms, ScoreMap
 from main_kernels.backends.triton import TritonBackend, configs, matmul_tile
 from main_kernels.backends.triton.fused import TritonFused
@@ -140,6 +140,22 @@ def test_sigmoid_loss_matches_the_reference(fused, ids):
     check = contrastive.test_sigmoid_loss_matches_the_reference.hypothesis.inner_test
     drawn = Matrices(300, 300, 24, torch.bfloat16, 0.3, False, 11)
     check("triton", drawn, scale=math.log(10), bias=-3.0, ids=ids, reduction="mean", workspace_bytes=0)
+
+
+@pytest.mark.parametrize("workspace_bytes", [0, 1 << 28], ids=["recomputed", "saved"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_gradient_of_the_scale_is_exact_beside_a_large_bias(fused, frozen, workspace_bytes):
+    """Its row sums leave out the part of the bias: with frozen queries those of the fused kernel."""
+    query, key = (torch.nn.functional.normalize(torch.randn(300, 24)) for _ in range(2))
+    grads = []
+    for loss, leaf in ((sigmoid_loss, torch.float32), (reference.sigmoid_loss, torch.float64)):
+        scale, bias = (torch.tensor(x, dtype=leaf, requires_grad=True) for x in (math.log(10), 40.0))
+        operands = [x.to(leaf) for x in (query, key)]
+        operands[0].requires_grad_(not frozen)
+        options = {"workspace_bytes": workspace_bytes} if loss is sigmoid_loss else {}
+        value = loss(*operands, logit_scale=scale, logit_bias=bias, **options)
+        grads.append(float(torch.autograd.grad(value, scale)[0]))
+    assert grads[0] == pytest.approx(grads[1], rel=2e-5)
 
 
 @pytest.mark.parametrize("workspace_bytes", [0, 1 << 28], ids=["recomputed", "saved"])

@@ -247,8 +247,8 @@ def map_slope(s, scoring):
 
 @triton.jit
 def score_grad_tile(raw, entries, scoring, masking, terms, row_partials):
-    """dL/draw [BLOCK_M, BLOCK_N] of a tile of raw scores, and the row sums of dL/ds s, 0 if row_partials is None. The
-    vectors are in registers."""
+    """dL/draw [BLOCK_M, BLOCK_N] of a tile of raw scores, and the row sums of dL/ds s, without the part of a uniform
+    bias, 0 if row_partials is None. The vectors are in registers."""
     s = map_tile(raw, scoring)
     is_target = target_mask(entries, masking)
     valid = unmasked(is_target, masking)
@@ -263,5 +263,8 @@ def score_grad_tile(raw, entries, scoring, masking, terms, row_partials):
         s = tl.where(s == NOTHING, lowest, s)
     row_sums = tl.zeros((s.shape[0],), tl.float32)
     if row_partials is not None:
-        row_sums = tl.sum(g * s, 1)
+        slope = s
+        if scoring.uniform_bias is not None:  # its part can be a thousand times the rest
+            slope = raw * scoring.scale
+        row_sums = tl.sum(g * slope, 1)
     return g * map_slope(s, scoring), row_sums

@@ -40,7 +40,8 @@ def fused_score_grad(
     EPILOGUE_SUBTILES_LOG2: tl.constexpr,
 ):
     """Write to out[rows, pitch] dL/draw for the scores of query[rows, width] and key[columns, width], and to
-    row_partials[tiles across, rows] the partial sums of dL/ds s. cuBLAS multiplies ``out`` with the operands.
+    row_partials[tiles across, rows] the partial sums of dL/ds s, without the part of a uniform bias. cuBLAS
+    multiplies ``out`` with the operands.
 
     Vectors are loaded before the products, behind which they arrive."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
@@ -129,6 +130,9 @@ def whole_score_grad(
             counts = in_bounds(entries)
             if scoring.bias is not None or scoring.uniform_bias is not None:
                 counts = counts & (s != NOTHING)
-            row_sums = tl.sum(tl.where(counts, g * s, 0.0), 1) / scoring.scale
+            if scoring.uniform_bias is not None:  # its part can be a thousand times the rest
+                row_sums = tl.sum(tl.where(counts, g * acc, 0.0), 1)
+            else:
+                row_sums = tl.sum(tl.where(counts, g * s, 0.0), 1) / scoring.scale
             tl.store(row_partials + x * rows + entries.i, row_sums, entries.i < rows)
         store_padded_tile(g, out, pitch, entries, (x + 1) * BLOCK_N > columns, RAGGED)

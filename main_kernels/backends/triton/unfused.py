@@ -107,7 +107,7 @@ def score_grad(
     BLOCK_N: tl.constexpr,
 ):
     """Write dL/draw to ``grad``, which may be ``raw``, and to row_partials[tiles across, rows] the partial sums of
-    dL/ds s."""
+    dL/ds s, without the part of a uniform bias."""
     down, right = _tile_position(columns, BLOCK_N)
     entries = tile_entries(down, right, rows, columns, BLOCK_M, BLOCK_N)
     scoring = load_scalars(scoring)
