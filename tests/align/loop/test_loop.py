@@ -340,6 +340,12 @@ def test_an_unusable_setting_is_an_error_before_training(
     assert not list(tmp_path.glob("run/*/stage.json"))
 
 
+def test_too_few_pairs_for_the_only_batch_are_an_error(ground: Path, tmp_path: Path) -> None:
+    training = {"dataloader_drop_last": True, "per_device_train_batch_size": 10_000}
+    with pytest.raises(UserError, match="dataloader_drop_last=True leaves nothing to train"):
+        MutualAlignmentLoop(config_of(ground, tmp_path / "run", training=training)).run()
+
+
 def test_incompatible_models_are_an_error(ground: Path, tmp_path: Path) -> None:
     def saved(name: str, tokenizer: Any, rows: int | None = None) -> str:
         tiny_model(vocab=rows or len(tokenizer)).save_pretrained(tmp_path / name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -25,6 +27,24 @@ class EvaluationMixin(MixinBase):
         """Override to prepare a data set of any supported form, and to keep training metrics out of its log lines."""
         with self._monitor.paused():
             return super().predict(self._prepared(test_dataset, "test"), *args, **options)
+
+    def get_eval_dataloader(self, *args: Any, **options: Any) -> Any:
+        """Override to evaluate the whole data set: `dataloader_drop_last` is about the steps of training."""
+        with self._whole_batches_and_the_rest():
+            return super().get_eval_dataloader(*args, **options)
+
+    def get_test_dataloader(self, *args: Any, **options: Any) -> Any:
+        """Override to predict the whole data set."""
+        with self._whole_batches_and_the_rest():
+            return super().get_test_dataloader(*args, **options)
+
+    @contextmanager
+    def _whole_batches_and_the_rest(self) -> Iterator[None]:
+        drops_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drops_last
 
     def _prepared(self, dataset: Any, name: str) -> Any:
         """Return a prepared data set. None and names refer to data sets that the trainer has prepared."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, has_length
 
 from ...errors import UserError
 from ...models.devices import warn_if_slow
@@ -153,9 +153,25 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = list(COLUMNS)
 
+    def get_train_dataloader(self) -> Any:
+        """Override to refuse a data set that gives no batch; transformers would train nothing and report success."""
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_drop_last and has_length(loader) and not len(loader):
+            rows = len(self.train_dataset)  # type: ignore[arg-type]
+            size, processes = self.args.train_batch_size, self.args.world_size
+            raise UserError(
+                f"dataloader_drop_last=True leaves nothing to train: {rows:,} rows are fewer than a batch of {size} "
+                f"for each of {processes} processes. Set it to False, or lower per_device_train_batch_size"
+            )
+        return loader
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Override to count the step's tokens and pairs over all its micro-batches and processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches and not self.state.global_step:
+            raise UserError(
+                "the train data set gave no pair: the stream has no rows, or over_length='drop' left all of them out"
+            )
         self._step = Step.count(batches, self.args.device) if batches else None
         return batches, None if self._step is None else self._step.tokens.sum()
 

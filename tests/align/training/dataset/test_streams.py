@@ -73,6 +73,13 @@ def test_a_stream_can_be_trained_on(tmp_path):
         trainer_with(tmp_path, dataset=stream, packing=True, max_steps=3)
 
 
+def test_a_stream_without_pairs_is_an_error(tmp_path):
+    stream = IterableDataset.from_generator(lambda: iter([LONG]))
+    trainer = trainer_with(tmp_path, dataset=stream, over_length="drop", max_length=100)
+    with pytest.raises(UserError, match="gave no pair"):
+        trainer.train()
+
+
 def test_a_shuffled_stream_with_workers_gives_all_rows_in_another_order_every_epoch(tmp_path):
     stream = ROWS.to_iterable_dataset(num_shards=4).shuffle(seed=0, buffer_size=8)
     settings = {"per_device_train_batch_size": 2, "dataloader_num_workers": 2, "max_steps": 8}

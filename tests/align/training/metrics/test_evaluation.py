@@ -40,6 +40,13 @@ def test_metrics_do_not_depend_on_the_batch_size(tmp_path, cut):
         assert cut_up[name] == pytest.approx(value, rel=1e-5), name
 
 
+def test_no_row_is_dropped_from_an_evaluation(tmp_path):
+    """dataloader_drop_last is about the steps of training."""
+    whole, complete = evaluated(tmp_path), evaluated(tmp_path, size=4, dataloader_drop_last=True)
+    assert complete == pytest.approx(whole, rel=1e-5)
+    assert trainer_with(tmp_path, dataloader_drop_last=True).predict(FIVE).metrics.keys() > {"test_loss"}
+
+
 def test_the_loss_of_an_evaluation_is_that_of_the_set_as_one_batch(tmp_path):
     trainer = trainer_with(tmp_path, dataset=FIVE, per_device_train_batch_size=5, duality_gap_weight=0.4)
     (batch,) = trainer.get_train_dataloader()

@@ -122,6 +122,15 @@ def test_settings_that_cannot_work_are_refused_before_training(tmp_path, name):
         trainer_with(tmp_path, **settings)
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_data_set_that_is_smaller_than_the_only_batch_is_refused(tmp_path, packing):
+    """transformers would end without a step and report success."""
+    trainer = trainer_with(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=9, packing=packing)
+    with pytest.raises(UserError, match=r"dataloader_drop_last=True leaves nothing to train: .* a batch of 9 .*lower"):
+        trainer.train()
+    trainer_with(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=8).train()
+
+
 def test_a_revision_of_a_folder_is_refused(tmp_path):
     model = str(tiny_model_folder(tmp_path))
     settings = {"model_init_kwargs": {"revision": "bogus"}}
