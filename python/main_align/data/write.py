@@ -10,7 +10,7 @@ import csv
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal
@@ -57,8 +57,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: Any) -> No
     with atomic_write(path) as temporary:
         writer = WRITERS[path.suffix.lower()](temporary, schema)
         try:
-            for row in rows:
-                writer.write(row)
+            for number, row in enumerate(rows, 1):
+                writer.write(number, row)
         finally:
             writer.close()
 
@@ -68,41 +68,82 @@ class _Writer(ABC):
     def __init__(self, path: Path, schema: Any) -> None: ...
 
     @abstractmethod
-    def write(self, row: Mapping[str, Any]) -> None: ...
+    def write(self, number: int, row: Mapping[str, Any]) -> None: ...
 
     @abstractmethod
     def close(self) -> None: ...
 
 
 @contextmanager
-def format_errors(name: str) -> Iterator[None]:
-    """Raise UserError for the errors of a value that .parquet or .csv does not support.
+def format_errors(
+    name: str,
+    rows: Sequence[Mapping[str, Any]] = (),
+    write_field: Callable[[str, Any], object] | None = None,
+    *,
+    first: int | None = 1,
+) -> Iterator[None]:
+    """Raise UserError, with the field and the row, for the errors of a value that a format does not support.
 
     Args:
         name: the format or the file, for the message.
+        rows: the rows that are written.
+        write_field: called for the name and the value of each field, in order; raises the error of the first that does
+            not fit. Default: no field is named.
+        first: number of the first row. None: the rows are no rows of the output. Default 1.
     """
     import pyarrow as pa
 
+    errors = (
+        _UnsupportedTypeError,
+        UnicodeEncodeError,
+        pa.ArrowInvalid,
+        pa.ArrowTypeError,
+        pa.ArrowNotImplementedError,
+        OverflowError,
+    )
     try:
         yield
-    except UnicodeEncodeError as error:
-        text = error.object[max(0, error.start - EXCERPT) : error.end]
-        problem = f"{text!r} is not valid Unicode text"
-        raise UserError(f"a field cannot be written to {name} ({problem}); write .jsonl instead") from None
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-        raise UserError(f"a field cannot be written to {name} ({error}); write .jsonl instead") from None
+    except errors as error:
+        field, cause = "a field", error
+        for place, row in enumerate(rows if write_field else ()):
+            for key, value in row.items():
+                try:
+                    write_field(key, value)  # type: ignore[misc]
+                except errors as found:
+                    field = f"field {key!r}" + ("" if first is None else f" of row {first + place} of the output")
+                    raise UserError(_refusal(field, name, found)) from None
+        raise UserError(_refusal(field, name, cause)) from None
+
+
+def _refusal(field: str, name: str, error: Exception) -> str:
+    remedy, problem = ".jsonl", str(error)
+    if isinstance(error, _UnsupportedTypeError):
+        remedy = ".parquet"
+    if isinstance(error, UnicodeEncodeError):
+        problem = f"{error.object[max(0, error.start - EXCERPT) : error.end]!r} is not valid Unicode text"
+    return f"{field} cannot be written to {name} ({problem}); write {remedy} instead"
+
+
+class _UnsupportedTypeError(UserError):
+    """A value of a type that JSON lacks."""
 
 
 class _ParquetWriter(_Writer):
     def __init__(self, path: Path, schema: Any) -> None:
+        import pyarrow as pa
         from pyarrow.parquet import ParquetWriter
 
+        def declare(name: str, kind: Any) -> None:
+            ParquetWriter(pa.BufferOutputStream(), pa.schema([(name, kind)])).close()
+
         self.schema = schema
-        with format_errors(".parquet"):
+        types = dict(zip(schema.names, schema.types, strict=True))
+        with format_errors(".parquet", [types], declare, first=None):
             self.file = ParquetWriter(path, schema, compression="zstd")
         self.rows: list[Mapping[str, Any]] = []
+        self.written = 0
 
-    def write(self, row: Mapping[str, Any]) -> None:
+    def write(self, number: int, row: Mapping[str, Any]) -> None:
         self.rows.append(row)
         if len(self.rows) == ROW_GROUP:
             self._flush()
@@ -116,18 +157,24 @@ class _ParquetWriter(_Writer):
     def _flush(self) -> None:
         import pyarrow as pa
 
+        def write_field(name: str, value: Any) -> None:
+            if name in self.schema.names:
+                pa.array([value], self.schema.field(name).type)
+
         rows, self.rows = self.rows, []
         if rows:
-            with format_errors(".parquet"):
+            with format_errors(".parquet", rows, write_field, first=self.written + 1):
                 self.file.write_table(pa.Table.from_pylist(rows, schema=self.schema))
+        self.written += len(rows)
 
 
 class _JsonlWriter(_Writer):
     def __init__(self, path: Path, schema: Any) -> None:
         self.file = path.open("w", encoding="utf-8", newline="\n")
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        self.file.write(to_json(row) + "\n")
+    def write(self, number: int, row: Mapping[str, Any]) -> None:
+        with format_errors(".jsonl", [row], lambda _, value: to_json(value), first=number):
+            self.file.write(to_json(row) + "\n")
 
     def close(self) -> None:
         self.file.close()
@@ -169,7 +216,7 @@ def _to_text(value: Any) -> str:
     if isinstance(value, bytes):
         with suppress(UnicodeDecodeError):
             return value.decode("utf-8")
-    raise UserError(f"a value of type {type(value).__name__} cannot be written to .jsonl or .csv; use .parquet")
+    raise _UnsupportedTypeError(f"a value of type {type(value).__name__} cannot be written as text")
 
 
 class _CsvWriter(_Writer):
@@ -179,14 +226,12 @@ class _CsvWriter(_Writer):
         # csv quotes a text with a character of the line ending, and must quote both \r and \n; the file has \n alone
         lines = SimpleNamespace(write=lambda line: self.file.write(line.removesuffix("\r\n") + "\n"))
         self.csv = csv.writer(lines, lineterminator="\r\n")
-        self._write(self.names)
+        with format_errors(".csv", [dict.fromkeys(self.names)], _encode_cell, first=None):
+            self.csv.writerow(self.names)
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        self._write([_cell(row.get(name)) for name in self.names])
-
-    def _write(self, cells: list[Any]) -> None:
-        with format_errors(".csv"):
-            self.csv.writerow(cells)
+    def write(self, number: int, row: Mapping[str, Any]) -> None:
+        with format_errors(".csv", [row], _encode_cell, first=number):
+            self.csv.writerow([_cell(row.get(name)) for name in self.names])
 
     def close(self) -> None:
         self.file.close()
@@ -196,6 +241,11 @@ def _cell(value: Any) -> Any:
     if isinstance(value, bytes):
         return _to_text(value)
     return to_json(value) if isinstance(value, (dict, list, bool)) else value
+
+
+def _encode_cell(name: str, value: Any) -> None:
+    name.encode()
+    str(_cell(value)).encode()
 
 
 WRITERS: dict[str, type[_Writer]] = {".parquet": _ParquetWriter, ".jsonl": _JsonlWriter, ".csv": _CsvWriter}

@@ -129,22 +129,37 @@ def _schema(
     ending = out.suffix.lower()
     if ending == ".jsonl":
         return pa.schema([])  # each row has its own fields
-    with format_errors(str(out)):
-        if ending == ".csv":
-            return pa.schema([(name, pa.null()) for name in dict.fromkeys([*names, *types])])
-        own = source.schema() if source else None
+    own = source.schema() if source and ending != ".csv" else None
+    if own is None and ending != ".csv":
+        own = _inferred(({n: v for n, v in row.items() if n not in types} for row in rows()), out)
+    with format_errors(str(out), [dict.fromkeys(names)], lambda name, _: pa.field(name, pa.null()), first=None):
         if own is None:
-            own = _inferred({n: v for n, v in row.items() if n not in types} for row in rows())
+            return pa.schema([(name, pa.null()) for name in dict.fromkeys([*names, *types])])
         return pa.schema([*own, *types.items()] if source else _in_order(own, types, names))
 
 
-def _inferred(rows: Iterable[Row]) -> Any:
+def _inferred(rows: Iterable[Row], out: Path) -> Any:
+    """Return a schema that every row fits.
+
+    Raises:
+        UserError: a field has values of different types.
+    """
     import pyarrow as pa
 
-    rows, schemas = iter(rows), [pa.schema([])]
+    rows, schema, first = iter(rows), pa.schema([]), 1
+
+    def merged(schema: Any, part: list[Row]) -> Any:
+        return pa.unify_schemas([schema, pa.schema(pa.array(part).type)], promote_options="permissive")
+
+    def merge_field(name: str, value: Any) -> None:
+        nonlocal schema
+        schema = merged(schema, [{name: value}])
+
     while batch := list(islice(rows, BATCH)):
-        schemas.append(pa.schema(pa.array(batch).type))
-    return pa.unify_schemas(schemas, promote_options="permissive")
+        with format_errors(str(out), batch, merge_field, first=first):
+            schema = merged(schema, batch)
+        first += len(batch)
+    return schema
 
 
 def _in_order(own: Any, types: dict[str, Any], names: Iterable[str]) -> list[Any]:

@@ -141,8 +141,17 @@ def test_bytes_are_written_as_the_text_that_they_are(tmp_path: Path, ending: str
     path, schema = tmp_path / f"rows.{ending}", pa.schema([("a", pa.binary())])
     write_rows(path, [{"a": "né".encode()}], schema)
     assert [r.record for r in open_source(path).rows()] == [{"a": "né"}]
-    with pytest.raises(UserError, match=r"type bytes cannot be written to \.jsonl or \.csv; use \.parquet"):
-        write_rows(path, [{"a": b"n\xe9"}], schema)
+    message = rf"field 'a' of row 2 of the output .* to \.{ending} .*type bytes .*; write \.parquet instead"
+    with pytest.raises(UserError, match=message):
+        write_rows(path, [{"a": b"n"}, {"a": b"n\xe9"}], schema)
+
+
+@pytest.mark.parametrize("many", [1, 20_000])
+def test_the_field_and_the_row_that_do_not_fit_are_named(tmp_path: Path, many: int) -> None:
+    schema = pa.schema([("a", pa.int64()), ("b", pa.int64())])
+    rows = [{"a": 1, "b": 2}] * many + [{"a": 1, "b": "two"}]
+    with pytest.raises(UserError, match=rf"field 'b' of row {many + 1} of the output .*'two'.*; write \.jsonl instead"):
+        write_rows(tmp_path / "rows.parquet", rows, schema)
 
 
 def test_a_file_does_not_exist_before_it_is_complete(tmp_path: Path) -> None:

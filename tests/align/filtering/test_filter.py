@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from main_align.data.fields import Fields
 from main_align.errors import UserError
 from main_align.filtering.filter import filter_scores
+from main_align.filtering.join import BATCH
 from main_align.filtering.limits import RECOMMENDED, Limit, check_together
 from main_align.filtering.rules import Rule, select
 from main_align.scoring.columns import COLUMNS, SCORES
@@ -370,11 +372,11 @@ def test_another_file_is_matched_by_ids_and_never_by_position(tmp_path: Path) ->
     assert len(read(out)) == 1
 
 
-@pytest.mark.parametrize("value", [{}, 2**70, [1, "one"]])
+@pytest.mark.parametrize("value", [{}, 2**70, [1, "one"], {"inner": {}}])
 def test_a_value_that_parquet_does_not_support_is_refused(tmp_path: Path, value: object) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "p", "completion": "c", "tag": value}))
     score_file(FakeScorer(), tmp_path / "in.jsonl", tmp_path / "s.jsonl")
-    with pytest.raises(UserError, match=r"write \.jsonl instead"):
+    with pytest.raises(UserError, match=r"field 'tag' .*; write \.jsonl instead"):
         filter_scores(tmp_path / "s.jsonl", tmp_path / "k.parquet", keep=1.0)
 
 
@@ -383,7 +385,8 @@ def test_text_that_is_not_unicode_is_written_to_jsonl_only(tmp_path: Path, row: 
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "p", "completion": "c", **row}))
     score_file(FakeScorer(), tmp_path / "in.jsonl", tmp_path / "s.jsonl")
     for ending in ("parquet", "csv") if "tags" not in row else ("parquet",):  # a cell has a list as JSON, with escapes
-        with pytest.raises(UserError, match=r"ud83d' is not valid Unicode text\); write \.jsonl instead"):
+        message = rf"field {re.escape(repr(list(row)[-1]))} .*ud83d' is not valid Unicode text\); write \.jsonl instead"
+        with pytest.raises(UserError, match=message):
             filter_scores(tmp_path / "s.jsonl", tmp_path / f"k.{ending}", keep=1.0)
         assert not (tmp_path / f"k.{ending}").exists()
     filter_scores(tmp_path / "s.jsonl", tmp_path / "k.jsonl", keep=1.0)
@@ -398,12 +401,15 @@ def test_scores_without_a_value_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "k.jsonl").exists()
 
 
-def test_mixed_types_are_written_to_jsonl_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("many", [1, BATCH])
+def test_mixed_types_are_written_to_jsonl_only(tmp_path: Path, many: int) -> None:
     source = tmp_path / "in.jsonl"
-    rows = [{"prompt": "p", "completion": "c", "tag": tag} for tag in (1, "one")]
+    tags = [1] * many + ["one"]
+    rows = [{"prompt": "p", "completion": "c", "tag": tag} for tag in tags]
     source.write_text("\n".join(map(json.dumps, rows)))
     score_file(FakeScorer(), source, tmp_path / "s.jsonl")
-    with pytest.raises(UserError, match=r"write \.jsonl instead"):
+    message = rf"field 'tag' of row {many + 1} of the output .*int64 vs string.*; write \.jsonl instead"
+    with pytest.raises(UserError, match=message):
         filter_scores(tmp_path / "s.jsonl", tmp_path / "k.parquet", keep=1.0)
     filter_scores(tmp_path / "s.jsonl", tmp_path / "k.jsonl", keep=1.0)
-    assert [row["tag"] for row in read(tmp_path / "k.jsonl")] == [1, "one"]
+    assert [row["tag"] for row in read(tmp_path / "k.jsonl")] == tags
