@@ -36,6 +36,10 @@ from transformers import (
     Qwen2MoeForCausalLM,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
+    XGLMConfig,
+    XGLMForCausalLM,
+    XLMConfig,
+    XLMWithLMHeadModel,
 )
 
 from tests.align.tiny_models import byte_tokenizer, tiny_model
@@ -87,8 +91,32 @@ def test_positions_that_do_not_restart_are_refused():
         Forward(BloomForCausalLM(config).eval())
 
 
+SLIGHT = {  # with untrained weights all logits are small, and so is what they depend on
+    "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)),
+    "xglm": lambda: XGLMForCausalLM(
+        XGLMConfig(vocab_size=64, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4, max_position_embeddings=64)
+    ),
+    "xlm": lambda: XLMWithLMHeadModel(
+        XLMConfig(vocab_size=64, emb_dim=32, n_layers=2, n_heads=4, causal=True, max_position_embeddings=64)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", SLIGHT)
+def test_a_small_difference_between_small_logits_is_noticed(family):
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match=f"'{family}' gives other probabilities"):
+        Forward(SLIGHT[family]().eval())
+
+
+def test_equal_logits_are_no_reason_to_refuse_a_family():
+    model = FAMILIES["qwen2"]().eval()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    Forward(model)
+
+
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-WINDOW = 32  # longer than what a model is checked with when it is loaded
+WINDOW = 32
 WINDOWS_IN_MASKS = {
     "phimoe": lambda: PhimoeForCausalLM(PhimoeConfig(**SMALL, num_local_experts=4, sliding_window=WINDOW)),
     "qwen2_moe": lambda: Qwen2MoeForCausalLM(
