@@ -35,7 +35,7 @@ class Monitor:
         self._columns, self._duality_gap = columns, duality_gap
         self._meter = Meter()
         self._tokens: Tensor | int = 0  # that passed through the model, both directions
-        self._last = (0, time.monotonic())  # tokens and time of the last log line
+        self._last: tuple[int, float] | None = None  # tokens and time of the last log line, or of the first step
 
     @property
     def num_tokens(self) -> int:
@@ -43,8 +43,17 @@ class Monitor:
         return int(self._tokens)
 
     def resume(self, num_tokens: int) -> None:
-        """Continue the count of a checkpoint, and start the clock of the token rate."""
-        self._tokens, self._last = num_tokens, (num_tokens, time.monotonic())
+        """Continue the count of a checkpoint."""
+        self._tokens, self._last = num_tokens, None
+
+    def stop_clock(self) -> None:
+        """Stop the clock of the token rate until the next step, so that set-up does not count."""
+        self._last = None
+
+    def begin_step(self) -> None:
+        """Start the clock of the token rate, unless it runs."""
+        if self._last is None:
+            self._last = (self.num_tokens, time.monotonic())
 
     def measure_loss(self, step: Step, contributions: dict[str, Tensor], output: AlignmentOutput) -> None:
         """Add a micro-batch's contributions to the loss as loss_<term>; those of a log line sum to its `loss`."""
@@ -109,19 +118,21 @@ class Monitor:
         metrics = self._meter.read()
         if not metrics:
             return {}
-        (before, when), self._last = self._last, (self.num_tokens, time.monotonic())
-        tokens, seconds = self._last[0] - before, self._last[1] - when
-        return metrics | {"num_tokens": self._last[0], "tokens_per_second": tokens / max(seconds, 1e-9)}
+        assert self._last is not None
+        (before, when), (tokens, now) = self._last, (self.num_tokens, time.monotonic())
+        self._last = (tokens, now)
+        return metrics | {"num_tokens": tokens, "tokens_per_second": (tokens - before) / max(now - when, 1e-9)}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Exclude an evaluation: its log lines have no training metrics, and the clock of the token rate stops."""
         meter, self._meter = self._meter, Meter()
-        (tokens, when), began = self._last, time.monotonic()
+        last, began = self._last, time.monotonic()
         try:
             yield
         finally:
-            self._meter, self._last = meter, (tokens, when + time.monotonic() - began)
+            self._meter = meter
+            self._last = None if last is None else (last[0], last[1] + time.monotonic() - began)
 
 
 def check_finite(

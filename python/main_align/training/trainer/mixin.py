@@ -155,6 +155,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
 
     def get_train_dataloader(self) -> Any:
         """Override to refuse a data set that gives no batch; transformers would train nothing and report success."""
+        self._monitor.stop_clock()  # the loader is made once per training
         loader = super().get_train_dataloader()
         if self.args.dataloader_drop_last and has_length(loader) and not len(loader):
             rows = len(self.train_dataset)  # type: ignore[arg-type]
@@ -172,6 +173,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
             raise UserError(
                 "the train data set gave no pair: the stream has no rows, or over_length='drop' left all of them out"
             )
+        self._monitor.begin_step()
         self._step = Step.count(batches, self.args.device) if batches else None
         return batches, None if self._step is None else self._step.tokens.sum()
 

@@ -8,9 +8,10 @@ pytest.importorskip("datasets")
 pytest.importorskip("trl")
 
 from datasets import Dataset
+from main_align.training.metrics import monitor
 
 from tests.align.training.step_gradients import PAIRS
-from tests.align.training.trainers import trainer_with, untimed
+from tests.align.training.trainers import ROWS, trainer_with, untimed
 
 CONTRASTS = {"semantic", "intentional", "structural", "mi", "accuracy_x_to_y", "accuracy_y_to_x"}
 
@@ -44,6 +45,34 @@ def test_contrast_of_micro_batches_is_logged_by_pairs(tmp_path, rows):
     for name in CONTRASTS:
         wanted = four[name] if rows == 5 else (4 * four[name] + 3 * rest[name]) / 7
         assert trainer.state.log_history[0][name] == pytest.approx(wanted, rel=1e-5), name
+
+
+def test_the_token_rate_does_not_include_set_up(tmp_path, monkeypatch):
+    """Neither before the first step of a training nor in an evaluation. The clock is advanced by hand."""
+    clock = [0.0]
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: clock[0])
+    trainer = trainer_with(tmp_path, eval_dataset=ROWS, eval_strategy="steps", eval_steps=1, eval_on_start=True)
+
+    def slowed(name, seconds):  # type: ignore[no-untyped-def]
+        method = getattr(trainer, name)
+
+        def call(*args, **options):  # type: ignore[no-untyped-def]
+            clock[0] += seconds
+            return method(*args, **options)
+
+        monkeypatch.setattr(trainer, name, call)
+
+    for name, seconds in (("create_optimizer_and_scheduler", 100), ("prediction_step", 1000), ("training_step", 2)):
+        slowed(name, seconds)
+    before = 0
+    for _ in range(2):
+        clock[0] += 10_000
+        trainer.train()
+        for entry in trainer.state.log_history:
+            if "tokens_per_second" in entry:
+                assert entry["tokens_per_second"] == pytest.approx((entry["num_tokens"] - before) / 2)
+                before = entry["num_tokens"]
+    assert before
 
 
 def test_the_synthetic_weight_is_logged_if_there_are_synthetic_pairs(tmp_path):
