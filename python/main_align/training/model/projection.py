@@ -27,9 +27,13 @@ def attach(model: nn.Module, head: AlignmentHead) -> None:
 
 
 def detach(model: nn.Module) -> None:
-    """Remove the heads that an earlier trainer attached; without a use they would still be in optimizer and DDP."""
-    if hasattr(model, NAME):
-        delattr(model, NAME)
+    """Remove the heads: as a part of the model they would be in its state dict, and in the next trainer's optimizer."""
+    if not hasattr(model, NAME):
+        return
+    delattr(model, NAME)
+    pretrained: Any = model
+    ignored = {name for name in pretrained._keys_to_ignore_on_save if not name.startswith(f"{NAME}.")}
+    pretrained._keys_to_ignore_on_save = ignored or None
 
 
 def pop_head(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, has_length
+from transformers.trainer_utils import IntervalStrategy, TrainOutput, has_length
 
 from ...errors import UserError
 from ...models.devices import warn_if_slow
@@ -152,6 +152,16 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = list(COLUMNS)
+
+    def train(self, *args: Any, **options: Any) -> TrainOutput:
+        """Override to make the heads a part of the model while it trains, and leave it as it was."""
+        if self._head is not None:
+            projection.attach(self._base, self._head)
+        try:
+            return super().train(*args, **options)
+        finally:
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # their checkpoints are of all that they wrap
+                projection.detach(self._base)
 
     def get_train_dataloader(self) -> Any:
         """Override to refuse a data set that gives no batch; transformers would train nothing and report success."""

@@ -11,6 +11,7 @@ pytest.importorskip("peft")
 import torch
 from main_align.errors import UserError
 from main_align.evaluation import AlignmentEvaluator
+from main_align.models.projection_heads import AlignmentHead
 from main_align.training import AlignmentMixin, MutualAlignmentTrainer
 from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
@@ -159,7 +160,26 @@ def test_a_second_trainer_does_not_train_the_heads_of_the_first(tmp_path):
     model, names = tiny_model(), []
     for dim in (8, 0):
         trainer = trainer_with(tmp_path, model, projection_dim=dim)
-        trainer.train()
         names.append({name for name, _ in trainer.model.named_parameters() if "alignment_head" in name})
     assert names[0]
     assert not names[1]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_trained_model_is_as_it_was_but_for_its_weights(tmp_path, lora):
+    """Its state dict loads into the same model, and another trainer trains it. The trainer keeps the heads."""
+    model = tiny_model()
+    before = set(model.state_dict())
+    trainer = trainer_with(tmp_path, model, peft_config=LoraConfig(**LORA) if lora else None)
+    heads = [trainer._head.x.weight.detach().clone()]
+    for _ in range(2):  # the second training goes on with the same heads
+        trainer.train()
+        heads.append(trainer._head.x.weight.detach().clone())
+        assert not torch.equal(*heads[-2:])
+    assert trainer.evaluate(ROWS)["eval_semantic"] > 0
+    trainer.save_model(tmp_path / "saved")
+    assert torch.equal(AlignmentHead.from_pretrained(tmp_path / "saved").x.weight, heads[-1].cpu())
+    trained = trainer.model.merge_and_unload() if lora else model
+    assert set(trained.state_dict()) == before
+    assert not trained._keys_to_ignore_on_save
+    tiny_model().load_state_dict(trained.state_dict())
