@@ -1,10 +1,14 @@
-"""Argument checks of the public functions. Every message has the form ``name: expected X, got Y``.
+"""Argument checks of the public functions. Every message has the form ``name: expected X, got Y``; a value of a wrong
+type is a TypeError, any other a ValueError.
 
 ``check_in_range`` and ``check_offset_values`` read values: call them outside a traced graph, or inside an op. On a CUDA
 device they do not synchronise: an invalid value fails as a device-side assertion with a message.
 """
 
 from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +18,26 @@ from .amp import operand_dtype
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LARGEST = torch.finfo(torch.float32).max
+_NUMBERS = (float, int, Real, torch.SymFloat, torch.SymInt)  # the first match ends the search
+_INTEGERS = (int, Integral, torch.SymInt)
 _MAKE_FX = torch._C._TorchDispatchModeKey.PROXY
+
+
+def check_type(name: str, value: Any, types: type | tuple[type, ...], expected: str) -> None:
+    """Check for an instance of ``types``, which the message calls ``expected``."""
+    if not isinstance(value, types):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def check_integer(name: str, value: int | None) -> None:
+    """Check for an integer, or None."""
+    if value is not None:
+        check_type(name, value, _INTEGERS, "an integer")
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
     """Check for a dense tensor that holds all of its values: kernels read memory, and a DTensor holds only a shard."""
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    check_type(name, tensor, Tensor, "a tensor")
     if hasattr(tensor, "full_tensor"):
         raise ValueError(
             f"{name}: expected a plain tensor, got a DTensor: pass {name}.full_tensor(), or call this in the "
@@ -108,10 +125,9 @@ def check_in_range(name: str, ids: Tensor, begin: int, end: int) -> None:
 
 def check_offsets(name: str, tensor: Tensor, *, like: Tensor) -> None:
     """Check for the cu_seqlens of segments: int32 or int64 [B + 1] on the device of ``like``. B may be 0."""
-    if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):
-        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ValueError(f"{name}: expected an int32 or int64 tensor, got {got}")
     check_dense(name, tensor)
+    if tensor.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name}: expected an int32 or int64 tensor, got {tensor.dtype}")
     if tensor.ndim != 1 or not tensor.shape[0]:
         raise ValueError(f"{name}: expected (B + 1,), got shape {tuple(tensor.shape)}")
     _check_device(name, tensor, like)
@@ -119,9 +135,9 @@ def check_offsets(name: str, tensor: Tensor, *, like: Tensor) -> None:
 
 def check_mask(name: str, tensor: Tensor, length: int, *, like: Tensor) -> None:
     """Check for a bool [length] tensor on the device of ``like``."""
-    if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
-        raise ValueError(f"{name}: expected a bool tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")
     check_dense(name, tensor)
+    if tensor.dtype != torch.bool:
+        raise ValueError(f"{name}: expected a bool tensor, got {tensor.dtype}")
     _check_length(name, tensor, length)
     _check_device(name, tensor, like)
 
@@ -142,9 +158,10 @@ def check_offset_values(name: str, tensor: Tensor, rows: int) -> None:
 
 
 def check_number(name: str, value: float) -> None:
-    """Refuse a tensor: the op would drop its gradient, and read its value from the device."""
-    if isinstance(value, Tensor):
-        raise ValueError(f"{name}: expected a number, got a tensor, which has no gradient here")
+    """Check for a number. The op would drop the gradient of a tensor, and read its value from the device."""
+    if not isinstance(value, _NUMBERS):
+        got = "a tensor, which has no gradient here" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name}: expected a number, got {got}")
 
 
 def check_positive(name: str, value: float) -> None:
@@ -195,10 +212,9 @@ def check_fraction(name: str, value: float) -> None:
 
 def check_scalar(name: str, tensor: Tensor) -> None:
     """Check for a 0-dimensional floating tensor."""
-    if not isinstance(tensor, Tensor) or tensor.ndim != 0 or not tensor.is_floating_point():
-        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ValueError(f"{name}: expected a 0-dimensional floating tensor, got {got}")
     check_dense(name, tensor)
+    if tensor.ndim != 0 or not tensor.is_floating_point():
+        raise ValueError(f"{name}: expected a 0-dimensional floating tensor, got {tuple(tensor.shape)}")
 
 
 def check_pairs(query: Tensor, key: Tensor) -> None:

@@ -239,6 +239,8 @@ def sequence_logprobs(
     """
     _check_head(hidden, weight, targets, bias, softcap)
     scale = checks.inverse_temperature(temperature, hidden)
+    checks.check_integer("segments", segments)
+    checks.check_integer("ignore_index", ignore_index)
     rows = hidden.shape[0]
     if (cu_seqlens is None) == (segment_ids is None):
         got = "neither" if cu_seqlens is None else "both"

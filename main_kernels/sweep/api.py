@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..amp import autocast
 from ..backends import select_backend
 from ..backends.accumulators import Lse
@@ -161,6 +162,8 @@ def sweep(
         >>> swept = sweep(query, key, targets=torch.arange(len(query)), column_lse=True)
         >>> loss = 0.5 * (swept.row_nll() + swept.column_nll(slice(None))).mean()  # symmetric InfoNCE
     """
+    checks.check_integer("workspace_bytes", workspace_bytes)
+    checks.check_integer("ignore_index", ignore_index)
     no_tangents("the score sweep", query, key, scale, bias, None if loss is None else loss.weights)
     query, key = autocast(query), autocast(key)
     accumulator = accumulator_dtype(query.dtype)

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ..checks import check_types
 from ..errors import UserError
 
 
@@ -28,6 +29,9 @@ class Fields:
     input: str | None = None
     system: str | None = None
     preference: str = "chosen"
+
+    def __post_init__(self) -> None:
+        check_types(Fields, {name: getattr(self, name) for name in self.__slots__})
 
     def check(self) -> None:
         """Raise UserError if only one of instruction and response is named."""

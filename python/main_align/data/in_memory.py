@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, UserTypeError
 from .fields import Fields, Notes
 from .formats.conversion import pair_from_record
 from .formats.messages import is_null
@@ -60,7 +60,7 @@ def count_pairs(data: Any, fields: Fields) -> int | None:
 
 def _records(data: Any, fields: Fields) -> Iterable[Any]:
     if isinstance(data, (str, bytes)):
-        raise UserError("pairs are records, not text; to score a file use score_file or `main-align score`")
+        raise UserTypeError("pairs are records, not text; to score a file use score_file or `main-align score`")
     if hasattr(data, "to_pylist"):  # pyarrow
         return data.to_pylist()
     if hasattr(data, "iter_rows") and hasattr(data, "columns"):  # polars
@@ -74,7 +74,7 @@ def _records(data: Any, fields: Fields) -> Iterable[Any]:
             return (dict(zip(data, row, strict=True)) for row in zip(*map(_to_python, data.values()), strict=True))
         return [data]
     if not isinstance(data, Iterable):
-        raise UserError(f"pairs are a list of records, a data frame or a dict of lists, not {type(data).__name__}")
+        raise UserTypeError(f"pairs are a list of records, a data frame or a dict of lists, not {type(data).__name__}")
     return data
 
 

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from ..checks import check_values
 from ..data.atomic import atomic_write
 from ..data.pairs import Pair, Turn
 from ..data.read import open_source
@@ -16,7 +17,7 @@ from ..data.sources.listing import refuse_overwriting
 from ..environment import versions
 from ..errors import UserError
 from ..loop.batch_journal import generate_batches, read_generations
-from ..loop.config import check_temperature, check_values
+from ..loop.config import check_temperature
 from ..loop.distributed import Processes
 from ..loop.generation import Generator, Prompt, Sampling, TransformersGenerator, make_batches, make_prompts
 from ..loop.model_pair import describe_model

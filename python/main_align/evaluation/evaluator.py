@@ -11,13 +11,15 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from ..checks import check_counts, check_types
 from ..data.fields import NO_FIELDS, Fields
 from ..data.in_memory import iter_pairs
-from ..errors import UserError, check_best_metric, check_counts
+from ..errors import UserError
 from ..models.load import LoadedModel, unwrap_peft
 from ..scoring.batching import BATCH_TOKENS
 from ..scoring.columns import lower_is_better
 from ..scoring.scorer import Scorer
+from ..trainer_arguments import check_best_metric
 
 MEANS = ("mutual", "mutual_novel", "nll_y_given_x", "nll_x_given_y")
 """The columns whose means are reported; scoring.columns defines them."""
@@ -50,6 +52,8 @@ class AlignmentEvaluator:
         batch_tokens: int = BATCH_TOKENS,
         max_length: int | None = None,
     ) -> None:
+        values = {"fields": fields, "batch_tokens": batch_tokens, "max_length": max_length}
+        check_types(AlignmentEvaluator.__init__, values)
         check_counts(batch_tokens=batch_tokens, max_length=max_length)
         self.pairs = list(iter_pairs(pairs, fields))
         if not self.pairs:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_types
 from ..data.fields import Fields
 from ..data.pairs import SCORED
 from ..data.read import open_source
@@ -94,6 +95,7 @@ def filter_scores(
         UserError: the rule is invalid, the direction of the column is unknown, a file is missing, or the ids of the
             input and of the scores differ.
     """
+    check_types(filter_scores, locals())
     scores, out, by = Path(scores), Path(out), ALIASES.get(by, by)
     rule, limits = (
         Rule(keep, top, min, max),

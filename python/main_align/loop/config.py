@@ -1,14 +1,13 @@
-"""LoopConfig: every setting of a run of MAIN's loop, checked on creation. check_values checks any such dataclass."""
+"""LoopConfig: every setting of a run of MAIN's loop, checked on creation."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from ..checks import check_values
 from ..errors import UserError
 
 Direction = Literal["forward", "reverse"]
@@ -151,24 +150,6 @@ class LoopConfig:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
-def check_values(settings: Any, minimum: Mapping[str, float]) -> None:
-    """Raise UserError if a value of a dataclass has the wrong type, is below its minimum or is infinite.
-
-    Args:
-        settings: a dataclass of settings.
-        minimum: least value by name. A setting that is None has its default.
-    """
-    types = get_type_hints(type(settings))
-    for item in fields(settings):
-        value, low = getattr(settings, item.name), minimum.get(item.name)
-        if not _matches_type(value, types[item.name]):
-            raise UserError(f"{item.name} must be {_describe_type(types[item.name])}, got {value!r}")
-        if low is not None and value is not None and not value >= low:
-            raise UserError(f"{item.name} must be at least {low}, got {value}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{item.name} must be finite, got {value}")
-
-
 def check_temperature(temperature: float | None) -> None:
     """Raise UserError if logits divided by the sampling temperature would overflow."""
     if temperature is not None and 0 < temperature < MIN_TEMPERATURE:
@@ -182,34 +163,3 @@ def check_names(settings: Mapping[str, Any], known: list[str], source: str) -> N
             closest = get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"did you mean {closest[0]!r}?" if closest else f"known are {', '.join(sorted(known))}"
             raise UserError(f"{source}: unknown setting {name!r}; {hint}")
-
-
-def _matches_type(value: Any, annotation: Any) -> bool:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, UnionType):
-        return any(_matches_type(value, each) for each in arguments)
-    if origin is Literal:
-        return value in arguments and isinstance(value, str)
-    if origin is list:
-        return isinstance(value, list) and all(_matches_type(each, arguments[0]) for each in value)
-    if origin is dict:
-        return isinstance(value, dict)
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, annotation)
-
-
-def _describe_type(annotation: Any) -> str:
-    """Return the plain-English name of a type for an error message."""
-    plain = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-    if annotation in plain:
-        return plain[annotation]
-    if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(get_args(annotation))
-    if get_origin(annotation) is list:
-        return "a list of text"
-    if get_origin(annotation) is dict:
-        return "a table of settings"
-    return " or ".join(_describe_type(each) for each in get_args(annotation))

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..checks import check_types
 from ..data.fields import NO_FIELDS, Fields
 from ..data.journal import Journal
 from ..data.pairs import SCORED
@@ -118,6 +119,7 @@ def run_job(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Score every row of a data set with the workers of an engine; see `score_file` for the arguments."""
+    check_types(run_job, {"out": out, "fields": fields, "sort_window": sort_window, "shard": shard})
     out, shard = Path(out), shard or Shard()
     if sort_window < 1:
         raise UserError(f"sort_window: expected a number of pairs, at least 1, got {sort_window}")

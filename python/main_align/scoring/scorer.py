@@ -18,10 +18,11 @@ from typing import Any, cast, overload
 import numpy as np
 import torch
 
+from ..checks import check_counts, check_divisor, check_types
 from ..data.fields import NO_FIELDS, Fields
 from ..data.in_memory import count_pairs, is_dict_of_lists, iter_pairs
 from ..data.pairs import Pair, with_system
-from ..errors import UserError, check_counts, check_divisor
+from ..errors import UserError
 from ..models.context_length import changes_rope, context_length
 from ..models.devices import pick_device, pick_dtype
 from ..models.encoding import EncodedPair, LogpColumn, PairEncoder
@@ -89,6 +90,7 @@ class Scorer:
         heads: str | os.PathLike[str] | AlignmentHead | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        check_types(Scorer.__init__, locals())
         check_counts(batch_tokens=batch_tokens, bank=bank, max_length=max_length)
         check_divisor(temperature=temperature)
         if isinstance(model, LoadedModel):
@@ -247,6 +249,7 @@ class Scorer:
         Raises:
             UserError: `pairs` does not hold records, or another scorer made the bank.
         """
+        check_types(Scorer.score, {"fields": fields, "bank": bank})
         as_columns = is_dict_of_lists(pairs, fields)
         if bank is not None:
             bank.check(self.fingerprint)  # before the model runs

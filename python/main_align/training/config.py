@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from trl import SFTConfig
 
+from ..checks import check_types
 from ..errors import UserError
 from ..models.devices import has_bfloat16
 from ..models.encoding import LogpColumn
@@ -75,6 +76,7 @@ class AlignmentArguments(AlignmentTerms):
 
     def check(self) -> None:
         """Raise UserError, naming the setting, if a value is out of range or contradicts another."""
+        check_types(AlignmentArguments, vars(self))
         self.check_terms()
         SyntheticWeight(self.synthetic_weight_schedule, self.synthetic_weight)
         for name, known in (("directions", DIRECTIONS), ("over_length", OVER_LENGTH)):

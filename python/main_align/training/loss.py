@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from main_kernels import cyclic_consistency, info_nce, mutual_information, pair_scores
 
+from ..checks import check_types
 from .objective import StepOutputs, TermValue, step_loss
 from .terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS, AlignmentTerms
 
@@ -60,6 +61,7 @@ class MutualAlignmentLoss(nn.Module):
     """
 
     def __init__(self, alignment: AlignmentTerms | None = None) -> None:
+        check_types(MutualAlignmentLoss.__init__, locals())
         super().__init__()
         self.alignment = alignment or AlignmentTerms()
         self.alignment.check_terms()

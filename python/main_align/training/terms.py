@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..errors import UserError, check_divisor
+from ..checks import check_divisor, check_types
+from ..errors import UserError
 
 EMBEDDING_TERMS = ("semantic", "intentional", "structural")
 LIKELIHOOD_TERMS = ("forward", "reverse", "duality_gap")
@@ -69,6 +70,7 @@ class AlignmentTerms:
 
     def check_terms(self) -> None:
         """Raise UserError, naming the setting, if a weight or option is out of range."""
+        check_types(AlignmentTerms, vars(self))
         for name in (*EMBEDDING_TERMS, *LIKELIHOOD_TERMS):
             if not 0 <= self.weight(name) < float("inf"):
                 raise UserError(f"{name}_weight must be finite and not negative, got {self.weight(name)}")

@@ -401,6 +401,13 @@ def test_scores_without_a_value_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "k.jsonl").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("scores", 5), ("keep", "half"), ("limits", ["mutual"]), ("top", 1.5)])
+def test_arguments_of_a_wrong_type_are_refused(tmp_path: Path, name: str, value: object) -> None:
+    arguments: dict[str, Any] = {"scores": tmp_path / "s.jsonl", "out": tmp_path / "k.jsonl", name: value}
+    with pytest.raises(TypeError, match=f"^{name} must be "):
+        filter_scores(**arguments)
+
+
 @pytest.mark.parametrize("many", [1, BATCH])
 def test_mixed_types_are_written_to_jsonl_only(tmp_path: Path, many: int) -> None:
     source = tmp_path / "in.jsonl"

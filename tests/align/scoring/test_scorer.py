@@ -56,8 +56,38 @@ def folder(request, tmp_path_factory):
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, 1e-300])
 def test_temperatures_without_an_inverse_are_refused(value):
-    with pytest.raises(UserError, match=f"temperature must be above 0 and within 1e-38 and 1e38, got {value}"):
+    with pytest.raises(UserError, match=f"temperature: expected a positive number .*, got {value}"):
         Scorer("nothing", temperature=value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": 5}, "model must be text or of type PathLike or of type LoadedModel, got 5"),
+        ({"batch_tokens": "x"}, "batch_tokens must be a whole number, got 'x'"),
+        ({"max_length": 5.5}, "max_length must be a whole number or null, got 5.5"),
+        ({"temperature": "x"}, "temperature must be a number, got 'x'"),
+        ({"truncate": "no"}, "truncate must be true or false, got 'no'"),
+        ({"heads": 5}, "heads must be .*, got 5"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        Scorer(**({"model": "nothing"} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "options", "message"),
+    [
+        (5, {}, "pairs are a list of records, a data frame or a dict of lists, not int"),
+        ("text", {}, "pairs are records, not text"),
+        ([("a", "b")], {"fields": "prompt"}, "fields must be of type Fields, got 'prompt'"),
+        ([("a", "b")], {"bank": 5}, "bank must be of type Bank or null, got 5"),
+    ],
+)
+def test_pairs_and_options_of_a_wrong_type_are_refused(folder, pairs, options, message):
+    with pytest.raises(TypeError, match=message):
+        Scorer(folder).score(pairs, **options)
 
 
 @pytest.mark.parametrize("name", ["batch_tokens", "bank", "max_length"])

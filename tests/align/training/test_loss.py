@@ -10,7 +10,7 @@ pytest.importorskip("trl")
 
 import torch
 from main_align.errors import UserError
-from main_align.training import AlignmentTerms, Likelihoods, MutualAlignmentLoss
+from main_align.training import AlignmentArguments, AlignmentTerms, Likelihoods, MutualAlignmentLoss
 from main_align.training.synthetic_weight import SyntheticWeight
 from main_align.training.terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS
 from torch.nn.functional import normalize
@@ -106,9 +106,9 @@ def test_a_single_pair_gives_zero_in_the_graph_and_warns_once(caplog):
     [
         ({"semantic_weight": -1.0}, "semantic_weight must be finite and not negative"),
         ({"reverse_weight": float("inf")}, "reverse_weight must be finite and not negative"),
-        ({"contrastive_temperature": 0.0}, "contrastive_temperature must be above 0"),
-        ({"contrastive_temperature": math.inf}, "contrastive_temperature must be above 0 and within .*, got inf"),
-        ({"contrastive_temperature": 1e-320}, "contrastive_temperature must be above 0 and within .*, got 1e-320"),
+        ({"contrastive_temperature": 0.0}, "contrastive_temperature: expected a positive number"),
+        ({"contrastive_temperature": math.inf}, "contrastive_temperature: expected a positive number .*, got inf"),
+        ({"contrastive_temperature": 1e-320}, "contrastive_temperature: expected a positive number .*, got 1e-320"),
         ({"mi_estimator": "mine"}, "mi_estimator must be one of infonce, nwj, dv, js, smile"),
         (
             {f"{term}_weight": 0.0 for term in EMBEDDING_TERMS + LIKELIHOOD_TERMS},
@@ -119,6 +119,22 @@ def test_a_single_pair_gives_zero_in_the_graph_and_warns_once(caplog):
 def test_invalid_settings_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         MutualAlignmentLoss(AlignmentTerms(**options))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("semantic_weight", "x", "must be a number, got 'x'"),
+        ("projection_dim", 1.5, "must be a whole number, got 1.5"),
+        ("mi_estimator", 5, "must be text, got 5"),
+        ("contrast_across_accumulation", "no", "must be true or false, got 'no'"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused(name, value, message):
+    with pytest.raises(TypeError, match=f"^{name} {message}"):
+        AlignmentArguments(**{name: value}).check()
+    with pytest.raises(TypeError, match="alignment must be of type AlignmentTerms or null, got 'x'"):
+        MutualAlignmentLoss("x")
 
 
 def test_invalid_calls_are_refused():

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ...errors import UserError, check_counts
+from ...checks import check_counts
+from ...errors import UserError
 from ...models.checkpoint import find_checkpoint
 from ...models.context_length import context_length
 from ...models.forward import Forward

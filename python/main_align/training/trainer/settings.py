@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ...errors import UserError, check_best_metric
+from ...errors import UserError
 from ...models.load import check_peft
+from ...trainer_arguments import check_best_metric
 from ..distributed import world_size
 from ..terms import EMBEDDING_TERMS
 
