@@ -290,6 +290,25 @@ def test_images_and_reasoning_are_reported_as_not_scored() -> None:
     assert dict(notes.unused) == {"Images": 1, "reasoning_content of messages": 3}
 
 
+THOUGHT = [USER, ASSISTANT | {"reasoning_content": "Let me see."}]
+
+
+@pytest.mark.parametrize(
+    ("record", "place"),
+    [
+        ({"messages": json.dumps(THOUGHT)}, "messages"),
+        ({"messages": str(THOUGHT)}, "messages"),
+        ({"messages": {key: [turn.get(key) for turn in THOUGHT] for key in THOUGHT[1]}}, "messages"),
+        ({"data": {"messages": THOUGHT}}, "data.messages"),
+        ({"data": json.dumps({"messages": THOUGHT})}, "data.messages"),
+        ({"prompt": [USER], "completion": json.dumps(THOUGHT[1])}, "completion"),
+    ],
+)
+def test_reasoning_is_reported_in_every_layout(record: dict[str, Any], place: str) -> None:
+    assert RecordView(record).unread_parts() == [f"reasoning_content of {place}"]
+    assert RecordView({place: "thinking [of it]", "other": [USER]}).unread_parts() == []
+
+
 def test_each_format_reports_the_parts_it_does_not_read() -> None:
     record = {"task": X, "samples": json.dumps([{"output": Y}, {"output": "Nine."}])}
     view = RecordView(record)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .messages import REASONING_KEYS, InvalidRecord, describe_type, is_filled, is_null, normalized, parse_literal
+from .messages import (
+    REASONING_KEYS,
+    ROLE_KEYS,
+    InvalidRecord,
+    describe_type,
+    first_value,
+    is_filled,
+    is_null,
+    normalized,
+    parse_literal,
+)
 
 TOOL_FIELDS = ("tools", "functions")
 MEDIA_FIELDS = ("image", "images", "video", "videos", "audio", "audios")
@@ -71,8 +81,7 @@ class RecordView:
         """Return what is not text of a turn: definitions of tools, images and the like, and the reasoning of turns."""
         fields = map(self.name, (*TOOL_FIELDS, *MEDIA_FIELDS))
         named = [name for name in fields if name is not None and is_filled(self.record[name])]
-        reasoning = {f"{key} of {name}": 1 for name, value in self.record.items() for key in _reasoning_keys(value)}
-        return [*named, *reasoning]
+        return [*named, *(place for name, value in self.record.items() for place in _reasoning(value, name))]
 
     def text(self, name: str) -> str:
         """Return the text of a known field. Raise InvalidRecord if it is not text."""
@@ -90,7 +99,15 @@ class RecordView:
         return value
 
 
-def _reasoning_keys(value: Any) -> list[str]:
-    """Return the keys under which turns of a conversation hold their reasoning."""
-    turns = [turn for turn in value if isinstance(turn, Mapping)] if isinstance(value, list) else []
-    return [key for key in REASONING_KEYS if any(is_filled(turn.get(key)) for turn in turns)]
+def _reasoning(value: Any, name: str) -> Iterator[str]:
+    """Yield the places where turns of a conversation hold their reasoning, in a list, its JSON text or an object."""
+    if isinstance(value, str) and not any(key in value for key in REASONING_KEYS):
+        return  # most texts, which need not be parsed
+    value = parse_literal(value)
+    if isinstance(value, Mapping) and first_value(value, ROLE_KEYS) is None:
+        for key, inner in value.items():
+            yield from _reasoning(inner, f"{name}.{key}")
+        return
+    turns = value if isinstance(value, list) else [value]  # a turn, or the columns of all turns
+    turns = [turn for turn in turns if isinstance(turn, Mapping)]
+    yield from (f"{key} of {name}" for key in REASONING_KEYS if any(is_filled(turn.get(key)) for turn in turns))
