@@ -79,10 +79,10 @@ class Monitor:
         if self._duality_gap:
             gaps = duality_gap(likelihoods_of(logp, pairs["tokens"]))
             self._meter.add("duality_gap", gaps.sum(), len(gaps))
-        # every process must add the same names, so the weight is 0 without synthetic pairs, and there is no `if`
-        present = (step.tokens[SYNTHETIC].sum() > 0).float()
-        self._meter.add("synthetic_weight", synthetic_weight * present, present)
-        if step.position == 0:
+        if step.position == 0:  # α is one number for a step, and the loss a mean over steps
+            # every process must add the same names, so the weight is 0 without synthetic pairs, and there is no `if`
+            present = (step.tokens[SYNTHETIC].sum() > 0).float()
+            self._meter.add("synthetic_weight", synthetic_weight * present, present)
             self._tokens = self._tokens + step.model_tokens
 
     def measure_contrast(self, contrast: Contrast) -> None:

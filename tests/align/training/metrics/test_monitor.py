@@ -75,6 +75,17 @@ def test_the_token_rate_does_not_include_set_up(tmp_path, monkeypatch):
     assert before
 
 
+def test_the_logged_synthetic_weight_is_the_mean_over_steps(tmp_path):
+    """The last step of an epoch has fewer micro-batches, and counts as much as the others in the loss."""
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "logging_steps": 2}
+    settings |= {"train_sampling_strategy": "sequential"}
+    settings |= {"synthetic_weight_schedule": "linear", "synthetic_weight": 0.8}
+    dataset = Dataset.from_list([PAIRS[0] | {"synthetic": number % 2 == 0} for number in range(8)])
+    trainer = trainer_with(tmp_path, dataset=dataset, max_steps=2, **settings)
+    trainer.train()
+    assert trainer.state.log_history[0]["synthetic_weight"] == pytest.approx((0 + 0.4) / 2)
+
+
 def test_the_synthetic_weight_is_logged_if_there_are_synthetic_pairs(tmp_path):
     trainer = trainer_with(tmp_path)
     trainer.train()
