@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..environment import installed, is_older, lowest_versions
@@ -89,7 +89,7 @@ def _torch() -> Iterator[Check]:
 
     from main_kernels.processor import has_fast_bfloat16
 
-    yield _package("torch", torch.__version__, "pip install --upgrade torch")
+    yield _package("torch", torch.__version__, lowest_versions(), "pip install --upgrade torch")
     yield Check("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
     yield Check("instruction set", torch.backends.cpu.get_cpu_capability())
     if has_fast_bfloat16():
@@ -113,12 +113,13 @@ def _backends() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
+    lowest = lowest_versions()
     for name, remedy in (dict.fromkeys(REQUIRED, INSTALL_HF) | OPTIONAL).items():
-        yield _package(name, installed(name), remedy)
+        yield _package(name, installed(name), lowest, remedy)
 
 
-def _package(name: str, version: str | None, remedy: str) -> Check:
-    lowest = lowest_versions().get(name)
+def _package(name: str, version: str | None, bounds: Mapping[str, str], remedy: str) -> Check:
+    lowest = bounds.get(name)
     if version is None:
         return Check(name, "not installed", name in OPTIONAL, remedy)
     if lowest and is_older(version, lowest):
