@@ -8,10 +8,10 @@ Names are imported on first use, so `import main_align` is fast.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing has it, whose import takes longer than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from .data.fields import Fields
     from .data.pairs import Pair, Turn
     from .data.read import read_pairs
@@ -104,6 +104,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 

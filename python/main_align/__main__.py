@@ -1,17 +1,34 @@
-"""main: the entry point of `main-align` and `python -m main_align`, which works without the optional packages."""
+"""main: the entry point of `main-align` and `python -m main_align`, which works without the optional packages.
+
+Ctrl-C ends it quietly from the first line on, so everything that takes time to import is imported within a `try`.
+"""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from typing import NoReturn
 
-from .errors import exit_code
+TYPE_CHECKING = False  # as typing has it, whose import takes a while
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+try:
+    import signal
+
+    from .errors import exit_code
+except KeyboardInterrupt:
+    sys.exit(130)
 
 
 def main() -> None:
     """Run the command line. If one of its packages is missing, print how to install it."""
+    try:
+        _run_quietly()
+    except KeyboardInterrupt as error:  # before or after the command itself, which prints a message
+        sys.exit(exit_code(error))
+
+
+def _run_quietly() -> None:
     # Characters that the terminal's encoding lacks are escaped; by default they raise.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -31,8 +48,6 @@ def main() -> None:
         if not isinstance(error, BrokenPipeError):  # the reader has seen enough; end as quietly as click and rich do
             print(f"main-align: {error}. Check the path, its permissions and the free disk space.", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt as error:  # before or after the command itself, which prints a message
-        sys.exit(exit_code(error))
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

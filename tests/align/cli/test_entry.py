@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -56,6 +57,34 @@ def without(monkeypatch, *packages: str) -> None:
     for name in packages:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "main_align.cli.app", raising=False)
+
+
+INTERRUPTED = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == {name!r}:
+            raise KeyboardInterrupt
+
+for loaded in ("importlib", "typing", "signal"):
+    sys.modules.pop(loaded, None)
+sys.meta_path.insert(0, Interrupt())
+from main_align.__main__ import main
+sys.argv = ["main-align", "--version"]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["importlib", "typing", "signal", "main_align.errors", "main_align.cli", "typer", "main_align.cli.app"]
+)
+def test_ctrl_c_during_the_imports_ends_quietly(name: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED.format(name=name)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) in ((130, ""), (0, "")), name  # 0: this version does not import it
+    if name.startswith("main_align"):
+        assert ended.returncode == 130
 
 
 def test_the_version_is_printed_without_extras(run, monkeypatch, capsys):
