@@ -20,7 +20,7 @@ from ..backends.accumulators import Lse
 from ..derivatives import no_tangents
 from . import backward  # noqa: F401  (registers the autograd rule)
 from .forward import sweep_op
-from .plan import gradient_mode, make_plan
+from .plan import GradientMode, gradient_mode, product_dtypes
 from .problem import accumulator_dtype
 from .row_loss import negative_log_softmax
 from .signatures import SweepArgs
@@ -180,6 +180,14 @@ def sweep(
     grad_other = is_enabled and (scale.requires_grad or (bias is not None and bias.requires_grad))
     (rows, width), columns = query.shape, key.shape[0]
     row_loss = loss or CrossEntropy()
+    gradient: GradientMode = "none"
+    if grad_query or grad_key or grad_other:
+        _, scores = product_dtypes(rows, columns, width, query.dtype, query.device.type)
+        gradient = gradient_mode(
+            rows * columns * scores.itemsize,
+            only_row_loss=loss is not None and not column_lse and not grad_other,
+            workspace_bytes=workspace_bytes,
+        )
     outputs = sweep_op(
         SweepArgs(
             query=query,
@@ -207,14 +215,7 @@ def sweep(
             z_loss=row_loss.z_loss,
             grad_query=grad_query,
             grad_key=grad_key,
-            gradient=gradient_mode(
-                make_plan(rows, columns, width, query.dtype, query.device.type),
-                rows,
-                columns,
-                needs_grad=grad_query or grad_key or grad_other,
-                only_row_loss=loss is not None and not column_lse and not grad_other,
-                workspace_bytes=workspace_bytes,
-            ),
+            gradient=gradient,
             reuse_saved=True,
             backend=select_backend(query),
         )

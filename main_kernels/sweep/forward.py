@@ -13,7 +13,8 @@ from ..backends import get_backend
 from ..backends.accumulators import Lse, ReductionSpec
 from ..registration import Op
 from .grad_buffer import GradBuffer, GradBuffers
-from .problem import accumulator_dtype, count_true, make_problem, plan_of, score_matrix, valid_mask, valid_rows
+from .plan import product_dtypes
+from .problem import accumulator_dtype, count_true, make_problem, score_matrix, valid_mask, valid_rows
 from .row_loss import RowLoss
 from .signatures import FLOAT64, VECTORS, SweepArgs, SweepGradArgs, SweepOutputs
 from .tiling import Reductions, tiled_forward
@@ -130,7 +131,9 @@ def _check_distinct_targets(targets: Tensor, ignore_index: int | None) -> None:
 def _saved_scores(args: SweepArgs) -> Tensor:
     """Allocate the scores that the forward saves; empty unless the mode needs them."""
     rows, backend = args.query.shape[0] if args.gradient == "saved" else 0, get_backend(args.backend)
-    return score_matrix(rows, args.key.shape[0], plan_of(args).scores, args.query.device, backend)
+    (total, width), columns, device = args.query.shape, args.key.shape[0], args.query.device
+    _, dtype = product_dtypes(total, columns, width, args.query.dtype, device.type)  # a plan would add guards on sizes
+    return score_matrix(rows, columns, dtype, device, backend)
 
 
 def _grad_buffers(args: SweepArgs) -> GradBuffers:

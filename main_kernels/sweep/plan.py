@@ -66,18 +66,28 @@ def make_plan(
     their gradient in range.
     With ``saved``, all scores are in memory anyway: a CUDA device then needs no second chunk.
     """
-    is_small = rows * columns * width < SMALL_PROBLEM
-    if dtype == torch.bfloat16:
-        in_float32 = is_small or (device == "cpu" and not has_fast_bfloat16())
-    else:
-        in_float32 = dtype == torch.float16 and (is_small or not leaves_float32(device))
-    compute = torch.float32 if in_float32 else dtype
-    scores = torch.float32 if compute == torch.float16 else compute
+    compute, scores = product_dtypes(rows, columns, width, dtype, device)
     if device == "cuda":
         chunk = max(rows, 1) if saved else cuda_chunk_rows(rows, columns, scores.itemsize)
         return Plan(compute, scores, chunk)
     fitting = CHUNK_BYTES // (max(columns, 1) * scores.itemsize)
     return Plan(compute, scores, max(fitting // 64 * 64, MIN_CHUNK_ROWS))
+
+
+def product_dtypes(
+    rows: int, columns: int, width: int, dtype: torch.dtype, device: str
+) -> tuple[torch.dtype, torch.dtype]:
+    """Return the dtypes ``compute`` and ``scores`` of the plan. Those of float32 and float64 inputs do not depend on
+    sizes, so a traced graph has no guard on them."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return dtype, dtype
+    is_small = rows * columns * width < SMALL_PROBLEM
+    if dtype == torch.bfloat16:
+        in_float32 = is_small or (device == "cpu" and not has_fast_bfloat16())
+    else:
+        in_float32 = is_small or not leaves_float32(device)
+    compute = torch.float32 if in_float32 else dtype
+    return compute, torch.float32 if compute == torch.float16 else compute
 
 
 def cuda_chunk_rows(rows: int, columns: int, itemsize: int) -> int:
@@ -100,22 +110,15 @@ def pair_chunk_rows(rows: int, columns: int, itemsize: int, device: str = "cpu")
     return rounded if rounded <= affordable else equal
 
 
-def gradient_mode(
-    plan: Plan, rows: int, columns: int, *, needs_grad: bool, only_row_loss: bool, workspace_bytes: int
-) -> GradientMode:
-    """Return the gradient mode of a sweep, see the table above.
+def gradient_mode(score_bytes: int, *, only_row_loss: bool, workspace_bytes: int) -> GradientMode:
+    """Return the gradient mode of a sweep that needs a gradient, see the table above.
 
     Args:
-        plan: the sweep's plan.
-        rows: number of rows of the score matrix.
-        columns: number of its columns.
-        needs_grad: query, key, scale or bias needs a gradient.
+        score_bytes: bytes of the score matrix.
         only_row_loss: the sweep returns its own row loss, no column is reduced, and neither scale nor bias needs a
             gradient (these are sums over all rows, so one factor per row is not enough).
         workspace_bytes: bytes of scores that may be saved for the backward.
     """
-    if not needs_grad:
-        return "none"
-    if rows * columns * plan.scores.itemsize <= workspace_bytes:
+    if score_bytes <= workspace_bytes:
         return "saved"
     return "forward" if only_row_loss else "recomputed"

@@ -98,7 +98,7 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def plan_of(args: SweepArgs | SweepGradArgs) -> Plan:
+def _plan_of(args: SweepArgs | SweepGradArgs) -> Plan:
     """Return the plan of a sweep, the same in the forward and in the backward."""
     query, saved = args.query, args.gradient == "saved"
     return make_plan(query.shape[0], args.key.shape[0], query.shape[1], query.dtype, query.device.type, saved=saved)
@@ -117,7 +117,7 @@ def score_matrix(rows: int, columns: int, dtype: torch.dtype, device: torch.devi
 
 def make_problem(args: SweepArgs | SweepGradArgs, rows: Tensor | None) -> Problem:
     """Build the problem of the rows with the indices ``rows``. None: of all rows."""
-    plan, mask = plan_of(args), _make_mask(args)
+    plan, mask = _plan_of(args), _make_mask(args)
     query, targets = args.query, args.targets
     if rows is not None and targets is not None:
         query, targets = query[rows], targets[rows]

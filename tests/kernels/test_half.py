@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from main_kernels import backends, info_nce, linear_kl, reference, sigmoid_loss
-from main_kernels.sweep import CrossEntropy, api, half, plan, problem, products, sweep
+from main_kernels.sweep import CrossEntropy, half, plan, problem, products, sweep
 
 from .contract import DEVICE, Matrices, exact
 
@@ -35,8 +35,7 @@ def multiplied(monkeypatch):
     monkeypatch.setattr(plan, "leaves_float32", lambda device: True)
     monkeypatch.setattr(plan, "SMALL_PROBLEM", 0)
     monkeypatch.setattr(plan, "CUDA_CHUNK_ROWS", (128, 128))
-    for module in (api, problem):
-        monkeypatch.setattr(module, "make_plan", cuda_plan)
+    monkeypatch.setattr(problem, "make_plan", cuda_plan)
     monkeypatch.setattr(products, "multiply", multiply)
     monkeypatch.setattr(products, "add_product", add_product)
     with backends.use_backend("plain"):

@@ -58,6 +58,23 @@ def test_one_compiled_graph_serves_every_batch_size(name):
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("name", ["info_nce", "sigmoid_loss", "pair_scores", "token_logprobs_stats"])
+def test_an_exported_graph_has_no_bound_on_the_rows(name):
+    """A chunk size of the plan in the graph would be one."""
+
+    class Module(torch.nn.Module):
+        def forward(self, query, key):
+            return listed(PUBLIC[name](query, key))
+
+    query, key = torch.randn(2, 12, 8)
+    rows = torch.export.Dim("rows", max=1 << 22)
+    shapes = {"query": {0: rows}, "key": {0: rows}}
+    graph = torch.export.export(Module(), (query, key), dynamic_shapes=shapes, strict=True).module()
+    query, key = torch.randn(2, 17, 8)
+    for exported, eager in zip(graph(query, key), listed(PUBLIC[name](query, key)), strict=True):
+        torch.testing.assert_close(exported, eager)
+
+
 def test_make_fx_traces_calls_that_check_values():
     """Its default is to trace real tensors, whose values it hides."""
     query, key, targets = torch.randn(6, 4), torch.randn(6, 4), torch.arange(6).flip(0)
