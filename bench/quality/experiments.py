@@ -163,7 +163,7 @@ def train(
             "order": collator.digest.hexdigest()[:12],
         }
     model = trainer.model.get_base_model().eval()
-    return TrainedModel(model, loaded, getattr(model, "alignment_head", None), facts)
+    return TrainedModel(model, loaded, trainer.alignment_head, facts)
 
 
 class CountingCollator:

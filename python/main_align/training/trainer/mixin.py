@@ -138,6 +138,11 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
         """α, the current weight of synthetic pairs."""
         return float(self._current_synthetic_weight())
 
+    @property
+    def alignment_head(self) -> AlignmentHead | None:
+        """The projection heads, or None if pooled states are compared. After training they are no part of the model."""
+        return self._head
+
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:

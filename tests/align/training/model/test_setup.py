@@ -171,7 +171,7 @@ def test_a_trained_model_is_as_it_was_but_for_its_weights(tmp_path, lora):
     model = tiny_model()
     before = set(model.state_dict())
     trainer = trainer_with(tmp_path, model, peft_config=LoraConfig(**LORA) if lora else None)
-    heads = [trainer._head.x.weight.detach().clone()]
+    heads = [trainer.alignment_head.x.weight.detach().clone()]
     for _ in range(2):  # the second training goes on with the same heads
         trainer.train()
         heads.append(trainer._head.x.weight.detach().clone())
