@@ -106,6 +106,7 @@ def fused_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     weighed = [(u, "") for u in UPSTREAM] + [("both", extra) for extra in EXTRAS[1:]] + [("everything", "everything")]
     weighed += [("softplus", "bias"), ("softplus", "scale"), ("softplus", "bias ids"), ("both", "scale")]
     weighed += [("softplus", "others"), ("softplus", "bias others"), ("softplus", "bias left out"), ("rows", "others")]
+    weighed += [("softplus", "bias others scale")]  # sigmoid_loss with a learned scale and bias
     weighed += [("both", "bias ids"), ("both sums", "bias"), ("both sums", "ids")]
     plain = ("rows", ""), ("both", ""), ("everything", "everything")
     for dtype, n, m in (
@@ -141,7 +142,7 @@ class _Fused:
     def score_grad(self, terms: Callable[[int, int], ScoreGradTerms], extra: str) -> None:
         n, m, fused = self.n, self.m, _BACKEND.fused
         score_map, mask = _given(extra, n, m)
-        d_scale = empty(n, dtype=torch.float64) if extra in ("everything", "scale") else None
+        d_scale = empty(n, dtype=torch.float64) if extra == "everything" or "scale" in extra else None
         out = empty(n, -(-m // 16) * 16, dtype=self.query.dtype)[:, :m]
         given = self.query, self.key, score_map, self.targets, mask
         fused.score_grad(*given, terms(n, m), out, d_scale)

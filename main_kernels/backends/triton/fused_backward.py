@@ -128,11 +128,11 @@ def whole_score_grad(
             g += tl.where(target_mask(entries, loaded), vectors.target_grad[:, None], 0.0)
         if row_partials is not None:  # g has the factor of the scale
             counts = in_bounds(entries)
-            if scoring.bias is not None or scoring.uniform_bias is not None:
-                counts = counts & (s != NOTHING)
             if scoring.uniform_bias is not None:  # its part can be a thousand times the rest
                 row_sums = tl.sum(tl.where(counts, g * acc, 0.0), 1)
             else:
+                if scoring.bias is not None:
+                    counts = counts & (s != NOTHING)
                 row_sums = tl.sum(tl.where(counts, g * s, 0.0), 1) / scoring.scale
             tl.store(row_partials + x * rows + entries.i, row_sums, entries.i < rows)
         store_padded_tile(g, out, pitch, entries, (x + 1) * BLOCK_N > columns, RAGGED)
