@@ -160,6 +160,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
 
     def train(self, *args: Any, **options: Any) -> TrainOutput:
         """Override to make the heads a part of the model while it trains, and leave it as it was."""
+        self._monitor.stop_clock()
         if self._head is not None:
             projection.attach(self._base, self._head)
         try:
@@ -170,7 +171,6 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
 
     def get_train_dataloader(self) -> Any:
         """Override to refuse a data set that gives no batch; transformers would train nothing and report success."""
-        self._monitor.stop_clock()  # the loader is made once per training
         loader = super().get_train_dataloader()
         if self.args.dataloader_drop_last and has_length(loader) and not len(loader):
             rows = len(self.train_dataset)  # type: ignore[arg-type]
