@@ -28,6 +28,8 @@ from transformers import (
     Llama4TextConfig,
     Llama4TextModel,
     LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PhimoeConfig,
     PhimoeForCausalLM,
     Qwen2Config,
@@ -112,6 +114,15 @@ def test_a_small_difference_between_small_logits_is_noticed(family):
 def test_equal_logits_are_no_reason_to_refuse_a_family():
     model = FAMILIES["qwen2"]().eval()
     torch.nn.init.zeros_(model.lm_head.weight)
+    Forward(model)
+
+
+def test_large_logits_rounded_to_16_bits_are_no_reason_to_refuse_a_family():
+    torch.manual_seed(0)
+    config = PhiConfig(**SMALL)
+    model = PhiForCausalLM(config).eval().bfloat16()
+    torch.nn.init.normal_(model.lm_head.weight, std=0.4)
+    torch.nn.init.constant_(model.lm_head.bias, 40.0)
     Forward(model)
 
 
