@@ -39,13 +39,14 @@ def check_values(settings: Any, minimum: Mapping[str, float]) -> None:
         settings: a dataclass of settings.
         minimum: least value by name. A setting that is None has its default.
     """
-    check_types(type(settings), vars(settings))
-    for item in fields(settings):
-        value, low = getattr(settings, item.name), minimum.get(item.name)
+    values = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    check_types(type(settings), values)
+    for name, value in values.items():
+        low = minimum.get(name)
         if low is not None and value is not None and not value >= low:
-            raise UserError(f"{item.name} must be at least {low}, got {value}")
+            raise UserError(f"{name} must be at least {low}, got {value}")
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{item.name} must be finite, got {value}")
+            raise UserError(f"{name} must be finite, got {value}")
 
 
 def check_counts(**values: int | None) -> None:
