@@ -207,7 +207,10 @@ def test_a_tensor_without_a_gradient_rule_is_refused(name, call):
         (lambda: linear_cross_entropy(HIDDEN, WEIGHT, TARGETS, ignore_index="x"), "ignore_index: .*, got str"),
         (lambda: linear_cross_entropy(HIDDEN, WEIGHT, TARGETS, z_loss="x"), "z_loss: expected a number, got str"),
         (lambda: token_logprobs(HIDDEN, WEIGHT, TARGETS, softcap="x"), "softcap: expected a number, got str"),
-        (lambda: sequence_logprobs(HIDDEN, WEIGHT, TARGETS, [0, 4]), "cu_seqlens: expected an int32 or int64 tensor, got list"),
+        (
+            lambda: sequence_logprobs(HIDDEN, WEIGHT, TARGETS, [0, 4]),
+            "cu_seqlens: expected an int32 or int64 tensor, got list",
+        ),
         (lambda: sequence_logprobs(HIDDEN, WEIGHT, TARGETS, segment_ids=TARGETS, segments="4"), "segments: .* str"),
         (lambda: segment_pool([1], TARGETS), "hidden: expected a tensor, got list"),
     ],
