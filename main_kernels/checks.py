@@ -35,9 +35,9 @@ def check_integer(name: str, value: int | None) -> None:
         check_type(name, value, _INTEGERS, "an integer")
 
 
-def check_dense(name: str, tensor: Tensor) -> None:
+def check_dense(name: str, tensor: Tensor, expected: str = "a tensor") -> None:
     """Check for a dense tensor that holds all of its values: kernels read memory, and a DTensor holds only a shard."""
-    check_type(name, tensor, Tensor, "a tensor")
+    check_type(name, tensor, Tensor, expected)
     if hasattr(tensor, "full_tensor"):
         raise ValueError(
             f"{name}: expected a plain tensor, got a DTensor: pass {name}.full_tensor(), or call this in the "
@@ -125,8 +125,7 @@ def check_in_range(name: str, ids: Tensor, begin: int, end: int) -> None:
 
 def check_offsets(name: str, tensor: Tensor, *, like: Tensor) -> None:
     """Check for the cu_seqlens of segments: int32 or int64 [B + 1] on the device of ``like``. B may be 0."""
-    check_type(name, tensor, Tensor, "an int32 or int64 tensor")
-    check_dense(name, tensor)
+    check_dense(name, tensor, "an int32 or int64 tensor")
     if tensor.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{name}: expected an int32 or int64 tensor, got {tensor.dtype}")
     if tensor.ndim != 1 or not tensor.shape[0]:
@@ -136,8 +135,7 @@ def check_offsets(name: str, tensor: Tensor, *, like: Tensor) -> None:
 
 def check_mask(name: str, tensor: Tensor, length: int, *, like: Tensor) -> None:
     """Check for a bool [length] tensor on the device of ``like``."""
-    check_type(name, tensor, Tensor, "a bool tensor")
-    check_dense(name, tensor)
+    check_dense(name, tensor, "a bool tensor")
     if tensor.dtype != torch.bool:
         raise ValueError(f"{name}: expected a bool tensor, got {tensor.dtype}")
     _check_length(name, tensor, length)
@@ -214,8 +212,7 @@ def check_fraction(name: str, value: float) -> None:
 
 def check_scalar(name: str, tensor: Tensor) -> None:
     """Check for a 0-dimensional floating tensor."""
-    check_type(name, tensor, Tensor, "a 0-dimensional floating tensor")
-    check_dense(name, tensor)
+    check_dense(name, tensor, "a 0-dimensional floating tensor")
     if tensor.ndim != 0 or not tensor.is_floating_point():
         raise ValueError(f"{name}: expected a 0-dimensional floating tensor, got {tuple(tensor.shape)}")
 

@@ -1,4 +1,4 @@
-"""pretend, waits: load the pretended GPU into this process, before anything imports torch."""
+"""pretend, is_pretended, waits: load the pretended GPU into this process, before anything imports torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def pretend() -> None:
     operations.register()
     _answer_as_a_gpu(torch)
     torch.serialization.register_package(5, _tag, _put_back)
+
+
+def is_pretended() -> bool:
+    """Return True in a process with a pretended GPU."""
+    return bool(_loaded)
 
 
 def waits() -> dict[str, int]:

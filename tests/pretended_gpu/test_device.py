@@ -1,4 +1,5 @@
-"""The pretended GPU itself. Run by `python -m tests.pretended_gpu`, and with a few others by test_in_a_process.py."""
+"""The pretended GPU itself. Run by `python -m tests.pretended_gpu`, and with a few others by
+tests/test_pretended_gpu.py."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ import io
 import pytest
 import torch
 
-from .device import _loaded, waits
+from .device import is_pretended, waits
 
-pytestmark = pytest.mark.skipif(not _loaded, reason="not in a process with a pretended GPU")
+pytestmark = pytest.mark.skipif(not is_pretended(), reason="not in a process with a pretended GPU")
 
 
 def test_tensors_of_two_devices_do_not_mix():
