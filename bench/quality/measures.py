@@ -17,6 +17,7 @@ from main_align.models.encoding import PairEncoder
 from main_align.models.forward import Forward
 from main_align.scoring.batching import prepare_window
 from main_align.scoring.columns import likelihood_scores
+from main_align.scoring.prefetch import Prefetch
 from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,7 +65,8 @@ def run_model(
     """Run both directions of every pair in the scorer's packed passes. Weights stay in their dtype."""
     encoder, forward = PairEncoder(tokenizer), Forward(model.eval())
     longest = int(model.config.max_position_embeddings)
-    window = prepare_window(pairs, encoder, max_length=longest, truncate=False, batch_tokens=BATCH_TOKENS)
+    steps = prepare_window(pairs, encoder, max_length=longest, truncate=False, batch_tokens=BATCH_TOKENS)
+    window = Prefetch(steps).result()
     problems = [reason for reason in window.reason if reason]
     if problems:
         raise ValueError(f"pairs cannot be scored: {problems[0]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .accumulators import ColumnAccumulators, RowAccumulators
@@ -195,14 +196,13 @@ class PlainBackend(InSteps):
         elif pooling.last:
             pooled = hidden[(offsets[1:] - 1).clamp(min=0)].to(dtype)
         else:
-            inside = slice(int(offsets[0]), int(offsets[-1]))
-            states, segment = hidden[inside].to(dtype), _segment_of_row(offsets)
+            segment = _segment_of_row(offsets, hidden.shape[0])
+            states = _inside(hidden, segment, offsets).to(dtype)
             if pooling.uniform:
-                pooled = _segment_sums(states, offsets) / lengths.clamp(min=1)[:, None]
+                pooled = _segment_sums(states, segment, offsets) / lengths.clamp(min=1)[:, None]
             else:
-                units = hidden.new_zeros(hidden.shape[0], dtype=torch.float64)
-                coefficients, units[inside] = _softmax(states, inside, segment, pooling)
-                pooled = _segment_sums(coefficients.to(dtype)[:, None] * states, offsets)
+                coefficients, units = _softmax(states, segment, pooling)
+                pooled = _segment_sums(coefficients.to(dtype)[:, None] * states, segment, offsets)
             pooled = pooled.to(dtype)
         pooled = torch.where((lengths > 0)[:, None], pooled, 0)
         pooled = pooled + 0 * pooled  # infinity becomes NaN: normalising by it would turn its neighbours into zeros
@@ -225,67 +225,65 @@ class PlainBackend(InSteps):
         needs_grad: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         offsets, query = pooling.offsets, pooling.query
-        inside, segment = slice(int(offsets[0]), int(offsets[-1])), _segment_of_row(offsets)
+        segment = _segment_of_row(offsets, rows)
         inner = pooled_grad  # the gradient of the pooled rows before they were normalised
         if pooling.normalize:
             radial = (pooled_grad * pooled).sum(1, keepdim=True)
             inner = torch.where((norms != 0)[:, None], (pooled_grad - radial * pooled) / norms[:, None], 0)
-        coefficient = _coefficients(inside, segment, units, pooling).to(pooled_grad.dtype)
+        coefficient = _coefficients(segment, units, pooling).to(pooled_grad.dtype)
+        of_row = F.pad(inner, (0, 0, 0, 1))[segment]
         d_hidden = d_weights = d_query = None
-        if needs_grad[0]:
-            d_hidden = pooled_grad.new_zeros(rows, pooled_grad.shape[1], dtype=dtype)
-            if query is None:
-                d_hidden[inside] = (coefficient[:, None] * inner[segment]).to(dtype)
+        if needs_grad[0] and query is None:
+            d_hidden = (coefficient[:, None] * of_row).to(dtype)
         if hidden is None:
             return d_hidden, None, None
-        states = hidden[inside].to(pooled_grad.dtype)
-        slope = (states * inner[segment]).sum(1)
+        states = _inside(hidden, segment, offsets).to(pooled_grad.dtype)
+        slope = (states * of_row).sum(1)
         if not pooling.normalize:  # else inner and the pooled row are orthogonal
-            slope -= (inner * pooled).sum(1)[segment]
+            slope -= F.pad((inner * pooled).sum(1), (0, 1))[segment]
         if needs_grad[1]:
-            d_weights = pooled_grad.new_zeros(rows)
-            d_weights[inside] = (units[inside] * slope).to(d_weights.dtype)
+            d_weights = (units * slope).to(pooled_grad.dtype)
         d_score = coefficient * slope
-        if d_hidden is not None and query is not None:
-            d_hidden[inside] = (coefficient[:, None] * inner[segment] + d_score[:, None] * query).to(dtype)
+        if needs_grad[0] and query is not None:
+            d_hidden = (coefficient[:, None] * of_row + d_score[:, None] * query).to(dtype)
         if needs_grad[2]:
             d_query = d_score @ states
         return d_hidden, d_weights, d_query
 
 
-def _softmax(states: Tensor, inside: slice, segment: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
-    """Return the coefficients of the rows in segments, and the same per unit of weight, in float64. A weight is part of
+def _softmax(states: Tensor, segment: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+    """Return the coefficients of the rows, and the same per unit of weight, in float64. A weight is part of
     its row's exponent, so neither large weights nor large scores overflow. Without a query, weights are divided by
     a power of two: they keep their bits, and those that sum to 0 have a total of 0."""
     score = states.new_zeros(states.shape[0], dtype=torch.float64)
     if pooling.query is not None:
         score = (states @ pooling.query).double() * math.log2(math.e)
-    weight = torch.ones_like(score) if pooling.weights is None else pooling.weights[inside].double()
-    counts = weight != 0
+    weight = torch.ones_like(score) if pooling.weights is None else pooling.weights.double()
+    counts = (weight != 0) & (segment < pooling.offsets.numel() - 1)
     exponent = torch.where(counts, score + weight.abs().log2(), -torch.inf)
     exponent = exponent.ceil() if pooling.query is None else exponent
-    segments = pooling.offsets.numel() - 1
-    maximum = exponent.new_full((segments,), -torch.inf).scatter_reduce_(0, segment, exponent, "amax")
+    bins = pooling.offsets.numel()
+    maximum = exponent.new_full((bins,), -torch.inf).scatter_reduce_(0, segment, exponent, "amax")
     power = (score - maximum[segment]).exp2()
     exponential = torch.where(counts, weight * power, 0)
     exponential = exponential + 0 * score  # an infinite score must not give a finite result
-    total = exponential.new_zeros(segments).index_add_(0, segment, exponential)[segment]
+    total = exponential.new_zeros(bins).index_add_(0, segment, exponential)[segment]
     unit = power / total
     return torch.where(total != 0, exponential / total, 0 * exponential), torch.where(total != 0, unit, 0)
 
 
-def _coefficients(inside: slice, segment: Tensor, units: Tensor, pooling: Pooling) -> Tensor:
-    """Return c_t of the rows in segments."""
+def _coefficients(segment: Tensor, units: Tensor, pooling: Pooling) -> Tensor:
+    """Return c_t of the rows."""
     offsets = pooling.offsets
     if pooling.last:
-        row = torch.arange(inside.start, inside.stop, dtype=torch.int64, device=offsets.device)
-        return (row == offsets[1:][segment] - 1).double()
+        row = torch.arange(segment.numel(), dtype=torch.int64, device=offsets.device)
+        return (row == F.pad(offsets[1:], (0, 1))[segment] - 1).double()
     if pooling.uniform:
-        return (1 / offsets.diff().double())[segment]
+        return F.pad(1 / offsets.diff().double(), (0, 1))[segment]
     if pooling.weights is None:
-        return units[inside]
-    weight = pooling.weights[inside].double()
-    return torch.where(weight != 0, weight * units[inside], 0)
+        return units
+    weight = pooling.weights.double()
+    return torch.where((weight != 0) & (segment < offsets.numel() - 1), weight * units, 0)
 
 
 def _softplus(s: Tensor) -> Tensor:
@@ -321,18 +319,25 @@ def join_planes(high: Tensor, low: Tensor) -> Tensor:
     return (upper | (low.to(torch.int32) & 0xFFFF)).view(torch.float32)
 
 
-def _segment_of_row(offsets: Tensor) -> Tensor:
-    segments = torch.arange(offsets.numel() - 1, dtype=torch.int64, device=offsets.device)
-    return torch.repeat_interleave(segments, offsets.diff())
+def _segment_of_row(offsets: Tensor, rows: int) -> Tensor:
+    """Return the segment of each row, and B for a row that is in none. The host does not wait for a GPU."""
+    row = torch.arange(rows, dtype=torch.int64, device=offsets.device)
+    segment = torch.searchsorted(offsets[1:].contiguous(), row, right=True)
+    return torch.where(row < offsets[0], offsets.numel() - 1, segment)
 
 
-def _segment_sums(rows: Tensor, offsets: Tensor) -> Tensor:
-    """Return float64 sums [B, D] of the segments' rows [n, D], in short blocks so that long segments do not drift."""
-    segment = _segment_of_row(offsets)
-    place = torch.arange(rows.shape[0], dtype=torch.int64, device=rows.device) - (offsets[:-1] - offsets[0])[segment]
-    starts = place % 16 == 0
-    block = starts.cumsum(0) - 1
-    of_block = segment[starts]
-    blocks = rows.new_zeros(of_block.numel(), rows.shape[1]).index_add_(0, block, rows)
-    sums = rows.new_zeros(offsets.numel() - 1, rows.shape[1], dtype=torch.float64)
-    return sums.index_add_(0, of_block, blocks.double())
+def _inside(hidden: Tensor, segment: Tensor, offsets: Tensor) -> Tensor:
+    """Return the states with zeros for rows in no segment."""
+    return hidden.masked_fill((segment == offsets.numel() - 1)[:, None], 0)
+
+
+def _segment_sums(rows: Tensor, segment: Tensor, offsets: Tensor) -> Tensor:
+    """Return float64 sums [B, D] of the segments' rows [T, D], in short blocks so that long segments do not drift."""
+    ends = offsets.diff().add(15).div(16, rounding_mode="floor").cumsum(0)  # of each segment's blocks
+    place = torch.arange(rows.shape[0], dtype=torch.int64, device=rows.device) - offsets[segment]
+    most = rows.shape[0] // 16 + offsets.numel()  # blocks, the last for the rows of no segment
+    block = torch.where(segment < ends.numel(), F.pad(ends, (1, 0))[segment] + place // 16, most - 1)
+    blocks = rows.new_zeros(most, rows.shape[1]).index_add_(0, block, rows)
+    of_block = torch.searchsorted(ends, torch.arange(most, dtype=torch.int64, device=rows.device), right=True)
+    sums = rows.new_zeros(offsets.numel(), rows.shape[1], dtype=torch.float64)
+    return sums.index_add_(0, of_block, blocks.double())[:-1]

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ class FakeScorer:
     """Scores follow from a hash of the texts; packs hold `per_pack` pairs in order of length.
 
     An instruction "explode" comes back as non_finite. `ran` counts the packs run. If the file `dies` exists, the next
-    pack deletes it and kills the process. A pack takes `seconds`.
+    pack deletes it and kills the process. A pack takes `seconds`. With `waits`, the next window is prepared meanwhile,
+    and `prepared` says how many packs had run when a window was finished.
     """
 
     def __init__(
@@ -36,15 +37,18 @@ class FakeScorer:
         seed: int = 0,
         dies: str = "",
         seconds: float = 0,
+        waits: bool = False,
         **settings: Any,
     ):
-        self.dies, self.seconds = Path(dies) if dies else None, seconds
+        self.dies, self.seconds, self.waits = Path(dies) if dies else None, seconds, waits
         self.per_pack, self.width, self.device = per_pack, WIDTH, "cpu"
         self.fingerprint = {"model": "fake", "dtype": "float32", "bank": bank, "seed": seed, "temperature": 0.07}
         self.fingerprint |= settings
         self.ran = 0
+        self.prepared: list[int] = []
 
-    def prepare(self, pairs: Sequence[Pair], skip: Collection[int] = ()) -> SortWindow:
+    def prepare_in_steps(self, pairs: Sequence[Pair], skip: Collection[int] = ()) -> Generator[None, None, SortWindow]:
+        yield
         status = [pair.status for pair in pairs]
         reason = [pair.reason for pair in pairs]
         for row, pair in enumerate(pairs):
@@ -66,9 +70,18 @@ class FakeScorer:
         window.micro_batches = [
             MicroBatch(tuple(rows[start : start + self.per_pack]), 10) for start in range(0, len(rows), self.per_pack)
         ]
+        self.prepared.append(self.ran)
         return window
 
-    def run(self, window: SortWindow, batch: MicroBatch) -> MicroBatchResult:
+    def run(
+        self, window: SortWindow, batches: Iterable[MicroBatch], meanwhile: Callable[[], bool] = lambda: False
+    ) -> Iterator[MicroBatchResult]:
+        for batch in batches:
+            while self.waits and meanwhile():
+                pass
+            yield self._run(window, batch)
+
+    def _run(self, window: SortWindow, batch: MicroBatch) -> MicroBatchResult:
         self.ran += 1
         time.sleep(self.seconds)
         if self.dies is not None and _deletes(self.dies):

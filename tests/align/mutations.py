@@ -55,8 +55,8 @@ MUTATIONS = [
     Mutation(
         STEP, "per_token = by_kind / self.tokens.clamp(min=1)", "per_token = by_kind / self.tokens.sum(0).clamp(min=1)"
     ),
-    Mutation(STEP, "[LogpColumn.X_GIVEN_Y] = alignment.reverse_weight", "[LogpColumn.X_GIVEN_Y] = 1.0"),
-    Mutation(STEP, "[LogpColumn.Y_GIVEN_X] = alignment.forward_weight", "[LogpColumn.Y_GIVEN_X] = 1.0"),
+    Mutation(STEP, "fill_(alignment.reverse_weight)", "fill_(1.0)"),
+    Mutation(STEP, "fill_(alignment.forward_weight)", "fill_(1.0)"),
     Mutation(STEP, "torch.where(tokens.sum(1) > 0, (sums", "torch.where(tokens.sum(1) < 0, (sums"),
     Mutation(HOOKS, "normalize=False)[0::2]", "normalize=False)[1::2]"),
     Mutation(HOOKS, "x, y = pooled[0::2], pooled[1::2]", "y, x = pooled[0::2], pooled[1::2]"),

@@ -9,6 +9,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -29,6 +30,7 @@ using c10::Stream;
 
 const Device kDevice(DeviceType::CUDA, 0);
 const Stream kStream(Stream::DEFAULT, kDevice);
+thread_local Stream current_stream = kStream;
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   DeviceType type() const override { return DeviceType::CUDA; }
@@ -36,10 +38,13 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   Device getDevice() const override { return kDevice; }
   void setDevice(Device) const override {}
   void uncheckedSetDevice(Device) const noexcept override {}
-  Stream getStream(Device) const noexcept override { return kStream; }
+  Stream getStream(Device) const noexcept override { return current_stream; }
   Stream getDefaultStream(Device) const override { return kStream; }
-  Stream getNewStream(Device, int) const override { return kStream; }
-  Stream exchangeStream(Stream) const noexcept override { return kStream; }
+  Stream getNewStream(Device, int) const override {
+    static std::atomic<c10::StreamId> last{0};
+    return Stream(Stream::UNSAFE, kDevice, ++last);
+  }
+  Stream exchangeStream(Stream stream) const noexcept override { return std::exchange(current_stream, stream); }
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
   void record(void**, const Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {}
   void block(void*, const Stream&) const override {}

@@ -7,6 +7,7 @@ from the reverse model. Every difference is therefore taken within one model.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from ..filtering.filter import FilterResult, filter_scores, find_input
 from ..filtering.join import Join, write_kept
 from ..filtering.rules import best_first
 from ..models.encoding import LogpColumn
-from ..models.forward import Forward
-from ..scoring.batching import SortWindow
+from ..models.forward import Forward, Submitted
+from ..scoring.batching import MicroBatch, SortWindow
 from ..scoring.job import score_file
 from ..scoring.results import MicroBatchResult
 from ..scoring.scorer import Scorer
@@ -108,17 +109,20 @@ class MutualScorer(Scorer):
     def __init__(self, models: ScoringModels, **options: Any) -> None:
         super().__init__(models.forward, **options)
         self.activate = models.activate
-        self.passes = {"forward": self.forward, "reverse": Forward(models.reverse.model)}
+        self.passes: dict[Direction, Forward] = {"forward": self.forward, "reverse": Forward(models.reverse.model)}
         self.fingerprint |= {"reverse_model": models.reverse.name, "reverse_digest": models.reverse.digest}
 
-    def _run(self, window: SortWindow, rows: tuple[int, ...]) -> MicroBatchResult:
-        results: dict[Direction, MicroBatchResult] = {}
-        for direction in ("forward", "reverse"):
+    def _submit(self, window: SortWindow, batch: MicroBatch) -> Sequence[Submitted]:
+        passes: list[Submitted] = []
+        for direction, forward in self.passes.items():
             self.activate(direction)
-            self.forward = self.passes[direction]
-            results[direction] = super()._run(window, rows)
+            self.forward = forward
+            passes += super()._submit(window, batch)
         self.forward = self.passes["forward"]
-        result, reverse = results["forward"], results["reverse"]
+        return passes if len(passes) == len(self.passes) else []
+
+    def _read(self, window: SortWindow, rows: tuple[int, ...], *passes: Submitted) -> MicroBatchResult:
+        result, reverse = (super(MutualScorer, self)._read(window, rows, one) for one in passes)
         result.logp[:, X_SIDE] = reverse.logp[:, X_SIDE]
         result.novel[:, 1] = reverse.novel[:, 1]
         for row in reverse.status:

@@ -1,4 +1,4 @@
-"""Forward: one packed forward pass that gives log-probabilities and pooled states of many sequences at once."""
+"""Forward, Submitted: a packed forward pass that gives log-probabilities and pooled states of many sequences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from main_kernels import segment_pool, token_logprobs
 
 from ..errors import UserError
 from .encoding import EncodedSequence
-from .packed_attention import FLASH, packed_forward, segment_arguments, use_packed_attention
+from .host_copies import CopiedToHost, to_device
+from .packed_attention import FLASH, PACKED, packed_forward, segment_arguments, use_packed_attention
 from .packing import LEAST_SHARED, Packing, pack
 from .projection_heads import AlignmentHead
 from .row_blocks import run_mlps_in_blocks
@@ -35,6 +36,30 @@ class SegmentLogps(NamedTuple):
 
     first: NDArray[np.float64]
     second: NDArray[np.float64]
+
+
+class Submitted:
+    """A forward pass whose results a GPU may still be computing.
+
+    Args:
+        copies: float32[R], log-probabilities of predicted tokens, and float32[n, D], pooled states.
+        places: int64, for each token of each segment its place in the log-probabilities.
+        lengths: tokens of each segment, two of each sequence.
+    """
+
+    def __init__(self, copies: CopiedToHost, places: NDArray[np.int64], lengths: list[int]) -> None:
+        self._copies, self._places, self._lengths = copies, places, lengths
+
+    def is_done(self) -> bool:
+        """Return True if `result` would not wait."""
+        return self._copies.are_there()
+
+    def result(self) -> tuple[list[SegmentLogps], NDArray[np.float32]]:
+        """Wait for the results, and return them as `Forward.__call__` does."""
+        logp, pooled = self._copies.arrays()
+        values = logp.astype(np.float64)[self._places]
+        segments = np.split(values, np.cumsum(self._lengths)[:-1])
+        return list(map(SegmentLogps, segments[0::2], segments[1::2])), pooled
 
 
 class Forward:
@@ -77,7 +102,7 @@ class Forward:
             run_mlps_in_blocks(model)
         else:
             try:
-                self.attention = self._switch_and_check()
+                self._switch_and_check()
             except UserError:
                 raise
             except Exception as error:  # a family may raise anything for arguments that it does not know
@@ -87,7 +112,6 @@ class Forward:
                 ) from error
         self.shares_prefixes = self.attention != FLASH
 
-    @torch.inference_mode()
     def __call__(self, sequences: Sequence[EncodedSequence]) -> tuple[list[SegmentLogps], NDArray[np.float32]]:
         """Run n sequences in one pass.
 
@@ -97,6 +121,15 @@ class Forward:
         Returns:
             (logps, pooled): the log-probabilities of each sequence, and float32[n, D], mean states over the first
             segments' contents, projected if there are heads, and scaled to unit length.
+        """
+        return self.submit(sequences).result()
+
+    @torch.inference_mode()
+    def submit(self, sequences: Sequence[EncodedSequence]) -> Submitted:
+        """Run n sequences in one pass. With a GPU, return when the pass is queued.
+
+        Args:
+            sequences: as for `__call__`.
         """
         packing = pack([sequence.ids for sequence in sequences], share=self.shares_prefixes)
         hidden = self.states(packing)
@@ -110,15 +143,16 @@ class Forward:
         scored, first, places = np.unique(np.concatenate(spans), return_index=True, return_inverse=True)
         predictors = np.concatenate(before)[first]
         logp = self.logprobs(hidden[self._to_device(predictors)], self._to_device(packing.ids[scored]))
-        values = logp.double().cpu().numpy()[places]
-        segments = np.split(values, np.cumsum([len(span) for span in spans])[:-1])
-        return list(map(SegmentLogps, segments[0::2], segments[1::2])), self._pool(hidden, pooled)
+        return Submitted(CopiedToHost(logp, self._pool(hidden, pooled)), places, [len(span) for span in spans])
 
     def states(self, packing: Packing) -> Tensor:
         """Return the final normed hidden states [T, D] of a packed row."""
+        ids = self._to_device(packing.ids)[None]
         arguments = segment_arguments(packing.segments, self.device)
-        with packed_forward():
-            return self.model.base_model(input_ids=self._to_device(packing.ids)[None], **arguments).last_hidden_state[0]
+        if self.attention == PACKED:  # without a mask, transformers looks for segments, and the host waits for the GPU
+            arguments["attention_mask"] = torch.ones_like(ids, dtype=torch.bool)
+        with packed_forward(packing.segments):
+            return self.model.base_model(input_ids=ids, **arguments).last_hidden_state[0]
 
     @torch.inference_mode()
     def check_positions(self, length: int) -> None:
@@ -137,19 +171,19 @@ class Forward:
         bias = getattr(self.head, "bias", None)
         return token_logprobs(hidden, self.head.weight, targets, bias=bias, ignore_index=None, **self.logit_options)
 
-    def _pool(self, hidden: Tensor, spans: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+    def _pool(self, hidden: Tensor, spans: Sequence[NDArray[np.int64]]) -> Tensor:
         rows = self._to_device(np.concatenate(spans))
         bounds = self._to_device(np.cumsum([0] + [len(span) for span in spans]))
         if self.projection is None:
-            return segment_pool(hidden[rows].float(), bounds).cpu().numpy()
+            return segment_pool(hidden[rows].float(), bounds)
         pooled = segment_pool(hidden[rows].float(), bounds, normalize=False)
         x, y = self.projection(pooled[0::2], pooled[1::2])
-        return F.normalize(torch.stack([x, y], 1).flatten(0, 1).float(), dim=1).cpu().numpy()
+        return F.normalize(torch.stack([x, y], 1).flatten(0, 1).float(), dim=1)
 
     def _to_device(self, numbers: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(numbers).to(self.device)
+        return to_device(numbers, self.device)
 
-    def _switch_and_check(self) -> str:
+    def _switch_and_check(self) -> None:
         """Switch to packed attention and compare with the model's own logits of single sequences.
 
         Some families differ by little: positions that do not restart change a model without training by thousandths of
@@ -167,8 +201,8 @@ class Forward:
                 logits = self.model(row, use_cache=False).logits[0, :-1]
                 rounding.append(logits.abs().amax(-1).float() * torch.finfo(logits.dtype).eps / 2)
                 own.append(logits.float().log_softmax(-1).gather(1, row[0, 1:, None])[:, 0])
-            name = use_packed_attention(self.model)
-            packing = pack(sequences, share=name != FLASH)
+            self.attention = use_packed_attention(self.model)
+            packing = pack(sequences, share=self.attention != FLASH)
             hidden = self.states(packing)
             ours = [
                 self.logprobs(hidden[self._to_device(rows[:-1])], self._to_device(packing.ids[rows[1:]]))
@@ -184,7 +218,6 @@ class Forward:
                 f"are packed (by {float(gaps.abs().max()):.3g} nats), so its scores would depend on the batch: use a "
                 "LLaMA or Mistral model."
             )
-        return name
 
 
 def logit_options(config: Any) -> dict[str, Any]:

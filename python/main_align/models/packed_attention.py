@@ -26,6 +26,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
 from ..errors import UserError
+from .host_copies import to_device
 from .packing import Segment
 
 PACKED = "main_align_packed"
@@ -85,15 +86,19 @@ def packed_attention(
         bounds, longest = (cu_seq_lens_q, cu_seq_lens_k), (max_length_q, max_length_k)
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         return varlen(q, k, v, *bounds, *longest, scale=scaling, window_size=window)[None], None
-    segments = []
-    lengths = cu_seq_lens_q.diff().tolist()
+    results = []
+    segments = _segments.get()
+    if segments:
+        lengths, key_lengths = segment_lengths(segments)
+    else:
+        lengths, key_lengths = (bounds.diff().tolist() for bounds in (cu_seq_lens_q, cu_seq_lens_k))
     # a gradient for each slice would be as long as the row, so split, which has one for all segments
     parts = zip(*(t.split(lengths, 2) for t in (query, key, value)), strict=True)
-    for (q, k, v), (first, last) in zip(parts, itertools.pairwise(cu_seq_lens_k.tolist()), strict=True):
-        if key_rows is not None and last - first > q.shape[2]:
-            k, v = (t.index_select(2, key_rows[first:last]) for t in (key, value))
-        segments.append(_segment(q, k, v, scaling, sliding_window).transpose(1, 2))
-    return torch.cat(segments, 1), None
+    for (q, k, v), keys, last in zip(parts, key_lengths, itertools.accumulate(key_lengths), strict=True):
+        if key_rows is not None and keys > q.shape[2]:
+            k, v = (t.index_select(2, key_rows[last - keys : last]) for t in (key, value))
+        results.append(_segment(q, k, v, scaling, sliding_window).transpose(1, 2))
+    return torch.cat(results, 1), None
 
 
 def _segment(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
@@ -138,22 +143,27 @@ def _varlen_attention() -> Callable[..., Any] | None:
     return functools.partial(varlen_attn, enable_gqa=True) if "enable_gqa" in options else varlen_attn
 
 
-_bounded: ContextVar[bool] = ContextVar("_bounded", default=False)
+_segments: ContextVar[Sequence[Segment] | None] = ContextVar("_segments", default=None)
 
 
 @contextmanager
-def packed_forward() -> Iterator[None]:
-    """Skip transformers' T x T mask during a forward with `packing_arguments`, whose boundaries suffice."""
-    token = _bounded.set(True)
+def packed_forward(segments: Sequence[Segment] = ()) -> Iterator[None]:
+    """Skip transformers' T x T mask during a forward with `packing_arguments`, whose boundaries suffice.
+
+    Args:
+        segments: the segments of the packed row. Default: each layer that needs their lengths reads the boundaries,
+            for which the host waits if they are on a GPU.
+    """
+    token = _segments.set(segments)
     try:
         yield
     finally:
-        _bounded.reset(token)
+        _segments.reset(token)
 
 
 def _mask(*arguments: Any, **options: Any) -> Tensor | None:
     """Return transformers' mask, but of a packed forward only the window of the layers that it is for, [1, 1, 1, 1]."""
-    if not _bounded.get():
+    if _segments.get() is None:
         return sdpa_mask(*arguments, **options)
     local_size = options.get("local_size")
     if local_size is None:
@@ -183,14 +193,11 @@ def segment_arguments(segments: Sequence[Segment], device: torch.device | str) -
         segments: the segments in the order of their rows.
         device: device of the model.
     """
-    lengths, keys = [segment.length for segment in segments], [len(segment.path) for segment in segments]
+    lengths, keys = segment_lengths(segments)
     positions = np.concatenate([np.arange(k - n, k) for n, k in zip(lengths, keys, strict=True)])
-    bounds, key_bounds = (
-        F.pad(torch.tensor(sizes, dtype=torch.int32, device="cpu").cumsum(0, dtype=torch.int32), (1, 0)).to(device)
-        for sizes in (lengths, keys)
-    )
+    bounds, key_bounds = (to_device(np.cumsum([0, *sizes], dtype=np.int32), device) for sizes in (lengths, keys))
     arguments = {
-        "position_ids": torch.from_numpy(positions)[None].to(device),
+        "position_ids": to_device(positions, device)[None],
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": key_bounds,
         "max_length_q": max(lengths),
@@ -199,7 +206,12 @@ def segment_arguments(segments: Sequence[Segment], device: torch.device | str) -
     }
     if keys == lengths:
         return arguments
-    return arguments | {"key_rows": torch.from_numpy(np.concatenate([s.path for s in segments])).to(device)}
+    return arguments | {"key_rows": to_device(np.concatenate([s.path for s in segments]), device)}
+
+
+def segment_lengths(segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
+    """Return the number of queries, and that of keys, of each segment."""
+    return [segment.length for segment in segments], [len(segment.path) for segment in segments]
 
 
 def use_packed_attention(model: PreTrainedModel) -> str:

@@ -101,8 +101,8 @@ class RayActors:
             busy = [actor for actor, _ in running.values()]
             for actor in [actor for actor in self._actors if actor not in busy]:
                 if queue.waiting:
-                    task = queue.waiting.pop()
-                    running[actor.run.remote(*task)] = actor, task
+                    task, following = queue.take(actor)
+                    running[actor.run.remote(task, following)] = actor, task
             done, _ = self._ray.wait(list(running), timeout=SECONDS_BETWEEN_REPORTS)
             for result, (actor, task) in list(running.items()):
                 try:
@@ -113,7 +113,7 @@ class RayActors:
                         del running[result]
                 except self._ray.exceptions.RayActorError as error:
                     del running[result]
-                    queue.died(task, str(error).partition("\n")[0])
+                    queue.died(actor, task, str(error).partition("\n")[0])
                     self._replace(actor)
 
     def _replace(self, actor: Any) -> None:
@@ -168,9 +168,9 @@ class _Actor:
     def open(self, spec: Mapping[str, Any]) -> None:
         self._worker = JobSpec(**spec).worker(self._scorer)
 
-    def run(self, kind: Any, number: int) -> None:
+    def run(self, task: Task, following: Task | None) -> None:
         assert self._worker is not None
-        self._worker.run(Task(kind, number), self._finished.append)
+        self._worker.run(task, self._finished.append, following)
 
     def finished(self) -> list[Finished]:
         # one by one: the task appends to the list in another thread

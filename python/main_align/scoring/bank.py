@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..data.atomic import atomic_write
 from ..errors import UserError
+from ..models.host_copies import beside_queued_work
 from .fingerprint import same_model, what_states_depend_on
 from .manifest import differences
 
@@ -122,6 +123,8 @@ class Bank:
     def _set(self, *tensors: Tensor) -> None:
         self.query, self.key, self._text_x, self._text_y, *moments = tensors
         self._moments = [moments[:2], moments[2:]]
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # `score` does not wait for what is queued
 
     def _tensors(self) -> list[Tensor]:
         return [self.query, self.key, self._text_x, self._text_y, *self._moments[0], *self._moments[1]]
@@ -246,10 +249,10 @@ class Bank:
         Returns:
             float64[n] for each score. `structural` is NaN if it has fewer than two pairs j to compare with.
         """
-        blocks = [self._score_rows(pairs, start) for start in range(0, len(pairs.embed_x), BLOCK_ROWS)]
-        semantic, structural = (
-            torch.cat(blocks, 1).cpu().numpy()[:, : len(pairs.embed_x)] if blocks else np.zeros((2, 0))
-        )
+        n = len(pairs.embed_x)
+        with beside_queued_work(self.device):
+            blocks = [self._score_rows(pairs, start) for start in range(0, n, BLOCK_ROWS)]
+            semantic, structural = torch.cat(blocks, 1).cpu().numpy()[:, :n] if blocks else np.zeros((2, 0))
         return BankScores(semantic, structural)
 
     def _score_rows(self, pairs: PairStates, start: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ SORT_WINDOW = 4096
 """pairs that are sorted by length together"""
 BATCH_TOKENS = 2048
 """tokens of one forward pass, both directions of its pairs together"""
+STEP_PAIRS = 16
+"""pairs that are tokenised in one step"""
 MOST_SHARING = 8
 """tokens of a micro-batch with every shared prefix in full, as a multiple of its budget: a bound on keys and results"""
 
@@ -104,7 +106,7 @@ def prepare_window(
     batch_tokens: int,
     share: bool = True,
     skip: Collection[int] = (),
-) -> SortWindow:
+) -> Generator[None, None, SortWindow]:
     """Tokenise pairs, give a status to those that cannot be scored, and fill micro-batches with the others.
 
     Args:
@@ -115,6 +117,9 @@ def prepare_window(
         batch_tokens: tokens of a micro-batch.
         share: let sequences share prefixes. Default True.
         skip: positions of pairs that need no forward pass, as their results are known. Default: none.
+
+    Returns:
+        The window, in steps of a few milliseconds: `Prefetch(prepare_window(...)).result()` does them all.
     """
     n = len(pairs)
     window = SortWindow(
@@ -130,50 +135,27 @@ def prepare_window(
         other_script=np.zeros(n, np.int64),
         token_scores={name: np.full(n, np.nan) for name in TOKEN_SCORES},
     )
-    for row, pair in enumerate(pairs):
-        if pair.status in SCORED:
-            _check_text(window, row, pair, encoder)
-    rows = [row for row in range(n) if window.status[row] in SCORED]
-    encoded = encoder.encode(
-        [(pairs[row].instruction, pairs[row].response) for row in rows],
-        [pairs[row].context for row in rows],
-    )
-    lengths = {}
-    for row, item in zip(rows, encoded, strict=True):
-        for side, ids in (("instruction", item.x), ("response", item.y)):
-            if not ids:
-                _refuse(window, row, f"empty_{side}", f"the {side} has no token in this model")
-        if problem := encoder.unknown_token(item.context, item.x, item.y):
-            _refuse(window, row, "unknown_token", f"it holds {problem}")
-        if window.status[row] not in SCORED:
-            continue
-        fitted = _fit(window, row, item, encoder, max_length, truncate)
-        if fitted is None:
-            continue
-        window.encoded[row] = fitted
-        window.tokens_x[row], window.tokens_y[row] = encoder.tokens(fitted)
-        window.text_x[row], window.text_y[row] = _digest(fitted.x), _digest(fitted.y)
-        window.refusal[row] = is_refusal(pairs[row].response)
-        window.other_script[row] = is_other_script(pairs[row].instruction, pairs[row].response)
-        for name, value in token_scores(fitted.x, fitted.y).items():
-            window.token_scores[name][row] = value
-        if row not in skip:
-            lengths[row] = sum(len(sequence.ids) for sequence in encoder.sequences(fitted))
+    for start in range(0, n, STEP_PAIRS):
+        _encode(window, range(n)[start : start + STEP_PAIRS], encoder, max_length, truncate)
+        yield
 
     def sequences(row: int) -> list[list[int]]:
         pair = window.encoded[row]
         assert pair is not None
         return [sequence.ids for sequence in encoder.sequences(pair)]
 
+    lengths = {row: sum(map(len, sequences(row))) for row in range(n) if window.encoded[row] and row not in skip}
     order = _order(window, lengths) if share else _by_length(lengths)
-    window.micro_batches = fill_micro_batches(order, sequences, batch_tokens, share=share)
+    for batch in fill_micro_batches(order, sequences, batch_tokens, share=share):
+        window.micro_batches.append(batch)
+        yield
     return window
 
 
 def fill_micro_batches(
     order: Sequence[int], sequences: Callable[[int], list[list[int]]], budget: int, *, share: bool = True
-) -> list[MicroBatch]:
-    """Group neighbouring rows into micro-batches.
+) -> Iterator[MicroBatch]:
+    """Yield micro-batches of neighbouring rows.
 
     Args:
         order: rows in the order in which they run.
@@ -181,7 +163,6 @@ def fill_micro_batches(
         budget: tokens of a micro-batch; a longer row gets its own.
         share: let sequences share prefixes. Default True.
     """
-    batches: list[MicroBatch] = []
     rows: list[int] = []
     ids: list[list[int]] = []
     tokens = in_full = 0
@@ -190,15 +171,14 @@ def fill_micro_batches(
         length = sum(map(len, own))
         added = added_tokens(own, ids[-len(own) :]) if share else length
         if rows and (tokens + added > budget or in_full + length > MOST_SHARING * budget):
-            batches.append(MicroBatch.of(rows, ids, share=share))
+            yield MicroBatch.of(rows, ids, share=share)
             rows, ids, tokens, in_full = [], [], 0, 0
             added = added_tokens(own, []) if share else length
         rows.append(row)
         ids += own
         tokens, in_full = tokens + added, in_full + length
     if rows:
-        batches.append(MicroBatch.of(rows, ids, share=share))
-    return batches
+        yield MicroBatch.of(rows, ids, share=share)
 
 
 def _by_length(lengths: Mapping[int, int]) -> list[int]:
@@ -229,6 +209,34 @@ def _digest(ids: Sequence[int]) -> int:
     """Return a 64-bit digest of token ids."""
     digest = hashlib.blake2b(np.array(ids, np.int64).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def _encode(window: SortWindow, among: Sequence[int], encoder: PairEncoder, max_length: int, truncate: bool) -> None:
+    """Tokenise and check the pairs of some rows."""
+    pairs = window.pairs
+    for row in among:
+        if pairs[row].status in SCORED:
+            _check_text(window, row, pairs[row], encoder)
+    rows = [row for row in among if window.status[row] in SCORED]
+    texts = [(pairs[row].instruction, pairs[row].response) for row in rows]
+    for row, item in zip(rows, encoder.encode(texts, [pairs[row].context for row in rows]), strict=True):
+        for side, ids in (("instruction", item.x), ("response", item.y)):
+            if not ids:
+                _refuse(window, row, f"empty_{side}", f"the {side} has no token in this model")
+        if problem := encoder.unknown_token(item.context, item.x, item.y):
+            _refuse(window, row, "unknown_token", f"it holds {problem}")
+        if window.status[row] not in SCORED:
+            continue
+        fitted = _fit(window, row, item, encoder, max_length, truncate)
+        if fitted is None:
+            continue
+        window.encoded[row] = fitted
+        window.tokens_x[row], window.tokens_y[row] = encoder.tokens(fitted)
+        window.text_x[row], window.text_y[row] = _digest(fitted.x), _digest(fitted.y)
+        window.refusal[row] = is_refusal(pairs[row].response)
+        window.other_script[row] = is_other_script(pairs[row].instruction, pairs[row].response)
+        for name, value in token_scores(fitted.x, fitted.y).items():
+            window.token_scores[name][row] = value
 
 
 def _check_text(window: SortWindow, row: int, pair: Pair, encoder: PairEncoder) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..data.pairs import SCORED, Pair
 from .bank import Bank, BankScores, PairStates
 from .batching import SortWindow
+from .prefetch import Prefetch
 from .results import Likelihoods, MicroBatchResult, join_results
 from .rows import score_rows
 from .runner import Runner
@@ -94,16 +95,24 @@ def measure_windows(
         sort_window: pairs that are sorted by length together.
         on_progress: called after each forward pass with the number of its pairs and of its tokens.
     """
-    parts, iterator = [], iter(pairs)
-    while chunk := list(islice(iterator, sort_window)):
-        window = runner.prepare(chunk)
+    iterator = iter(pairs)
+
+    def prepared() -> Generator[None, None, SortWindow]:
+        return (yield from runner.prepare_in_steps(list(islice(iterator, sort_window))))
+
+    parts: list[Measured] = []
+    following = Prefetch(prepared())
+    while (window := following.result()).pairs or not parts:  # no pairs are one window too
+        following = Prefetch(prepared())
         results = []
-        for batch in window.micro_batches:
-            results.append(runner.run(window, batch))
+        for batch, result in zip(
+            window.micro_batches, runner.run(window, window.micro_batches, following.step), strict=True
+        ):
+            results.append(result)
             if on_progress:
                 on_progress(len(batch.rows), batch.tokens)
         parts.append(_measured(window, results, runner))
-    return _joined(parts or [_measured(runner.prepare([]), [], runner)])
+    return _joined(parts)
 
 
 def _measured(window: SortWindow, results: list[MicroBatchResult], runner: Runner) -> Measured:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +29,10 @@ class Runner(Protocol):
     def width(self) -> int:
         """D, the width of an embedding."""
 
-    def prepare(self, pairs: Sequence[Pair], skip: Collection[int] = ()) -> SortWindow: ...
+    def prepare_in_steps(
+        self, pairs: Sequence[Pair], skip: Collection[int] = ()
+    ) -> Generator[None, None, SortWindow]: ...
 
-    def run(self, window: SortWindow, batch: MicroBatch) -> MicroBatchResult: ...
+    def run(
+        self, window: SortWindow, batches: Iterable[MicroBatch], meanwhile: Callable[[], bool] = ...
+    ) -> Iterator[MicroBatchResult]: ...

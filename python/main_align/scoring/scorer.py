@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, cast, overload
@@ -26,7 +27,7 @@ from ..errors import UserError
 from ..models.context_length import changes_rope, context_length
 from ..models.devices import pick_device, pick_dtype
 from ..models.encoding import EncodedPair, LogpColumn, PairEncoder
-from ..models.forward import Forward, is_out_of_memory
+from ..models.forward import Forward, Submitted, is_out_of_memory
 from ..models.load import LoadedModel, load, vocabulary
 from ..models.projection_heads import AlignmentHead
 from ..models.smollm2 import SMOLLM2
@@ -35,9 +36,12 @@ from .bank import Bank
 from .batching import BATCH_TOKENS, SORT_WINDOW, MicroBatch, SortWindow, prepare_window
 from .measured import Measured, measure_windows
 from .ngrams import novel_sums
+from .prefetch import Prefetch
 from .results import MicroBatchResult, empty_result, join_results
 from .score_file import column_titles
 
+QUEUED = 2
+"""micro-batches that a GPU has to run while the host reads the result of an earlier one"""
 WITHIN_A_BATCH = (
     "semantic and structural compare the pairs of this batch with each other, so they depend on the batch size. "
     "Give a bank for the whole data set: Scorer.score(batch, bank=Bank.of(scorer.measure(pairs)))"
@@ -139,6 +143,15 @@ class Scorer:
             pairs: the pairs of the window in input order.
             skip: positions of pairs that need no forward pass. Default: none.
         """
+        return Prefetch(self.prepare_in_steps(pairs, skip)).result()
+
+    def prepare_in_steps(self, pairs: Sequence[Pair], skip: Collection[int] = ()) -> Generator[None, None, SortWindow]:
+        """Prepare a window in steps of a few milliseconds, which `run` can do while a GPU works.
+
+        Args:
+            pairs: as for `prepare`.
+            skip: as for `prepare`.
+        """
         return prepare_window(
             [with_system(pair) for pair in pairs] if self.score_system else pairs,
             self.encoder,
@@ -149,32 +162,27 @@ class Scorer:
             skip=skip,
         )
 
-    def run(self, window: SortWindow, batch: MicroBatch) -> MicroBatchResult:
-        """Run both directions of every pair of a micro-batch in one forward pass.
+    def run(
+        self, window: SortWindow, batches: Iterable[MicroBatch], meanwhile: Callable[[], bool] = lambda: False
+    ) -> Iterator[MicroBatchResult]:
+        """Run both directions of every pair of each micro-batch in one forward pass, and yield the results in order.
 
-        If memory runs out, the two halves of the batch run separately. A single pair that does not fit gets the status
-        out_of_memory; one whose results are NaN or infinite gets non_finite.
+        A GPU has the next QUEUED micro-batches to run while the host reads a result. If memory runs out, the two halves
+        of a micro-batch run separately. A single pair that does not fit gets the status out_of_memory; one whose
+        results are NaN or infinite gets non_finite.
 
         Args:
             window: a window that `prepare` returned.
-            batch: one of its micro-batches.
+            batches: some of its micro-batches.
+            meanwhile: called while the host waits for a GPU, until it returns False. Default: nothing else to do.
         """
-        try:
-            return self._run(window, batch.rows)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside the except block the exception no longer keeps the tensors of the failed pass alive.
-        if self.forward.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if len(batch.rows) > 1:
-            middle = len(batch.rows) // 2
-            halves = (batch.rows[:middle], batch.rows[middle:])
-            return join_results([self.run(window, self._micro_batch(window, rows)) for rows in halves])
-        result = empty_result(batch.rows, self.width)
-        where = window.pairs[batch.rows[0]].where
-        result.fail(0, "out_of_memory", f"{where}: its {batch.tokens} tokens did not fit into memory even alone")
-        return result
+        queue: deque[tuple[MicroBatch, Sequence[Submitted]]] = deque()
+        for batch in batches:
+            queue.append((batch, self._submit(window, batch)))
+            if len(queue) > (QUEUED if self.device.type == "cuda" else 0):
+                yield self._result(window, *queue.popleft(), meanwhile)
+        while queue:
+            yield self._result(window, *queue.popleft(), meanwhile)
 
     def measure(
         self, pairs: Iterable[Any], *, fields: Fields = NO_FIELDS, progress: bool | OnProgress | None = None
@@ -264,9 +272,37 @@ class Scorer:
         titles = column_titles(cast("Mapping[str, Any]", pairs), fields)
         return {title: [row[name] for row in rows] for name, title in titles.items()}
 
-    def _run(self, window: SortWindow, rows: tuple[int, ...]) -> MicroBatchResult:
+    def _submit(self, window: SortWindow, batch: MicroBatch) -> Sequence[Submitted]:
+        """Run a micro-batch, or queue it on a GPU. No pass is returned if memory ran out."""
+        pairs = [self._encoded(window, row) for row in batch.rows]
+        try:
+            return [self.forward.submit([sequence for pair in pairs for sequence in self.encoder.sequences(pair)])]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return []
+
+    def _result(
+        self, window: SortWindow, batch: MicroBatch, passes: Sequence[Submitted], meanwhile: Callable[[], bool]
+    ) -> MicroBatchResult:
+        if passes:
+            while not passes[-1].is_done() and meanwhile():
+                pass
+            return self._read(window, batch.rows, *passes)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(batch.rows) > 1:
+            middle = len(batch.rows) // 2
+            halves = (batch.rows[:middle], batch.rows[middle:])
+            return join_results(list(self.run(window, [self._micro_batch(window, rows) for rows in halves])))
+        result = empty_result(batch.rows, self.width)
+        where = window.pairs[batch.rows[0]].where
+        result.fail(0, "out_of_memory", f"{where}: its {batch.tokens} tokens did not fit into memory even alone")
+        return result
+
+    def _read(self, window: SortWindow, rows: tuple[int, ...], *passes: Submitted) -> MicroBatchResult:
         pairs = [self._encoded(window, row) for row in rows]
-        logps, pooled = self.forward([sequence for pair in pairs for sequence in self.encoder.sequences(pair)])
+        logps, pooled = passes[0].result()
         result = empty_result(rows, self.width)
         result.embed_x, result.embed_y = pooled[0::2], pooled[1::2]  # <x><y> and <y><x> of each pair
         for index, (pair, forward, reverse) in enumerate(zip(pairs, logps[0::2], logps[1::2], strict=True)):

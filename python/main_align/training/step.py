@@ -81,8 +81,8 @@ class Step:
         by_kind = torch.where(present.all(0), by_kind, present.to(by_kind.dtype))
         per_token = by_kind / self.tokens.clamp(min=1)
         weights = per_token.new_zeros(4)
-        weights[LogpColumn.Y_GIVEN_X] = alignment.forward_weight
-        weights[LogpColumn.X_GIVEN_Y] = alignment.reverse_weight
+        weights[LogpColumn.Y_GIVEN_X].fill_(alignment.forward_weight)  # an assignment would wait for the GPU
+        weights[LogpColumn.X_GIVEN_Y].fill_(alignment.reverse_weight)
         return (per_token * weights)[pairs["synthetic"].long()]
 
     def add_nll(self, nll: Tensor, synthetic: Tensor) -> None:

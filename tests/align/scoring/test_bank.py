@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from main_align.errors import UserError
 from main_align.scoring import bank
 from main_align.scoring.bank import Bank, PairStates, bank_candidates
@@ -177,3 +178,19 @@ def test_wrong_shapes_are_refused_by_name():
     pairs = states(4)
     with pytest.raises(ValueError, match=r"\(4, 24\) and \(3, 24\)"):
         Bank(pairs._replace(embed_y=pairs.embed_y[:3]), TAU)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, or a pretended one")
+def test_a_bank_on_a_gpu_does_not_wait_for_queued_micro_batches(monkeypatch):
+    pairs, streams, score = states(40), [], Bank._score_rows
+    device = torch.device("cuda", 0)
+
+    def watched(self, *arguments):
+        streams.append(torch.accelerator.current_stream(device))
+        return score(self, *arguments)
+
+    monkeypatch.setattr(Bank, "_score_rows", watched)
+    found = Bank(pairs, TAU, "cuda").score(pairs)
+    assert streams[0] != torch.accelerator.current_stream(device)
+    for values, wanted in zip(found, dense(pairs, pairs), strict=True):
+        np.testing.assert_allclose(values, wanted, atol=3e-5)

@@ -10,6 +10,7 @@ from main_align.data.pairs import Pair, Turn
 from main_align.models.encoding import PairEncoder
 from main_align.models.packing import pack
 from main_align.scoring.batching import MOST_SHARING, fill_micro_batches, prepare_window
+from main_align.scoring.prefetch import Prefetch
 
 from tests.align.tiny_models import byte_tokenizer
 
@@ -20,7 +21,8 @@ def encoder():
 
 
 def window(encoder, pairs, *, max_length=200, truncate=False, batch_tokens=300):
-    return prepare_window(pairs, encoder, max_length=max_length, truncate=truncate, batch_tokens=batch_tokens)
+    steps = prepare_window(pairs, encoder, max_length=max_length, truncate=truncate, batch_tokens=batch_tokens)
+    return Prefetch(steps).result()
 
 
 BEGINNINGS = st.sampled_from([[], [1] * 16, [1] * 20, [1] * 20 + [2] * 9, [1] * 15])
@@ -31,7 +33,7 @@ SEQUENCES = st.tuples(BEGINNINGS, st.lists(st.integers(3, 5), min_size=1, max_si
 
 @given(st.lists(st.tuples(SEQUENCES, SEQUENCES), max_size=20), st.integers(1, 120), st.booleans())
 def test_micro_batches_hold_every_pair_once_within_the_budget(pairs, budget, share):
-    packs = fill_micro_batches(range(len(pairs)), lambda row: list(pairs[row]), budget, share=share)
+    packs = list(fill_micro_batches(range(len(pairs)), lambda row: list(pairs[row]), budget, share=share))
     assert [row for pack in packs for row in pack.rows] == list(range(len(pairs)))
     for micro_batch in packs:
         sequences = [ids for row in micro_batch.rows for ids in pairs[row]]

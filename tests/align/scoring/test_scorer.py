@@ -13,9 +13,11 @@ from main_align.errors import UserError
 from main_align.models.forward import Forward
 from main_align.models.load import load
 from main_align.scoring.columns import COLUMNS
+from main_align.scoring.results import ARRAYS
 from main_align.scoring.scorer import Scorer
 
 from tests.align.tiny_models import DEVICE, tiny_model_folder
+from tests.pretended_gpu.device import is_pretended, waits
 
 WORDS = [
     "the",
@@ -186,8 +188,7 @@ def test_embeddings_have_not_seen_the_other_side(scorer):
     mixed = [a, Pair("m", 3, a.instruction, b.response), Pair("n", 4, b.instruction, a.response)]
     window = scorer.prepare(mixed)
     got = {}
-    for pack in window.micro_batches:
-        result = scorer.run(window, pack)
+    for result in scorer.run(window, window.micro_batches):
         for place, row in enumerate(result.rows.tolist()):
             got[row] = result.embed_x[place], result.embed_y[place]
     np.testing.assert_allclose(got[0][0], got[1][0], atol=1e-6)  # one x, two responses
@@ -206,7 +207,7 @@ def test_pooled_states_are_the_mean_over_the_content(folder, scorer):
     start = forward.first_span[0]
     mean = states[start : start + len(encoded.x)].mean(0)
     window = scorer.prepare([pair])
-    result = scorer.run(window, window.micro_batches[0])
+    (result,) = scorer.run(window, window.micro_batches)
     np.testing.assert_allclose(result.embed_x[0], (mean / mean.norm()).numpy(), atol=1e-5)
 
 
@@ -223,6 +224,66 @@ def test_rows_that_cannot_be_scored_have_nulls_and_a_line(scorer):
 def test_no_pairs_give_no_rows(scorer):
     assert scorer.score([]) == []
     assert scorer.score([{"instruction": "", "response": ""}])[0]["semantic"] is None
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_gpu_has_the_next_micro_batches_before_a_result_is_read(scorer, monkeypatch, kind):
+    window = scorer.prepare(some_pairs())
+    wanted = list(scorer.run(window, window.micro_batches))
+    done, submit = [], Forward.submit
+
+    class Slow:
+        """Takes as long as three other things that the host could do."""
+
+        def __init__(self, submitted):
+            self.number, self.submitted, self.looks = done.count("submit"), submitted, 0
+            done.append("submit")
+
+        def is_done(self):
+            self.looks += 1
+            return kind == "cpu" or self.looks > 3
+
+        def result(self):
+            done.append(self.number)
+            return self.submitted.result()
+
+    monkeypatch.setattr(Forward, "submit", lambda self, sequences: Slow(submit(self, sequences)))
+    monkeypatch.setattr(Scorer, "device", torch.device(kind))
+    spare = iter("steps")
+
+    def meanwhile():
+        done.append(next(spare, "none"))
+        return done[-1] != "none"
+
+    results = []
+    for result in scorer.run(window, window.micro_batches, meanwhile):
+        results.append(result)
+        done.append("yield")
+    count = len(window.micro_batches)
+    assert count > 3
+    if kind == "cpu":
+        assert done == [what for number in range(count) for what in ("submit", number, "yield")]
+    else:
+        begun = ["submit", "submit", "submit", "s", "t", "e", 0, "yield", "submit", "p", "s", "none", 1, "yield"]
+        assert done[: len(begun)] == begun
+        assert [what for what in done if isinstance(what, int)] == list(range(count))
+    for found, expected in zip(results, wanted, strict=True):
+        for name in ARRAYS:
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.skipif(not is_pretended(), reason="a pretended GPU counts what the host waits for")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_micro_batch_is_queued_without_waiting_for_the_gpu(folder, dtype):
+    scorer = Scorer(folder, device=DEVICE, batch_tokens=700, dtype=dtype)
+    window = scorer.prepare(some_pairs())
+    sequences = [s for row in window.micro_batches[1].rows for s in scorer.encoder.sequences(window.encoded[row])]
+    scorer.forward(sequences)
+    waits()
+    submitted = scorer.forward.submit(sequences)
+    assert waits() == {}
+    assert submitted.is_done()
+    submitted.result()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,8 +99,8 @@ class InProcess:
     def run(self, tasks: Sequence[Task], report: Report) -> None:
         """Run tasks in order."""
         assert self._worker is not None
-        for task in tasks:
-            self._worker.run(task, report)
+        for task, following in zip_longest(tasks, tasks[1:]):
+            self._worker.run(task, report, following)
 
 
 def make_scorer(settings: Mapping[str, Any]) -> Runner:

@@ -1,4 +1,4 @@
-"""JobPlan, Unit: which rows of the input form the bank, and the units of work, fixed before the model runs.
+"""JobPlan: which rows of the input form the bank, and the units of work, fixed before the model runs.
 
 A unit is a range of rows of one file, sorted by length together. The units depend on the input and the settings alone,
 never on the engine or the number of workers, so every run makes the same forward passes and the same bytes.

@@ -78,15 +78,15 @@ class Processes:
         while queue.waiting or running:
             for worker in self._workers:
                 if queue.waiting and worker not in running:
-                    running[worker] = queue.waiting.pop()
-                    worker.send({"task": running[worker]})
+                    running[worker], following = queue.take(worker)
+                    worker.send({"tasks": [running[worker], following]})
             if not running:
                 raise UserError("no worker is left. Finished work is saved; run again to resume")
             for worker in _with_a_message(list(running)):
                 message = worker.receive()
                 if message is None:
                     self._workers.remove(worker)
-                    queue.died(running.pop(worker), worker.end())
+                    queue.died(worker, running.pop(worker), worker.end())
                 elif "done" in message:
                     del running[worker]
                 else:

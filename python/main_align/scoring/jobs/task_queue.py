@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Sequence
 
 from ...errors import UserError
 from .worker import Finished, Task
@@ -22,19 +22,44 @@ class TaskQueue:
     """
 
     def __init__(self, tasks: Sequence[Task], report: Callable[[Finished], None], log: Callable[[str], None]) -> None:
-        self.waiting = list(tasks)[::-1]
+        self.waiting = deque(tasks)
         self._report, self._log = report, log
         self._reported, self._deaths = Counter[Task](), Counter[Task]()
+        self._promised: dict[Hashable, Task] = {}
+
+    def take(self, worker: Hashable) -> tuple[Task, Task | None]:
+        """Take a task for an idle worker.
+
+        Args:
+            worker: what tells this worker from the others.
+
+        Returns:
+            The task, and the one that it may prepare meanwhile: it gets that next, unless nothing else is left for
+            another worker.
+        """
+        task = self._promised.pop(worker, None)
+        if task is None or task not in self.waiting:
+            task = self._not_promised() or self.waiting[0]
+        self.waiting.remove(task)
+        following = self._not_promised()
+        if following is not None:
+            self._promised[worker] = following
+        return task, following
+
+    def _not_promised(self) -> Task | None:
+        promised = set(self._promised.values())
+        return next((task for task in self.waiting if task not in promised), None)
 
     def finished(self, task: Task, finished: Finished) -> None:
         """Report pairs of a task."""
         self._reported[task] += finished.pairs
         self._report(finished)
 
-    def died(self, task: Task, how: str) -> None:
+    def died(self, worker: Hashable, task: Task, how: str) -> None:
         """Put a task back whose worker died, and take back what it reported: the next worker reports it again.
 
         Args:
+            worker: the worker.
             task: the task.
             how: how the worker died.
 
@@ -50,4 +75,5 @@ class TaskQueue:
             )
         self._log(f"{what}; another worker takes over")
         self._report(Finished(-self._reported.pop(task, 0)))
-        self.waiting.append(task)
+        self._promised.pop(worker, None)
+        self.waiting.appendleft(task)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,10 +20,12 @@ from numpy.typing import NDArray
 from ...data.atomic import sync_folder
 from ...data.fields import Fields, Notes
 from ...data.journal import Journal, read_records
+from ...data.pairs import Pair
 from ...data.sources.source import Source
 from ...errors import UserError
 from ..bank import Bank, BankScores, PairStates
 from ..batching import MicroBatch, SortWindow
+from ..prefetch import Prefetch
 from ..results import Likelihoods, MicroBatchResult, join_results
 from ..rows import score_rows
 from ..runner import Runner
@@ -57,6 +60,20 @@ class Task(NamedTuple):
     number: int = 0
 
 
+class Unit(NamedTuple):
+    """The pairs of a unit before the model runs.
+
+    Attributes:
+        pairs: the pairs as they were read.
+        notes: observations made while they were read.
+        window: the pairs tokenised, in micro-batches.
+    """
+
+    pairs: list[Pair]
+    notes: Notes
+    window: SortWindow
+
+
 class Stored(NamedTuple):
     """The numbers of k pairs as they are stored.
 
@@ -88,30 +105,56 @@ class JobWorker:
     def __init__(self, runner: Runner, source: Source, fields: Fields, plan: JobPlan, folder: JobFolder) -> None:
         self.runner, self.plan, self.folder = runner, plan, folder
         self._reader = PairReader(source, fields)
+        self._ahead: dict[Task, Prefetch[Unit]] = {}
 
-    def run(self, task: Task, report: Callable[[Finished], None]) -> None:
+    def run(self, task: Task, report: Callable[[Finished], None], following: Task | None = None) -> None:
         """Run a task, unless its result is there already.
 
         Args:
             task: the task. A unit is scored after the bank is made, and the bank after all bank units are measured.
             report: called whenever pairs are finished; over all tasks, every row of the input is reported once.
+            following: a task that may come next: its pairs are read and tokenised while a GPU works. Default: none.
 
         Raises:
             UserError: the input or the libraries changed since an earlier run, or the disk is full.
         """
-        if task.kind == "measure":
-            self._measure(task.number, report)
-        elif task.kind == "bank":
+        prefetch = self._ahead.pop(task, None) or Prefetch(self._prepared(task))
+        self._ahead.clear()
+        if following is not None and not self._is_finished(following):
+            self._ahead[following] = Prefetch(self._prepared(following))
+        if task.kind == "bank":
             self._make_bank()
+        elif self._is_finished(task):
+            rows, skip = self._rows(task)
+            report(Finished(len(rows) - len(skip), is_earlier=True))
+        elif task.kind == "measure":
+            self._measure(task.number, prefetch.result(), report)
         else:
-            self._score(task.number, report)
+            self._score(task.number, prefetch.result(), report)
 
-    def _measure(self, index: int, report: Callable[[Finished], None]) -> None:
-        rows, done = self.plan.bank_units[index], self.folder.measured_unit(index)
-        if done.exists() or self.folder.candidates.exists():
-            report(Finished(len(rows), is_earlier=True))
-            return
-        window = self.runner.prepare(self._reader.read(rows.tolist()))
+    def _rows(self, task: Task) -> tuple[Sequence[int], list[int]]:
+        """Return the rows of a unit, and the positions of those that need no forward pass."""
+        if task.kind == "measure":
+            return self.plan.bank_units[task.number].tolist(), []
+        rows = self.plan.units[task.number]
+        return rows, self.plan.candidates_in(rows)
+
+    def _is_finished(self, task: Task) -> bool:
+        if task.kind == "score":
+            return self.folder.part(task.number).exists()
+        measured = task.kind == "measure" and self.folder.measured_unit(task.number).exists()
+        return measured or self.folder.candidates.exists()
+
+    def _prepared(self, task: Task) -> Generator[None, None, Unit]:
+        """Read and tokenise a unit, in steps."""
+        rows, skip = self._rows(task)
+        notes = Notes()
+        pairs = self._reader.read(rows, notes)
+        yield
+        return Unit(pairs, notes, (yield from self.runner.prepare_in_steps(pairs, frozenset(skip))))
+
+    def _measure(self, index: int, unit: Unit, report: Callable[[Finished], None]) -> None:
+        rows, window = self.plan.bank_units[index], unit.window
         report(Finished(len(rows) - sum(len(batch.rows) for batch in window.micro_batches)))
 
         def arrays(result: MicroBatchResult) -> Arrays:
@@ -119,7 +162,7 @@ class JobWorker:
             values = np.column_stack(result.likelihoods)
             return {"values": values, "embed_x": result.embed_x, "embed_y": result.embed_y, **texts}
 
-        journal = self.folder.measured_journal(index)
+        journal, done = self.folder.measured_journal(index), self.folder.measured_unit(index)
         with Journal(journal) as log:
             self._run(window, log, arrays, report)
         os.replace(journal, done)
@@ -162,15 +205,10 @@ class JobWorker:
             return stored, None
         return stored, PairStates(*(np.concatenate(arrays)[order] for arrays in zip(*states, strict=True)))
 
-    def _score(self, index: int, report: Callable[[Finished], None]) -> None:
+    def _score(self, index: int, unit: Unit, report: Callable[[Finished], None]) -> None:
         rows, part = self.plan.units[index], self.folder.part(index)
         skip = self.plan.candidates_in(rows)
-        if part.exists():
-            report(Finished(len(rows) - len(skip), is_earlier=True))
-            return
-        notes = Notes()
-        pairs = self._reader.read(rows, notes)
-        window = self.runner.prepare(pairs, skip=frozenset(skip))
+        pairs, notes, window = unit
         report(Finished(len(rows) - len(skip) - sum(len(batch.rows) for batch in window.micro_batches)))
         journal = self.folder.part_journal(index)
         with Journal(journal) as log:
@@ -201,7 +239,10 @@ class JobWorker:
     ) -> None:
         """Run the micro-batches of a window that the journal does not hold, and append their results."""
         earlier = [header["rows"] for header in log.headers()]
-        for number, batches in enumerate(_together(window.micro_batches)):
+        groups = list(_together(window.micro_batches))
+        waiting = [batch for group in groups[len(earlier) :] for batch in group]
+        results = self.runner.run(window, waiting, self._step_ahead)
+        for number, batches in enumerate(groups):
             rows = [row for batch in batches for row in batch.rows]
             if number < len(earlier):
                 if earlier[number] != rows:
@@ -211,13 +252,16 @@ class JobWorker:
                     )
                 report(Finished(len(rows), is_earlier=True))
                 continue
-            result = join_results([self.runner.run(window, batch) for batch in batches])
+            result = join_results(list(islice(results, len(batches))))
             failures = {row: (status, result.reason[row]) for row, status in result.status.items()}
             log.append(_header(result.rows, failures), arrays(result))
             tokens, shared = (
                 sum(counts) for counts in zip(*((b.tokens, b.shared_tokens) for b in batches), strict=True)
             )
             report(Finished(len(rows), tokens, shared))
+
+    def _step_ahead(self) -> bool:
+        return any(prefetch.step() for prefetch in self._ahead.values())
 
     @cached_property
     def _bank(self) -> Bank | None:

@@ -64,7 +64,9 @@ def _serve(messages: IO[str], answer: Any) -> None:
             worker = JobSpec(**message["job"]).worker(scorer)
         else:
             assert worker is not None
-            worker.run(Task(*message["task"]), report)
+            task, following = (Task(*found) if found else None for found in message["tasks"])
+            assert task is not None
+            worker.run(task, report, following)
             answer(done=True)
 
 

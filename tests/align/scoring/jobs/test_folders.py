@@ -156,6 +156,16 @@ def test_three_workers_give_the_same_bytes(tmp_path: Path, data: str) -> None:
     assert (seen[-1].pairs, seen[-1].total) == (110, 110)
 
 
+def test_the_next_unit_is_prepared_while_a_gpu_works(tmp_path: Path, data: str) -> None:
+    scored(tmp_path / "whole", data, idle := FakeScorer(bank=4))
+    scored(tmp_path / "scored", data, busy := FakeScorer(bank=4, waits=True))
+    assert contents(tmp_path / "scored") == contents(tmp_path / "whole")
+    ahead = [ran < alone for ran, alone in zip(busy.prepared, idle.prepared, strict=True)]
+    assert sum(ahead) >= len(ahead) - 3  # the first unit of each stage, and units without a pack before them
+    scored(tmp_path / "again", data, FAKE | {"waits": True}, workers=2)
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+
+
 def test_a_worker_that_is_killed_costs_only_its_unfinished_pairs(tmp_path: Path, data: str) -> None:
     said: list[str] = []
     seen: list[Progress] = []
@@ -289,7 +299,7 @@ def test_a_full_disk_in_a_worker_process_is_the_commands_error(
     monkeypatch.setattr(Journal, "append", full)
     JobFolder(tmp_path / "scored").create()
     spec = JobSpec(open_source(data).address(), asdict(NO_FIELDS), [50, 7, 53], 6, str(tmp_path / "scored"), "all")
-    messages = [{"settings": FAKE, "index": 0}, {"job": spec.as_json()}, {"task": ["measure", 0]}]
+    messages = [{"settings": FAKE, "index": 0}, {"job": spec.as_json()}, {"tasks": [["measure", 0], None]}]
     answers = io.StringIO()
     serve(io.StringIO("".join(json.dumps(message) + "\n" for message in messages)), answers)
     found = [json.loads(line) for line in answers.getvalue().splitlines()]
