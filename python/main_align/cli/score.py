@@ -84,6 +84,9 @@ def score(
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Number of tokens per forward pass. Lower it to save memory.")
     ] = 2048,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the model's layers first, for large inputs on a GPU.")
+    ] = False,
     sort_window: Annotated[int, typer.Option(min=1, help="Number of pairs to sort by length at a time.")] = 4096,
     workers: Annotated[
         int,
@@ -171,7 +174,7 @@ def score(
     fields = Fields(instruction_field, response_field, id_field, input_field, system_field, preference.value)
     scorer: dict[str, Any] = {"model": model, "dtype": dtype.value, "device": device, "revision": revision}
     scorer |= {"max_length": max_length, "truncate": truncate, "score_system": score_system, "bank": bank, "seed": seed}
-    scorer |= {"batch_tokens": batch_tokens, "heads": heads, "trust_remote_code": trust_remote_code}
+    scorer |= {"batch_tokens": batch_tokens, "heads": heads, "compile": compile, "trust_remote_code": trust_remote_code}
     # Everything that can be refused is refused before the model is loaded.
     if engine is Engine.local and (gpus_per_worker or address):
         raise UserError("--gpus-per-worker and --address need --engine ray")

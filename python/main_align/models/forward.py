@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel
 from main_kernels import segment_pool, token_logprobs
 
 from ..errors import UserError
+from .compiled import compile_layers
 from .encoding import EncodedSequence
 from .host_copies import CopiedToHost, to_device
 from .packed_attention import FLASH, PACKED, packed_forward, segment_arguments, use_packed_attention
@@ -23,6 +24,10 @@ from .projection_heads import AlignmentHead
 from .row_blocks import run_mlps_in_blocks
 
 SMALLEST_GAP = 1e-5  # nats: what float32 rounding adds if all log-probabilities are equal
+_TEXT = [5 + 29 * place % 47 for place in range(48)]
+_SHARED = _TEXT[: LEAST_SHARED + 8]
+_PROBES = [_TEXT[:7], [*_SHARED, *_TEXT[30:]], [*_SHARED, *_TEXT[26:40]], _TEXT[20:]]
+"""token ids of sequences, of which two share a prefix"""
 KNOWN = (LlamaForCausalLM, MistralForCausalLM)  # covered by tests; any other class is checked when it is loaded
 
 
@@ -70,14 +75,18 @@ class Forward:
 
     Args:
         model: a causal language model in eval mode. Its attention implementation is changed, and its MLPs run in
-            blocks of rows if it is a LLaMA or Mistral on the CPU.
+            blocks of rows if it is a LLaMA or Mistral on the CPU and not compiled.
         projection: trained projection heads for the embeddings. Default: none.
+        compile: compile the model's layers with torch.compile, now. Default False.
 
     Raises:
-        UserError: packed log-probabilities differ from the model's own, or the heads have another width.
+        UserError: packed log-probabilities differ from the model's own, the heads have another width, or the layers
+            cannot be compiled.
     """
 
-    def __init__(self, model: PreTrainedModel, projection: AlignmentHead | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, projection: AlignmentHead | None = None, *, compile: bool = False
+    ) -> None:
         if hasattr(model, "merge_and_unload"):
             raise UserError(f"{type(model).__name__} has an adapter that is not merged: give model.merge_and_unload()")
         head: Any = model.get_output_embeddings()
@@ -99,7 +108,8 @@ class Forward:
         self.logit_options = logit_options(model.config)
         if type(model) in KNOWN:
             self.attention = use_packed_attention(model)
-            run_mlps_in_blocks(model)
+            if not compile:
+                run_mlps_in_blocks(model)
         else:
             try:
                 self._switch_and_check()
@@ -111,6 +121,8 @@ class Forward:
                     f"{error}): use a LLaMA or Mistral model"
                 ) from error
         self.shares_prefixes = self.attention != FLASH
+        if compile:
+            self._compile()
 
     def __call__(self, sequences: Sequence[EncodedSequence]) -> tuple[list[SegmentLogps], NDArray[np.float32]]:
         """Run n sequences in one pass.
@@ -183,6 +195,17 @@ class Forward:
     def _to_device(self, numbers: NDArray[np.int64]) -> Tensor:
         return to_device(numbers, self.device)
 
+    @torch.inference_mode()
+    def _compile(self) -> None:
+        """Compile the layers, for packs with and without shared prefixes."""
+        compile_layers(self.model)
+        try:
+            for share in {False, self.shares_prefixes}:
+                self.states(pack(_PROBES, share=share))
+        except Exception as error:  # of torch's compiler, or of the one that it calls
+            why = " ".join(str(error).partition("\n\n")[0].split())
+            raise UserError(f"torch.compile failed, leave out compile ({type(error).__name__}: {why})") from error
+
     def _switch_and_check(self) -> None:
         """Switch to packed attention and compare with the model's own logits of single sequences.
 
@@ -190,19 +213,16 @@ class Forward:
         a nat. So the error is compared with the spread of the log-probabilities, which is as small there. The model
         rounds its logits to its dtype: a logit of 40 is up to 1/8 off in bfloat16.
         """
-        text = [5 + 29 * place % 47 for place in range(48)]
-        shared = text[: LEAST_SHARED + 8]
-        sequences = [text[:7], [*shared, *text[30:]], [*shared, *text[26:40]], text[20:]]
         config = self.model.config
         with torch.inference_mode():
             own, rounding = [], []
-            for ids in sequences:
+            for ids in _PROBES:
                 row = torch.tensor([ids], dtype=torch.int64, device=self.device)
                 logits = self.model(row, use_cache=False).logits[0, :-1]
                 rounding.append(logits.abs().amax(-1).float() * torch.finfo(logits.dtype).eps / 2)
                 own.append(logits.float().log_softmax(-1).gather(1, row[0, 1:, None])[:, 0])
             self.attention = use_packed_attention(self.model)
-            packing = pack(sequences, share=self.attention != FLASH)
+            packing = pack(_PROBES, share=self.attention != FLASH)
             hidden = self.states(packing)
             ours = [
                 self.logprobs(hidden[self._to_device(rows[:-1])], self._to_device(packing.ids[rows[1:]]))

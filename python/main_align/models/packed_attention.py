@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -63,8 +63,8 @@ def packed_attention(
         options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
         options |= {"softcap": softcap, "s_aux": s_aux}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **others)
-    if attention_mask is not None and attention_mask.numel() == 1:
-        sliding_window, attention_mask = int(attention_mask), None  # see _mask
+    if attention_mask is not None and attention_mask.shape[-2] == 0:  # see _mask
+        sliding_window, attention_mask = sliding_window or attention_mask.shape[-1], None
     refused = {"dropout": dropout, "softcap": softcap, "s_aux": s_aux, "mask": attention_mask}
     for name, argument in refused.items():
         if argument is not None and not (isinstance(argument, float) and argument == 0.0):
@@ -78,27 +78,45 @@ def packed_attention(
     if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary embeddings turn some into float32
         query, key, value = (t.to(torch.get_autocast_dtype("cuda")) for t in (query, key, value))
     half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    varlen = _varlen_attention() if half else None
-    if varlen is not None:
+    takes_gqa = _varlen_takes_gqa() if half else None
+    if takes_gqa is not None:
+        from torch.nn.attention.varlen import varlen_attn
+
         q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, H, d]
         if key_rows is not None:
             k, v = k[key_rows], v[key_rows]
-        bounds, longest = (cu_seq_lens_q, cu_seq_lens_k), (max_length_q, max_length_k)
+        bounds: tuple[Any, ...] = cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        return varlen(q, k, v, *bounds, *longest, scale=scaling, window_size=window)[None], None
+        gqa: dict[str, Any] = {"enable_gqa": True} if takes_gqa else {}
+        attended: Any = varlen_attn(q, k, v, *bounds, scale=scaling, window_size=window, **gqa)
+        return attended[None], None
+    return _by_segment(query, key, value, cu_seq_lens_q, cu_seq_lens_k, key_rows, scaling, sliding_window), None
+
+
+@torch.compiler.disable  # each number of segments would be compiled
+def _by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_bounds: Tensor,
+    key_bounds: Tensor,
+    key_rows: Tensor | None,
+    scale: float | None,
+    window: int | None,
+) -> Tensor:
     results = []
     segments = _segments.get()
     if segments:
         lengths, key_lengths = segment_lengths(segments)
     else:
-        lengths, key_lengths = (bounds.diff().tolist() for bounds in (cu_seq_lens_q, cu_seq_lens_k))
+        lengths, key_lengths = (bounds.diff().tolist() for bounds in (query_bounds, key_bounds))
     # a gradient for each slice would be as long as the row, so split, which has one for all segments
     parts = zip(*(t.split(lengths, 2) for t in (query, key, value)), strict=True)
     for (q, k, v), keys, last in zip(parts, key_lengths, itertools.accumulate(key_lengths), strict=True):
         if key_rows is not None and keys > q.shape[2]:
             k, v = (t.index_select(2, key_rows[last - keys : last]) for t in (key, value))
-        results.append(_segment(q, k, v, scaling, sliding_window).transpose(1, 2))
-    return torch.cat(results, 1), None
+        results.append(_segment(q, k, v, scale, window).transpose(1, 2))
+    return torch.cat(results, 1)
 
 
 def _segment(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
@@ -128,19 +146,23 @@ def _segment(query: Tensor, key: Tensor, value: Tensor, scale: float | None, win
 
 
 @functools.cache
-def _varlen_attention() -> Callable[..., Any] | None:
-    """Return torch's variable-length flash attention (CUDA, 16-bit), or None before torch 2.11.
-
-    Later versions need `enable_gqa` for heads that share a key; the first ones have no such option.
-    """
+def _look_for_varlen() -> bool | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
     options = inspect.signature(varlen_attn).parameters
-    if "window_size" not in options:
-        return None
-    return functools.partial(varlen_attn, enable_gqa=True) if "enable_gqa" in options else varlen_attn
+    return "enable_gqa" in options if "window_size" in options else None
+
+
+def _varlen_takes_gqa() -> bool | None:
+    """Return whether torch's variable-length flash attention (CUDA, 16-bit) needs `enable_gqa` for heads that share a
+    key, as later versions do. None before torch 2.11, where it has no window."""
+    return _look_for_varlen()
+
+
+# torch.compiler.assume_constant_result, which would import all of torch._dynamo for this one mark
+_varlen_takes_gqa._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 _segments: ContextVar[Sequence[Segment] | None] = ContextVar("_segments", default=None)
@@ -162,7 +184,8 @@ def packed_forward(segments: Sequence[Segment] = ()) -> Iterator[None]:
 
 
 def _mask(*arguments: Any, **options: Any) -> Tensor | None:
-    """Return transformers' mask, but of a packed forward only the window of the layers that it is for, [1, 1, 1, 1]."""
+    """Return transformers' mask, but of a packed forward only the window of the layers that it is for, as the size of a
+    mask [1, 1, 0, window]."""
     if _segments.get() is None:
         return sdpa_mask(*arguments, **options)
     local_size = options.get("local_size")
@@ -173,7 +196,7 @@ def _mask(*arguments: Any, **options: Any) -> Tensor | None:
             "the model attends within chunks of its sequence, which packed sequences do not support: use a model "
             "without them, such as LLaMA or Mistral."
         )
-    return torch.full((1, 1, 1, 1), local_size, dtype=torch.int64, device="cpu")
+    return torch.empty((1, 1, 0, local_size), dtype=torch.bool, device="cpu")
 
 
 AttentionInterface.register(PACKED, packed_attention)

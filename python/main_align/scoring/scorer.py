@@ -71,6 +71,8 @@ class Scorer:
         heads: trained projection heads that embed the pairs for `semantic` and `structural`: the folder or hub id of a
             model trained with mutual alignment, or an AlignmentHead. Projected embeddings are not standardised, as in
             training. Default: the mean states themselves, standardised.
+        compile: compile the model's layers with torch.compile, which takes a minute or so at the beginning. The scores
+            differ by rounding. Default False.
         trust_remote_code: run code that comes with the model. Default False.
 
     Raises:
@@ -92,6 +94,7 @@ class Scorer:
         seed: int = 0,
         temperature: float = 0.07,
         heads: str | os.PathLike[str] | AlignmentHead | None = None,
+        compile: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         check_types(Scorer.__init__, locals())
@@ -115,11 +118,11 @@ class Scorer:
         self.encoder = PairEncoder(loaded.tokenizer, vocabulary=vocabulary(loaded.model))
         if heads is not None and not isinstance(heads, AlignmentHead):
             heads = AlignmentHead.from_pretrained(heads)
-        self.forward = Forward(loaded.model, heads)
+        self.forward = Forward(loaded.model, heads, compile=compile)
         self.max_length = _longest(self.forward, max_length)
         self.truncate, self.score_system, self.batch_tokens = truncate, score_system, batch_tokens
         self.bank, self.seed, self.temperature = bank, seed, temperature
-        self.fingerprint = _fingerprint(self, loaded)
+        self.fingerprint = _fingerprint(self, loaded) | ({"compile": True} if compile else {})
         self._logged_fields: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -93,6 +93,8 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
         if getattr(args, "loss_type", None) == "chunked_nll":  # the default of TRL before 1.15
             args.loss_type = "nll"  # the same loss; for the other, TRL would replace the head's forward
         args.accelerator_config.dispatch_batches = False  # a packed batch cannot be split between processes
+        if args.use_liger_kernel:  # for the layers; its loss would replace the model's forward
+            args.liger_kernel_config = {**(args.liger_kernel_config or {}), "fused_linear_cross_entropy": False}
         self._base = unwrap_peft(setup.model)
         projection.detach(self._base)
         for dtype in (self._base.dtype, torch.bfloat16 if args.bf16 else torch.float32):

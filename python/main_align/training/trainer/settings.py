@@ -26,7 +26,9 @@ class Refusal(NamedTuple):
 REFUSED = (
     Refusal("label_smoothing_factor", bool, "the loss is computed without logits; set it to 0"),
     Refusal(
-        "use_liger_kernel", bool, "the loss of the head is fused already, and Liger replaces the forward; leave it out"
+        "liger_kernel_config",
+        lambda value: bool(value) and any(value.get(name) for name in ("fused_linear_cross_entropy", "cross_entropy")),
+        "the loss of the head is fused already; leave Liger's losses out",
     ),
     Refusal("loss_type", lambda value: value not in ("nll", "chunked_nll"), "use 'nll'"),
     Refusal(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 
 pytest.importorskip("datasets")
@@ -17,7 +20,7 @@ from main_align.training import AlignmentArguments, AlignmentMixin, MutualAlignm
 from main_align.training.trainer.settings import REFUSED as REFUSED_SETTINGS
 from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 from tests.align.tiny_models import CHATML, DEVICE, byte_tokenizer, cpu_only, tiny_model, tiny_model_folder
 from tests.align.training.step_gradients import PAIRS
@@ -78,7 +81,10 @@ REFUSED = {
     "label_smoothing": ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
     "dft": ({"loss_type": "dft"}, "loss_type='dft'"),
     "prompt_loss": ({"completion_only_loss": False}, "completion_only_loss"),
-    "liger": ({"use_liger_kernel": True}, "use_liger_kernel=True"),
+    "liger": (
+        {"use_liger_kernel": True, "liger_kernel_config": {"fused_linear_cross_entropy": True}},
+        "liger_kernel_config=.*leave Liger's losses out",
+    ),
     "assistant_only": ({"assistant_only_loss": True}, "assistant_only_loss=True .*last assistant turn"),
     "truncation_mode": ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' .*over_length='truncate'"),
     "skip_prepare": ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "dataset_kwargs=.*recognised by its columns"),
@@ -120,6 +126,18 @@ def test_settings_that_cannot_work_are_refused_before_training(tmp_path, name):
     settings, message = REFUSED[name]
     with pytest.raises(UserError, match=message):
         trainer_with(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("base", [Trainer, SFTTrainer])
+def test_liger_changes_the_layers_alone(tmp_path, monkeypatch, base):
+    liger, asked = ModuleType("liger_kernel.transformers"), []
+    liger._apply_liger_kernel_to_instance = lambda model, **options: asked.append(options)
+    monkeypatch.setitem(sys.modules, liger.__name__, liger)
+    monkeypatch.setattr("transformers.integrations.liger.is_liger_kernel_available", lambda: True)
+    args = config(tmp_path, use_liger_kernel=True, liger_kernel_config={"rope": False}, max_steps=1)
+    mixed = type("Mixed", (AlignmentMixin, base), {})
+    mixed(tiny_model(), args, train_dataset=ROWS, processing_class=byte_tokenizer()).train()
+    assert asked == [{"rope": False, "fused_linear_cross_entropy": False}]
 
 
 @pytest.mark.parametrize("packing", [False, True])
