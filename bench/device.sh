@@ -3,7 +3,7 @@
 #
 #     bench/device.sh ours [seconds] [folder]    # build, products, correctness, our timings, variants, profiles, tests,
 #                                                # memcheck: 480 s by default
-#     bench/device.sh peers [seconds] [folder]   # the peers and the largest shapes: 300 s by default
+#     bench/device.sh peers [seconds] [folder]   # scoring, the peers and the largest shapes: 300 s by default
 #     bench/device.sh --exercise                 # the stages that run without a GPU, on the CPU with tiny shapes
 #
 # Stages come in order of importance; one that finds less than 15 s left is recorded as out of time. Logs, profiles and
@@ -79,7 +79,7 @@ rm -f "$samples" # samples of other code
 if [ "$call" = --exercise ]; then
   result=cpu.json
   : >"$logs/steps.tsv"
-  for stage in check time peers variants profile; do
+  for stage in check time scoring peers variants profile; do
     measure $stage 300 --device cpu --smoke
   done
   step sanitize 120 "$python" -m bench.sanitize --device cpu
@@ -95,6 +95,7 @@ result=$(tr -cs 'a-z0-9\n' - <<<"${name,,}" | sed 's/-$//').json
 nvidia-smi -q >"$logs/nvidia-smi.txt"
 
 if [ "$call" = peers ]; then
+  measure scoring 80
   measure peers "$(left)"
   report
   cat "$logs/table.txt"

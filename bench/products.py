@@ -50,6 +50,7 @@ class Products:
         dtype: dtype of all operands.
         backward: for every product also those with its gradient, and the backward of attention. Default False.
         head_rows: rows that the head reads at once. Default CHUNK.
+        attention: run the attention of each segment too, in a call of its own. Default True.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Products:
         *,
         backward: bool = False,
         head_rows: int = CHUNK,
+        attention: bool = True,
     ) -> None:
         self.packs, self.backward, self.head_rows = packs, backward, head_rows
         backbone: Any = model.base_model
@@ -68,7 +70,7 @@ class Products:
         head: Any = model.get_output_embeddings()
         self.head = head.weight.detach().to(dtype)
         config = model.config
-        self.layers = config.num_hidden_layers
+        self.attentions = config.num_hidden_layers if attention else 0
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         tokens = max(sum(pack.lengths) for pack in packs)
         longest = max(keys for pack in packs for _, keys in pack.attended)
@@ -89,7 +91,7 @@ class Products:
             tokens = sum(pack.lengths)
             for weight in self.weights:
                 self._product(weight, tokens, self.outputs[weight.shape[0]])
-            for queries, keys in pack.attended * self.layers:
+            for queries, keys in pack.attended * self.attentions:
                 self._attention(queries, keys)
             for begin in range(0, pack.scored, self.head_rows):
                 self._product(self.head, min(self.head_rows, pack.scored - begin), self.logits)

@@ -35,6 +35,7 @@ STAGES = {
     "products": "bare matrix products by cuBLAS and by our mainloop",
     "time": "our ops and the floors, at the first shape of each case",
     "peers": "our ops, dense torch and the peers, at every shape",
+    "scoring": "the whole scorer on a model of 1B parameters, as it is, compiled, and without a queue",
     "variants": "our ops with other tiles, groups and programs",
     "profile": "one call of each of our ops between cudaProfilerStart and cudaProfilerStop, for ncu",
 }
@@ -125,6 +126,12 @@ def main(words: list[str] | None = None) -> int:
 
         time_products(Clock(chosen.device), log, MIN_ROUNDS)
         return 0
+    if chosen.stage == "scoring":
+        from .scoring import time_scoring
+
+        dtype = torch.float32 if chosen.smoke else torch.bfloat16
+        torch.set_default_device(None)
+        return 0 if time_scoring(chosen.device, dtype, log, smoke=chosen.smoke) else 1
     return run_cases(chosen, log)
 
 

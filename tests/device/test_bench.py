@@ -64,6 +64,16 @@ def test_every_row_is_measured_and_reported(tmp_path, capsys, undo):
             assert target["must"] > target["goal"]
 
 
+def test_scoring_is_measured_and_reported(tmp_path, undo):
+    log, out = tmp_path / "samples.jsonl", tmp_path / "cpu.json"
+    assert main(["scoring", "--device", "cpu", "--smoke", "--log", str(log)]) == 0
+    assert main(["report", str(log), "-o", str(out)]) == 0
+    (row,) = read_rows(out)
+    assert list(row["runs"]) == ["products", "ours", "ours_one_at_a_time", "ours_compiled"]
+    assert all(len(run["samples_s"]) == 2 for run in row["runs"].values())
+    assert row["differing"] == []
+
+
 def test_an_interrupted_row_keeps_its_samples(tmp_path):
     log = SampleLog(tmp_path / "samples.jsonl")
     log.add("row", row="r", case="c", shape={"n": 1}, dtype="float32", floors=["floor"], phases={"ours": "forward"})
