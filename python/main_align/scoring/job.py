@@ -34,6 +34,7 @@ from .jobs.finish import bank_size, part_rows, summarise
 from .jobs.folder import JobFolder
 from .jobs.plan import JobPlan
 from .jobs.processes import Processes
+from .jobs.reader import changed
 from .jobs.shard import Shard
 from .jobs.worker import Finished, Task
 from .manifest import is_folder_output, manifest_path, read_manifest, write_manifest
@@ -151,9 +152,7 @@ def run_job(
             parts = [folder.part(index) for index in range(len(plan.units))]
             missing = sum(not part.exists() for part in parts)
             if opened.digest() != info.digest:
-                raise UserError(
-                    f"{opened.name} changed while it was scored; run again with --restart when it is complete"
-                )
+                raise changed(opened)
             if missing:
                 return {"parts": len(parts), "missing_parts": missing}
             manifest = _manifest(opened, info, settings, folder, parts, totals) | {"command": dict(command or {})}

@@ -203,11 +203,13 @@ def test_names_that_are_not_unicode_are_kept_in_the_manifest(tmp_path: Path) -> 
     assert opened.path == source
 
 
-def test_an_input_that_changes_during_the_run_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [1, 23])
+def test_an_input_that_changes_during_the_run_is_noticed(tmp_path: Path, rows: int) -> None:
     source, out = write_pairs(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
+    lines = source.read_text().splitlines()
 
     def change(_: Progress) -> None:
-        source.write_text(source.read_text() + "\n")
+        source.write_text("\n".join(lines[:rows]) + "\n\n")
 
     with pytest.raises(UserError, match="changed while it was scored"):
         score_file(FakeScorer(), source, out, sort_window=6, on_progress=change)

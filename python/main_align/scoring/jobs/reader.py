@@ -8,6 +8,7 @@ from itertools import islice
 from ...data.fields import Fields, Notes
 from ...data.pairs import Pair
 from ...data.sources.source import Row, Source
+from ...errors import UserError
 
 JUMP = 65536
 """rows between two wanted ones from which on a source that can jump is opened again"""
@@ -32,13 +33,23 @@ class PairReader:
         Args:
             rows: numbers of rows counted from 0, ascending.
             notes: collects observations. Default: none.
+
+        Raises:
+            UserError: the source has lost a row.
         """
         pairs = []
         for number in rows:
             gap = -1 if self._next is None else number - self._next
             if gap < 0 or (gap >= JUMP and self.source.can_jump):
                 self._rows, gap = self.source.rows_from(number), 0
-            row = next(islice(self._rows, gap, None))
+            row = next(islice(self._rows, gap, None), None)
+            if row is None:
+                raise changed(self.source)
             self._next = number + 1
             pairs.append(self.source.pair_of(row, self.fields, notes))
         return pairs
+
+
+def changed(source: Source) -> UserError:
+    """Return the error of a source that is not what it was when its rows were counted."""
+    return UserError(f"{source.name} changed while it was scored; run again with --restart when it is complete")
