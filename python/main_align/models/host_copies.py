@@ -40,7 +40,7 @@ class CopiedToHost:
         self._event = torch.Event(device) if device.type == "cuda" else None
         self._copies = [tensor.to("cpu", non_blocking=self._event is not None) for tensor in tensors]
         if self._event is not None:
-            self._event.record()
+            self._event.record(torch.accelerator.current_stream(device))  # default: that of the current device
 
     def are_there(self) -> bool:
         """Return True if `arrays` would not wait."""
@@ -63,12 +63,13 @@ def beside_queued_work(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.accelerator.current_stream(device)
-    torch.accelerator.set_stream(_other_stream(device))
-    try:
-        yield
-    finally:
-        torch.accelerator.set_stream(before)
+    with torch.cuda.device(device):  # set_stream changes the current device
+        before = torch.accelerator.current_stream(device)
+        torch.accelerator.set_stream(_other_stream(device))
+        try:
+            yield
+        finally:
+            torch.accelerator.set_stream(before)
 
 
 @cache

@@ -36,6 +36,31 @@ def test_no_copy_waits():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, or a pretended one")
+def test_copies_are_there_when_the_stream_of_their_device_is_done(monkeypatch):
+    """The stream that an event takes without an argument is one of the current device, which may be another GPU."""
+    streams = []
+
+    class Event(torch.Event):
+        def record(self, stream=None):
+            streams.append(stream)
+            super().record(stream)
+
+    monkeypatch.setattr(torch, "Event", Event)
+    assert CopiedToHost(torch.ones(2, device="cuda")).arrays()[0].tolist() == [1, 1]
+    assert streams == [torch.accelerator.current_stream(torch.device("cuda", 0))]
+
+
+@pytest.mark.skipif(not is_pretended(), reason="stands in for the functions of a second GPU")
+def test_work_beside_what_is_queued_leaves_the_current_device(monkeypatch):
+    current = [1]
+    monkeypatch.setattr(torch.cuda, "_exchange_device", lambda new: (current[0], current.__setitem__(0, new))[0])
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", lambda new: current.__setitem__(0, new))
+    with beside_queued_work(torch.device("cuda", 0)):
+        assert current == [0]
+    assert current == [1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, or a pretended one")
 def test_work_beside_what_is_queued_has_a_stream_of_its_own():
     device = torch.device("cuda", 0)
     before = torch.accelerator.current_stream(device)
