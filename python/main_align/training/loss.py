@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from main_kernels import cyclic_consistency, info_nce, mutual_information, pair_scores
+from main_kernels.checks import check_dense, check_pairs, check_vector
 
 from ..checks import check_types
 from .objective import StepOutputs, TermValue, step_loss
@@ -90,15 +91,17 @@ class MutualAlignmentLoss(nn.Module):
             (fraction of pairs that rank first in the batch).
 
         Raises:
-            ValueError: if shapes or dtypes do not fit, or if no term can be computed.
+            ValueError: if shapes, dtypes or devices do not fit, or if no term can be computed.
         """
         terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         if (query is None) != (key is None):
             raise ValueError("query and key: expected both or neither, got one of them")
         if query is not None and key is not None:
+            check_pairs(query, key)
             terms, metrics = self.embedding_terms(query, key, pair_ids)
         if likelihoods is not None:
+            _check_likelihoods(likelihoods)
             terms |= self.likelihood_terms(likelihoods)
         if not terms:
             raise ValueError(
@@ -177,6 +180,14 @@ class MutualAlignmentLoss(nn.Module):
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Convert to float32, or return the tensor as it is if its dtype is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _check_likelihoods(likelihoods: Likelihoods) -> None:
+    given = {f"likelihoods.{name}": part for name, part in likelihoods._asdict().items() if part is not None}
+    for name, part in given.items():
+        check_dense(name, part)
+        like = next(iter(given.values()))
+        check_vector(name, part, like.numel(), integer="tokens" in name, like=like)
 
 
 def duality_gap(likelihoods: Likelihoods) -> Tensor:

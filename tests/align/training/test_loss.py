@@ -16,6 +16,7 @@ from main_align.training.terms import EMBEDDING_TERMS, LIKELIHOOD_TERMS
 from torch.nn.functional import normalize
 
 from main_kernels import reference
+from tests.align.tiny_models import DEVICE
 
 pytestmark = pytest.mark.usefixtures("on_the_device")
 
@@ -146,6 +147,31 @@ def test_invalid_calls_are_refused():
         loss()
     with pytest.raises(ValueError, match=r"key: expected .*, got 3 columns"):
         loss(query, key[:, :3])
+    with pytest.raises(ValueError, match="key: expected 1 rows, got 6 rows"):
+        loss(query[:1], key)
+    with pytest.raises(ValueError, match="query: expected two dimensions, got shape"):
+        loss(query[0], key[0])
+    with pytest.raises(ValueError, match=r"query: expected float32, .*, got dtype torch.int64"):
+        loss(query.long(), key.long())
+    with pytest.raises(TypeError, match="query: expected a tensor"):
+        loss(query.tolist(), key)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "error", "message"),
+    [
+        ("x", torch.zeros(6, 1), ValueError, r"x: expected \(6,\), got shape \(6, 1\)"),
+        ("tokens_y", torch.ones(5, dtype=torch.int64), ValueError, r"tokens_y: expected \(6,\), got shape \(5,\)"),
+        ("tokens_x", torch.ones(6), ValueError, "tokens_x: expected int64, got dtype torch.float32"),
+        ("y_given_x", [0.0] * 6, TypeError, "y_given_x: expected a tensor"),
+        ("y_given_x", torch.tensor(1.0), ValueError, r"y_given_x: expected \(1,\), got shape \(\)"),
+    ],
+)
+def test_likelihoods_that_do_not_fit_are_refused(part, value, error, message):
+    """Two shapes that broadcast would give another mean."""
+    value = value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+    with pytest.raises(error, match=rf"^likelihoods\.{message}"):
+        MutualAlignmentLoss(AlignmentTerms(duality_gap_weight=1.0))(likelihoods=likelihoods()._replace(**{part: value}))
 
 
 def test_the_synthetic_weight_follows_the_ratio_of_the_running_losses():
