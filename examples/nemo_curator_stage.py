@@ -43,7 +43,7 @@ class ScorePairs(ProcessingStage[DocumentBatch, DocumentBatch]):
         return ["data"], []
 
     def outputs(self) -> tuple[list[str], list[str]]:
-        return ["data"], ["mutual", "pmi", "semantic", "structural", "status", "reason"]
+        return ["data"], ["mutual", "pmi_forward", "pmi_reverse", "semantic", "structural", "status", "reason"]
 
     def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
         self.stage = ScoreStage(self.model, bank=self.bank)
