@@ -183,10 +183,10 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _check_likelihoods(likelihoods: Likelihoods) -> None:
-    given = {f"likelihoods.{name}": part for name, part in likelihoods._asdict().items() if part is not None}
-    for name, part in given.items():
+    parts = {f"likelihoods.{name}": part for name, part in likelihoods._asdict().items() if part is not None}
+    for name, part in parts.items():
         check_dense(name, part)
-        like = next(iter(given.values()))
+        like = next(iter(parts.values()))
         check_vector(name, part, like.numel(), integer="tokens" in name, like=like)
 
 
