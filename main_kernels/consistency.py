@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .derivatives import no_tangents
+from .derivatives import no_transforms
 from .registration import Op
 
 _CHUNK_ENTRIES = 1 << 19  # of P and of M: 2 MiB each in float32, and products of a thousand rows if D is 512
@@ -48,7 +48,7 @@ def cyclic_consistency(query: Tensor, key: Tensor, *, cross: float = 1.0, within
     checks.check_pairs(query, key)
     for name, value in (("cross", cross), ("within", within)):
         checks.check_not_negative(name, value)
-    no_tangents("cyclic_consistency", query, key)
+    no_transforms("cyclic_consistency", query, key)
     return _cyclic(CyclicArgs(query, key, cross, within)).mean
 
 
@@ -66,7 +66,7 @@ def relational_scores(query: Tensor, key: Tensor) -> Tensor:
         ValueError: a shape, dtype or device is invalid. The message names the argument.
     """
     checks.check_pairs(query, key)
-    no_tangents("relational_scores", query, key)
+    no_transforms("relational_scores", query, key)
     return _relational(RelationalArgs(query, key)).scores
 
 

@@ -1,4 +1,4 @@
-"""first_only, no_tangents: errors for derivatives that an op does not have, instead of wrong numbers."""
+"""first_only, no_transforms: errors for derivatives that an op does not have, instead of wrong numbers."""
 
 from __future__ import annotations
 
@@ -56,13 +56,22 @@ def first_only(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
-def no_tangents(op: str, *tensors: Tensor | float | None) -> None:
-    """Raise NotImplementedError if a tensor has a forward-mode tangent, which the op would drop."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+def no_transforms(op: str, *tensors: Tensor | float | None) -> None:
+    """Raise NotImplementedError for a tensor with a forward-mode tangent, which the op would drop, and for one that
+    torch.func transforms, of which torch's own error gives no remedy."""
+    if torch.compiler.is_compiling():
         return
-    for tensor in tensors:
-        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                f"{op}: forward-mode derivatives (torch.func.jvp, forward_ad) are not implemented; use reverse mode "
-                "(torch.autograd.grad)"
-            )
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
+        return
+    operands = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in operands):
+        raise NotImplementedError(
+            f"{op}: forward-mode derivatives (torch.func.jvp, forward_ad) are not implemented; use reverse mode "
+            "(torch.autograd.grad)"
+        )
+    functorch = torch._C._functorch
+    if any(functorch.is_gradtrackingtensor(t) or functorch.is_batchedtensor(t) for t in operands):
+        raise NotImplementedError(
+            f"{op}: the transforms of torch.func (grad, vmap, jacrev) are not implemented; use torch.autograd.grad, "
+            "and a loop instead of vmap"
+        )

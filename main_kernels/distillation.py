@@ -10,7 +10,7 @@ from torch import Tensor
 from . import checks
 from .amp import autocast
 from .backends import select_backend
-from .derivatives import no_tangents
+from .derivatives import no_transforms
 from .sweep.divergence import divergence_op
 from .sweep.signatures import DivergenceArgs
 
@@ -93,7 +93,7 @@ def linear_kl(
     if token_mask is not None:
         checks.check_mask("token_mask", token_mask, student_hidden.shape[0], like=student_hidden)
     checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
-    no_tangents("linear_kl", student_hidden, student_weight, teacher_hidden, teacher_weight, scale)
+    no_transforms("linear_kl", student_hidden, student_weight, teacher_hidden, teacher_weight, scale)
     if isinstance(scale, Tensor):
         student_hidden, teacher_hidden = ((h * scale).to(h.dtype) for h in (student_hidden, teacher_hidden))
         scale = 1.0

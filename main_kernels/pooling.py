@@ -10,7 +10,7 @@ from torch import Tensor
 from . import checks
 from .backends import get_backend, select_backend
 from .backends.structs import Pooling
-from .derivatives import no_tangents
+from .derivatives import no_transforms
 from .registration import Op
 
 
@@ -74,7 +74,7 @@ def segment_pool(
             raise ValueError("row_weights: expected none with mode 'last', got a tensor")
         checks.check_vector("row_weights", row_weights, hidden.shape[0], integer=False, like=hidden)
         row_weights = row_weights.to(accumulator)
-    no_tangents("segment_pool", hidden, row_weights, query)
+    no_transforms("segment_pool", hidden, row_weights, query)
     args = PoolArgs(hidden, cu_seqlens, row_weights, query, mode == "last", normalize, select_backend(hidden))
     return _segment_pool(args).pooled.to(hidden.dtype)
 

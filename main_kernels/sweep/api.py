@@ -17,7 +17,7 @@ from .. import checks
 from ..amp import autocast
 from ..backends import select_backend
 from ..backends.accumulators import Lse
-from ..derivatives import no_tangents
+from ..derivatives import no_transforms
 from . import backward  # noqa: F401  (registers the autograd rule)
 from .forward import sweep_op
 from .plan import GradientMode, gradient_mode, product_dtypes
@@ -164,7 +164,7 @@ def sweep(
     """
     checks.check_integer("workspace_bytes", workspace_bytes)
     checks.check_integer("ignore_index", ignore_index)
-    no_tangents("the score sweep", query, key, scale, bias, None if loss is None else loss.weights)
+    no_transforms("the score sweep", query, key, scale, bias, None if loss is None else loss.weights)
     query, key = autocast(query), autocast(key)
     accumulator = accumulator_dtype(query.dtype)
     if isinstance(scale, Tensor):

@@ -1,4 +1,4 @@
-"""Derivatives that the ops do not have are errors: a second one, and any of forward mode."""
+"""Derivatives that the ops do not have are errors: a second one, any of forward mode, and those of torch.func."""
 
 from __future__ import annotations
 
@@ -48,6 +48,15 @@ def test_a_forward_mode_derivative_is_an_error(backend, name):
         PUBLIC[name](forward_ad.make_dual(query, torch.ones_like(query)), key)
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(PUBLIC[name], (query, key), (query, key))
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.vmap])
+def test_a_transform_of_torch_func_is_an_error(backend, name, transform):
+    query, key = torch.randn(2, 9, 4), torch.randn(2, 9, 4)
+    inputs = (query, key) if transform is torch.func.vmap else (query[0], key[0])
+    with pytest.raises(NotImplementedError, match=r"torch.func .*; use torch.autograd.grad"):
+        transform(lambda q, k: sum(out.sum() for out in listed(PUBLIC[name](q, k))))(*inputs)
 
 
 def test_ordinary_torch_keeps_its_derivatives():
