@@ -49,8 +49,9 @@ def _sum_into(
 
 
 def _histc(values: Tensor, *arguments: Any, **options: Any) -> Tensor:
-    """The CPU's has no integers."""
-    return torch.histc(values.double(), *arguments, **options).to(values.dtype)
+    """The CPU's has no integers. Like the real one it does not wait."""
+    counts = torch.histc(values.to("cpu", non_blocking=True).double(), *arguments, **options)
+    return counts.to(values.device, values.dtype, non_blocking=True)
 
 
 class _Segment:
