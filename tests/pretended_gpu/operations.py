@@ -22,6 +22,7 @@ def register() -> None:
         ("mm.dtype_out", _product_into),
         ("addmm.dtype_out", _sum_into),
         ("histc", _histc),
+        ("_conv_depthwise2d", _depthwise_convolution),
     ):
         library.impl(name, function, "CUDA")
     _LIBRARIES.append(library)
@@ -52,6 +53,14 @@ def _histc(values: Tensor, *arguments: Any, **options: Any) -> Tensor:
     """The CPU's has no integers. Like the real one it does not wait."""
     counts = torch.histc(values.to("cpu", non_blocking=True).double(), *arguments, **options)
     return counts.to(values.device, values.dtype, non_blocking=True)
+
+
+def _depthwise_convolution(
+    values: Tensor, weight: Tensor, kernel: Any, bias: Tensor | None, stride: Any, padding: Any, dilation: Any
+) -> Tensor:
+    here = [None if t is None else t.to("cpu", non_blocking=True) for t in (values, weight, bias)]
+    done = torch.conv2d(*here, stride, padding, dilation, groups=values.shape[1])
+    return done.to(values.device, non_blocking=True)
 
 
 class _Segment:
