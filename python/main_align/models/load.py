@@ -142,11 +142,16 @@ def unwrap_peft(model: nn.Module) -> PreTrainedModel:
 
 
 def check_peft(config: Any) -> None:
-    """Raise UserError for virtual tokens, which would move every position of a packed row.
+    """Raise UserError for an adapter that reads a packed row as one sequence: virtual tokens or an activated LoRA.
 
     Args:
         config: configuration of an adapter.
     """
+    if getattr(config, "alora_invocation_tokens", None):
+        raise UserError(
+            "alora_invocation_tokens is not supported: an activated LoRA starts at the last invocation of a row, and "
+            "pairs are read as packed sequences, of which a row has several. Leave it out"
+        )
     if getattr(config, "is_prompt_learning", False):
         raise UserError(
             f"{type(config).__name__} is not supported: it puts virtual tokens before every sequence, and pairs are "

@@ -150,6 +150,15 @@ def test_virtual_tokens_are_refused(tmp_path, kind):
         AlignmentEvaluator(ROWS)(adapted, byte_tokenizer())
 
 
+def test_an_activated_lora_is_refused(tmp_path):
+    """It would be active from the last invocation in a packed row on, which is in another sequence."""
+    activated = LoraConfig(**LORA, task_type="CAUSAL_LM", alora_invocation_tokens=[5])
+    with pytest.raises(UserError, match="alora_invocation_tokens is not supported: an activated LoRA"):
+        trainer_with(tmp_path, peft_config=activated)
+    with pytest.raises(UserError, match="alora_invocation_tokens is not supported: an activated LoRA"):
+        AlignmentEvaluator(ROWS)(get_peft_model(tiny_model(), activated), byte_tokenizer())
+
+
 def test_an_adapter_that_skips_the_hooks_is_refused(tmp_path):
     trainer = trainer_with(tmp_path, peft_config=AdaLoraConfig(task_type="CAUSAL_LM", total_step=2))
     with pytest.raises(UserError, match=r"runs the model without its forward hooks.*such as LoraConfig"):
