@@ -65,6 +65,12 @@ REFUSED = (
         lambda value: not value and world_size() > 1,
         "a step's tokens are counted over all processes; leave it True",
     ),
+    Refusal(
+        "ddp_static_graph",
+        bool,
+        "the gradients of the terms are measured before the step's backward, and DDP would not reduce that one; leave "
+        "it out",
+    ),
     Refusal("length_column_name", lambda value: value != "length", "the trainer counts the lengths; leave it out"),
 )
 

@@ -91,6 +91,7 @@ REFUSED = {
     "text_field": ({"dataset_text_field": "body"}, "dataset_text_field='body'"),
     "padding": ({"pad_to_multiple_of": 8}, "pad_to_multiple_of=8 .*without padding"),
     "experts": ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef=0.1 .*load-balancing"),
+    "static_graph": ({"ddp_static_graph": True}, "ddp_static_graph=True .*would not reduce"),
     "lengths": ({"length_column_name": "n"}, "length_column_name='n'"),
     "packed_lengths": ({"packing": True, "train_sampling_strategy": "group_by_length"}, "has no effect with packing"),
     "packed_evaluation": ({"eval_packing": True, "packing_strategy": "wrapped"}, "cuts samples"),
