@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -37,10 +37,15 @@ class CheckpointMixin(MixinBase):
         self._monitor.resume(self._read_checkpoint(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        # if the best checkpoint is missing, the trainer has warned, and a completed run must not fail
-        if (best := self.state.best_model_checkpoint) and checkpoint.is_in(best):
-            self._read_checkpoint(best)
+        best, model = self.state.best_model_checkpoint, cast("Any", self.model)
+        if not best or not checkpoint.is_in(best):
+            super()._load_best_model()  # warns that it is missing; a completed run must not fail
+            return
+        if hasattr(model, "get_base_model") and set(model.peft_config) - {"default"}:
+            super()._load_from_checkpoint(best)  # transformers' _load_best_model reads the adapter `default` alone
+        else:
+            super()._load_best_model()
+        self._read_checkpoint(best)
 
     def _read_checkpoint(self, folder: str) -> int:
         """Restore heads and running means, and return the number of tokens."""

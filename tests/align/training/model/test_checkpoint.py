@@ -13,7 +13,7 @@ pytest.importorskip("peft")
 import torch
 from main_align.errors import UserError
 from main_align.training.model.checkpoint import FILE
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
@@ -68,6 +68,25 @@ def test_the_best_model_is_restored_with_its_heads_and_means(tmp_path, lora):
         assert not torch.equal(weight.cpu(), last[f"head.{name}"])
     assert torch.equal(trainer._synthetic_weight.means.cpu(), wanted["synthetic_weight.means"])
     assert not torch.equal(trainer._synthetic_weight.means.cpu(), last["synthetic_weight.means"])
+
+
+@pytest.mark.parametrize("names", [["trained"], ["default", "trained"]])
+def test_the_best_adapter_is_restored_by_its_name(tmp_path, names):
+    """transformers reads the adapter `default` only, also into an adapter of another name."""
+    model = get_peft_model(tiny_model(), LoraConfig(**LORA), adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, LoraConfig(**LORA))
+    model.set_adapter("trained")
+    settings = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = trainer_with(tmp_path, model, eval_dataset=ROWS, **settings)
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best == str(tmp_path / "checkpoint-1")  # the loss falls, so the first one has the greatest
+    saved = load_file(Path(best) / "trained" / "adapter_model.safetensors")
+    restored = get_peft_model_state_dict(trainer.model, adapter_name="trained")
+    assert all(torch.equal(restored[name].cpu(), weight) for name, weight in saved.items())
+    assert trainer.model.active_adapters == ["trained"]
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
