@@ -46,7 +46,8 @@ def run_sft(arguments: Sequence[str]) -> MutualAlignmentTrainer:
         The trainer after training. The model is saved in its `output_dir`.
 
     Raises:
-        UserError: no data set or model is given, or the data set cannot be loaded.
+        UserError: no data set or model is given, the data set cannot be loaded, or the checkpoint to resume from is
+            no folder.
     """
     try:
         script, training, model = make_parser().parse_args_and_config(list(arguments))
@@ -55,6 +56,12 @@ def run_sft(arguments: Sequence[str]) -> MutualAlignmentTrainer:
     for name, value in (("dataset_name", script.dataset_name), ("model_name_or_path", model.model_name_or_path)):
         if not value:
             raise UserError(f"{name} is not set: give --{name}, or write it into the file of --config")
+    resume = training.resume_from_checkpoint
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        raise UserError(
+            f"resume_from_checkpoint: {resume} is not a folder: give a checkpoint, such as OUTPUT/checkpoint-500; in a "
+            "settings file, true takes the last one"
+        )
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -71,10 +78,10 @@ def run_sft(arguments: Sequence[str]) -> MutualAlignmentTrainer:
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(training.output_dir)
     hub_id = None if Path(name).exists() or has_magic(name) else name
-    trainer.create_model_card(dataset_name=hub_id)
+    trainer.create_model_card(Path(training.output_dir or ".").absolute().name, hub_id)
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=hub_id)
     return trainer

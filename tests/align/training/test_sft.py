@@ -36,7 +36,9 @@ def test_a_settings_file_and_options_train_and_save_a_model(tmp_path, data):
     assert result.exit_code == 0, result.output
     assert f"model: {out}" in result.output
     AutoModelForCausalLM.from_pretrained(out)
-    assert "Trained on 8 pairs" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "# Model Card for out\n" in card
+    assert "Trained on 8 pairs" in card
     trainer = run_sft(["--config", str(config), "--max_steps", "1", "--output_dir", str(out)])
     assert trainer.args.semantic_weight == 0.5
     logged = trainer.state.log_history[0]
@@ -50,6 +52,10 @@ def test_a_settings_file_and_options_train_and_save_a_model(tmp_path, data):
         (["--dataset_name", "DATA"], "model_name_or_path is not set"),
         (["--dataset_name", "DATA", "--model_name_or_path", "m", "--no_such_option", "1"], "no_such_option"),
         (["--dataset_name", "DATA", "--model_name_or_path", "m", "--eval_strategy", "epoch"], "has no split 'test'"),
+        (
+            ["--dataset_name", "DATA", "--model_name_or_path", "m", "--resume_from_checkpoint", "absent"],
+            "resume_from_checkpoint: absent is not a folder: give a checkpoint",
+        ),
     ],
 )
 def test_what_is_missing_is_named(data, tmp_path, arguments, message):

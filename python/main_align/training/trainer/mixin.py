@@ -113,6 +113,9 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
             train_dataset = self._prepare_dataset(train_dataset, setup.tokenizer, args, packing, None, "train")
             packing = packs_evaluation(args)
             eval_dataset = self._prepare_dataset(eval_dataset, setup.tokenizer, args, packing, None, "eval")
+        init_kwargs = getattr(args, "model_init_kwargs", None)
+        if isinstance(model, str) and init_kwargs is not None:
+            args.model_init_kwargs = None  # used above; SFTTrainer would say that it ignores them
         super().__init__(
             model=setup.model,
             args=args,
@@ -121,6 +124,8 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
             processing_class=setup.tokenizer,
             **options,
         )
+        if init_kwargs is not None:
+            args.model_init_kwargs = init_kwargs
         assert self._preparation is not None
         self.data_collator = self._preparation.collator
         self.model_accepts_loss_kwargs = True  # tells transformers before 5.19 that the loss is scaled
