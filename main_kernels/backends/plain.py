@@ -322,7 +322,7 @@ def join_planes(high: Tensor, low: Tensor) -> Tensor:
 def _segment_of_row(offsets: Tensor, rows: int) -> Tensor:
     """Return the segment of each row, and B for a row that is in none. The host does not wait for a GPU."""
     row = torch.arange(rows, dtype=torch.int64, device=offsets.device)
-    segment = torch.searchsorted(offsets[1:].contiguous(), row, right=True)
+    segment = torch.searchsorted(offsets[1:], row, right=True)
     return torch.where(row < offsets[0], offsets.numel() - 1, segment)
 
 

@@ -305,7 +305,8 @@ class Scorer:
 
     def _read(self, window: SortWindow, rows: tuple[int, ...], *passes: Submitted) -> MicroBatchResult:
         pairs = [self._encoded(window, row) for row in rows]
-        logps, pooled = passes[0].result()
+        (submitted,) = passes  # a scorer with two models has two
+        logps, pooled = submitted.result()
         result = empty_result(rows, self.width)
         result.embed_x, result.embed_y = pooled[0::2], pooled[1::2]  # <x><y> and <y><x> of each pair
         for index, (pair, forward, reverse) in enumerate(zip(pairs, logps[0::2], logps[1::2], strict=True)):

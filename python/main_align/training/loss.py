@@ -184,9 +184,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def _check_likelihoods(likelihoods: Likelihoods) -> None:
     parts = {f"likelihoods.{name}": part for name, part in likelihoods._asdict().items() if part is not None}
+    if not parts:
+        return
+    first, like = next(iter(parts.items()))
+    check_dense(first, like)  # before its length is read
     for name, part in parts.items():
-        check_dense(name, part)
-        like = next(iter(parts.values()))
         check_vector(name, part, like.numel(), integer="tokens" in name, like=like)
 
 

@@ -118,19 +118,23 @@ class JobWorker:
         Raises:
             UserError: the input or the libraries changed since an earlier run, or the disk is full.
         """
-        prefetch = self._ahead.pop(task, None) or Prefetch(self._prepared(task))
+        prefetch = self._ahead.pop(task, None)
         self._ahead.clear()
         if following is not None and not self._is_finished(following):
             self._ahead[following] = Prefetch(self._prepared(following))
         if task.kind == "bank":
             self._make_bank()
-        elif self._is_finished(task):
-            rows, skip = self._rows(task)
+            return
+        rows, skip = self._rows(task)
+        if self._is_finished(task):
             report(Finished(len(rows) - len(skip), is_earlier=True))
-        elif task.kind == "measure":
-            self._measure(task.number, prefetch.result(), report)
+            return
+        unit = (prefetch or Prefetch(self._prepared(task))).result()
+        report(Finished(len(rows) - len(skip) - sum(len(batch.rows) for batch in unit.window.micro_batches)))
+        if task.kind == "measure":
+            self._measure(task.number, unit.window, report)
         else:
-            self._score(task.number, prefetch.result(), report)
+            self._score(task.number, unit, report)
 
     def _rows(self, task: Task) -> tuple[Sequence[int], list[int]]:
         """Return the rows of a unit, and the positions of those that need no forward pass."""
@@ -153,10 +157,7 @@ class JobWorker:
         yield
         return Unit(pairs, notes, (yield from self.runner.prepare_in_steps(pairs, frozenset(skip))))
 
-    def _measure(self, index: int, unit: Unit, report: Callable[[Finished], None]) -> None:
-        rows, window = self.plan.bank_units[index], unit.window
-        report(Finished(len(rows) - sum(len(batch.rows) for batch in window.micro_batches)))
-
+    def _measure(self, index: int, window: SortWindow, report: Callable[[Finished], None]) -> None:
         def arrays(result: MicroBatchResult) -> Arrays:
             texts = {name: getattr(window, name)[result.rows] for name in ("text_x", "text_y")}
             values = np.column_stack(result.likelihoods)
@@ -206,16 +207,13 @@ class JobWorker:
         return stored, PairStates(*(np.concatenate(arrays)[order] for arrays in zip(*states, strict=True)))
 
     def _score(self, index: int, unit: Unit, report: Callable[[Finished], None]) -> None:
-        rows, part = self.plan.units[index], self.folder.part(index)
-        skip = self.plan.candidates_in(rows)
         pairs, notes, window = unit
-        report(Finished(len(rows) - len(skip) - sum(len(batch.rows) for batch in window.micro_batches)))
         journal = self.folder.part_journal(index)
         with Journal(journal) as log:
             self._run(window, log, lambda result: self._scored(window, result), report)
-            stored = _joined([self._known(rows), *(_stored(*record) for record in log.records())])
+            stored = _joined([self._known(self.plan.units[index]), *(_stored(*record) for record in log.records())])
         numbered = [number for number, pair in enumerate(pairs) if not pair.own_id]
-        with self.folder.finished(part) as own:
+        with self.folder.finished(self.folder.part(index)) as own:
             write_part(own, _rows(window, stored), PartNotes(dict(notes.unused), numbered))
         journal.unlink()
 
