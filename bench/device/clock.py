@@ -1,4 +1,4 @@
-"""Clock: device time and host time of one call, separately."""
+"""Clock: device time and host time of one call, separately. WallClock: the time of a whole program."""
 
 from __future__ import annotations
 
@@ -77,3 +77,31 @@ class Clock:
         stop.record()
         torch.cuda.synchronize()
         return CALIBRATION_CYCLES / (start.elapsed_time(stop) / 1e3)
+
+
+class WallClock:
+    """Times calls that wait for the GPU themselves, such as a scorer; its `host_seconds` are the thread's own work.
+
+    Args:
+        device: "cuda" or "cpu".
+    """
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu = device == "cuda"
+
+    def __call__(self, run: Callable[[], Any], hold: float = 0.0) -> Sample:
+        """Time one call, from an idle GPU to an idle GPU. Nothing is held back."""
+        self._wait()
+        begin, worked = time.perf_counter(), time.thread_time()
+        run()
+        worked = time.thread_time() - worked
+        self._wait()
+        return Sample(time.perf_counter() - begin, worked, False)
+
+    def hold_for(self, run: Callable[[], Any]) -> float:
+        """Return 0."""
+        return 0.0
+
+    def _wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,8 +19,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..products import Pack, Products
-from .machine import gpu_state
+from .clock import WallClock
 from .samples import SampleLog
+from .timing import time_in_turn
 
 LLAMA = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
 LLAMA |= {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192}
@@ -58,7 +58,8 @@ def time_scoring(device: str, dtype: torch.dtype, log: SampleLog, *, smoke: bool
         return Scorer(loaded, batch_tokens=batch_tokens, **options)
 
     plain = scorer()
-    passes = [plain.prepare(window) for window in windows_of(pairs)]
+    size = window_size(pairs)
+    passes = [plain.prepare(pairs[start : start + size]) for start in range(0, len(pairs), size)]
     shapes = [
         Pack([batch.tokens], sum(int(window.tokens_x[row] + window.tokens_y[row]) for row in batch.rows) * 2)
         for window in passes
@@ -79,20 +80,7 @@ def time_scoring(device: str, dtype: torch.dtype, log: SampleLog, *, smoke: bool
     except Exception as error:  # without a C compiler; the others are timed
         log.add("missing", row=key, name="ours_compiled", reason=f"{type(error).__name__}: {str(error)[:300]}")
     found = {name: run() for name, run in runs.items()}  # and warm up
-    log.add("state", row=key, state=gpu_state() if device == "cuda" else None)
-    names = list(runs)
-    for turn in range(2 if smoke else 5):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            if device == "cuda":
-                torch.cuda.synchronize()
-            begin, host = time.perf_counter(), time.thread_time()
-            runs[name]()
-            host = time.thread_time() - host
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - begin
-            log.add("sample", row=key, name=name, seconds=seconds, host_seconds=host, held=False)
-    log.add("state", row=key, state=gpu_state() if device == "cuda" else None)
+    time_in_turn(key, runs, WallClock(device), log, 2 if smoke else 5, seconds=0)
     nats = {name: of.likelihoods.logp / passes_tokens(of) for name, of in found.items() if of is not None}
     wrong = [name for name, of in nats.items() if not np.allclose(of, nats["ours"], rtol=0, atol=AGREEMENT)]
     log.add("differing", row=key, names=wrong)
@@ -101,7 +89,7 @@ def time_scoring(device: str, dtype: torch.dtype, log: SampleLog, *, smoke: bool
 
 def measured(scorer: Scorer, pairs: list[Pair]) -> Measured:
     """Measure the pairs in WINDOWS windows."""
-    return measure_windows(scorer, pairs, -(-len(pairs) // WINDOWS))
+    return measure_windows(scorer, pairs, window_size(pairs))
 
 
 def one_at_a_time(scorer: Scorer, pairs: list[Pair]) -> Measured:
@@ -110,10 +98,9 @@ def one_at_a_time(scorer: Scorer, pairs: list[Pair]) -> Measured:
         return measured(scorer, pairs)
 
 
-def windows_of(pairs: list[Pair]) -> list[list[Pair]]:
-    """Return the pairs of each window."""
-    size = -(-len(pairs) // WINDOWS)
-    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+def window_size(pairs: list[Pair]) -> int:
+    """Return the number of pairs of a window."""
+    return -(-len(pairs) // WINDOWS)
 
 
 def passes_tokens(of: Measured) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from ..cases.case import DTYPES, Row
 from ..cases.device import DeviceCase
 from ..kernels import AGREEMENT, differing, warm_up
-from .clock import Clock
+from .clock import Clock, WallClock
 from .machine import gpu_state
 from .samples import SampleLog
 
@@ -73,9 +73,16 @@ def time_case(
 
 
 def time_in_turn(
-    key: str, runs: Mapping[str, Callable[[], Any]], clock: Clock, log: SampleLog, rounds: int
+    key: str,
+    runs: Mapping[str, Callable[[], Any]],
+    clock: Clock | WallClock,
+    log: SampleLog,
+    rounds: int,
+    seconds: float = SECONDS_PER_ROW,
 ) -> dict[str, list[float]]:
     """Time calls that are warmed up, round after round. Each round begins with another one.
+
+    After `rounds` rounds it ends once they took `seconds`.
 
     Returns:
         The seconds of each call, which the log has as well.
@@ -86,7 +93,7 @@ def time_in_turn(
     log.add("state", row=key, state=gpu_state() if clock.on_gpu else None)
     begin = time.perf_counter()
     for done in range(max(rounds, MAX_ROUNDS)):
-        if done >= rounds and time.perf_counter() - begin >= SECONDS_PER_ROW:
+        if done >= rounds and time.perf_counter() - begin >= seconds:
             break
         turn = done % len(names)
         for name in names[turn:] + names[:turn]:
