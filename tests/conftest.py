@@ -35,13 +35,15 @@ settings.load_profile("quick")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests, so that no process is left with one of them at the end. Tests marked one_build run
-    on the best build of the C++ kernels alone. float32 inputs run once: their products are float32 on every CPU."""
+    on the best build of the C++ kernels alone, those marked one_backend on no other backend. float32 inputs run once:
+    their products are float32 on every CPU."""
     others = [build for place, build in enumerate(BUILDS) if build[0] in {name for name, _ in BUILDS[:place]}]
+    left_out = {"one_build": others, "one_backend": BUILDS[1:]}
 
     def is_left_out(item: pytest.Item) -> bool:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         repeated = params.get("dtype") == torch.float32 and params.get("fast_bfloat16") is False
-        return repeated or ("one_build" in item.keywords and params.get("backend") in others)
+        return repeated or any(mark in item.keywords and params.get("backend") in left_out[mark] for mark in left_out)
 
     items[:] = sorted(
         (item for item in items if not is_left_out(item)), key=lambda item: "longest" not in item.keywords

@@ -10,10 +10,14 @@ import pytest
 from .pretended_gpu.build import why_not
 
 STEP, SCORER = "tests/align/training/test_step.py", "tests/align/scoring/test_scorer.py"
+TEMPERATURE = "tests/kernels/test_temperature.py"
 FEW = [
     "tests/pretended_gpu",
     "tests/kernels/test_head_losses.py::test_no_scored_token_gives_zero_in_the_graph",
-    "tests/kernels/test_temperature.py",
+    f"{TEMPERATURE}::test_a_temperature_tensor_equals_a_number",
+    f"{TEMPERATURE}::test_a_temperature_tensor_is_differentiated[info_nce]",
+    f"{TEMPERATURE}::test_a_temperature_tensor_is_differentiated[linear_kl]",
+    f"{TEMPERATURE}::test_other_temperatures_are_refused",
     "tests/align/models/test_host_copies.py",
     "tests/align/models/test_packed_attention.py",
     "tests/align/scoring/test_bank.py",

@@ -111,7 +111,7 @@ def main(words: list[str] | None = None) -> int:
     parser = command_parser("aot", __doc__)
     parser.add_argument("-o", "--output", type=output_file, help="a JSON file for the rows")
     parser.add_argument("--renew", type=output_file, help="a JSON file whose rows of the cases that run are replaced")
-    parser.add_argument("-k", "--only", default="", help="cases whose name contains this")
+    parser.add_argument("-k", "--only", nargs="+", default=[""], help="cases whose name contains one of these")
     parser.add_argument("-a", "--architecture", type=int, choices=ARCHITECTURES, action="append")
     parser.add_argument("--ttir", action="store_true", help="translate the kernels to TTIR and compile no further")
     arguments = parser.parse_args(words)
@@ -120,7 +120,8 @@ def main(words: list[str] | None = None) -> int:
     architectures = arguments.architecture or ARCHITECTURES
 
     def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-        return (case for some in (fused_cases(), chunk_cases()) for case in some if arguments.only in case[0])
+        every = (case for some in (fused_cases(), chunk_cases()) for case in some)
+        return (case for case in every if any(words in case[0] for words in arguments.only))
 
     if arguments.ttir:
         return _translate_all(cases, architectures)

@@ -53,8 +53,7 @@ def run(function: Callable[..., object], *arguments: object, log: Path) -> str:
 
 
 def run_ranks(count: int, function: Callable[..., object], *arguments: object, folder: Path) -> None:
-    """Run a function in several processes at a time, which find each other as torchrun's do (which
-    itself starts those of test_loop.py)."""
+    """Run a function in several processes at a time, which find each other as torchrun's do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}

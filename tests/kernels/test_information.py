@@ -172,7 +172,7 @@ def test_smile_has_the_value_of_clipped_dv_and_the_gradient_of_js(backend):
     assert len(set(joined.values())) == 3
 
 
-@pytest.mark.one_build
+@pytest.mark.one_backend
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_compiles_with_fullgraph(backend, estimator):
     torch._dynamo.reset()

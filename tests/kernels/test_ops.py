@@ -195,7 +195,7 @@ def test_opcheck_passes_for_pooling(backend):
     )
 
 
-@pytest.mark.one_build
+@pytest.mark.one_backend
 @pytest.mark.longest  # all of them together
 @pytest.mark.parametrize("name", SWEEP_CALLS)
 def test_compiles_with_fullgraph(backend, name):

@@ -69,17 +69,6 @@ def test_rows_of_several_blocks_match_the_reference(backend, options, frozen, mo
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_repeated_runs_give_the_same_bits(backend, dtype):
-    query, key = test_ops.operands(300, 700, 64, dtype)
-    for name in ("token_logprobs_softcap", "info_nce_smooth", "pair_scores"):
-        runs = []
-        for _ in range(2):
-            out = test_ops.SWEEP_CALLS[name](query, key).sum()
-            runs.append((out.detach(), *torch.autograd.grad(out, (query, key))))
-        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_second_backward_of_a_head_gives_the_same_bits(backend, dtype):
     """The first uses the gradient that row_loss made; the second recomputes it by score_grad from the same sums."""
     hidden, weight = ((torch.randn(n, 24) * 2).to(dtype).requires_grad_() for n in (70, 1100))
@@ -89,6 +78,5 @@ def test_a_second_backward_of_a_head_gives_the_same_bits(backend, dtype):
     assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, (hidden, weight)), strict=True))
 
 
-@pytest.mark.parametrize("name", ["token_logprobs", "info_nce_ids", "pair_scores"])
-def test_compiles_with_fullgraph(backend, name):
-    test_ops.test_compiles_with_fullgraph(backend, name)
+def test_compiles_with_fullgraph(backend):
+    test_ops.test_compiles_with_fullgraph(backend, "info_nce_ids")
