@@ -156,6 +156,11 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
         if self._preparation is None:  # by now SFTTrainer has set the tokenizer's chat template and stop token
             self._preparation = Preparation(self._base, processing_class, args, self.alignment, self._max_length)
         if isinstance(dataset, dict):
+            if dataset_name != "eval":
+                raise UserError(
+                    f"the {dataset_name} data set is a dict of data sets ({', '.join(map(str, dataset))}): pass one of "
+                    "them, or join them with datasets.concatenate_datasets"
+                )
             return {
                 name: self._prepare_dataset(part, processing_class, args, packing, formatting_func, name)
                 for name, part in dataset.items()

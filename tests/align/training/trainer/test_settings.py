@@ -13,7 +13,7 @@ pytest.importorskip("peft")
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from main_align.errors import UserError
 from main_align.models.encoding import LogpColumn
 from main_align.training import AlignmentArguments, AlignmentMixin, MutualAlignmentTrainer
@@ -148,6 +148,15 @@ def test_a_data_set_that_is_smaller_than_the_only_batch_is_refused(tmp_path, pac
     with pytest.raises(UserError, match=r"dataloader_drop_last=True leaves nothing to train: .* a batch of 9 .*lower"):
         trainer.train()
     trainer_with(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=8).train()
+
+
+def test_several_data_sets_are_evaluated_only(tmp_path):
+    both = DatasetDict({"train": ROWS, "test": ROWS})
+    mixed = type("Mixed", (AlignmentMixin, Trainer), {})
+    with pytest.raises(UserError, match=r"the train data set is a dict of data sets \(train, test\): pass one"):
+        mixed(tiny_model(), config(tmp_path), train_dataset=both, processing_class=byte_tokenizer())
+    with pytest.raises(UserError, match="the test data set is a dict"):
+        trainer_with(tmp_path).predict(both)
 
 
 def test_a_revision_of_a_folder_is_refused(tmp_path):
