@@ -233,7 +233,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
             self._monitor.measure_loss(step, contributions, output)
             if contrast is not None:
                 self._monitor.measure_contrast(contrast)
-            if self._is_logged():
+            if states.requires_grad and self._is_logged():  # they do not under a frozen backbone
                 self._monitor.measure_gradients(step, contributions, states, pairs)
             self._finish(step, output, pairs)
         elif self._evaluation is not None:

@@ -73,6 +73,16 @@ def test_only_adapters_and_heads_are_trained(tmp_path):
     assert any(p.abs().sum() > 0 for n, p in trainer.model.named_parameters() if "lora_B" in n)
 
 
+def test_the_head_is_trained_on_a_frozen_backbone(tmp_path):
+    model = tiny_model()
+    model.model.requires_grad_(False)
+    trainer = trainer_with(tmp_path, model, gradient_checkpointing=False)
+    trainer.train()
+    first, second = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert second["loss_forward"] < first["loss_forward"]
+    assert "grad_norm_forward" not in first  # no gradient reaches the backbone's states
+
+
 def test_a_peft_model_keeps_its_adapter(tmp_path):
     model = get_peft_model(tiny_model(), LoraConfig(**LORA), adapter_name="to_y")
     model.add_adapter("to_x", LoraConfig(**LORA))
