@@ -106,6 +106,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
             self.alignment.synthetic_weight_schedule, self.alignment.synthetic_weight
         )
         self._step: Step | None = None
+        self._unfinished: list[Any] = []  # micro-batches at the end of a stream, too few for a step
         self._monitor = Monitor(self.alignment.columns, duality_gap=self.alignment.duality_gap_weight > 0)
         self._evaluation = None
         if not sft:
@@ -173,6 +174,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
     def train(self, *args: Any, **options: Any) -> TrainOutput:
         """Override to make the heads a part of the model while it trains, and leave it as it was."""
         self._monitor.stop_clock()
+        self._unfinished = []
         if self._head is not None:
             projection.attach(self._base, self._head)
         try:
@@ -194,8 +196,19 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
         return loader
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Override to count the step's tokens and pairs over all its micro-batches and processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        """Override to count the step's tokens and pairs over all its micro-batches and processes.
+
+        Micro-batches at the end of a stream that are too few for a step begin the first step of its next pass.
+        """
+        more, _ = super().get_batch_samples(epoch_iterator, num_batches - len(self._unfinished), device)
+        batches, self._unfinished = self._unfinished + more, []
+        if len(batches) < num_batches:  # of a stream, which has no length: transformers would not end the step here
+            batches, self._unfinished = [], batches
+        if self._unfinished and not self.state.global_step:
+            raise UserError(
+                f"the stream has {len(self._unfinished)} batches, which is less than a step of "
+                f"gradient_accumulation_steps={num_batches}: lower it or per_device_train_batch_size"
+            )
         if not batches and not self.state.global_step:
             raise UserError(
                 "the train data set gave no pair: the stream has no rows, or over_length='drop' left all of them out"

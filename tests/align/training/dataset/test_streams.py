@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("datasets")
 pytest.importorskip("trl")
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from main_align.errors import UserError
 from main_align.training.dataset.reader import COLUMNS
 from torch.utils.data import DataLoader
@@ -71,6 +71,23 @@ def test_a_stream_can_be_trained_on(tmp_path):
     assert trainer.state.global_step == 3
     with pytest.raises(UserError, match="not a stream"):
         trainer_with(tmp_path, dataset=stream, packing=True, max_steps=3)
+
+
+def test_the_end_of_a_stream_is_the_beginning_of_the_next_step(tmp_path):
+    """Transformers leaves the gradient of an incomplete step to the next one, which doubled it."""
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_steps": 4}
+    runs = []
+    for dataset in (ROWS.to_iterable_dataset(), concatenate_datasets([ROWS] * 3)):
+        trainer = trainer_with(tmp_path, dataset=dataset, train_sampling_strategy="sequential", **settings)
+        trainer.train()
+        lines = [entry for entry in trainer.state.log_history if "loss" in entry]
+        terms = [sum(value for name, value in line.items() if name.startswith("loss_")) for line in lines]
+        assert [line["loss"] for line in lines] == pytest.approx(terms, rel=1e-5)
+        runs.append((terms, [line["grad_norm"] for line in lines]))
+    assert runs[0] == (pytest.approx(runs[1][0], rel=1e-5), pytest.approx(runs[1][1], rel=1e-4))
+    short = trainer_with(tmp_path, dataset=ROWS.select(range(4)).to_iterable_dataset(), **settings)
+    with pytest.raises(UserError, match=r"the stream has 2 batches.* gradient_accumulation_steps=3"):
+        short.train()
 
 
 def test_a_stream_without_pairs_is_an_error(tmp_path):
