@@ -126,7 +126,7 @@ class MutualAlignmentLoss(nn.Module):
             the graph, and there are no metrics.
         """
         active = self.alignment.active(EMBEDDING_TERMS)
-        if len(query) < 2:
+        if query.shape[0] < 2:  # len() would make a constant of it in torch.export
             if active and not self._warned:
                 self._warned = True
                 log.warning(

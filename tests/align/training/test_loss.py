@@ -90,6 +90,15 @@ def test_embeddings_or_likelihoods_alone_are_enough():
     }
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_loss_is_exported_for_any_number_of_pairs(strict):
+    shapes = {name: {0: torch.export.Dim("pairs", min=2)} for name in ("query", "key")}
+    loss = MutualAlignmentLoss()
+    graph = torch.export.export(loss, tuple(torch.randn(2, 6, 5)), dynamic_shapes=shapes, strict=strict).module()
+    query, key = torch.randn(2, 9, 5)
+    torch.testing.assert_close(graph(query, key), loss(query, key))
+
+
 def test_a_single_pair_gives_zero_in_the_graph_and_warns_once(caplog):
     loss = MutualAlignmentLoss(AlignmentTerms(semantic_weight=1.0))
     query, key = sides(count=1)
