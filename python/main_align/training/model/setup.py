@@ -71,7 +71,8 @@ def set_up(
 def _load(name: str, tokenizer: Any, args: Any, quantization_config: Any) -> tuple[nn.Module, Any]:
     """Load as SFTTrainer does, and `smollm2`."""
     options = dict(getattr(args, "model_init_kwargs", None) or {})
-    options.setdefault("dtype", torch.float32)  # bf16=True is autocast; the trained weights stay float32
+    if "torch_dtype" not in options:  # the earlier name
+        options.setdefault("dtype", torch.float32)  # bf16=True is autocast; the trained weights stay float32
     options.setdefault("trust_remote_code", getattr(args, "trust_remote_code", False))
     if quantization_config is not None:
         options["quantization_config"] = quantization_config

@@ -30,11 +30,12 @@ def test_a_model_named_by_a_path_brings_its_tokenizer(tmp_path):
         MutualAlignmentTrainer(str(tmp_path / "empty"), config(tmp_path), train_dataset=ROWS)
 
 
-def test_a_model_named_by_a_path_is_loaded_with_its_options(tmp_path, caplog):
-    args = config(tmp_path / "out", model_init_kwargs={"dtype": "bfloat16"})
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_a_model_named_by_a_path_is_loaded_with_its_options(tmp_path, caplog, name):
+    args = config(tmp_path / "out", model_init_kwargs={name: "bfloat16"})
     trainer = MutualAlignmentTrainer(str(tiny_model_folder(tmp_path)), args, train_dataset=ROWS)
     assert trainer.model.dtype == torch.bfloat16
-    assert args.model_init_kwargs == {"dtype": "bfloat16"}
+    assert args.model_init_kwargs == {name: "bfloat16"}
     assert "will be ignored" not in caplog.text  # as SFTTrainer says of options that come with a loaded model
 
 
