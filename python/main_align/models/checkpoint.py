@@ -137,6 +137,8 @@ def _cannot_load(name: str, error: Exception) -> str:
     said = f"{type(error).__name__}: {str(error).strip() or 'no more is known'}"
     if Path(name).is_file():
         return f"the model {name!r} cannot be loaded: it is a file; give the folder that holds config.json"
+    if isinstance(error, ImportError):  # of a quantisation, a tokenizer or the model's own code
+        return f"the model {name!r} cannot be loaded: a package is missing or too old ({' '.join(said.split())})"
     if Path(name).is_dir() or name == SMOLLM2:
         return (
             f"the model {name!r} cannot be loaded: the folder does not hold one that transformers reads ({said}). "

@@ -108,6 +108,16 @@ def test_a_damaged_or_foreign_file_is_refused(copy, file, text):
     assert str(copy) in str(caught.value)
 
 
+def test_a_missing_package_is_the_only_remedy(copy, monkeypatch):
+    quantised = json.loads((copy / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "gptq", "bits": 4}
+    }
+    (copy / "config.json").write_text(json.dumps(quantised))
+    monkeypatch.setattr("transformers.quantizers.quantizer_gptq.is_optimum_available", lambda: False)
+    with pytest.raises(UserError, match=r"a package is missing or too old \(ImportError: .*optimum.*\)$"):
+        load.load(copy)
+
+
 def test_a_file_instead_of_a_folder_is_refused(folder):
     with pytest.raises(UserError, match="it is a file; give the folder"):
         load.load(folder / "model.safetensors")
