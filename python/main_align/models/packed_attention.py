@@ -68,9 +68,11 @@ def packed_attention(
     refused = {"dropout": dropout, "softcap": softcap, "s_aux": s_aux, "mask": attention_mask}
     for name, argument in refused.items():
         if argument is not None and not (isinstance(argument, float) and argument == 0.0):
+            remedy = "use a model without it, such as LLaMA or Mistral."
+            if name == "dropout":
+                remedy = "load the model with attention_dropout=0.0 (GPT-2: attn_pdrop=0.0), in model_init_kwargs."
             raise UserError(
-                f"{type(module).__name__} uses attention with {name}, which packed sequences "
-                "do not support: use a model without it, such as LLaMA or Mistral."
+                f"{type(module).__name__} uses attention with {name}, which packed sequences do not support: {remedy}"
             )
     if key_rows is None:
         cu_seq_lens_k, max_length_k = cu_seq_lens_q, max_length_q
