@@ -215,6 +215,9 @@ class Toy(torch.nn.Module):
         self.config, self.base_model = LlamaConfig(), torch.nn.Sequential(torch.nn.Embedding(259, 8), Backbone())
         self.lm_head = torch.nn.Linear(8, 259)
 
+    def get_decoder(self) -> torch.nn.Module:
+        return self.base_model
+
     def get_output_embeddings(self) -> torch.nn.Module:
         return self.lm_head
 

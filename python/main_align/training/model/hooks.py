@@ -67,7 +67,8 @@ class HookedForward:
         self.head, self.noise_alpha = head, noise_alpha
         self.options = logit_options(model.config)
         self._request: _Request | None = None
-        model.base_model.register_forward_hook(self._save_states)
+        backbone: Any = model.get_decoder()  # OPT's forward calls it, and not base_model, of which it is a part
+        backbone.register_forward_hook(self._save_states)
         model.register_forward_hook(self._replace_output)
         if noise_alpha is not None:
             embeddings: Any = model.get_input_embeddings()
@@ -129,9 +130,8 @@ class HookedForward:
     @torch.compiler.disable  # so that each term's gradient of the states can be measured before the step's backward
     def _replace_output(self, model: PreTrainedModel, args: Any, output: Any) -> AlignmentOutput | None:
         request = self._request
-        if request is None:
+        if request is None or request.states is None:
             return None
-        assert request.states is not None
         # accelerate's autocast is inside model.forward, which this hook follows
         dtype, kind = request.autocast_dtype, request.states.device.type
         with nullcontext() if dtype is None else torch.autocast(kind, dtype):

@@ -14,7 +14,7 @@ from main_align.evaluation import AlignmentEvaluator
 from main_align.models.projection_heads import AlignmentHead
 from main_align.training import AlignmentMixin, MutualAlignmentTrainer
 from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from transformers import MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
+from transformers import MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM, Trainer, TrainingArguments
 
 from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model, tiny_model_folder
 from tests.align.training.trainers import LORA, ROWS, config, one_step, trainer_with
@@ -59,6 +59,16 @@ def test_a_mixture_of_experts_trains_and_warns_about_its_load_balancing_loss(tmp
     assert not model.config.output_router_logits
     trainer_with(tmp_path, model, max_steps=1, router_aux_loss_coef=0.0)
     assert sum("load-balancing loss" in record.message for record in caplog.records) == 1
+
+
+def test_a_model_that_calls_its_decoder_itself_is_trained(tmp_path):
+    """OPT's forward does not call its base model, a shell around the decoder."""
+    sizes = {"vocab_size": 259, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 16, "num_attention_heads": 2}
+    config = OPTConfig(**sizes, num_hidden_layers=1, max_position_embeddings=512, dropout=0.0)
+    trainer = trainer_with(tmp_path, OPTForCausalLM(config).to(DEVICE), eval_dataset=ROWS)
+    before = trainer.evaluate()["eval_nll_y_given_x"]
+    trainer.train()
+    assert trainer.evaluate()["eval_nll_y_given_x"] < before
 
 
 def test_only_adapters_and_heads_are_trained(tmp_path):
