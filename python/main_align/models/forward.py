@@ -18,6 +18,7 @@ from ..errors import UserError
 from .compiled import compile_layers
 from .encoding import EncodedSequence
 from .host_copies import CopiedToHost, to_device
+from .load import language_model_head
 from .packed_attention import FLASH, PACKED, packed_forward, segment_arguments, use_packed_attention
 from .packing import LEAST_SHARED, Packing, pack
 from .projection_heads import AlignmentHead
@@ -89,8 +90,8 @@ class Forward:
     ) -> None:
         if hasattr(model, "merge_and_unload"):
             raise UserError(f"{type(model).__name__} has an adapter that is not merged: give model.merge_and_unload()")
-        head: Any = model.get_output_embeddings()
-        if model.base_model is model or not isinstance(getattr(head, "weight", None), Tensor):
+        head = language_model_head(type(model).__name__, model)
+        if model.base_model is model:
             raise UserError(f"{type(model).__name__} is not a backbone with a head on it: use a LLaMA or Mistral model")
         if hasattr(head, "base_layer"):
             raise UserError("the language-model head has an adapter that is not merged: merge it into the model")

@@ -170,19 +170,14 @@ def check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         tokenizer: the tokenizer.
 
     Raises:
-        UserError: no BOS and no EOS, no language-model head, or vocabularies that differ.
+        UserError: no BOS and no EOS, no language-model head with a weight, or vocabularies that differ.
     """
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {name!r} has neither a BOS nor an EOS token, so nothing can stand "
             "before the first token. Set tokenizer.bos_token and save the tokenizer again."
         )
-    head: Any = model.get_output_embeddings()
-    if head is None:
-        raise UserError(
-            f"{name!r} ({type(model).__name__}) has no language-model head: give a causal "
-            "language model, not a bare backbone."
-        )
+    head = language_model_head(name, model)
     rows_in, rows_out = vocabulary(model), head.weight.shape[0]
     if rows_in != rows_out:
         raise UserError(
@@ -190,6 +185,30 @@ def check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             "(model.resize_token_embeddings makes them equal)."
         )
     trained_encoder(name, tokenizer, rows_out, "output rows")
+
+
+def language_model_head(name: str, model: PreTrainedModel) -> Any:
+    """Return the language-model head, a module whose weight is a tensor.
+
+    Args:
+        name: name of the model in messages.
+        model: the model.
+
+    Raises:
+        UserError: there is no head, or its weight is no matrix, as after quantisation.
+    """
+    head: Any = model.get_output_embeddings()
+    if head is None:
+        raise UserError(
+            f"{name!r} ({type(model).__name__}) has no language-model head: give a causal "
+            "language model, not a bare backbone."
+        )
+    if not isinstance(getattr(head, "weight", None), torch.Tensor):
+        raise UserError(
+            f"the language-model head of {name!r} has no weight matrix, from which the log-probabilities are computed: "
+            "leave the head out of quantisation"
+        )
+    return head
 
 
 def trained_encoder(name: str, tokenizer: PreTrainedTokenizerBase, rows: int, rows_of: str) -> PairEncoder:

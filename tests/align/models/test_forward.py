@@ -9,7 +9,7 @@ import torch
 from main_align.errors import UserError
 from main_align.models.encoding import EncodedSequence
 from main_align.models.forward import Forward
-from main_align.models.load import LoadedModel
+from main_align.models.load import LoadedModel, check_model
 from main_align.models.packed_attention import packed_forward, packing_arguments, use_packed_attention
 from main_align.scoring.scorer import Scorer
 from peft import LoraConfig, get_peft_model
@@ -191,6 +191,15 @@ def test_adapters_that_are_not_merged_are_refused():
     with pytest.raises(UserError, match="head has an adapter that is not merged"):
         Forward(adapted.get_base_model())
     Forward(adapted.merge_and_unload())
+
+
+def test_a_quantised_head_is_refused():
+    model = tiny_model()
+    model.lm_head = torch.nn.Identity()
+    model.lm_head.weight = lambda: torch.zeros(259, 32)  # as after torch's dynamic quantisation
+    for refused in (Forward, lambda model: check_model("tiny", model, byte_tokenizer())):
+        with pytest.raises(UserError, match=r"has no weight matrix.* leave the head out of quantisation"):
+            refused(model)
 
 
 def test_a_length_without_learned_positions_is_refused():
