@@ -49,7 +49,8 @@ class Gradients(TrainerCallback):
                 self.found[name.removeprefix("module.")] = gradient.detach().clone()
 
 
-def trainer_of(output: str, *, rows: int = 8, double: bool = True, lora: bool = False, **settings):  # type: ignore[no-untyped-def]
+def trainer_of(output: str, *, rows: int = 8, shards: int = 0, double: bool = True, lora: bool = False, **settings):  # type: ignore[no-untyped-def]
+    dataset = Dataset.from_list(PAIRS[:rows])
     tokenizer = byte_tokenizer()
     model = tiny_model(vocab=len(tokenizer))
     options = {}
@@ -73,7 +74,7 @@ def trainer_of(output: str, *, rows: int = 8, double: bool = True, lora: bool = 
     trainer = MutualAlignmentTrainer(
         model=model.double() if double else model,
         args=args,
-        train_dataset=Dataset.from_list(PAIRS[:rows]),
+        train_dataset=dataset.to_iterable_dataset(num_shards=shards) if shards else dataset,
         processing_class=tokenizer,
         callbacks=[gradients],
         **options,

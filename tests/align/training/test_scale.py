@@ -11,6 +11,8 @@ pytest.importorskip("datasets")
 pytest.importorskip("trl")
 
 import torch
+from main_align.errors import UserError
+from main_align.loop.distributed import Processes
 from main_align.training.distributed import gather_rows
 from safetensors.torch import load_file
 
@@ -164,6 +166,39 @@ def test_processes_may_have_different_numbers_of_pairs(tmp_path):
     assert {"eval_loss", "eval_semantic", "eval_duality_gap"} <= set(metrics)
     for name in metrics:
         assert got[1][name] == pytest.approx(wanted[1][name], rel=1e-5), name
+
+
+@pytest.mark.slow
+@cpu_only("processes want a device each")
+def test_a_stream_of_uneven_shards_gives_every_process_as_many_batches(tmp_path):
+    stream = {"rows": 7, "shards": 2, "gradient_accumulation_steps": 2, "evaluate": True, **ALL}
+    wanted = in_this_process(tmp_path, per_device_train_batch_size=2, per_device_eval_batch_size=2, **stream)
+    got = in_processes(tmp_path, 2, per_device_train_batch_size=1, per_device_eval_batch_size=1, **stream)
+    assert_same(got, wanted)
+    assert got[1]["eval_loss"] == pytest.approx(wanted[1]["eval_loss"], rel=1e-5)
+
+
+def refused_steps(folder: Path) -> None:
+    """Train, and evaluate, on rows that accelerate deals out unevenly."""
+    uneven = {"rows": 6, "accelerator_config": {"even_batches": False}}
+    message = "6 rows unevenly: in batches of 2, some of the 2 processes"
+    trainer, _ = trainer_of(str(folder), per_device_train_batch_size=2, **uneven)
+    with pytest.raises(UserError, match=message):
+        trainer.train()
+    trainer, gradients = trainer_of(str(folder), per_device_eval_batch_size=2, per_device_train_batch_size=3, **uneven)
+    trainer.args.eval_strategy = "epoch"
+    for dataset in (trainer.train_dataset, {"held_out": trainer.train_dataset}):
+        trainer.eval_dataset = dataset
+        with pytest.raises(UserError, match=message):
+            trainer.train()
+    assert not gradients.found
+    Processes(use_cpu=True).shutdown()
+
+
+@pytest.mark.slow
+@cpu_only("processes want a device each")
+def test_uneven_batches_are_refused_before_the_first_step(tmp_path):
+    forked.run_ranks(2, refused_steps, tmp_path / "trainer", folder=tmp_path)
 
 
 @pytest.mark.slow

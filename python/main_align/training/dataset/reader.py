@@ -127,7 +127,7 @@ class PairReader:
         return {key: [row[key] for row in rows] for key in rows[0]}
 
     def _stream(self, dataset: IterableDataset, name: str) -> IterableDataset:
-        """Map the stream, not wrap it: workers and processes still split its shards, and it shuffles by epoch."""
+        """Map the stream, not wrap it: workers still split its shards, and it shuffles by epoch."""
 
         def read(record: Mapping[str, Any], number: int) -> dict[str, Any]:
             row = self._row(record, number)

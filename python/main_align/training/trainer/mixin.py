@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, TrainOutput, has_length
@@ -20,6 +21,8 @@ from ...models.projection_heads import AlignmentHead
 from ..config import AlignmentArguments, MutualAlignmentConfig
 from ..dataset.preparation import Preparation, packs_evaluation
 from ..dataset.reader import COLUMNS
+from ..dataset.whole_stream import WholeStream
+from ..distributed import world_size
 from ..gradient_cache import GradientCache, cache_gradients, set_rng_state
 from ..loss import MutualAlignmentLoss
 from ..metrics.monitor import Monitor, check_finite
@@ -32,7 +35,7 @@ from ..step import Step
 from ..synthetic_weight import SyntheticWeight
 from .checkpoint_mixin import CheckpointMixin
 from .evaluation_mixin import EvaluationMixin
-from .settings import check_arguments, check_optimizer, check_parallelism, check_settings
+from .settings import check_arguments, check_batches, check_optimizer, check_parallelism, check_settings
 
 
 class AlignmentMixin(EvaluationMixin, CheckpointMixin):
@@ -92,7 +95,7 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
             args.padding_free = False  # sequences are always packed here, and TRL's way has further requirements
         if getattr(args, "loss_type", None) == "chunked_nll":  # the default of TRL before 1.15
             args.loss_type = "nll"  # the same loss; for the other, TRL would replace the head's forward
-        args.accelerator_config.dispatch_batches = False  # a packed batch cannot be split between processes
+        args.accelerator_config.dispatch_batches = False  # the default for streams is True
         if args.use_liger_kernel:  # for the layers; its loss would replace the model's forward
             args.liger_kernel_config = {**(args.liger_kernel_config or {}), "fused_linear_cross_entropy": False}
         self._base = unwrap_peft(setup.model)
@@ -173,6 +176,9 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
 
     def train(self, *args: Any, **options: Any) -> TrainOutput:
         """Override to make the heads a part of the model while it trains, and leave it as it was."""
+        if self.args.eval_strategy != IntervalStrategy.NO and not self.accelerator.even_batches:
+            for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
+                self.get_eval_dataloader(name)  # raises now what the first evaluation would
         self._monitor.stop_clock()
         self._unfinished = []
         if self._head is not None:
@@ -193,6 +199,14 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
                 f"dataloader_drop_last=True leaves nothing to train: {rows:,} rows are fewer than a batch of {size} "
                 f"for each of {processes} processes. Set it to False, or lower per_device_train_batch_size"
             )
+        return loader
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **options: Any) -> Any:
+        """Override to give every process as many batches: each batch gathers over the processes."""
+        if isinstance(dataset, IterableDataset) and world_size() > 1:
+            dataset = WholeStream(dataset)
+        loader = super()._get_dataloader(dataset, *args, **options)
+        check_batches(loader)
         return loader
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:

@@ -118,6 +118,11 @@ def check_settings(args: Any, *, sft: bool) -> None:
             raise UserError(f"{name}={value!r} is read by SFTTrainer, and this trainer is not one: {why}")
     if getattr(args, "activation_offloading", False) and not torch.accelerator.is_available():
         raise UserError("activation_offloading=True needs an accelerator, and there is none: leave it out")
+    if args.accelerator_config.dispatch_batches:
+        raise UserError(
+            "dispatch_batches=True is not supported with mutual alignment: a packed batch cannot be split between "
+            "processes; leave it out of accelerator_config"
+        )
     check_best_metric(args, _LOWER_IS_BETTER)
     packs = getattr(args, "packing", False) or getattr(args, "eval_packing", False)
     if packs and args.packing_strategy != "bfd":
@@ -141,6 +146,25 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, added: nn.Module | 
             f"model (adapters and projection heads, such as {left_out[0]}): use "
             "optimizer_cls_and_kwargs=(class, options), override create_optimizer, or add no parameters "
             "(projection_dim=0, no peft_config)"
+        )
+
+
+def check_batches(loader: Any) -> None:
+    """Raise UserError if a data loader of accelerate gives some processes more batches than others.
+
+    Args:
+        loader: a prepared torch DataLoader. That of a stream is always even.
+    """
+    sampler = loader.batch_sampler
+    if getattr(sampler, "even_batches", True) or sampler.drop_last or sampler.num_processes == 1:
+        return
+    rows, processes = len(sampler.batch_sampler.sampler), sampler.num_processes
+    size = loader.total_batch_size // processes
+    if -(-rows // size) % processes:
+        raise UserError(
+            f"even_batches=False deals {rows:,} rows unevenly: in batches of {size}, some of the {processes} processes "
+            "have one batch more, and the others would not be there to contrast its pairs. Leave it out of "
+            "accelerator_config, use another batch size, or set dataloader_drop_last=True (for training only)"
         )
 
 

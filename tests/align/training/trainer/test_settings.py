@@ -13,12 +13,15 @@ pytest.importorskip("peft")
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset, DatasetDict
 from main_align.errors import UserError
 from main_align.models.encoding import LogpColumn
 from main_align.training import AlignmentArguments, AlignmentMixin, MutualAlignmentTrainer
 from main_align.training.trainer.settings import REFUSED as REFUSED_SETTINGS
+from main_align.training.trainer.settings import check_batches
 from peft import LoraConfig
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -92,6 +95,7 @@ REFUSED = {
     "padding": ({"pad_to_multiple_of": 8}, "pad_to_multiple_of=8 .*without padding"),
     "experts": ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef=0.1 .*load-balancing"),
     "static_graph": ({"ddp_static_graph": True}, "ddp_static_graph=True .*would not reduce"),
+    "dispatch": ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True .* cannot be split"),
     "lengths": ({"length_column_name": "n"}, "length_column_name='n'"),
     "packed_lengths": ({"packing": True, "train_sampling_strategy": "group_by_length"}, "has no effect with packing"),
     "packed_evaluation": ({"eval_packing": True, "packing_strategy": "wrapped"}, "cuts samples"),
@@ -157,6 +161,20 @@ def test_several_data_sets_are_evaluated_only(tmp_path):
         mixed(tiny_model(), config(tmp_path), train_dataset=both, processing_class=byte_tokenizer())
     with pytest.raises(UserError, match="the test data set is a dict"):
         trainer_with(tmp_path).predict(both)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("split", [False, True])
+def test_exactly_uneven_batches_are_refused(split, drop_last):
+    options = {"num_processes": 3, "split_batches": split, "even_batches": False, "use_seedable_sampler": True}
+    for rows in range(1, 20):
+        loader = DataLoader(list(range(rows)), batch_size=6 if split else 2, drop_last=drop_last)
+        loaders = [prepare_data_loader(loader, process_index=process, **options) for process in range(3)]
+        if len({len(list(loader.batch_sampler)) for loader in loaders}) == 1:
+            check_batches(loaders[0])
+        else:
+            with pytest.raises(UserError, match=f"{rows} rows unevenly: in batches of 2, some of the 3 processes"):
+                check_batches(loaders[0])
 
 
 def test_a_revision_of_a_folder_is_refused(tmp_path):
