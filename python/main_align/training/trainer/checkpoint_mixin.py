@@ -36,6 +36,11 @@ class CheckpointMixin(MixinBase):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._monitor.resume(self._read_checkpoint(resume_from_checkpoint))
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Override to leave out the projection heads, whose weights come from their own file."""
+        missing = [name for name in load_result.missing_keys if f".{projection.NAME}." not in f".{name}"]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _load_best_model(self) -> None:
         best, model = self.state.best_model_checkpoint, cast("Any", self.model)
         if not best or not checkpoint.is_in(best):

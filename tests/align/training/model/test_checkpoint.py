@@ -15,9 +15,9 @@ from main_align.errors import UserError
 from main_align.training.model.checkpoint import FILE
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, Trainer
 
-from tests.align.tiny_models import DEVICE, tiny_model
+from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model
 from tests.align.training.trainers import LORA, ROWS, trainer_with, untimed
 
 
@@ -52,6 +52,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, lora):
     assert resumed_log == [pytest.approx(entry, rel=1e-6) for entry in log]  # `num_tokens` too
     for name, parameter in wanted.items():
         torch.testing.assert_close(resumed[name], parameter, rtol=0, atol=1e-7, msg=name)
+
+
+def test_no_head_is_called_missing_when_a_run_resumes(tmp_path, monkeypatch):
+    missing: list[str] = []
+    monkeypatch.setattr(Trainer, "_issue_warnings_after_load", lambda self, result: missing.extend(result.missing_keys))
+    for steps in (1, 2):
+        model = tiny_model(vocab=len(byte_tokenizer()), tie_word_embeddings=True)
+        trainer = trainer_with(tmp_path, model, save_strategy="steps", save_steps=1, max_steps=steps)
+        trainer.train(resume_from_checkpoint=steps > 1)
+    assert missing == ["lm_head.weight"]
 
 
 @pytest.mark.parametrize("lora", [False, True])
