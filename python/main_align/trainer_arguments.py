@@ -1,11 +1,15 @@
-"""check_best_metric: a check of transformers' TrainingArguments."""
+"""check_best_metric, refused_settings: checks of transformers' TrainingArguments, and refusals of the libraries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .errors import UserError
+
+_LIBRARIES = ("accelerate", "huggingface_hub", "peft", "transformers", "trl")
 
 
 def check_best_metric(args: Any, lower_is_better: Iterable[str]) -> None:
@@ -23,3 +27,24 @@ def check_best_metric(args: Any, lower_is_better: Iterable[str]) -> None:
             f"metric_for_best_model={metric!r} with greater_is_better=True would keep the worst model: lower values "
             "are better. Set greater_is_better=False"
         )
+
+
+@contextmanager
+def refused_settings() -> Iterator[None]:
+    """Turn an error that a training library raises itself into UserError: a setting, a package or the network is wrong.
+
+    An error that is raised elsewhere, such as in torch, is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        packages = [
+            frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
+        ]
+        library = "huggingface_hub" if "huggingface_hub" in packages else packages[-1]
+        if library not in _LIBRARIES:
+            raise
+        message = error.args[0] if isinstance(error, KeyError) else error  # str() of a KeyError is a repr
+        raise UserError(f"{library}: {message}") from error

@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..models.load import LoadedModel
 from ..progress import Progress
 from ..scoring.scorer import Scorer
+from ..trainer_arguments import refused_settings
 from .config import LoopConfig, check_names
 from .context import LoopContext, stage_seed
 from .generate_stage import PAIRS
@@ -115,10 +116,11 @@ def make_trainer_config(config: LoopConfig, stage: Stage, output_dir: str, dtype
             disable_tqdm=True,
             **settings,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {error}") from error
 
 
+@refused_settings()
 def train(model: Any, rows: list[dict[str, Any]], context: LoopContext, stage: Stage, work_dir: Path) -> dict[str, Any]:
     """Train a model in place.
 
@@ -133,7 +135,7 @@ def train(model: Any, rows: list[dict[str, Any]], context: LoopContext, stage: S
         Counts, losses and times for the manifest.
 
     Raises:
-        UserError: the run was started with FSDP or DeepSpeed.
+        UserError: the run was started with FSDP or DeepSpeed, or a training library refuses a setting.
     """
     from ..training import MutualAlignmentTrainer
     from ..training.dataset.packing import PackedPairs

@@ -21,6 +21,7 @@ from ..data.sources.source import Source
 from ..data.sources.stdin import STDIN
 from ..errors import UserError
 from ..models.smollm2 import SMOLLM2, smollm2_folder
+from ..trainer_arguments import refused_settings
 from .config import MutualAlignmentConfig
 from .dataset.local_files import as_dataset, splits_of_folder
 from .trainer.trainer import MutualAlignmentTrainer
@@ -36,6 +37,7 @@ def make_parser(prog: str = "main-align sft") -> TrlParser:
     return TrlParser(kinds, prog=prog)
 
 
+@refused_settings()
 def run_sft(arguments: Sequence[str]) -> MutualAlignmentTrainer:
     """Train and save a model.
 
@@ -46,8 +48,8 @@ def run_sft(arguments: Sequence[str]) -> MutualAlignmentTrainer:
         The trainer after training. The model is saved in its `output_dir`.
 
     Raises:
-        UserError: no data set or model is given, the data set cannot be loaded, or the checkpoint to resume from is
-            no folder.
+        UserError: no data set or model is given, the data set cannot be loaded, the checkpoint to resume from is no
+            folder, or a training library refuses a setting.
     """
     try:
         script, training, model = make_parser().parse_args_and_config(list(arguments))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from huggingface_hub import HfApi
 from main_align.cli.app import app
 from main_align.errors import UserError
+from main_align.trainer_arguments import refused_settings
 from main_align.training.sft import run_sft
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -61,6 +64,37 @@ def test_a_settings_file_and_options_train_and_save_a_model(tmp_path, data):
 def test_what_is_missing_is_named(data, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         run_sft([data if each == "DATA" else each for each in arguments])
+
+
+BEST = "--eval_strategy steps --eval_steps 1 --dataset_test_split train --metric_for_best_model nonsense"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--report_to nonsense", "transformers: nonsense is not supported, only azure_ml"),
+        ('--accelerator_config {"nonsense":1}', r"transformers: AcceleratorConfig.* unexpected keyword"),
+        ("--use_peft true --lora_r 0", "peft: `r` should be a positive integer"),
+        ("--resume_from_checkpoint FOLDER", "transformers: Can't find a valid checkpoint"),
+        (f"{BEST} --load_best_model_at_end true --save_steps 1", "transformers: The `metric_for_best_model` training"),
+    ],
+)
+def test_what_a_library_refuses_is_an_error_without_traceback(data, tmp_path, options, message):
+    needed = f"--model_name_or_path {tiny_model_folder(tmp_path)} --dataset_name {data} --output_dir {tmp_path}/out"
+    options = options.replace("FOLDER", str(tmp_path))
+    with pytest.raises(UserError, match=f"^{message}"):
+        run_sft(f"{needed} --report_to none --max_steps 1 {options}".split())
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "none")
+    with pytest.raises(UserError, match=r"^huggingface_hub: "), refused_settings():
+        HfApi(endpoint="http://127.0.0.1:9").whoami()
+
+
+def test_an_error_of_torch_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="must match"), refused_settings():
+        torch.ones(2) + torch.ones(3)
 
 
 def test_a_missing_settings_file_is_an_error():

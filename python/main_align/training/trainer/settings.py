@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ...checks import check_counts
 from ...errors import UserError
 from ...models.load import check_peft
 from ...trainer_arguments import check_best_metric
@@ -116,6 +117,8 @@ def check_settings(args: Any, *, sft: bool) -> None:
         value = getattr(args, name, None)
         if not sft and is_unused(value):
             raise UserError(f"{name}={value!r} is read by SFTTrainer, and this trainer is not one: {why}")
+    batch_sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    check_counts(**{name: getattr(args, name) for name in batch_sizes})
     if getattr(args, "activation_offloading", False) and not torch.accelerator.is_available():
         raise UserError("activation_offloading=True needs an accelerator, and there is none: leave it out")
     if args.accelerator_config.dispatch_batches:

@@ -120,6 +120,8 @@ REFUSED = {
         {"metric_for_best_model": "eval_nll_y_given_x", "greater_is_better": True},
         "would keep the worst model: lower values are better. Set greater_is_better=False",
     ),
+    "no_batch": ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
+    "no_steps": ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
     "no_length": ({"max_length": 0}, "max_length must be at least 1, got 0"),
     "negative_length": ({"max_length": -5}, "max_length must be at least 1, got -5"),
     "overlong_pairs": ({"max_length": 16}, "8 rows of the train data set"),
