@@ -117,7 +117,8 @@ def sequence_logprobs(
 ) -> Tensor:
     logp = token_logprobs(hidden, weight, targets, **options).logprobs
     if cu_seqlens is not None:
-        return torch.stack([logp[begin:end].sum() for begin, end in pairwise(cu_seqlens.tolist())])
+        sums = [logp[begin:end].sum() for begin, end in pairwise(cu_seqlens.tolist())]
+        return torch.stack(sums) if sums else logp[:0]
     assert segment_ids is not None
     return torch.stack([logp[segment_ids == b].sum() for b in range(int(segment_ids.max()) + 1)])
 
@@ -241,13 +242,14 @@ def segment_pool(
             continue
         row = segment[-1] if mode == "last" else (w / total) @ segment
         rows.append(row / row.norm() if normalize and bool(row.detach().any()) else row)
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else hidden[:0].double()
 
 
 def cyclic_consistency(query: Tensor, key: Tensor, *, cross: float = 1.0, within: float = 1.0) -> Tensor:
     query, key = query.double(), key.double()
     s = query @ key.T
-    return (cross * (s - s.T).square() + within * (query @ query.T - key @ key.T).square()).mean()
+    squares = cross * (s - s.T).square() + within * (query @ query.T - key @ key.T).square()
+    return squares.sum() / max(squares.numel(), 1)
 
 
 def relational_scores(query: Tensor, key: Tensor) -> Tensor:

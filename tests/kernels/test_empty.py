@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import main_kernels
 from main_kernels import (
     cyclic_consistency,
     info_nce,
@@ -14,6 +15,7 @@ from main_kernels import (
     mutual_information,
     mutual_information_bounds,
     pair_scores,
+    reference,
     relational_scores,
     row_logsumexp,
     segment_pool,
@@ -95,6 +97,19 @@ def test_empty_input_gives_what_torch_gives():
     for reduction in ("sum", "none"):
         want = F.cross_entropy(hidden @ weight.T, targets, reduction=reduction)
         assert torch.equal(linear_cross_entropy(hidden, weight, targets, reduction=reduction), want)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, q, w: m.segment_pool(q, NO_SEGMENT),
+        lambda m, q, w: m.sequence_logprobs(q, w, ids(q), NO_SEGMENT),
+        lambda m, q, w: m.cyclic_consistency(q, q),
+    ],
+)
+def test_the_reference_accepts_an_empty_input(call):
+    empty, weight = torch.zeros(0, 4, dtype=torch.float64), torch.ones(5, 4, dtype=torch.float64)
+    assert torch.equal(call(reference, empty, weight), call(main_kernels, empty, weight))
 
 
 def test_rows_outside_all_segments_get_no_gradient(backend):
