@@ -35,13 +35,13 @@ class TaskQueue:
 
         Returns:
             The task, and the one that it may prepare meanwhile: it gets that next, unless nothing else is left for
-            another worker.
+            another worker. A task that a worker died of runs alone, so the next death is not that of the other task.
         """
         task = self._promised.pop(worker, None)
         if task is None or task not in self.waiting:
             task = self._not_promised() or self.waiting[0]
         self.waiting.remove(task)
-        following = self._not_promised()
+        following = None if self._deaths[task] else self._not_promised()
         if following is not None:
             self._promised[worker] = following
         return task, following

@@ -38,9 +38,22 @@ def test_a_dead_worker_leaves_both_of_its_tasks():
     queue, (first, second) = queue_of(2), tasks(2)
     queue.take("a")
     queue.died("a", first, "signal 9")
-    assert queue.take("b") == (first, second)
+    assert queue.take("b") == (first, None)
+    assert queue.take("c") == (second, None)
     with pytest.raises(UserError, match="as did another before"):
         queue.died("b", first, "signal 9")
+
+
+def test_a_task_that_kills_while_it_is_prepared_is_blamed_itself():
+    queue, (first, second) = queue_of(2), tasks(2)
+    assert queue.take("a") == (first, second)
+    queue.died("a", first, "signal 9")  # of `second`
+    assert queue.take("b") == (first, None)
+    assert queue.take("b") == (second, None)
+    queue.died("b", second, "signal 9")
+    assert queue.take("c") == (second, None)
+    with pytest.raises(UserError, match="while it worked on unit 1, as did another before"):
+        queue.died("c", second, "signal 9")
 
 
 def test_what_a_dead_worker_reported_is_taken_back():
