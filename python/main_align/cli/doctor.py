@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,15 @@ OPTIONAL = {
     "ray": "pip install 'main-kernels[ray]' (only for --engine ray and Ray Data)",
     "sentence-transformers": "pip install 'main-kernels[sentence-transformers]' (only for its losses)",
     "flash-attn": "optional: torch's own attention is the default; pip install 'main-kernels[flash]'",
+}
+# what is used of a package, where its import alone tries less; a colon precedes an attribute
+USED = {
+    "transformers": "transformers:AutoModelForCausalLM",
+    "safetensors": "safetensors.torch",
+    "pyarrow": "pyarrow.parquet",
+    "matplotlib": "matplotlib.pyplot",
+    "trl": "trl:SFTTrainer",
+    "ray": "ray.data",
 }
 # pip keeps the wheel that it built without a compiler, and would install it again
 BUILD_KERNELS = (
@@ -124,6 +134,10 @@ def _package(name: str, version: str | None, bounds: Mapping[str, str], remedy: 
         return Check(name, "not installed", name in OPTIONAL, remedy)
     if lowest and is_older(version, lowest):
         return Check(name, f"{version}, older than {lowest}", name in OPTIONAL, remedy)
+    try:
+        pkgutil.resolve_name(USED.get(name, name.replace("-", "_")))
+    except Exception as error:  # a package may raise anything if its own packages do not fit
+        return Check(name, f"{version}, not usable: {type(error).__name__}: {error}", name in OPTIONAL, remedy)
     return Check(name, version)
 
 

@@ -194,6 +194,7 @@ def test_doctor_names_packages_below_the_lowest_version(monkeypatch):
     found = {"torch": "2.10.0+cpu", "transformers": "4.9.1", "trl": "0.20", "ray": "2.39.0rc1"}
     monkeypatch.setattr(doctor, "installed", lambda name: found.get(name, "99"))
     monkeypatch.setattr("torch.__version__", found["torch"])
+    monkeypatch.setattr("pkgutil.resolve_name", lambda name: None)  # what is installed here may be none of it
     checks = {check.name: check for check in doctor.run_checks()}
     assert checks["torch"].state == "2.10.0+cpu"
     old = checks["transformers"]
@@ -201,6 +202,25 @@ def test_doctor_names_packages_below_the_lowest_version(monkeypatch):
     assert checks["trl"].state == "0.20"
     assert (checks["ray"].state, checks["ray"].ok) == ("2.39.0rc1, older than 2.40", True)
     assert "main-kernels[ray]" in checks["ray"].remedy
+
+
+@pytest.mark.parametrize(("name", "used"), [("ray", "ray.data"), ("safetensors", "safetensors.torch"), ("trl", "trl")])
+def test_doctor_tries_what_is_used_of_a_package(monkeypatch, name, used):
+    def resolve(entry):  # type: ignore[no-untyped-def]
+        if entry.partition(":")[0] == used:
+            raise ModuleNotFoundError("No module named 'attrs'")
+
+    monkeypatch.setattr("pkgutil.resolve_name", resolve)
+    monkeypatch.setattr(doctor, "installed", lambda name: "99")
+    (check,) = [check for check in doctor.run_checks() if "not usable" in check.state]
+    assert (check.name, check.ok) == (name, name in doctor.OPTIONAL)
+    assert check.state == "99, not usable: ModuleNotFoundError: No module named 'attrs'"
+    assert check.remedy.startswith("pip install 'main-kernels[")
+
+
+def test_doctor_finds_the_packages_that_scoring_needs():
+    checks = {check.name: check for check in doctor.run_checks()}
+    assert all(checks[name].ok for name in doctor.REQUIRED)
 
 
 def test_doctor_checks_the_packages_of_every_extra_for_users():
