@@ -95,6 +95,8 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
             args.padding_free = False  # sequences are always packed here, and TRL's way has further requirements
         if getattr(args, "loss_type", None) == "chunked_nll":  # the default of TRL before 1.15
             args.loss_type = "nll"  # the same loss; for the other, TRL would replace the head's forward
+        if args.include_num_input_tokens_seen == "non_padding":
+            args.include_num_input_tokens_seen = "all"  # there is no padding, but the end of a turn may be its token
         args.accelerator_config.dispatch_batches = False  # the default for streams is True
         if args.use_liger_kernel:  # for the layers; its loss would replace the model's forward
             args.liger_kernel_config = {**(args.liger_kernel_config or {}), "fused_linear_cross_entropy": False}

@@ -80,6 +80,17 @@ def test_the_default_loss_of_earlier_trl_is_the_same_loss(tmp_path):
     assert trainer.args.loss_type == "nll"
 
 
+@pytest.mark.parametrize("counted", ["all", "non_padding"])
+def test_every_token_is_an_input_token(tmp_path, counted):
+    """The token that ends a turn is often that of padding, which is not counted where there is some."""
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    trainer = trainer_with(tmp_path, tokenizer=tokenizer, include_num_input_tokens_seen=counted)
+    trainer.train()
+    tokens = next(entry["num_tokens"] for entry in reversed(trainer.state.log_history) if "num_tokens" in entry)
+    assert trainer.state.num_input_tokens_seen == tokens
+
+
 REFUSED = {
     "label_smoothing": ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
     "dft": ({"loss_type": "dft"}, "loss_type='dft'"),
