@@ -19,7 +19,12 @@ from bench.report import pictures, tables
 from ..align.tiny_models import cpu_only, tiny_model_folder
 
 PAIRS = [("Name a colour.", "Red."), ("Add two and three, please.", "It is five."), ("Hi", "Hello, how are you?")]
-ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop(q, k, v)}
+# A query head has its own products with the keys that it shares; torch 2.11 counts one key head per query head alone.
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop(
+        q, q[:2] + k[2:], q[:2] + v[2:]
+    )
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,9 @@ def without_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 def flops(run) -> int:
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         run()
-    return counter.get_total_flops()
+    counts = counter.get_flop_counts()
+    angles = [sum(counts[name].values()) for name in counts if name.endswith("rotary_emb")]
+    return counter.get_total_flops() - sum(angles)  # earlier versions of transformers compute them by a product
 
 
 @pytest.mark.parametrize("name", ["ours", "padded"])

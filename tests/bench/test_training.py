@@ -16,10 +16,13 @@ from bench.report import tables
 
 from ..align.tiny_models import cpu_only, tiny_model, tiny_model_folder
 
+# A query head has its own products with the keys that it shares; torch 2.11 counts one key head per query head alone.
 ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop(
+        q, q[:2] + k[2:], q[:2] + v[2:]
+    ),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
-        sdpa_backward_flop(grad, q, k, v)
+        sdpa_backward_flop(grad, q, q[:2] + k[2:], q[:2] + v[2:])
     ),
 }
 

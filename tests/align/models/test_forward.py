@@ -167,8 +167,24 @@ def test_attention_within_chunks_is_refused():
 
 def test_a_family_that_fails_on_packed_sequences_is_refused():
     config = Qwen3NextConfig(**SMALL, **EXPERTS, linear_num_key_heads=2, linear_num_value_heads=2)
-    with pytest.raises(UserError, match=r"'qwen3_next' cannot run packed sequences \(ValueError.*use a LLaMA"):
+    # transformers before 5.24 ignores the bounds of sequences, instead of raising
+    refusal = r"'qwen3_next' (cannot run packed sequences \(ValueError|gives other probabilities).*use a LLaMA"
+    with pytest.raises(UserError, match=refusal):
         Forward(Qwen3NextForCausalLM(config).eval())
+
+
+def test_a_class_that_raises_for_packed_sequences_is_refused():
+    class Unpackable(LlamaForCausalLM):
+        pass
+
+    def refuse(module, args, arguments):
+        if "cu_seq_lens_q" in arguments:
+            raise ValueError("no bounds")
+
+    model = Unpackable(tiny_model().config).eval()
+    model.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    with pytest.raises(UserError, match=r"'llama' cannot run packed sequences \(ValueError: no bounds\): use a LLaMA"):
+        Forward(model)
 
 
 def test_a_class_of_its_own_is_checked_whatever_its_model_type():
