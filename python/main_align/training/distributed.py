@@ -14,6 +14,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+@torch.compiler.disable  # processes have different numbers of rows, and each would compile other collectives
 def gather_rows(rows: Tensor) -> Tensor:
     """Concatenate the rows of every process in the order of ranks: [n_rank, ...] each -> [sum n, ...]; differentiable.
 

@@ -211,6 +211,23 @@ def test_sharding_by_fsdp2_does_not_change_the_gradient(tmp_path, whole, steps):
     assert_same((gradients, logged), whole)
 
 
+def gathered_steps() -> None:
+    """Gather other numbers of rows in each step, none on one process in some."""
+    processes = Processes(use_cpu=True)
+    compiled = torch.compile(lambda rows: gather_rows(2 * rows).square().sum(), backend="aot_eager")
+    for counts in ((3, 2), (0, 3), (4, 0), (1, 1), (0, 0)):
+        rows = torch.randn(counts[processes.rank], 3, requires_grad=True)
+        compiled(rows).backward()
+        torch.testing.assert_close(rows.grad, 16 * rows)
+    processes.shutdown()
+
+
+@pytest.mark.slow
+@cpu_only("processes want a device each")
+def test_a_compiled_function_gathers_any_numbers_of_rows(tmp_path):
+    forked.run_ranks(2, gathered_steps, folder=tmp_path)
+
+
 def test_one_process_gathers_nothing():
     rows = torch.randn(3, 2)
     assert gather_rows(rows) is rows
