@@ -99,7 +99,10 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         raise UserError(f"--set {assignment}: write KEY=VALUE, such as --set training.learning_rate=1e-4")
     setting, dot, inner = name.strip().partition(".")
     check_names({setting: None}, SETTINGS, f"--set {assignment}")
-    value = _parse_yaml(text)
+    try:
+        value = _parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--set {assignment}: the value is not YAML: {error}") from None
     if not dot:
         values[setting] = value
     elif setting == "training":

@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
+from ..checks import check_types
 from ..data.atomic import atomic_write
 from ..data.write import to_json
 from ..errors import UserError
@@ -104,6 +105,7 @@ def make_trainer_config(config: LoopConfig, stage: Stage, output_dir: str, dtype
         settings["num_train_epochs"] = config.warmup_epochs
         settings["max_steps"] = -1
     try:
+        check_types(MutualAlignmentConfig, config.training)
         return MutualAlignmentConfig(
             output_dir=output_dir,
             directions=stage.direction,

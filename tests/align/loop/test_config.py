@@ -104,6 +104,7 @@ def test_an_unreadable_config_file_is_an_error(tmp_path: Path, name: str, text: 
         ("rounds", "KEY=VALUE"),
         ("runds=2", "did you mean 'rounds'"),
         ("model.name=x", "only training has inner settings"),
+        ("temperature=[1", "--set temperature=.*: the value is not YAML: "),
     ],
 )
 def test_an_invalid_assignment_is_an_error(text: str, message: str) -> None:

@@ -327,6 +327,8 @@ def test_two_full_models_train_without_warmup(ground: Path, tmp_path: Path) -> N
         ({"training": {"assistant_only_loss": True}}, "assistant_only_loss=True"),
         ({"training": {"semantic_weight": -1}}, "semantic_weight must be finite"),
         ({"training": {"lr_scheduler_type": "wild"}}, "training: "),
+        ({"training": {"learning_rate": "high"}}, "training: learning_rate must be a number, got 'high'"),
+        ({"training": {"per_device_train_batch_size": "two"}}, "training: per_device_train_batch_size must be a whole"),
         ({"lora_target_modules": ["nothing"]}, "lora_target_modules"),
         ({"generator": "vllm"}, "pip install vllm"),
     ],
