@@ -145,6 +145,8 @@ class LoopConfig:
         for name in ("synthetic_weight", "top_p", "keep"):
             if not getattr(self, name) <= 1:
                 raise UserError(f"{name} must be at most 1, got {getattr(self, name)}")
+        if not self.lora_dropout < 1:
+            raise UserError(f"lora_dropout must be below 1, got {self.lora_dropout}: nothing would be trained")
         for name in ("top_p", "keep"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -50,13 +50,17 @@ def read_pairs(source: str, config: LoopConfig) -> PairSet:
     """Read `seed_pairs` or `eval_pairs`. Rows with `aligned: false` get the status "mismatched".
 
     Raises:
-        UserError: no row is usable.
+        UserError: no row is usable, or no seed pair has the field of the id.
     """
     fields = Fields(config.instruction_field, config.response_field, config.id_field)
     if not config.instruction_field:  # then response_field is for unpaired_responses only
         fields = Fields(id=config.id_field)
     opened = open_source(source, split=config.split)
     pairs = [check_text(pair) for pair in opened.pairs(fields)]
+    if config.id_field and source == config.seed_pairs and not any(pair.own_id for pair in pairs):
+        raise UserError(
+            f"{source}: no row has the field of id_field {config.id_field!r}; leave it out to number the rows"
+        )
     flags = [aligned_flag(row.record) for row in opened.rows()]
     pairs = [_mark_mismatched(pair) if flag == 0 else pair for pair, flag in zip(pairs, flags, strict=True)]
     return _require_usable(PairSet(pairs, opened.inspect(), source), "an instruction and a response")

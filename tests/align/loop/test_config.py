@@ -55,6 +55,7 @@ def test_overrides_and_assignments_replace_settings_of_every_file_format(
         ({"temperature": math.inf}, "temperature must be finite, got inf"),
         ({"warmup_epochs": math.inf}, "warmup_epochs must be finite, got inf"),
         ({"keep": 1.5}, "keep must be at most 1"),
+        ({"lora_dropout": 1}, "lora_dropout must be below 1, got 1"),
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"use_peft": "yes"}, "use_peft must be true or false"),
         ({"filter_by": "best"}, "filter_by must be one of forward_nll, mutual"),

@@ -52,6 +52,14 @@ def test_every_stage_reads_the_latest_models_and_generated_pairs() -> None:
     assert [stage.work for stage in bare] == ["generate", "train"] * 2
 
 
+def test_an_id_field_that_no_seed_pair_has_is_an_error(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "s.jsonl", [{"uid": "a", "prompt": "x", "completion": "y"}])
+    config = LoopConfig(**NEEDED | {"seed_pairs": source}, id_field="nope")
+    with pytest.raises(UserError, match="no row has the field of id_field 'nope'; leave it out"):
+        read_pairs(source, config)
+    assert read_pairs(source, LoopConfig(**NEEDED | {"seed_pairs": source}, id_field="uid")).pairs[0].id == "a"
+
+
 def test_unpaired_responses_are_read_from_any_common_field(tmp_path: Path) -> None:
     config = LoopConfig(**NEEDED)
     for field in ("completion", "response", "output", "text"):
