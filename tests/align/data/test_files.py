@@ -215,6 +215,12 @@ def test_standard_input_can_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> No
         assert [row.record for row in source.rows()] == [row.record for row in source.rows()] == ROWS
 
 
+def test_empty_standard_input_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    with pytest.raises(UserError, match="-: standard input is empty; pipe the data into it"):
+        open_source("-")
+
+
 def test_a_folder_of_incompatible_files_is_refused_with_the_reason(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     (tmp_path / "in").mkdir()

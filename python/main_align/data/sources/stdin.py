@@ -20,6 +20,8 @@ def open_stdin() -> FileSource:
         raise UserError("-: standard input is closed; pipe the data into it, or name a file")
     temporary = tempfile.NamedTemporaryFile(prefix="main-align-stdin-")  # noqa: SIM115
     shutil.copyfileobj(sys.stdin.buffer, temporary)
+    if not temporary.tell():
+        raise UserError("-: standard input is empty; pipe the data into it, or name a file")
     temporary.flush()
     source = open_file(Path(temporary.name), name=STDIN)
     source.temporary = temporary
