@@ -33,7 +33,8 @@ def check_best_metric(args: Any, lower_is_better: Iterable[str]) -> None:
 def refused_settings() -> Iterator[None]:
     """Turn an error that a training library raises itself into UserError: a setting, a package or the network is wrong.
 
-    An error that is raised elsewhere, such as in torch, is a bug and keeps its traceback.
+    A TypeError is about the options that a library passes on. Any other error, such as one of torch in the forward of a
+    model, is a bug and keeps its traceback.
     """
     try:
         yield
@@ -44,7 +45,8 @@ def refused_settings() -> Iterator[None]:
             frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
         ]
         library = "huggingface_hub" if "huggingface_hub" in packages else packages[-1]
-        if library not in _LIBRARIES:
+        is_raised = (traceback.extract_tb(error.__traceback__)[-1].line or "").startswith("raise")
+        if library not in _LIBRARIES or not (is_raised or isinstance(error, TypeError)):
             raise
         message = error.args[0] if isinstance(error, KeyError) else error  # str() of a KeyError is a repr
         raise UserError(f"{library}: {message}") from error

@@ -12,6 +12,7 @@ from main_align.errors import UserError
 from main_align.trainer_arguments import refused_settings
 from main_align.training.sft import run_sft
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from typer.testing import CliRunner
 
 from ..tiny_models import tiny_model_folder
@@ -95,6 +96,9 @@ def test_a_hub_that_cannot_be_reached_is_an_error(monkeypatch):
 def test_an_error_of_torch_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="must match"), refused_settings():
         torch.ones(2) + torch.ones(3)
+    x, y = torch.ones(1, 1, 2, 4), torch.ones(1, 1, 3, 4)
+    with pytest.raises(RuntimeError, match="must match"), refused_settings():
+        apply_rotary_pos_emb(x, x, y, y)
 
 
 def test_a_missing_settings_file_is_an_error():
