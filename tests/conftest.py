@@ -14,6 +14,8 @@ from main_kernels.sweep import plan
 
 from .kernels.contract import BUILDS, DEVICE
 
+# TRL's telemetry looks a host up in a thread, which crashes while a test changes the environment.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 gc.disable()  # until all tests are collected: the modules that they import leave little to free
 if (
     "PYTEST_XDIST_WORKER" in os.environ

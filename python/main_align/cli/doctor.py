@@ -66,29 +66,29 @@ def doctor() -> None:
 
 
 def run_doctor() -> int:
-    """Print every check. Return 0 if scoring with the default model works, else 1."""
-    checks = run_checks()
-    for check in checks:
-        print(f"{'ok' if check.ok else '!!'}  {check.name:<{WIDTH}} {check.state}")
+    """Print every check as soon as it is made. Return 0 if scoring with the default model works, else 1."""
+    works = True
+    for check in run_checks():
+        print(f"{'ok' if check.ok else '!!'}  {check.name:<{WIDTH}} {check.state}", flush=True)
         if check.remedy:
-            print(f"    {'':<{WIDTH}} -> {check.remedy}")
-    return 0 if all(check.ok for check in checks) else 1
+            print(f"    {'':<{WIDTH}} -> {check.remedy}", flush=True)
+        works = works and check.ok
+    return 0 if works else 1
 
 
-def run_checks() -> list[Check]:
+def run_checks() -> Iterator[Check]:
     """Check every component. A component that fails to load is reported as a failed check."""
-    checks = [Check("python", f"{platform.python_version()} on {platform.machine()}")]
+    yield Check("python", f"{platform.python_version()} on {platform.machine()}")
     for component in (_torch, _backends, _packages, _model):
-        checks += _guarded(component)
-    return checks
+        yield from _guarded(component)
 
 
-def _guarded(component: Callable[[], Iterator[Check]]) -> list[Check]:
+def _guarded(component: Callable[[], Iterator[Check]]) -> Iterator[Check]:
     name = component.__name__.strip("_")
     try:
-        return list(component())
+        yield from component()
     except Exception as error:  # any failure here is the answer to the user's question
-        return [Check(name, f"{type(error).__name__}: {error}", False, "install it again")]
+        yield Check(name, f"{type(error).__name__}: {error}", False, "install it again")
 
 
 def _torch() -> Iterator[Check]:
