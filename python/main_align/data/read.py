@@ -73,7 +73,7 @@ def open_source(
         return _listed(_open_files(files, split, config), source)
     if path.is_dir() or (file_ending(path) not in BY_ENDING and HUB_ID.fullmatch(str(source))):
         return HubDataset(str(source), split, config)
-    raise UserError(f"{path}: no such file. INPUT is a file ({ENDINGS}), a folder, a pattern, `-` or a hub id.")
+    raise UserError(f"{path}: no such file. Give a file ({ENDINGS}), a folder, a pattern, `-` or a hub id.")
 
 
 def open_address(address: Mapping[str, Any]) -> Source:

@@ -215,9 +215,17 @@ def test_standard_input_can_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> No
         assert [row.record for row in source.rows()] == [row.record for row in source.rows()] == ROWS
 
 
-def test_empty_standard_input_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    with pytest.raises(UserError, match="-: standard input is empty; pipe the data into it"):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "-: standard input is empty; pipe the data into it"),
+        (b"\x1f\x8b\x08", "-: the .gz data is damaged"),
+        (b"%PDF-1.4", "- is a PDF"),
+    ],
+)
+def test_unreadable_standard_input_is_an_error(monkeypatch: pytest.MonkeyPatch, content: bytes, words: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    with pytest.raises(UserError, match=f"^{words}"):
         open_source("-")
 
 

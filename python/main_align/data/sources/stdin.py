@@ -23,6 +23,9 @@ def open_stdin() -> FileSource:
     if not temporary.tell():
         raise UserError("-: standard input is empty; pipe the data into it, or name a file")
     temporary.flush()
-    source = open_file(Path(temporary.name), name=STDIN)
+    try:
+        source = open_file(Path(temporary.name), name=STDIN)
+    except UserError as error:
+        raise UserError(str(error).replace(temporary.name, STDIN)) from error
     source.temporary = temporary
     return source
