@@ -35,10 +35,10 @@ _CUDA_TILE = 128
 
 SMALL_PROBLEM = 1 << 24  # multiply-adds; below this, bfloat16 products are not faster than float32 ones
 
-# A pair of chunks has at least so many rows if they fit in twice CHUNK_BYTES, and at least so many bytes per column:
-# 256 rows of float32, 512 of bfloat16. With 256 rows of float32 the whole pass took a tenth longer than with 384; with
-# 256 of bfloat16, products for the weight's gradient took up to twice the time.
-_PAIR_ROWS, _PAIR_COLUMN_BYTES = 384, 2048
+# A pair of chunks has at least so many rows if they fit in four times CHUNK_BYTES, and at least so many bytes per
+# column: 256 rows of float32, 512 of bfloat16. With 384 rows of float32 the whole pass took a tenth longer than with
+# 768, on two threads; with 256 of bfloat16, products for the weight's gradient took up to twice the time.
+_PAIR_ROWS, _PAIR_COLUMN_BYTES = 768, 2048
 
 GradientMode = Literal["none", "saved", "forward", "recomputed"]
 
@@ -102,7 +102,7 @@ def pair_chunk_rows(rows: int, columns: int, itemsize: int, device: str = "cpu")
     """Return the rows per chunk of a sweep over two score matrices. ``itemsize``: bytes of a score of both together."""
     if device == "cuda":
         return cuda_chunk_rows(rows, columns, itemsize)
-    affordable = 2 * CHUNK_BYTES // (columns * itemsize)
+    affordable = 4 * CHUNK_BYTES // (columns * itemsize)
     preferred = max(CHUNK_BYTES // (columns * itemsize) // 64 * 64, min(_PAIR_ROWS, affordable))
     most = max(preferred, _PAIR_COLUMN_BYTES // itemsize)
     equal = -(-rows // -(-rows // most))
