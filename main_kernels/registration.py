@@ -157,10 +157,10 @@ class Op(Generic[Args, Outputs]):
         @first_only(label)
         def gradients(ctx: Any, grads: Sequence[Any]) -> tuple[Tensor | None, ...]:
             by_name = backward(ctx, outputs(*grads), self._args(*ctx.needs_input_grad))
-            return tuple(by_name.get(name) for name in names)
+            return tuple(map(by_name.get, names))
 
         def rule(ctx: Any, grads: Sequence[Any]) -> tuple[Tensor | None, ...]:
-            return gradients(ctx, grads) if any(grad is not None for grad in grads) else (None,) * len(names)
+            return gradients(ctx, grads) if True in [grad is not None for grad in grads] else (None,) * len(names)
 
         class Rule(torch.autograd.Function):
             """The same rule for a plain call."""

@@ -62,9 +62,9 @@ class Lse:
     @classmethod
     def of(cls, maximum: Tensor, total: Tensor) -> Lse:
         """Split ``maximum + log(total)``, with ``total`` in float64; the log-sum-exp of an empty set is (-inf, 0)."""
-        lse = maximum.double() + total.log()
+        lse = total.log().add_(maximum)
         high = lse.to(maximum.dtype)
-        return cls(high, torch.where(high == -torch.inf, 0, lse - high).to(maximum.dtype))
+        return cls(high, (lse - high).nan_to_num_(0.0).to(maximum.dtype))  # -inf - -inf is NaN
 
     @classmethod
     def empty_like(cls, vector: Tensor) -> Lse:
@@ -73,7 +73,7 @@ class Lse:
 
     def reciprocal(self) -> Tensor:
         """Return exp(-lse) in float64."""
-        return (-self.high.double() - self.low.double()).exp()
+        return self.high.double().add_(self.low).neg_().exp_()
 
     def __getitem__(self, rows: slice | Tensor) -> Lse:
         return Lse(select_rows(self.high, rows), select_rows(self.low, rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -89,23 +90,24 @@ def fill_pooling(module: Any, pooling: Pooling, device: torch.device = _CPU) -> 
     )
 
 
-def _struct(name: str, *dtypes: torch.dtype, **fields: Any) -> Any:
-    """Return a struct of ``_C``. The dtypes of the elements it points to are part of its name, if they vary."""
+@cache
+def _kind(name: str, *dtypes: torch.dtype) -> Any:
+    """Return the type of a struct of ``_C``."""
     for dtype in dtypes:
         if dtype not in _DTYPES:
             raise ValueError(
                 f"backend 'cpu': expected float32 or bfloat16, got dtype {dtype}; use the plain backend for it"
             )
-    kind = getattr(MODULE, "_".join([name, *(_DTYPES[dtype] for dtype in dtypes)]))
-    return fill_struct(kind(), **fields)
+    return getattr(MODULE, "_".join([name, *(_DTYPES[dtype] for dtype in dtypes)]))
 
 
-def _floats(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else address(tensor, torch.float32)
+def _struct(name: str, *dtypes: torch.dtype, **fields: Any) -> Any:
+    """Return a struct of ``_C``. The dtypes of the elements it points to are part of its name, if they vary."""
+    return fill_struct(_kind(name, *dtypes)(), **fields)
 
 
-def _doubles(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else address(tensor, torch.float64)
+_floats = partial(address, dtype=torch.float32)
+_doubles = partial(address, dtype=torch.float64)
 
 
 def _chunk(raw: Tensor, targets: Tensor | None = None, mask: Mask | None = None) -> Any:
@@ -263,7 +265,7 @@ class CpuBackend(InSteps):
         loss: LossTerms,
         grad: Tensor,
     ) -> None:
-        if any(other is not None for other in (sums.weighted, sums.rank, sums.softplus, sums.clipped)):
+        if not (sums.weighted is sums.rank is sums.softplus is sums.clipped is None):
             super().row_loss_(raw, score_map, targets, mask, sums, loss, grad)
             return
         assert sums.finished_lse is not None

@@ -17,8 +17,9 @@ from .structs import LossTerms, Mask, Pooling, ScoreGradTerms, ScoreMap
 class SingleExpKernels(Protocol):
     """Forward and backward kernels with one exponential per score instead of one per reduction.
 
-    They need |s| <= MAX_SCORE_BOUND, a target in every row, and no mask or one that keeps the targets: rows and columns
-    can then share exp(s), and no maximum is subtracted."""
+    They need a target in every row, and no mask or one that keeps the targets: rows and columns can then share exp(s),
+    and no maximum is subtracted. ``reduce`` needs |s| <= MAX_SCORE_BOUND, ``score_grad_`` the same of all log-sum-exps.
+    """
 
     def reduce(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .accumulators import Lse, select_rows
+from .accumulators import Lse, is_whole, select_rows
 
 MAX_SCORE_BOUND = 40.0
 """Largest bound on |s| for the single-exp kernels: exp(s), its sums and their reciprocals are then normal float32."""
@@ -172,7 +172,7 @@ class LossTerms:
 
     def of_rows(self, rows: slice) -> LossTerms:
         """Return the terms of some of the rows."""
-        return self._each(lambda vector: vector[rows])
+        return self if is_whole(rows, self.row_lse_grad) else self._each(lambda vector: vector[rows])
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> LossTerms:
         return replace(self, **{name: function(vector) for name, vector in vars(self).items() if vector is not None})

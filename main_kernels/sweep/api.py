@@ -220,4 +220,4 @@ def sweep(
             backend=select_backend(query),
         )
     )
-    return Sweep(**{name: getattr(outputs, name) for name in Sweep._fields})
+    return Sweep(*[getattr(outputs, name) for name in Sweep._fields])

@@ -6,6 +6,7 @@ All gradient rules of the sweep are here; an objective is ordinary torch on the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -196,7 +197,7 @@ def _recompute(problem: Problem, terms: ScoreGradTerms, grads: GradBuffers) -> T
 
 
 class _SavedTensors(NamedTuple):
-    """Tensors that autograd saves; all but the last are arguments of the backward op."""
+    """Tensors that autograd saves, arguments first; all but the last are arguments of the backward op."""
 
     query: Tensor
     key: Tensor
@@ -215,18 +216,26 @@ class _SavedTensors(NamedTuple):
     unweighted_loss: Tensor
 
 
+_SETTINGS = "softcap", "ignore_index", "keep_target", "label_smoothing", "z_loss", "gradient", "backend"
+"""Arguments of the forward that the backward op takes unchanged."""
+
+_settings = attrgetter(*_SETTINGS)
+_saved_arguments = attrgetter(*(name for name in _SavedTensors._fields if name not in SweepOutputs._fields))
+_saved_outputs = attrgetter(*(name for name in _SavedTensors._fields if name in SweepOutputs._fields))
+_not_differentiable = attrgetter(*(name for name in SweepOutputs._fields if name not in DIFFERENTIABLE))
+_differentiable = attrgetter(*DIFFERENTIABLE)
+_UPSTREAM = [f"{name}_grad" for name in DIFFERENTIABLE]
+
+
 def _save(ctx: Any, args: SweepArgs, outputs: SweepOutputs) -> None:
-    available = {**args._asdict(), **outputs._asdict()}
-    ctx.save_for_backward(*(available[name] for name in _SavedTensors._fields))
-    ctx.softcap, ctx.ignore_index, ctx.keep_target = args.softcap, args.ignore_index, args.keep_target
-    ctx.label_smoothing, ctx.z_loss = args.label_smoothing, args.z_loss
-    ctx.gradient, ctx.reuse_saved, ctx.backend = args.gradient, args.reuse_saved, args.backend
+    ctx.save_for_backward(*_saved_arguments(args), *_saved_outputs(outputs))
+    ctx.settings, ctx.reuse_saved = dict(zip(_SETTINGS, _settings(args), strict=True)), args.reuse_saved
     ctx.saved = _Saved(
         outputs.saved_scores,
         GradBuffer(outputs.query_grad_high, outputs.query_grad_low),
         GradBuffer(outputs.key_grad_high, outputs.key_grad_low),
     )
-    ctx.mark_non_differentiable(*(t for name, t in outputs._asdict().items() if name not in DIFFERENTIABLE))
+    ctx.mark_non_differentiable(*_not_differentiable(outputs))
 
 
 @dataclass
@@ -248,15 +257,13 @@ class _Saved:
 
 def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str, Tensor | None]:
     tensors = _SavedTensors(*ctx.saved_tensors)
-    op_tensors = tensors._asdict()
-    unweighted_loss = op_tensors.pop("unweighted_loss")
     query, key = tensors.query, tensors.key
     # a second backward through the same graph finds no saved state and recomputes it
     saved, ctx.saved = ctx.saved, None
     owns_saved = saved is not None and not saved.is_traced and ctx.reuse_saved
     if saved is not None and not owns_saved:
         saved = saved.clone()
-    if saved is not None and ctx.gradient == "forward":
+    if saved is not None and ctx.settings["gradient"] == "forward":
         buffers = GradBuffers(saved.query_grad, saved.key_grad)
     else:
         buffers = GradBuffers(
@@ -264,18 +271,15 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
             GradBuffer.empty(key, None if needs_grad.key else 0),
         )
     buffers.key = buffers.key.with_output(key.dtype)
-    upstream: dict[str, Any] = {f"{name}_grad": _nonempty(getattr(grads, name)) for name in DIFFERENTIABLE}
+    nonempty = [None if grad is None or not grad.numel() else grad for grad in _differentiable(grads)]
+    upstream = dict(zip(_UPSTREAM, nonempty, strict=True))
     loss_grad = upstream["loss_grad"]
+    given: dict[str, Any] = {**dict(zip(_SavedTensors._fields[:-1], tensors[:-1], strict=True)), **upstream}
     bias_entries = tensors.bias.numel() if tensors.bias is not None and needs_grad.bias else 0
     is_vector = tensors.bias is not None and tensors.bias.dim() > 0
     args = SweepGradArgs(
-        **op_tensors,
-        softcap=ctx.softcap,
-        ignore_index=ctx.ignore_index,
-        keep_target=ctx.keep_target,
-        label_smoothing=ctx.label_smoothing,
-        z_loss=ctx.z_loss,
-        **upstream,
+        **given,
+        **ctx.settings,
         loss_grad_is_scalar=loss_grad is not None and is_expanded_scalar(loss_grad),
         saved_scores=query.new_empty(0) if saved is None else saved.scores,
         query_grad_high=buffers.query.high,
@@ -284,9 +288,7 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
         key_grad_low=buffers.key.low,
         bias_grad=query.new_zeros(bias_entries, dtype=accumulator_dtype(query.dtype) if is_vector else torch.float64),
         scale_grad=query.new_zeros(1 if needs_grad.scale else 0, dtype=torch.float64),
-        gradient=ctx.gradient,
         saved_available=saved is not None,
-        backend=ctx.backend,
     )
     sweep_gradient_op(args)
     if owns_saved:
@@ -301,12 +303,8 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
     if tensors.bias is not None and needs_grad.bias:
         results["bias"] = args.bias_grad.view_as(tensors.bias).to(tensors.bias.dtype)
     if tensors.loss_weights is not None and needs_grad.loss_weights and loss_grad is not None:
-        results["loss_weights"] = (loss_grad * unweighted_loss).to(tensors.loss_weights.dtype)
+        results["loss_weights"] = (loss_grad * tensors.unweighted_loss).to(tensors.loss_weights.dtype)
     return results
-
-
-def _nonempty(grad: Tensor | None) -> Tensor | None:
-    return None if grad is None or not grad.numel() else grad
 
 
 sweep_op.register_autograd("the score sweep", save=_save, backward=_backward)

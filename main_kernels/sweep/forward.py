@@ -78,11 +78,11 @@ def _fake(args: SweepArgs) -> SweepOutputs:
         "column_lse_low": args.column_lse,
     }
 
-    def vector(name: str) -> Tensor:
-        length = 0 if not is_requested[name] else columns if name.startswith("column") else rows
-        return _empty_vector(args, name, length)
+    def length(name: str) -> int:
+        return 0 if not is_requested[name] else columns if name.startswith("column") else rows
 
-    return _with_saved({name: vector(name) for name in VECTORS}, _saved_scores(args), _grad_buffers(args))
+    vectors = _empty_vectors(args, {name: length(name) for name in VECTORS})
+    return _with_saved(vectors, _saved_scores(args), _grad_buffers(args))
 
 
 def _flops(args: SweepArgs) -> int:
@@ -147,13 +147,12 @@ def _grad_buffers(args: SweepArgs) -> GradBuffers:
 
 def _outputs(args: SweepArgs, reductions: Reductions, saved: Tensor, grads: GradBuffers) -> SweepOutputs:
     """Replace reductions that were not requested by vectors of length 0."""
-    lows = {"row_lse_low": reductions.row_lse, "column_lse_low": reductions.column_lse}
-    vectors: dict[str, Tensor | None] = {name: None if lse is None else lse.low for name, lse in lows.items()}
-    for field in fields(Reductions):
-        value = getattr(reductions, field.name)
-        vectors[field.name] = value.high if isinstance(value, Lse) else value
-    filled = {name: _empty_vector(args, name, 0) if v is None else v for name, v in vectors.items()}
-    return _with_saved(filled, saved, grads)
+    vectors = dict(vars(reductions))
+    for name in ("row_lse", "column_lse"):
+        lse = vectors[name]
+        vectors[name], vectors[f"{name}_low"] = (None, None) if lse is None else (lse.high, lse.low)
+    vectors.update(_empty_vectors(args, {name: 0 for name, vector in vectors.items() if vector is None}))
+    return _with_saved(vectors, saved, grads)
 
 
 def _with_saved(vectors: dict[str, Tensor], saved: Tensor, grads: GradBuffers) -> SweepOutputs:
@@ -167,9 +166,10 @@ def _with_saved(vectors: dict[str, Tensor], saved: Tensor, grads: GradBuffers) -
     )
 
 
-def _empty_vector(args: SweepArgs, name: str, length: int) -> Tensor:
-    dtype = torch.float64 if name in FLOAT64 else accumulator_dtype(args.query.dtype)
-    return args.query.new_empty(length, dtype=dtype)
+def _empty_vectors(args: SweepArgs, lengths: dict[str, int]) -> dict[str, Tensor]:
+    """Allocate outputs, from their names and lengths."""
+    empty, dtype = args.query.new_empty, accumulator_dtype(args.query.dtype)
+    return {name: empty(n, dtype=torch.float64 if name in FLOAT64 else dtype) for name, n in lengths.items()}
 
 
 def _scatter_rows(reductions: Reductions, rows: Tensor, count: int) -> None:

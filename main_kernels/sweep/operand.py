@@ -58,7 +58,7 @@ class Operand:
     def scores(self, left: Tensor, out: Tensor) -> Tensor:
         """out[c, n] = left[c, D] selfᵀ, in the dtype of ``out``."""
         for rows, block in self.blocks():
-            products.multiply(left, block.T, out if len(block) == out.shape[1] else out[:, rows])
+            products.multiply(left, block.T, out if block.shape[0] == out.shape[1] else out[:, rows])
         return out
 
     def add_to(self, grad: GradBuffer, score_grad: Tensor, backend: Backend) -> None:
@@ -68,4 +68,5 @@ class Operand:
 
     def largest_norm(self) -> float:
         """Return the largest Euclidean norm of a row, or NaN if a row contains one."""
-        return float(torch.cat([torch.linalg.vector_norm(block, dim=1) for _, block in self.blocks()]).max())
+        norms = [torch.linalg.vector_norm(block, dim=1) for _, block in self.blocks()]
+        return float((norms[0] if len(norms) == 1 else torch.cat(norms)).max())

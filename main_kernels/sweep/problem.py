@@ -81,12 +81,16 @@ class Problem:
     def mask_of(self, rows: slice) -> Mask | None:
         return None if self.mask is None else self.mask[rows]
 
-    def suits_single_exp(self) -> bool:
-        """Return True if the single-exp kernels apply: every |score| is known to be small enough."""
+    def allows_single_exp(self) -> bool:
+        """Return True if the single-exp kernels apply to scores that are small enough."""
         is_plain_map = self.score_map.bias is None and not self.score_map.softcap
         keeps_targets = self.targets is not None and (self.mask is None or self.mask.keep_target)
         is_small = self.query.shape[0] * self.key.shape[0] < _SMALL_SCORES
-        if self.backend.single_exp is None or not is_plain_map or not keeps_targets or is_small:
+        return self.backend.single_exp is not None and is_plain_map and keeps_targets and not is_small
+
+    def suits_single_exp(self) -> bool:
+        """Return True if the single-exp kernels apply: every |score| is known to be small enough."""
+        if not self.allows_single_exp():
             return False
         norms = [Operand.of(t, torch.float32).largest_norm() for t in (self.query, self.key)]
         bound = 1.01 * float(self.score_map.scale) * norms[0] * norms[1]  # 1.01: the products are rounded

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends.accumulators import ColumnAccumulators, Lse, ReductionSpec, RowAccumulators, select_rows
 from ..backends.interface import FusedKernels, SingleExpKernels
-from ..backends.structs import LossTerms, ScoreGradTerms
+from ..backends.structs import MAX_SCORE_BOUND, LossTerms, ScoreGradTerms
 from ..backends.workspace import WORKSPACE
 from . import products
 from .grad_buffer import GradBuffers
@@ -263,18 +263,16 @@ def tiled_backward(
         row_parts = problem.query.new_empty(problem.plan.rows, dtype=torch.float64)
     for chunk in problem.chunks():
         size = chunk.stop - chunk.start
+        part = terms if size == problem.query.shape[0] else terms.of_rows(chunk)
         scale_parts = None if row_parts is None else row_parts[:size]
         if fused is not None and narrow is not None:
             score_grad = select_rows(narrow, slice(0, size))
             (query, key), masking = problem.fused_operands, (problem.targets_of(chunk), problem.mask_of(chunk))
-            coefficients = terms if size == problem.query.shape[0] else terms.of_rows(chunk)
-            fused.score_grad(
-                select_rows(query, chunk), key, problem.score_map, *masking, coefficients, score_grad, scale_parts
-            )
+            fused.score_grad(select_rows(query, chunk), key, problem.score_map, *masking, part, score_grad, scale_parts)
         else:
             scores = select_rows(saved_scores, chunk) if buffer is None else problem.raw_scores(chunk, buffer[:size])
             score_grad = scores if narrow is None else narrow[:size]
-            _score_grad_(problem, scores, chunk, terms, factors, scale_parts, score_grad)
+            _score_grad_(problem, scores, chunk, part, factors, scale_parts, score_grad)
         if scale_parts is not None:
             scale_grad += scale_parts.sum()
         if column_grads.numel():
@@ -319,19 +317,19 @@ def _score_grad_(
     problem: Problem,
     scores: Tensor,
     chunk: slice,
-    terms: ScoreGradTerms,
+    terms: ScoreGradTerms,  # those of its rows
     factors: _SingleExpFactors | None,
     scale_grad: Tensor | None,
     grad: Tensor,
 ) -> None:
     """Compute the gradient of the raw scores of a chunk; ``grad`` receives it, which may be the scores."""
-    backend, score_map, part = problem.backend, problem.score_map, terms.of_rows(chunk)
+    backend, score_map = problem.backend, problem.score_map
     targets, mask = problem.targets_of(chunk), problem.mask_of(chunk)
     if factors is None or backend.single_exp is None or targets is None:
-        backend.score_grad_(scores, score_map, targets, mask, part, scale_grad, grad)
+        backend.score_grad_(scores, score_map, targets, mask, terms, scale_grad, grad)
         return
-    scale, rows = float(score_map.scale), factors.rows[chunk]
-    backend.single_exp.score_grad_(scores, scale, targets, mask, rows, factors.columns, part.target_grad, scale_grad)
+    scale, rows = float(score_map.scale), select_rows(factors.rows, chunk)
+    backend.single_exp.score_grad_(scores, scale, targets, mask, rows, factors.columns, terms.target_grad, scale_grad)
     if grad is not scores:
         grad.copy_(scores)
 
@@ -353,7 +351,10 @@ def _single_exp_factors(problem: Problem, terms: ScoreGradTerms) -> _SingleExpFa
         return None
     if any(term is not None for term in others):
         return None
-    if not problem.suits_single_exp():
+    if not problem.allows_single_exp():
+        return None
+    # no score exceeds the log-sum-exp of its row, so these bound the factors and all that counts of the exponentials
+    if not float(torch.cat([row_lse.high, column_lse.high]).abs().max()) <= MAX_SCORE_BOUND:
         return None
     return _SingleExpFactors(
         rows=row_lse.reciprocal().mul_(row_grad).float(), columns=column_lse.reciprocal().mul_(column_grad).float()

@@ -146,6 +146,7 @@ MUTATIONS = [
     Mutation(ROW_LOSS, "(own - logits / columns)", "(own - logits)"),
     Mutation(ROW_LOSS, "self.z_loss * lse.high.square()", "self.z_loss * lse.high"),
     Mutation(PROBLEM, "return bound <= MAX_SCORE_BOUND", "return True"),
+    Mutation(TILING, "<= MAX_SCORE_BOUND:", "<= 1e9:"),
     Mutation(TILING, "dot[columns] = pairs.sum(1)", "dot[: len(columns)] = pairs.sum(1)"),
     Mutation(TILING, "column_lse.reciprocal().mul_(column_grad)", "column_lse.reciprocal()"),
     Mutation(TILING, "else targets - left", "else targets"),

@@ -339,7 +339,7 @@ def test_one_exponential_gives_the_ranks_of_several(backend, dtype, ids, monkeyp
     if ids:
         options |= {"row_ids": torch.arange(130) // 2, "column_ids": torch.arange(1100) % 80}
     got = sweep(query, key, **options)
-    monkeypatch.setattr(problem.Problem, "suits_single_exp", lambda self: False)
+    monkeypatch.setattr(problem.Problem, "allows_single_exp", lambda self: False)
     want = sweep(query, key, **options)
     assert torch.equal(got.row_rank, want.row_rank)
     assert torch.equal(got.column_rank, want.column_rank)
