@@ -116,6 +116,7 @@ void bind_kernels(py::module_& m, const std::string& dtype) {
   m.def("reduce_rows", &reduce_rows<T>, Unlocked());
   m.def("reduce_columns", &reduce_columns<T>, Unlocked());
   m.def("row_loss", &row_loss<T>, Unlocked());
+  m.def("largest_norm", &largest_norm<T>, Unlocked());
   m.def("single_exp_reduce", &single_exp_reduce<T>, Unlocked());
   m.def("single_exp_score_grad", &single_exp_score_grad<T>, Unlocked());
   m.def("score_grad",

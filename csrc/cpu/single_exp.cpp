@@ -13,6 +13,14 @@ namespace {
 
 constexpr int64_t kTileRows = 64;  // a tile of kTileRows x kBlock scores stays in the second-level cache
 
+template <class T>
+MK_INLINE float sum_of_squares(const T* row, int64_t n) {
+  float total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t j = 0; j < n; ++j) total += load(row[j]) * load(row[j]);
+  return total;
+}
+
 // A tile of raw scores whose first column is j0. What belongs to rows or columns begins at the tile's.
 template <class T>
 struct Tile {
@@ -124,10 +132,22 @@ MK_INLINE void single_exp_grad_row(T* row, int64_t M, float scale, int64_t targe
   if (scale_grad) *scale_grad = sum_of_row + (static_cast<double>(target_grad) + masked_own) * at_target;
 }
 
+MK_KERNEL(SumOfSquares, sum_of_squares)
 MK_KERNEL(ReduceTile, reduce_any_tile)
 MK_KERNEL(SingleExpGradRow, single_exp_grad_row)
 
 }  // namespace
+
+template <class T>
+float largest_norm(States<T> operand, int threads) {
+  float top = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(max : top)
+  for (int64_t i = 0; i < operand.rows; ++i) {
+    const float squares = dispatch<SumOfSquares>(operand.hidden + i * operand.width, operand.width);
+    top = std::isnan(squares) ? std::numeric_limits<float>::infinity() : std::max(top, squares);
+  }
+  return std::sqrt(top);
+}
 
 template <class T>
 void single_exp_reduce(Chunk<T> chunk, SingleExpSums sums, int threads) {
@@ -175,6 +195,7 @@ void single_exp_score_grad(Chunk<T> chunk, SingleExpTerms terms, int threads) {
 }
 
 #define MK_INSTANTIATE(T)                                                \
+  template float largest_norm<T>(States<T>, int);                       \
   template void single_exp_reduce<T>(Chunk<T>, SingleExpSums, int); \
   template void single_exp_score_grad<T>(Chunk<T>, SingleExpTerms, int);
 MK_INSTANTIATE(float)

@@ -2,6 +2,7 @@
 // normal float32 numbers, so rows and columns share it and no maximum is subtracted. A distant maximum would cost digits:
 // s - 40 is rounded to 4e-6. Every row has a target, and the mask keeps the targets.
 #pragma once
+#include "pool.h"
 #include "scores.h"
 
 namespace mk {
@@ -16,6 +17,10 @@ struct SingleExpSums {
   float* column_rank = nullptr;          // [columns], added to
   const float* column_target = nullptr;  // [columns]
 };
+
+// The largest Euclidean norm of a row, infinite if an entry is not finite: what bounds |s|.
+template <class T>
+float largest_norm(States<T> operand, int threads);
 
 // Row and column sums in one pass.
 template <class T>

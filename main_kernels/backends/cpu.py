@@ -145,6 +145,10 @@ def _map(score_map: ScoreMap) -> Any:
 class CpuSingleExp:
     """The single-exp kernels of ``_C``."""
 
+    def largest_norm(self, operand: Tensor) -> float:
+        (rows, width), dtype = operand.shape, operand.dtype
+        return MODULE.largest_norm(_states(operand, rows, width, dtype), torch.get_num_threads())  # type: ignore[union-attr]
+
     def reduce(
         self,
         raw: Tensor,

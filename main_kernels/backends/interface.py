@@ -21,6 +21,9 @@ class SingleExpKernels(Protocol):
     and no maximum is subtracted. ``reduce`` needs |s| <= MAX_SCORE_BOUND, ``score_grad_`` the same of all log-sum-exps.
     """
 
+    def largest_norm(self, operand: Tensor) -> float:
+        """Return the largest Euclidean norm of a row of operand[n, D]; infinite if an entry is not finite."""
+
     def reduce(
         self,
         raw: Tensor,

@@ -20,6 +20,7 @@ from ..registration import Op
 from .forward import product_flops, row_loss_of, sweep_op
 from .grad_buffer import GradBuffer, GradBuffers
 from .half import loss_power, over_power
+from .plan import make_plan
 from .problem import Problem, accumulator_dtype, make_problem, valid_mask, valid_rows
 from .row_loss import has_equal_entries, is_expanded_scalar
 from .signatures import DIFFERENTIABLE, SweepArgs, SweepGradArgs, SweepOutputs
@@ -255,6 +256,17 @@ class _Saved:
         return type(self.scores) is not Tensor
 
 
+def _are_sums(query: Tensor, key: Tensor, *, is_saved: bool) -> tuple[bool, bool]:
+    """Return whether the gradients of query and key are rounded sums. If not, products on a CPU leave them as they are
+    returned."""
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or type(query.shape[0]) is not int:
+        return True, True  # in a graph a plan would add guards on sizes
+    (rows, width), columns = query.shape, key.shape[0]
+    plan = make_plan(rows, columns, width, query.dtype, query.device.type, saved=is_saved)
+    is_wider = plan.compute != query.dtype
+    return is_wider, is_wider or plan.rows < rows
+
+
 def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str, Tensor | None]:
     tensors = _SavedTensors(*ctx.saved_tensors)
     query, key = tensors.query, tensors.key
@@ -266,9 +278,10 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
     if saved is not None and ctx.settings["gradient"] == "forward":
         buffers = GradBuffers(saved.query_grad, saved.key_grad)
     else:
+        query_is_sum, key_is_sum = _are_sums(query, key, is_saved=ctx.settings["gradient"] == "saved")
         buffers = GradBuffers(
-            GradBuffer.empty(query, None if needs_grad.query else 0),
-            GradBuffer.empty(key, None if needs_grad.key else 0),
+            GradBuffer.empty(query, None if needs_grad.query else 0, is_sum=query_is_sum),
+            GradBuffer.empty(key, None if needs_grad.key else 0, is_sum=key_is_sum),
         )
     buffers.key = buffers.key.with_output(key.dtype)
     nonempty = [None if grad is None or not grad.numel() else grad for grad in _differentiable(grads)]

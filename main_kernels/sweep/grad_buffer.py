@@ -29,11 +29,12 @@ class GradBuffer:
     low: Tensor  # [n, D] or empty: the lower plane, or the buffer of the result if its dtype is narrower
 
     @classmethod
-    def empty(cls, like: Tensor, rows: int | None = None) -> GradBuffer:
-        """Allocate the buffer for the gradient of ``like`` [n, D]. ``rows``: n by default, 0 for a frozen operand."""
+    def empty(cls, like: Tensor, rows: int | None = None, *, is_sum: bool = True) -> GradBuffer:
+        """Allocate the buffer for the gradient of ``like`` [n, D]. ``rows``: n by default, 0 for a frozen operand.
+        ``is_sum``: False if each row is set once, by a product of operands in the dtype of ``like``."""
         shape = (like.shape[0] if rows is None else rows, like.shape[1])
-        is_split = like.dtype == torch.bfloat16 and not products.leaves_float32(like.device.type)
-        dtype = like.dtype if is_split or like.dtype.itemsize > 2 else torch.float32
+        is_split = is_sum and like.dtype == torch.bfloat16 and not products.leaves_float32(like.device.type)
+        dtype = like.dtype if is_split or not is_sum or like.dtype.itemsize > 2 else torch.float32
         return cls(
             empty(shape, dtype, like.device),
             empty(shape if is_split else (0, shape[1]), torch.int16, like.device),

@@ -65,8 +65,3 @@ class Operand:
         """grad[c, D] = score_grad[c, n] self."""
         for rows, block in self.blocks():
             grad.add_product(backend, score_grad[:, rows], block, first=rows.start == 0)
-
-    def largest_norm(self) -> float:
-        """Return the largest Euclidean norm of a row, or NaN if a row contains one."""
-        norms = [torch.linalg.vector_norm(block, dim=1) for _, block in self.blocks()]
-        return float((norms[0] if len(norms) == 1 else torch.cat(norms)).max())

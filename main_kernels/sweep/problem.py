@@ -90,9 +90,10 @@ class Problem:
 
     def suits_single_exp(self) -> bool:
         """Return True if the single-exp kernels apply: every |score| is known to be small enough."""
-        if not self.allows_single_exp():
+        kernels = self.backend.single_exp
+        if kernels is None or not self.allows_single_exp():
             return False
-        norms = [Operand.of(t, torch.float32).largest_norm() for t in (self.query, self.key)]
+        norms = [max([kernels.largest_norm(block) for _, block in x.blocks()]) for x in self.matmul_operands]
         bound = 1.01 * float(self.score_map.scale) * norms[0] * norms[1]  # 1.01: the products are rounded
         return bound <= MAX_SCORE_BOUND
 

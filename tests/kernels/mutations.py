@@ -84,6 +84,7 @@ MUTATIONS = [
     Mutation(ROWS, "/ select(x > 1.f, x, 1.f);", ";"),
     Mutation(ROWS, "select(e < low, low, select(e > high, high, e))", "select(e > high, high, e)"),
     # ... the single-exp kernels
+    Mutation(SINGLE_EXP, "std::isnan(squares) ?", "false ?"),
     Mutation(SINGLE_EXP, "masked ? select(ids[j] == id, 0.f, weight) : weight", "weight"),
     Mutation(SINGLE_EXP, "masked ? select(ids[j] == id, kNegInf, s) : s", "s"),
     Mutation(SINGLE_EXP, "if (masked && ids[own] == id) {", "if (false) {"),

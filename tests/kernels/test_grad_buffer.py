@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from main_kernels.backends import get_backend
+from main_kernels.backends import cpu, get_backend
+from main_kernels.backends.cpu import CpuBackend
+from main_kernels.sweep import backward, plan, sweep
 from main_kernels.sweep.grad_buffer import GradBuffer
+
+from .contract import DEVICE
 
 
 def planes(*shape: int) -> GradBuffer:
@@ -49,3 +54,28 @@ def test_small_steps_are_not_lost():
         backend.accumulate_(buffer.high, buffer.low, torch.full((1, 8), 1e-3))
     buffer.finalize_(backend, torch.ones(1))
     assert (buffer.high == 260).all()
+
+
+@pytest.mark.skipif(cpu.MODULE is None or DEVICE != "cpu", reason="a question about the C++ backend")
+def test_gradients_of_one_product_need_no_sum(monkeypatch):
+    """With bfloat16 products a row of the query's gradient is one product; so is one of the key's, in one chunk."""
+    monkeypatch.setattr(plan, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(plan, "SMALL_PROBLEM", 0)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(plan, "MIN_CHUNK_ROWS", 64)
+    added, add = [], CpuBackend.accumulate_
+    monkeypatch.setattr(CpuBackend, "accumulate_", lambda *args: added.append(args[-1].shape) or add(*args))
+    leaves = [torch.randn(n, 32).bfloat16().requires_grad_() for n in (128, 300)]
+
+    def gradients(rows: int) -> list[torch.Tensor]:
+        query, key = leaves[0][:rows], leaves[1]
+        loss = sweep(query, key, workspace_bytes=0).row_lse.square().sum()
+        return list(torch.autograd.grad(loss, leaves))
+
+    for rows, sums in ((64, []), (128, [(300, 32)] * 2)):
+        added.clear()
+        got = gradients(rows)
+        assert added == sums
+        with monkeypatch.context() as patch:
+            patch.setattr(backward, "_are_sums", lambda *_, **__: (True, True))
+            assert all(map(torch.equal, got, gradients(rows)))
