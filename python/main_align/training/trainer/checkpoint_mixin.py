@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +12,16 @@ from torch import Tensor, nn
 from ..model import checkpoint, projection
 from . import model_card
 from .mixin_base import MixinBase
+
+
+@contextmanager
+def _unchanged_dtypes(model: nn.Module) -> Iterator[None]:
+    """Restore the dtypes of parameters: TRL trains adapters of a quantised model in bfloat16, PEFT loads float32."""
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    yield
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != dtypes[name]:
+            parameter.data = parameter.data.to(dtypes[name])
 
 
 class CheckpointMixin(MixinBase):
@@ -33,7 +45,8 @@ class CheckpointMixin(MixinBase):
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with _unchanged_dtypes(cast("Any", self.model) if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._monitor.resume(self._read_checkpoint(resume_from_checkpoint))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -46,10 +59,11 @@ class CheckpointMixin(MixinBase):
         if not best or not checkpoint.is_in(best):
             super()._load_best_model()  # warns that it is missing; a completed run must not fail
             return
-        if hasattr(model, "get_base_model") and set(model.peft_config) - {"default"}:
-            super()._load_from_checkpoint(best)  # transformers' _load_best_model reads the adapter `default` alone
-        else:
-            super()._load_best_model()
+        with _unchanged_dtypes(model):
+            if hasattr(model, "get_base_model") and set(model.peft_config) - {"default"}:
+                super()._load_from_checkpoint(best)  # transformers' _load_best_model reads the adapter `default` alone
+            else:
+                super()._load_best_model()
         self._read_checkpoint(best)
 
     def _read_checkpoint(self, folder: str) -> int:
