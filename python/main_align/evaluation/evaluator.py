@@ -15,7 +15,7 @@ from ..checks import check_counts, check_types
 from ..data.fields import NO_FIELDS, Fields
 from ..data.in_memory import iter_pairs
 from ..errors import UserError
-from ..models.load import LoadedModel, unwrap_peft
+from ..models.load import LoadedModel, check_quantisation, unwrap_peft
 from ..scoring.batching import BATCH_TOKENS
 from ..scoring.columns import lower_is_better
 from ..scoring.scorer import Scorer
@@ -102,10 +102,12 @@ class AlignmentCallback(TrainerCallback):
         name: what comes after `eval_` in the names of the metrics. Default "heldout".
 
     Raises:
-        UserError: the trainer would keep the model whose score is worst.
+        UserError: the trainer would keep the model whose score is worst, or its model is quantised so that the scores
+            would depend on the batch.
     """
 
     def __init__(self, trainer: Any, evaluator: AlignmentEvaluator, name: str = "heldout") -> None:
+        check_quantisation(unwrap_peft(trainer.model))
         check_best_metric(trainer.args, [f"{name}_{mean}" for mean in MEANS if lower_is_better(mean)])
         self.trainer, self.evaluator, self.name = trainer, evaluator, name
         self._last: tuple[int, dict[str, float]] | None = None

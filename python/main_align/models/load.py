@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
@@ -195,7 +196,7 @@ def language_model_head(name: str, model: PreTrainedModel) -> Any:
         model: the model.
 
     Raises:
-        UserError: there is no head, or its weight is no matrix, as after quantisation.
+        UserError: there is no head, or its weight is no plain matrix, as after quantisation.
     """
     head: Any = model.get_output_embeddings()
     if head is None:
@@ -203,12 +204,31 @@ def language_model_head(name: str, model: PreTrainedModel) -> Any:
             f"{name!r} ({type(model).__name__}) has no language-model head: give a causal "
             "language model, not a bare backbone."
         )
-    if not isinstance(getattr(head, "weight", None), torch.Tensor):
+    weight = getattr(head, "weight", None)
+    is_plain = isinstance(weight, torch.Tensor) and weight.is_floating_point()  # bitsandbytes' are integers
+    if not is_plain or is_traceable_wrapper_subclass(weight):  # as those of torchao and tensor parallelism are
         raise UserError(
-            f"the language-model head of {name!r} has no weight matrix, from which the log-probabilities are computed: "
-            "leave the head out of quantisation"
+            f"the language-model head of {name!r} has no weight matrix, from which the log-probabilities are computed, "
+            f"but {type(weight).__name__}: leave the head out of quantisation and out of tensor parallelism"
         )
     return head
+
+
+def check_quantisation(model: PreTrainedModel) -> None:
+    """Raise UserError for weights in 8 bits of bitsandbytes whose products depend on the other rows of a batch.
+
+    A column with an activation above the threshold in any row is computed in 16 bits in all rows.
+
+    Args:
+        model: the model.
+    """
+    quantisation: Any = getattr(model.config, "quantization_config", None)
+    if getattr(quantisation, "load_in_8bit", False) and quantisation.llm_int8_threshold:
+        raise UserError(
+            f"a model in 8 bits with llm_int8_threshold={quantisation.llm_int8_threshold} finds a batch's outliers "
+            "together, so its scores would depend on the batch: set llm_int8_threshold to 0.0 in its "
+            "quantization_config, or load it in 4 bits or unquantised"
+        )
 
 
 def trained_encoder(name: str, tokenizer: PreTrainedTokenizerBase, rows: int, rows_of: str) -> PairEncoder:

@@ -28,7 +28,7 @@ from ..models.context_length import changes_rope, context_length
 from ..models.devices import pick_device, pick_dtype
 from ..models.encoding import EncodedPair, LogpColumn, PairEncoder
 from ..models.forward import Forward, Submitted, is_out_of_memory
-from ..models.load import LoadedModel, load, vocabulary
+from ..models.load import LoadedModel, check_quantisation, load, vocabulary
 from ..models.projection_heads import AlignmentHead
 from ..models.smollm2 import SMOLLM2
 from ..progress import OnProgress, tqdm_bar
@@ -115,6 +115,7 @@ class Scorer:
                 device=torch_device,
                 trust_remote_code=trust_remote_code,
             )
+        check_quantisation(loaded.model)
         self.encoder = PairEncoder(loaded.tokenizer, vocabulary=vocabulary(loaded.model))
         if heads is not None and not isinstance(heads, AlignmentHead):
             heads = AlignmentHead.from_pretrained(heads)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from main_align import AlignmentCallback, AlignmentEvaluator
 from main_align.errors import UserError
 from main_align.models.encoding import EncodedSequence
 from main_align.models.forward import Forward
@@ -13,7 +15,9 @@ from main_align.models.load import LoadedModel, check_model
 from main_align.models.packed_attention import packed_forward, packing_arguments, use_packed_attention
 from main_align.scoring.scorer import Scorer
 from peft import LoraConfig, get_peft_model
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import (
+    BitsAndBytesConfig,
     BloomConfig,
     BloomForCausalLM,
     CohereConfig,
@@ -209,13 +213,32 @@ def test_adapters_that_are_not_merged_are_refused():
     Forward(adapted.merge_and_unload())
 
 
-def test_a_quantised_head_is_refused():
+@pytest.mark.parametrize(
+    "weight",
+    [
+        lambda: torch.zeros(259, 32),  # a function, as after torch's dynamic quantisation
+        torch.zeros(259, 32, dtype=torch.int8),  # as bitsandbytes' in 8 bits
+        TwoTensor(torch.zeros(259, 32), torch.zeros(259, 32)),  # a wrapper, as torchao's and those of DTensor
+    ],
+)
+def test_a_quantised_head_is_refused(weight):
     model = tiny_model()
     model.lm_head = torch.nn.Identity()
-    model.lm_head.weight = lambda: torch.zeros(259, 32)  # as after torch's dynamic quantisation
+    model.lm_head.weight = weight
     for refused in (Forward, lambda model: check_model("tiny", model, byte_tokenizer())):
         with pytest.raises(UserError, match=r"has no weight matrix.* leave the head out of quantisation"):
             refused(model)
+
+
+def test_weights_whose_outliers_depend_on_the_batch_are_not_scored():
+    loaded = LoadedModel(tiny_model(), byte_tokenizer(), "tiny", None, "")
+    loaded.model.config.quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+    with pytest.raises(UserError, match=r"would depend on the batch: set llm_int8_threshold to 0\.0"):
+        Scorer(loaded)
+    with pytest.raises(UserError, match="would depend on the batch"):
+        AlignmentCallback(SimpleNamespace(model=loaded.model), AlignmentEvaluator([{"prompt": "a", "completion": "b"}]))
+    loaded.model.config.quantization_config.llm_int8_threshold = 0.0
+    Scorer(loaded)
 
 
 def test_a_length_without_learned_positions_is_refused():
