@@ -196,7 +196,7 @@ def language_model_head(name: str, model: PreTrainedModel) -> Any:
         model: the model.
 
     Raises:
-        UserError: there is no head, or its weight is no plain matrix, as after quantisation.
+        UserError: there is no head, or its weight is no plain matrix, as after quantisation or with ZeRO-3.
     """
     head: Any = model.get_output_embeddings()
     if head is None:
@@ -205,6 +205,7 @@ def language_model_head(name: str, model: PreTrainedModel) -> Any:
             "language model, not a bare backbone."
         )
     weight = getattr(head, "weight", None)
+    check_unsharded(weight)
     is_plain = isinstance(weight, torch.Tensor) and weight.is_floating_point()  # bitsandbytes' are integers
     if not is_plain or is_traceable_wrapper_subclass(weight):  # as those of torchao and tensor parallelism are
         raise UserError(
@@ -212,6 +213,12 @@ def language_model_head(name: str, model: PreTrainedModel) -> Any:
             f"but {type(weight).__name__}: leave the head out of quantisation and out of tensor parallelism"
         )
     return head
+
+
+def check_unsharded(weight: Any) -> None:
+    """Raise UserError for the weight of a language-model head that DeepSpeed has divided among the processes."""
+    if hasattr(weight, "ds_id"):
+        raise UserError("DeepSpeed ZeRO-3 shards lm_head, whose weight is read outside of it: use ZeRO-2, or FSDP2")
 
 
 def check_quantisation(model: PreTrainedModel) -> None:

@@ -22,6 +22,7 @@ from main_kernels import linear_cross_entropy, segment_pool, sequence_logprobs
 from ...errors import UserError
 from ...models.devices import accumulator_dtype
 from ...models.forward import logit_options
+from ...models.load import check_unsharded
 from ...models.packed_attention import packed_forward
 from ...models.projection_heads import AlignmentHead
 
@@ -205,8 +206,7 @@ def lm_head_weight(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
             "modules_to_save."
         )
     weight, bias = head.weight, getattr(head, "bias", None)  # PEFT's trained copy if modules_to_save has it
-    if hasattr(weight, "ds_id"):
-        raise UserError("DeepSpeed ZeRO-3 shards lm_head while the loss reads its weight: use ZeRO-2, or FSDP2")
+    check_unsharded(weight)
     if type(weight).__name__ == "DTensor" and torch.is_grad_enabled() and model.training:
         raise UserError(
             "lm_head is an FSDP unit of its own, so its weight is sharded while the loss reads it: leave it in "

@@ -49,6 +49,11 @@ class CheckpointMixin(MixinBase):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._monitor.resume(self._read_checkpoint(resume_from_checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_deepspeed_enabled:  # which loads the weights without the method above
+            self._monitor.resume(self._read_checkpoint(checkpoint))
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Override to leave out the projection heads, whose weights come from their own file."""
         missing = [name for name in load_result.missing_keys if f".{projection.NAME}." not in f".{name}"]

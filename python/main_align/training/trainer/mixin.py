@@ -262,7 +262,8 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
             self._monitor.measure_loss(step, contributions, output)
             if contrast is not None:
                 self._monitor.measure_contrast(contrast)
-            if states.requires_grad and self._is_logged():  # they do not under a frozen backbone
+            # states do not under a frozen backbone, and DeepSpeed takes every backward for the step's
+            if states.requires_grad and self._is_logged() and not self.is_deepspeed_enabled:
                 self._monitor.measure_gradients(step, contributions, states, pairs)
             self._finish(step, output, pairs)
         elif self._evaluation is not None:

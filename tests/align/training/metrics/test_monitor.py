@@ -96,3 +96,13 @@ def test_the_synthetic_weight_is_logged_if_there_are_synthetic_pairs(tmp_path):
     trainer = trainer_with(tmp_path, dataset=only_seeds)
     trainer.train()
     assert "synthetic_weight" not in trainer.state.log_history[0]
+
+
+def test_deepspeed_sees_no_backward_before_that_of_the_step(tmp_path, monkeypatch):
+    """Its hooks on the model's outputs end a step's backward, so the gradients of the terms are not measured."""
+    trainer = trainer_with(tmp_path)
+    (batch, *_) = trainer.get_train_dataloader()
+    trainer.is_deepspeed_enabled, trainer.state.logging_steps = True, 1
+    monkeypatch.setattr("torch.autograd.grad", None)
+    trainer.compute_loss(trainer.model.train(), batch).backward()
+    assert "nll_y_given_x" in trainer._monitor._meter.read()

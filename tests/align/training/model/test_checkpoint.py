@@ -15,6 +15,7 @@ from main_align.errors import UserError
 from main_align.training.model.checkpoint import FILE
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import LlamaForCausalLM, Trainer
 
 from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model
@@ -55,6 +56,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, lora):
     assert resumed_log == [pytest.approx(entry, rel=1e-6) for entry in log]  # `num_tokens` too
     for name, parameter in wanted.items():
         torch.testing.assert_close(resumed[name], parameter, rtol=0, atol=1e-7, msg=name)
+
+
+def test_a_run_resumed_by_deepspeed_has_means_and_token_count(tmp_path, monkeypatch):
+    """DeepSpeed loads the model itself, without the method that other runs resume with."""
+    monkeypatch.setattr("transformers.trainer.DeepSpeedSchedulerWrapper", LRScheduler, raising=False)
+    first, second = (trainer_with(tmp_path, save_strategy="steps", save_steps=2) for _ in range(2))
+    first.train()
+    second.create_optimizer_and_scheduler(2)
+    second.is_deepspeed_enabled = True
+    second._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-2"))
+    assert second._monitor.num_tokens == first._monitor.num_tokens > 0
+    assert torch.equal(second._synthetic_weight.means, first._synthetic_weight.means.cpu())
 
 
 def test_no_head_is_called_missing_when_a_run_resumes(tmp_path, monkeypatch):

@@ -156,6 +156,10 @@ def test_a_sharded_head_is_refused(tmp_path, monkeypatch, mark, remedy):
         trainer.model.lm_head.weight = part(weight.data)
     with pytest.raises(UserError, match=remedy):
         trainer.compute_loss(trainer.model.train(), batch)
+    if mark == "zero3":  # a model given by name is sharded, and its weights empty, when it is loaded
+        weight.data = weight.data.new_empty(0)
+        with pytest.raises(UserError, match=remedy):
+            trainer_with(tmp_path, trainer.model)
 
 
 def test_the_model_generates_between_steps_and_afterwards(tmp_path):
