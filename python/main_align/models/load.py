@@ -74,7 +74,7 @@ def load(
 
 
 def load_weights(found: Checkpoint, **options: Any) -> PreTrainedModel:
-    """Load the weights of a checkpoint; an adapter is merged into its base.
+    """Load the weights of a checkpoint; an adapter is merged into its base, which is dequantised if it is stored so.
 
     Args:
         found: the checkpoint.
@@ -84,7 +84,12 @@ def load_weights(found: Checkpoint, **options: Any) -> PreTrainedModel:
         UserError: weights are missing; the message names them.
     """
     if found.base is not None:
-        return _merge(found, load_weights(found.base, **options))
+        base: Any = load_weights(found.base, **options)
+        if getattr(base, "is_quantized", False) and "quantization_config" not in options:
+            dtype = base.dtype
+            with readable_errors(found.name):  # merged weights would be rounded to the 4 or 8 bits of the base
+                base = base.dequantize().to(dtype)
+        return _merge(found, base)
     with readable_errors(found.name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             found.source, **{**options, "revision": found.revision}, output_loading_info=True

@@ -14,7 +14,7 @@ from main_align.models.packing import pack
 from main_align.models.projection_heads import AlignmentHead
 from main_align.scoring.scorer import Scorer
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
 from tests.align.tiny_models import DEVICE, byte_tokenizer, tiny_model, tiny_model_folder
 
@@ -158,6 +158,15 @@ def test_an_adapter_is_loaded_onto_its_base(folder, adapter):
     assert (plain - expected).abs().max() > 1e-2
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
     assert Scorer(adapter, device="cpu").score(PAIRS)[0]["status"] == "ok"
+
+
+def test_an_adapter_is_merged_into_a_base_that_is_not_quantised(adapter, monkeypatch):
+    """Merged into 4 bits, the adapter would be rounded away."""
+    dequantised = []
+    monkeypatch.setattr(LlamaForCausalLM, "is_quantized", True, raising=False)
+    monkeypatch.setattr(LlamaForCausalLM, "dequantize", lambda model: dequantised.append(model) or model.double())
+    assert load.load(adapter).model is dequantised[0]
+    assert dequantised[0].dtype == torch.float32
 
 
 def test_an_adapter_brings_its_own_tokenizer(adapter):
