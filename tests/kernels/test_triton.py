@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.longest
-@pytest.mark.parametrize("file", ["test_library.py", "test_fused.py"])
-def test_the_kernels_pass_under_the_interpreter(file):
-    """In a process of its own: what TRITON_INTERPRET says when triton is imported is final."""
+def test_the_kernels_pass_under_the_interpreter():
+    """In a process of its own: what TRITON_INTERPRET says when triton is imported is final. tests/triton/conftest.py
+    leaves out what needs a compiler."""
     pytest.importorskip("triton")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", f"tests/triton/{file}"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "tests/triton"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
