@@ -8,6 +8,10 @@ TORCH  ?= torch==2.13.0
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 OUT    := out
+# A process that dies is not replaced: pytest-xdist would wait for ever for the one in its place.
+PYTEST  = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+STYLE   = $(BIN)/ruff check . && $(BIN)/ruff format --check .
+TYPES   = $(BIN)/mypy && $(BIN)/python tools/check_docstrings.py
 
 .PHONY: help setup demo lint docs test quick ttir pretend bench clean
 
@@ -33,25 +37,29 @@ demo: setup ## score and filter the example pairs with a real model; results in 
 	@echo "scores: $(OUT)/scores.parquet   kept pairs: $(OUT)/kept.jsonl   plot: $(OUT)/scores.png"
 
 lint: setup ## check style, types and docstrings
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python tools/check_docstrings.py
+	$(STYLE)
+	$(TYPES)
 
 docs: setup ## build the documentation into out/site; a broken link is an error
 	$(BIN)/mkdocs build --strict
 
-test: lint ## run every check of CI: lint, documentation and tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: setup ## run every check of CI: lint, documentation and tests
+	$(STYLE)
+	@mkdir -p $(OUT)
+	@echo "mypy and tools/check_docstrings.py run beside the tests: their output comes last, from $(OUT)/types.txt"
+	@nice sh -c "$(TYPES)" >$(OUT)/types.txt 2>&1 & types=$$!; \
+	$(PYTEST); tests=$$?; \
+	wait $$types; types=$$?; cat $(OUT)/types.txt; \
+	test $$tests = 0 && test $$types = 0
 
 quick: setup ## run the tests without the slow ones
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -m "not slow"
 
 ttir: setup ## execute every Triton kernel on the CPU from its TTIR, about three minutes
 	$(BIN)/python -m tests.ttir -q
 
 pretend: setup ## run the tests of ops, scoring and training as on a GPU, which the CPU pretends to be
-	$(BIN)/python -m tests.pretended_gpu -q -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m tests.pretended_gpu -q -n $(WORKERS) --dist loadfile --max-worker-restart 0 -m "not slow"
 
 bench: setup ## time ops, scoring and a training step on a CPU, within limits of time; results in out/
 	$(BIN)/python -m bench kernels --size large --minutes 5 -o $(OUT)/kernels.json
