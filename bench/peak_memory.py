@@ -1,7 +1,7 @@
 """PeakMemory: the peak memory of a contender in its own process. Linux only.
 
 Importing torch and the peers takes seconds, and there are hundreds of contenders. One server process therefore imports
-everything, computes nothing (so it has no threads) and forks for each contender.
+everything that a case needs, computes nothing (so it has no threads) and forks for each contender.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from . import peers
 from .cases import CASES, DTYPES
 from .measure import peak_over
 
+WITHOUT_PEERS = ("pooling",)
+"""Families of cases that no peer has: the server starts sooner."""
 SETTINGS = {
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no compiler pool in every fork
     # Return freed large tensors to the system. glibc's dynamic threshold would keep some of them, and a peak could be
@@ -88,9 +90,12 @@ def serve() -> None:
     """Answer requests from stdin, one JSON line each, with one fork per request."""
     answers = os.dup(1)
     os.dup2(2, 1)  # peers may print; send that to stderr
-    peers.preload()
     importlib.import_module("torch._inductor.compile_fx")
+    are_peers_loaded = False
     for line in iter(sys.stdin.readline, ""):
+        if not are_peers_loaded and CASES[json.loads(line)[0]].family not in WITHOUT_PEERS:
+            peers.preload()
+            are_peers_loaded = True
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
