@@ -13,7 +13,7 @@ PYTEST  = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 STYLE   = $(BIN)/ruff check . && $(BIN)/ruff format --check .
 TYPES   = $(BIN)/mypy && $(BIN)/python tools/check_docstrings.py
 
-.PHONY: help setup demo lint docs test quick ttir pretend bench clean
+.PHONY: help setup demo lint docs test slow ttir pretend bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,17 +43,17 @@ lint: setup ## check style, types and docstrings
 docs: setup ## build the documentation into out/site; a broken link is an error
 	$(BIN)/mkdocs build --strict
 
-test: setup ## run every check of CI: lint, documentation and tests
+test: setup ## lint, and run the tests but the slow ones
 	$(STYLE)
 	@mkdir -p $(OUT)
 	@echo "mypy and tools/check_docstrings.py run beside the tests: their output comes last, from $(OUT)/types.txt"
 	@nice sh -c "$(TYPES)" >$(OUT)/types.txt 2>&1 & types=$$!; \
-	$(PYTEST); tests=$$?; \
+	$(PYTEST) -m "not slow"; tests=$$?; \
 	wait $$types; types=$$?; cat $(OUT)/types.txt; \
 	test $$tests = 0 && test $$types = 0
 
-quick: setup ## run the tests without the slow ones
-	$(PYTEST) -m "not slow"
+slow: setup ## run the slow tests: real models, large shapes, other compilers
+	$(PYTEST) -m slow
 
 ttir: setup ## execute every Triton kernel on the CPU from its TTIR, about three minutes
 	$(BIN)/python -m tests.ttir -q

@@ -1,4 +1,4 @@
-"""The Triton backend under test: interpreted in a process with TRITON_INTERPRET=1 (tests/kernels/test_triton.py starts
+"""The Triton backend under test: interpreted in a process with TRITON_INTERPRET=1 (tests/test_interpreters.py starts
 one), compiled ahead of time in any other."""
 
 from __future__ import annotations

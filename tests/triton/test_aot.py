@@ -44,7 +44,6 @@ KERNELS = {
 CASES = {80: WALKS, 90: (*WALKS, f"reduce sigmoid bias others {SHAPE}", *CHUNKS), 100: WALKS}
 
 
-@pytest.mark.slow
 @pytest.mark.longest
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nothing_spills_and_products_run_on_tensor_cores(architecture):
