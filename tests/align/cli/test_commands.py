@@ -305,8 +305,8 @@ def test_the_real_model_ranks_the_examples(tmp_path: Path) -> None:
     source, out = tmp_path / "short.jsonl", tmp_path / "s.parquet"
     lines = (Path(__file__).parents[3] / "examples" / "pairs.jsonl").read_text().splitlines(keepends=True)
     rows = ((line, json.loads(line)) for line in lines)
-    # 27 of the 103 pairs, with less than a tenth of their text
-    source.write_text("".join(line for line, row in rows if len(row["instruction"] + row["response"]) <= 120))
+    # 48 of the 103 pairs, with a fifth of their text
+    source.write_text("".join(line for line, row in rows if len(row["instruction"] + row["response"]) <= 200))
     code, _, log = invoke("score", source, "-o", out)
     assert code == 0, log
     mutual = pq.read_table(out)["mutual"].to_pylist()
@@ -314,6 +314,5 @@ def test_the_real_model_ranks_the_examples(tmp_path: Path) -> None:
     good = [value for value, mark in zip(mutual, marks, strict=True) if mark]
     bad = [value for value, mark in zip(mutual, marks, strict=True) if not mark]
     wins = sum(g > b for g in good for b in bad) / (len(good) * len(bad))
-    # Most mismatches answer a similar question and two are echoes, so this is far from 1. A random order
-    # has as much once in a hundred draws.
-    assert wins > 0.8, "the area under the curve of mutual, aligned against mismatched"
+    # Most mismatches answer a similar question and two are echoes, so this is far from 1.
+    assert wins > 0.75, "the area under the curve of mutual, aligned against mismatched"
