@@ -3,7 +3,8 @@
 A bfloat16 gradient is kept as two 16-bit planes of a float32, ``high`` and ``low``. The result is rounded into
 ``high``, so the gradient of a large vocabulary head needs no second, wider copy. A float16 gradient is a float32 buffer
 that is cast at the end. So is a bfloat16 gradient on a CUDA device: cuBLAS adds a product to a float32 buffer while
-computing it, whereas planes would be read and written once more.
+computing it, whereas planes would be read and written once more. A gradient that is a single product in bfloat16 is
+kept as it is returned.
 """
 
 from __future__ import annotations
