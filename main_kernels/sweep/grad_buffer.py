@@ -86,6 +86,10 @@ class GradBuffer:
         if not self.is_split:
             (products.multiply if first else products.add_product)(left, right, self.high)
             return
+        if first and left.dtype == self.high.dtype:  # the product is rounded, so nothing is left for the lower plane
+            products.multiply(left, right, self.high)
+            self.low.zero_()
+            return
         step = max(_SLICE_BYTES // (right.shape[1] * right.element_size()), 256)
         for begin in range(0, left.shape[0], step):
             part = left[begin : begin + step] @ right

@@ -72,7 +72,7 @@ def test_gradients_of_one_product_need_no_sum(monkeypatch):
         loss = sweep(query, key, workspace_bytes=0).row_lse.square().sum()
         return list(torch.autograd.grad(loss, leaves))
 
-    for rows, sums in ((64, []), (128, [(300, 32)] * 2)):
+    for rows, sums in ((64, []), (128, [(300, 32)])):
         added.clear()
         got = gradients(rows)
         assert added == sums
