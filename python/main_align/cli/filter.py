@@ -117,10 +117,13 @@ def filter(
         input=source,
         scores_only=scores_only,
     )
-    log_reasons(ProgressBar().log, result.table.counts, result.table.reasons)
+    log = ProgressBar().log
+    log_reasons(log, result.table.counts, result.table.reasons)
     console = Console()
     console.print(filter_summary(result), "")
     console.print(f"kept rows: {out}", highlight=False, markup=False, soft_wrap=True)
+    if not result.kept.any():
+        log(f"no row was kept, so {out} has none; relax the conditions")
     if plot:
         threshold = (result.by, result.threshold) if result.by and result.threshold is not None else None
         by_column = f" by {result.by}" if result.by else ""

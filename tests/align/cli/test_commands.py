@@ -190,6 +190,16 @@ def test_printed_paths_are_not_wrapped(tmp_path: Path) -> None:
     assert text.endswith(f"kept rows: {out}\nhistograms: {plot}\n")
 
 
+def test_a_filter_that_keeps_no_row_says_so(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("id,status,reason,mutual\n1,ok,,0.5\n")
+    for ending in ("jsonl", "csv", "parquet"):
+        out = tmp_path / f"kept.{ending}"
+        code, _, log = invoke("filter", tmp_path / "scores.csv", "-o", out, "--min", 2, "--scores-only")
+        assert code == 0
+        assert log == f"no row was kept, so {out} has none; relax the conditions\n"
+        assert invoke("filter", tmp_path / "scores.csv", "-o", out, "--min", 0, "--scores-only")[2] == ""
+
+
 def test_the_plot_of_a_file_with_another_encodings_name(tmp_path: Path, pairs: Path, model: Path) -> None:
     source = pairs.rename(Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.jsonl")))
     code, _, log = invoke("score", source, "-o", tmp_path / "s.csv", "--model", model, "--plot", tmp_path / "s.png")
