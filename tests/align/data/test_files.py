@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def arrow(stream: bool) -> bytes:
     return sink.getvalue()
 
 
-def parquet() -> bytes:
+def parquet(rows: Sequence[dict[str, Any]] = ROWS) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(ROWS), sink)
+    pq.write_table(pa.Table.from_pylist(rows), sink)
     return sink.getvalue()
 
 
@@ -227,6 +228,27 @@ def test_unreadable_standard_input_is_an_error(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     with pytest.raises(UserError, match=f"^{words}"):
         open_source("-")
+
+
+LONG = [{"instruction": f"{number:x}" * 99, "response": f"{number:o}" * 99} for number in range(999)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b"\n".join(map(dumped, LONG)))[:-99], "-: the .gz data is damaged"),
+        (gzip.compress(dumped(LONG))[:-99], "-: the .gz data is damaged"),
+        (gzip.compress(b"instruction,response\n" + b"x,y\n" * 99999)[:-9], "-: the .gz data is damaged"),
+        (parquet(LONG)[:2000] + bytes(999) + parquet(LONG)[2999:], "- is not a readable parquet file: "),
+    ],
+)
+def test_damage_in_the_rows_of_standard_input_names_it(
+    monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    source = open_source("-")
+    with pytest.raises(UserError, match=f"^{words}"):
+        list(source.rows())
 
 
 def test_a_folder_of_incompatible_files_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ...errors import UserError
@@ -63,13 +64,15 @@ class ParquetFile(BatchFile):
         with self._open() as file:
             return file.schema_arrow.remove_metadata()
 
-    def _open(self) -> Any:
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
         import pyarrow as pa
         from pyarrow import parquet
 
         try:
-            return parquet.ParquetFile(pa.OSFile(os.fsencode(self.file)))  # pyarrow encodes other paths as UTF-8
-        except pa.ArrowInvalid as error:
+            with parquet.ParquetFile(pa.OSFile(os.fsencode(self.file))) as file:  # pyarrow encodes other paths as UTF-8
+                yield file
+        except (pa.ArrowInvalid, OSError) as error:  # in the rows too
             raise UserError(f"{self.name} is not a readable parquet file: {error}") from None
 
 
@@ -92,15 +95,17 @@ class ArrowFile(BatchFile):
         with self._open() as reader:
             return reader.schema.remove_metadata()
 
-    def _open(self) -> Any:
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
         import pyarrow as pa
 
-        file = pa.memory_map(os.fsencode(self.file))
         try:
+            file = pa.memory_map(os.fsencode(self.file))
             is_file = file.read(6) == b"ARROW1"
             file.seek(0)
-            return pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
-        except pa.ArrowInvalid as error:
+            with pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file) as reader:
+                yield reader
+        except (pa.ArrowInvalid, OSError) as error:  # in the rows too
             raise UserError(f"{self.name} is not a readable Arrow file: {error}") from None
 
 

@@ -29,7 +29,7 @@ class CsvFile(FileSource):
     def rows(self) -> Iterator[Row]:
         # The csv module's default limit is too low for long responses. It is global to the process.
         csv.field_size_limit(MAX_FIELD)
-        with open_text(self.file, newline="") as file:
+        with open_text(self.file, newline="", name=self.name) as file:
             delimiter, before, lines = self._delimiter(file)
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             header = self._header(reader)

@@ -25,14 +25,14 @@ class JsonLines(FileSource):
     unit = "line"
 
     def rows(self) -> Iterator[Row]:
-        with open_text(self.file, newline=None) as file:
+        with open_text(self.file, newline=None, name=self.name) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield _row_of_line(line, number)
 
     def count(self) -> tuple[int, int]:
         rows = lines = 0
-        with open_text(self.file, newline=None) as file:
+        with open_text(self.file, newline=None, name=self.name) as file:
             for line in file:
                 lines += 1
                 rows += not line.isspace()
@@ -80,7 +80,7 @@ class JsonArray(FileSource):
     """
 
     def rows(self) -> Iterator[Row]:
-        with open_text(self.file, newline="") as file:
+        with open_text(self.file, newline="", name=self.name) as file:
             for number, value in enumerate(self.elements(file), 1):
                 yield row_of_value(value, number, "row")
 
@@ -139,7 +139,7 @@ class JsonDocument(FileSource):
 
     def rows(self) -> Iterator[Row]:
         try:
-            values = list(_values(self.file))
+            values = list(_values(self.file, self.name))
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{self.name} is not valid JSON ({error}); write one row per line (.jsonl) or one array of rows"
@@ -149,9 +149,9 @@ class JsonDocument(FileSource):
             yield row_of_value(value, number, "row")
 
 
-def _values(path: Path) -> Iterator[Any]:
+def _values(path: Path, name: str) -> Iterator[Any]:
     """Yield the JSON values of a file. Raise ValueError if the file contains anything else."""
-    with open_text(path, newline=None) as file:
+    with open_text(path, newline=None, name=name) as file:
         text = file.read()
     decoder, position = json.JSONDecoder(), 0
     while position < len(text):

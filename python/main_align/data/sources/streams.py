@@ -58,8 +58,12 @@ WEB_PAGE = (b"<!doctype html", b"<html")
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[BinaryIO]:
+def open_bytes(path: Path, name: str | None = None) -> Iterator[BinaryIO]:
     """Open a file for reading and decompress it if its content is compressed, whatever its name.
+
+    Args:
+        path: the file.
+        name: replaces the path in messages. Default: the path.
 
     Raises:
         UserError: the compressed data is damaged. It may be raised while the file is read.
@@ -73,7 +77,8 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
             yield compression.open(file)
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise UserError(
-                f"{path}: the {compression.ending} data is damaged or truncated ({error}); fetch or compress it again"
+                f"{name or path}: the {compression.ending} data is damaged or truncated ({error}); "
+                "fetch or compress it again"
             ) from None
 
 
@@ -84,9 +89,9 @@ def _compression(file: BinaryIO) -> Compression | None:
 
 
 @contextmanager
-def open_text(path: Path, newline: str | None) -> Iterator[IO[str]]:
+def open_text(path: Path, newline: str | None, name: str | None = None) -> Iterator[IO[str]]:
     """Open a file as UTF-8 text. An invalid byte becomes a lone surrogate, so that it affects its own row only."""
-    with open_bytes(path) as file:
+    with open_bytes(path, name) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
         try:
             yield text
