@@ -13,6 +13,7 @@ from typing import Any
 
 from datasets import load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
+from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from ..data.read import open_source
@@ -34,7 +35,15 @@ def make_parser(prog: str = "main-align sft") -> TrlParser:
         prog: name of the program in the help.
     """
     kinds: Any = (ScriptArguments, MutualAlignmentConfig, ModelConfig)
-    return TrlParser(kinds, prog=prog)
+    parser = TrlParser(kinds, prog=prog)
+    # its type is `str | bool`, of which the parser takes the bool alone
+    parser._option_string_actions["--include_num_input_tokens_seen"].type = _counted_tokens
+    return parser
+
+
+def _counted_tokens(text: str) -> str | bool:
+    """Parse a value of include_num_input_tokens_seen."""
+    return text if text in ("all", "non_padding") else string_to_bool(text)
 
 
 @refused_settings()

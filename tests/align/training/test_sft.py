@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from main_align.cli.app import app
 from main_align.errors import UserError
 from main_align.trainer_arguments import refused_settings
-from main_align.training.sft import run_sft
+from main_align.training.sft import make_parser, run_sft
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from typer.testing import CliRunner
@@ -105,6 +105,15 @@ def test_a_missing_settings_file_is_an_error():
     result = CliRunner().invoke(app, ["sft", "absent.yaml"])
     assert result.exit_code == 1
     assert "absent.yaml: no such settings file" in result.output
+
+
+@pytest.mark.parametrize(
+    ("value", "counted"),
+    [("non_padding", "non_padding"), ("all", "all"), ("true", "all"), ("", "all"), ("no", "no"), ("false", "no")],
+)
+def test_the_tokens_to_count_are_a_word_or_a_boolean(tmp_path, value, counted):
+    options = ["--output_dir", str(tmp_path), "--include_num_input_tokens_seen", *value.split()]
+    assert make_parser().parse_args_and_config(options)[1].include_num_input_tokens_seen == counted
 
 
 def test_the_options_are_listed():
