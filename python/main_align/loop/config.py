@@ -25,6 +25,8 @@ LOOP_MANAGED: Mapping[str, str] = {  # trainer setting: the loop setting (or rul
     "eval_strategy": "the loop: it evaluates on `eval_pairs` after each training stage",
     "eval_on_start": "the loop: it evaluates on `eval_pairs` after each training stage",
     "load_best_model_at_end": "the loop: each stage saves its model at its end",
+    "metric_for_best_model": "the loop: each stage saves its model at its end",
+    "greater_is_better": "the loop: each stage saves its model at its end",
     "resume_from_checkpoint": "the loop: the same command resumes a run after its last finished stage",
     "push_to_hub": "the loop: its models stay in output_dir; push the folders that report.json names",
     "disable_tqdm": "the command, which draws its own progress bar",

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
 
 from ..checks import check_types
 from ..data.atomic import atomic_write
@@ -83,6 +84,9 @@ def check_training(config: LoopConfig, stage: Stage, dtype: str, device: torch.d
     trainer_config = make_trainer_config(config, stage, config.output_dir, dtype, device)
     trainer_config.check()
     check_settings(trainer_config, sft=True)
+    with refused_settings():
+        for callback in get_reporting_integration_callbacks(trainer_config.report_to):
+            callback()
 
 
 def make_trainer_config(config: LoopConfig, stage: Stage, output_dir: str, dtype: str, device: torch.device) -> Any:

@@ -68,6 +68,7 @@ def test_overrides_and_assignments_replace_settings_of_every_file_format(
         ({"training": {"eval_on_start": True}}, "training.eval_on_start is set by the loop"),
         ({"training": {"load_best_model_at_end": True}}, "training.load_best_model_at_end is set by the loop"),
         ({"training": {"resume_from_checkpoint": True}}, "training.resume_from_checkpoint is set by the loop"),
+        ({"training": {"metric_for_best_model": "loss"}}, "training.metric_for_best_model is set by the loop"),
         ({"training": {"push_to_hub": True}}, "training.push_to_hub is set by the loop"),
         ({"seed_pairs": None}, "seed_pairs is missing"),
         ({"output_dir": None}, "name the output folder in the file or with --output"),
