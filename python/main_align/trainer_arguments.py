@@ -9,7 +9,16 @@ from typing import Any
 
 from .errors import UserError
 
-_LIBRARIES = ("accelerate", "huggingface_hub", "peft", "transformers", "trl")
+_LIBRARIES = (
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "peft",
+    "torch.optim",
+    "torch.utils.data",
+    "transformers",
+    "trl",
+)
 
 
 def check_best_metric(args: Any, lower_is_better: Iterable[str]) -> None:
@@ -41,12 +50,11 @@ def refused_settings() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        packages = [
-            frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
-        ]
-        library = "huggingface_hub" if "huggingface_hub" in packages else packages[-1]
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        libraries = [next((each for each in _LIBRARIES if f"{name}.".startswith(f"{each}.")), "") for name in modules]
+        library = "huggingface_hub" if "huggingface_hub" in libraries else libraries[-1]
         is_raised = (traceback.extract_tb(error.__traceback__)[-1].line or "").startswith("raise")
-        if library not in _LIBRARIES or not (is_raised or isinstance(error, TypeError)):
+        if not library or not (is_raised or isinstance(error, TypeError)):
             raise
         message = error.args[0] if isinstance(error, KeyError) else error  # str() of a KeyError is a repr
         raise UserError(f"{library}: {message}") from error

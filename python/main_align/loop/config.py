@@ -37,6 +37,7 @@ LOOP_MANAGED: Mapping[str, str] = {  # trainer setting: the loop setting (or rul
 }
 
 
+MAX_SEED = (1 << 32) // 1000  # numpy takes 32 bits of a stage's seed
 MIN_TEMPERATURE = 1e-6  # samples as greedy decoding does; logits over far smaller ones are infinite
 
 
@@ -147,6 +148,8 @@ class LoopConfig:
         for name in ("synthetic_weight", "top_p", "keep"):
             if not getattr(self, name) <= 1:
                 raise UserError(f"{name} must be at most 1, got {getattr(self, name)}")
+        if self.seed >= MAX_SEED:
+            raise UserError(f"seed must be below {MAX_SEED}, got {self.seed}: every stage derives its own")
         if not self.lora_dropout < 1:
             raise UserError(f"lora_dropout must be below 1, got {self.lora_dropout}: nothing would be trained")
         for name in ("top_p", "keep"):

@@ -349,7 +349,7 @@ def test_too_few_pairs_for_the_only_batch_are_an_error(ground: Path, tmp_path: P
 
 def test_a_setting_that_the_trainer_refuses_is_an_error_before_the_first_stage(ground: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="transformers: nonsense is not supported, only azure_ml"):
-        MutualAlignmentLoop(config_of(ground, tmp_path / "run", training={"report_to": "nonsense"})).run()
+        MutualAlignmentLoop(config_of(ground, tmp_path / "run", training={"report_to": "nonsense"}))
 
 
 def test_incompatible_models_are_an_error(ground: Path, tmp_path: Path) -> None:

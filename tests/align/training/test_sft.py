@@ -77,6 +77,10 @@ BEST = "--eval_strategy steps --eval_steps 1 --dataset_test_split train --metric
         ('--accelerator_config {"nonsense":1}', r"transformers: AcceleratorConfig.* unexpected keyword"),
         ("--use_peft true --lora_r 0", "peft: `r` should be a positive integer"),
         ("--resume_from_checkpoint FOLDER", "transformers: Can't find a valid checkpoint"),
+        ("--learning_rate -1", "torch.optim: Invalid learning rate: -1.0"),
+        ("--dataloader_num_workers -1", "torch.utils.data: num_workers option should be non-negative"),
+        ("--dataset_num_proc -1", "datasets: num_proc must be"),
+        ("--seed -1", "seed must be at least 0"),
         (f"{BEST} --load_best_model_at_end true --save_steps 1", "transformers: The `metric_for_best_model` training"),
     ],
 )
@@ -101,12 +105,6 @@ def test_an_error_of_torch_keeps_its_traceback():
         apply_rotary_pos_emb(x, x, y, y)
 
 
-def test_a_missing_settings_file_is_an_error():
-    result = CliRunner().invoke(app, ["sft", "absent.yaml"])
-    assert result.exit_code == 1
-    assert "absent.yaml: no such settings file" in result.output
-
-
 @pytest.mark.parametrize(
     ("value", "counted"),
     [("non_padding", "non_padding"), ("all", "all"), ("true", "all"), ("", "all"), ("no", "no"), ("false", "no")],
@@ -114,6 +112,12 @@ def test_a_missing_settings_file_is_an_error():
 def test_the_tokens_to_count_are_a_word_or_a_boolean(tmp_path, value, counted):
     options = ["--output_dir", str(tmp_path), "--include_num_input_tokens_seen", *value.split()]
     assert make_parser().parse_args_and_config(options)[1].include_num_input_tokens_seen == counted
+
+
+def test_a_missing_settings_file_is_an_error():
+    result = CliRunner().invoke(app, ["sft", "absent.yaml"])
+    assert result.exit_code == 1
+    assert "absent.yaml: no such settings file" in result.output
 
 
 def test_the_options_are_listed():

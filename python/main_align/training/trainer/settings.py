@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import nn
 
 from ...checks import check_counts
@@ -121,6 +122,10 @@ def check_settings(args: Any, *, sft: bool) -> None:
     check_counts(**{name: getattr(args, name) for name in batch_sizes})
     if getattr(args, "activation_offloading", False) and not torch.accelerator.is_available():
         raise UserError("activation_offloading=True needs an accelerator, and there is none: leave it out")
+    if not 0 <= args.seed < 1 << 32:
+        raise UserError(f"seed must be at least 0 and below {1 << 32}, got {args.seed}")
+    if args.torch_compile:
+        _check_compile(args.torch_compile_backend, args.torch_compile_mode)
     if args.accelerator_config.dispatch_batches:
         raise UserError(
             "dispatch_batches=True is not supported with mutual alignment: a packed batch cannot be split between "
@@ -135,6 +140,17 @@ def check_settings(args: Any, *, sft: bool) -> None:
         raise UserError(
             f"train_sampling_strategy={strategy!r} has no effect with packing, whose rows are of similar length"
         )
+
+
+def _check_compile(backend: str, mode: str | None) -> None:
+    """Raise UserError for a backend that accelerate does not know, or a mode that inductor does not."""
+    known = {"torch_compile_backend": [each.value.lower() for each in DynamoBackend]}
+    if backend == "inductor":
+        known["torch_compile_mode"] = list(torch._inductor.list_mode_options())
+    values = {"torch_compile_backend": backend.lower(), "torch_compile_mode": mode or "default"}
+    for name, choices in known.items():
+        if values[name] not in choices:
+            raise UserError(f"{name} must be one of {', '.join(choices)}, got {values[name]!r}")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer | None, added: nn.Module | None) -> None:

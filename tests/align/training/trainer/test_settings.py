@@ -133,6 +133,8 @@ REFUSED = {
     ),
     "no_batch": ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
     "no_steps": ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
+    "negative_seed": ({"seed": -1}, "seed must be at least 0 and below 4294967296, got -1"),
+    "large_seed": ({"seed": 1 << 32}, "seed must be at least 0 and below 4294967296, got 4294967296"),
     "no_length": ({"max_length": 0}, "max_length must be at least 1, got 0"),
     "negative_length": ({"max_length": -5}, "max_length must be at least 1, got -5"),
     "overlong_pairs": ({"max_length": 16}, "8 rows of the train data set"),
@@ -144,6 +146,20 @@ def test_settings_that_cannot_work_are_refused_before_training(tmp_path, name):
     settings, message = REFUSED[name]
     with pytest.raises(UserError, match=message):
         trainer_with(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"torch_compile_backend": "nonsense"}, "torch_compile_backend must be one of .*inductor.*, got 'nonsense'"),
+        ({"torch_compile_mode": "nonsense"}, "torch_compile_mode must be one of default.*, got 'nonsense'"),
+    ],
+)
+def test_an_unknown_compiler_is_refused(tmp_path, monkeypatch, option, message):
+    for name in ("BACKEND", "MODE"):
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "")  # transformers sets both
+    with pytest.raises(UserError, match=message):
+        trainer_with(tmp_path, **option)
 
 
 @pytest.mark.parametrize("base", [Trainer, SFTTrainer])
