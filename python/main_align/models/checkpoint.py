@@ -23,6 +23,7 @@ MERGE = (
     "merge it yourself: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder), with the "
     "tokenizer saved beside it"
 )
+_SETTINGS = ("attn_implementation", "unexpected keyword argument")  # in errors about the options of from_pretrained
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ def _cannot_load(name: str, error: Exception) -> str:
         return f"the model {name!r} cannot be loaded: it is a file; give the folder that holds config.json"
     if isinstance(error, ImportError):  # of a quantisation, a tokenizer or the model's own code
         return f"the model {name!r} cannot be loaded: a package is missing or too old ({' '.join(said.split())})"
+    if any(words in said for words in _SETTINGS):
+        return f"the model {name!r} cannot be loaded with these settings ({said})"
     if Path(name).is_dir() or name == SMOLLM2:
         return (
             f"the model {name!r} cannot be loaded: the folder does not hold one that transformers reads ({said}). "

@@ -81,6 +81,8 @@ BEST = "--eval_strategy steps --eval_steps 1 --dataset_test_split train --metric
         ("--dataloader_num_workers -1", "torch.utils.data: num_workers option should be non-negative"),
         ("--dataset_num_proc -1", "datasets: num_proc must be"),
         ("--seed -1", "seed must be at least 0"),
+        ("--attn_implementation nonsense", "the model '.*' cannot be loaded with these settings .*nonsense.*eager"),
+        ('--model_init_kwargs {"nonsense":1}', "the model '.*' cannot be loaded with these settings .*'nonsense'"),
         (f"{BEST} --load_best_model_at_end true --save_steps 1", "transformers: The `metric_for_best_model` training"),
     ],
 )
