@@ -26,6 +26,7 @@ from transformers import (
 from ..data.pairs import Pair
 from ..models.chat_template import special_tokens
 from ..models.encoding import EncodedPair, PairEncoder
+from ..models.forward import without_gradients
 from .config import Direction
 from .pairs import Generation
 
@@ -168,7 +169,6 @@ class TransformersGenerator:
             bos_token_id=tokenizer.bos_token_id,
         )
 
-    @torch.inference_mode()
     def generate(self, batch: Sequence[Prompt]) -> list[Generation]:
         """Generate one text per prompt."""
         device, width = self.model.device, max(len(prompt.ids) for prompt in batch)
@@ -178,11 +178,12 @@ class TransformersGenerator:
         for row, prompt in enumerate(batch):
             ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids, dtype=torch.int64, device="cpu")
             mask[row, width - len(prompt.ids) :] = 1
-        output = self.model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            logits_processor=self._processors(batch, width),
-        )
+        with without_gradients(self.model)():
+            output = self.model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                logits_processor=self._processors(batch, width),
+            )
         new_tokens = output[:, width:].tolist()
         return [decode_generation(row, self.tokenizer, set(self.stops), self.empty_status) for row in new_tokens]
 

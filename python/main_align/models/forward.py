@@ -107,6 +107,7 @@ class Forward:
             self.width = projection.x.out_features
             self.projection = projection.to(self.device)
         self.logit_options = logit_options(model.config)
+        self.without_gradients = without_gradients(model)
         if type(model) in KNOWN:
             self.attention = use_packed_attention(model)
             if not compile:
@@ -137,26 +138,26 @@ class Forward:
         """
         return self.submit(sequences).result()
 
-    @torch.inference_mode()
     def submit(self, sequences: Sequence[EncodedSequence]) -> Submitted:
         """Run n sequences in one pass. With a GPU, return when the pass is queued.
 
         Args:
             sequences: as for `__call__`.
         """
-        packing = pack([sequence.ids for sequence in sequences], share=self.shares_prefixes)
-        hidden = self.states(packing)
-        spans, before, pooled = [], [], []
-        for rows, sequence in zip(packing.rows, sequences, strict=True):
-            for start, stop in (sequence.first_span, sequence.second_span):
-                spans.append(rows[start:stop])
-                before.append(rows[start - 1 : stop - 1])
-            pooled.append(rows[slice(*sequence.pool_span)])
-        # The row of a token determines the row before it, so a token that sequences share is predicted once.
-        scored, first, places = np.unique(np.concatenate(spans), return_index=True, return_inverse=True)
-        predictors = np.concatenate(before)[first]
-        logp = self.logprobs(hidden[self._to_device(predictors)], self._to_device(packing.ids[scored]))
-        return Submitted(CopiedToHost(logp, self._pool(hidden, pooled)), places, [len(span) for span in spans])
+        with self.without_gradients():
+            packing = pack([sequence.ids for sequence in sequences], share=self.shares_prefixes)
+            hidden = self.states(packing)
+            spans, before, pooled = [], [], []
+            for rows, sequence in zip(packing.rows, sequences, strict=True):
+                for start, stop in (sequence.first_span, sequence.second_span):
+                    spans.append(rows[start:stop])
+                    before.append(rows[start - 1 : stop - 1])
+                pooled.append(rows[slice(*sequence.pool_span)])
+            # The row of a token determines the row before it, so a token that sequences share is predicted once.
+            scored, first, places = np.unique(np.concatenate(spans), return_index=True, return_inverse=True)
+            predictors = np.concatenate(before)[first]
+            logp = self.logprobs(hidden[self._to_device(predictors)], self._to_device(packing.ids[scored]))
+            return Submitted(CopiedToHost(logp, self._pool(hidden, pooled)), places, [len(span) for span in spans])
 
     def states(self, packing: Packing) -> Tensor:
         """Return the final normed hidden states [T, D] of a packed row."""
@@ -167,7 +168,6 @@ class Forward:
         with packed_forward(packing.segments):
             return self.model.base_model(input_ids=ids, **arguments).last_hidden_state[0]
 
-    @torch.inference_mode()
     def check_positions(self, length: int) -> None:
         """Raise UserError unless the model has a position for every token of a sequence of this length.
 
@@ -175,7 +175,8 @@ class Forward:
         """
         token, last = (torch.tensor([[number]], dtype=torch.int64, device=self.device) for number in (0, length - 1))
         try:
-            self.model.base_model(input_ids=token, position_ids=last, use_cache=False)
+            with self.without_gradients():
+                self.model.base_model(input_ids=token, position_ids=last, use_cache=False)
         except (IndexError, RuntimeError) as error:
             raise UserError(f"max_length {length}: the model has no positions for so many tokens ({error})") from error
 
@@ -196,13 +197,13 @@ class Forward:
     def _to_device(self, numbers: NDArray[np.int64]) -> Tensor:
         return to_device(numbers, self.device)
 
-    @torch.inference_mode()
     def _compile(self) -> None:
         """Compile the layers, for packs with and without shared prefixes."""
         compile_layers(self.model)
         try:
             for share in {False, self.shares_prefixes}:
-                self.states(pack(_PROBES, share=share))
+                with self.without_gradients():
+                    self.states(pack(_PROBES, share=share))
         except Exception as error:  # of torch's compiler, or of the one that it calls
             why = " ".join(str(error).partition("\n\n")[0].split())
             raise UserError(f"torch.compile failed, leave out compile ({type(error).__name__}: {why})") from error
@@ -215,7 +216,7 @@ class Forward:
         rounds its logits to its dtype: a logit of 40 is up to 1/8 off in bfloat16.
         """
         config = self.model.config
-        with torch.inference_mode():
+        with self.without_gradients():
             own, rounding = [], []
             for ids in _PROBES:
                 row = torch.tensor([ids], dtype=torch.int64, device=self.device)
@@ -239,6 +240,15 @@ class Forward:
                 f"are packed (by {float(gaps.abs().max()):.3g} nats), so its scores would depend on the batch: use a "
                 "LLaMA or Mistral model."
             )
+
+
+def without_gradients(model: torch.nn.Module) -> type[torch.inference_mode] | type[torch.no_grad]:
+    """Return the context manager of a forward pass without gradients.
+
+    It is the faster inference_mode, except with the tensors of optimum-quanto, which set version counters.
+    """
+    is_quanto = any(type(each).__module__.startswith("optimum.quanto") for each in model.parameters())
+    return torch.no_grad if is_quanto else torch.inference_mode
 
 
 def logit_options(config: Any) -> dict[str, Any]:

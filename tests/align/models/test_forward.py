@@ -9,6 +9,7 @@ import pytest
 import torch
 from main_align import AlignmentCallback, AlignmentEvaluator
 from main_align.errors import UserError
+from main_align.loop.generation import Prompt, Sampling, TransformersGenerator
 from main_align.models.encoding import EncodedSequence
 from main_align.models.forward import Forward
 from main_align.models.load import LoadedModel, check_model
@@ -70,6 +71,30 @@ FAMILIES = {
     "cohere": lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25)),
     "granite": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=3.0)),
 }
+
+
+class Quantised(torch.nn.Parameter):
+    """A weight of optimum-quanto, which torch refuses in inference mode."""
+
+    __module__ = "optimum.quanto.tensor.weights.qbits"
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_weights_of_quanto_are_not_run_in_inference_mode(quantised):
+    modes = set()
+    for model in (tiny_model(), Qwen2ForCausalLM(Qwen2Config(**SMALL | {"vocab_size": 259}))):
+        model = model.to(torch.get_default_device()).eval()
+        if quantised:
+            model.model.norm.weight = Quantised(model.model.norm.weight.detach())
+        model.model.norm.register_forward_hook(
+            lambda *_: modes.add((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+        )
+        forward = Forward(model)
+        forward([EncodedSequence([1, 2, 3, 4, 5], (1, 3), (3, 5), (1, 3))])
+        forward.check_positions(8)
+        sampling = Sampling(max_new_tokens=1, temperature=0.0, top_p=1.0, seed=0)
+        TransformersGenerator(model, byte_tokenizer(), sampling, "empty_response").generate([Prompt(0, [1, 2])])
+    assert modes == {(not quantised, False)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
