@@ -135,7 +135,7 @@ def _schema(
     with format_errors(str(out), [dict.fromkeys(names)], lambda name, _: pa.field(name, pa.null()), first=None):
         if own is None:
             return pa.schema([(name, pa.null()) for name in dict.fromkeys([*names, *types])])
-        return pa.schema([*own, *types.items()] if source else _in_order(own, types, names))
+        return pa.schema([*own, *types.items()] if source else _in_order(own, types, names), metadata=own.metadata)
 
 
 def _inferred(rows: Iterable[Row], out: Path) -> Any:

@@ -77,6 +77,16 @@ def test_a_saved_data_set_is_read_by_split(tmp_path: Path) -> None:
         list(read_pairs(tmp_path / "one", split="test"))
 
 
+def test_the_format_of_a_saved_data_set_neither_converts_nor_hides_fields(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_list([{"number": n, "prompt": "p", "completion": "c"} for n in range(100)])
+    data.with_format("numpy", columns=["number"]).save_to_disk(tmp_path / "saved")
+    source = open_source(tmp_path / "saved")
+    assert [row.record for row in source.rows()] == data.to_list()
+    assert all(type(row.record["number"]) is int for row in source.rows() if row.record)
+    assert [row.line for row in source.rows_from(70)] == list(range(71, 101))
+
+
 @pytest.mark.parametrize(
     ("record", "expected"),
     [

@@ -197,6 +197,55 @@ def test_kept_rows_have_their_own_fields_and_scores(tmp_path: Path, kind: str, s
     assert source.exists()
 
 
+@pytest.mark.parametrize("kind", ["folder", "parquet", "arrow"])
+def test_kept_images_and_labels_are_those_of_datasets(tmp_path: Path, kind: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("PIL")
+    image = datasets.Image()
+    encoded = image.encode_example(np.full((2, 3, 3), 7, np.uint8))
+    rows = [{"prompt": f"p{n}", "completion": f"c{n}", "label": n, "images": [encoded]} for n in range(2)]
+    features = datasets.Features(
+        prompt=datasets.Value("string"),
+        completion=datasets.Value("string"),
+        label=datasets.ClassLabel(names=["bad", "good"]),
+        images=datasets.List(image),
+    )
+    data = datasets.Dataset.from_list(rows, features=features)
+    source = tmp_path / "folder"
+    data.save_to_disk(source)
+    if kind == "parquet":
+        data.to_parquet(source := tmp_path / "in.parquet")
+    if kind == "arrow":
+        (source,) = source.glob("*.arrow")
+    score_file(FakeScorer(), source, tmp_path / "scores.parquet")
+    filter_scores(tmp_path / "scores.parquet", tmp_path / "kept.parquet", keep=1.0)
+    assert [{name: row[name] for name in rows[0]} for row in read(tmp_path / "kept.parquet")] == rows
+    kept = datasets.Dataset.from_parquet(str(tmp_path / "kept.parquet"), cache_dir=str(tmp_path))
+    assert {name: kept.features[name] for name in features} == features
+    assert kept[0]["images"][0].size == (3, 2)
+    assert "mutual" in kept.features
+
+
+def test_kept_columns_have_the_types_of_pandas(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    numbers = pandas.array([1, None], dtype="Int64")
+    data = pandas.DataFrame({"prompt": "p", "completion": "c", "number": numbers}, index=["x", "y"])
+    data.to_parquet(tmp_path / "in.parquet")
+    score_file(FakeScorer(), tmp_path / "in.parquet", tmp_path / "scores.parquet")
+    filter_scores(tmp_path / "scores.parquet", tmp_path / "kept.parquet", keep=1.0)
+    pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "kept.parquet")[list(data)], data)
+
+
+def test_kept_rows_of_files_with_other_types_have_no_metadata(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    for name, number in (("a", pandas.array([1], dtype="Int64")), ("b", [0.5])):
+        data = pandas.DataFrame({"id": [name], "prompt": "p", "completion": "c", "number": number})
+        data.to_parquet(tmp_path / f"{name}.parquet")
+    score_file(FakeScorer(), [tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "scores.parquet")
+    filter_scores(tmp_path / "scores.parquet", tmp_path / "kept.parquet", keep=1.0)
+    assert pandas.read_parquet(tmp_path / "kept.parquet")["number"].tolist() == [1.0, 0.5]
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
 def test_scores_of_earlier_rounds_are_kept(tmp_path: Path, ending: str) -> None:
     source = tmp_path / "in.jsonl"

@@ -1,4 +1,4 @@
-"""BatchFile, ParquetFile, ArrowFile: files of Arrow record batches."""
+"""BatchFile, ParquetFile, ArrowFile, batch_rows, output_schema: files of Arrow record batches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from ...errors import UserError
@@ -33,14 +34,7 @@ class BatchFile(FileSource):
         return self.rows_from(0)
 
     def rows_from(self, start: int) -> Iterator[Row]:
-        number = start
-        for batch in self.batches(start):
-            for record in _records(batch):
-                number += 1
-                if record is None:
-                    yield Row(number, None, "bad_encoding", f"row {number}: not valid UTF-8")
-                else:
-                    yield Row(number, record)
+        return batch_rows(self.batches(start), start)
 
 
 class ParquetFile(BatchFile):
@@ -62,7 +56,7 @@ class ParquetFile(BatchFile):
 
     def schema(self) -> Any:
         with self._open() as file:
-            return file.schema_arrow.remove_metadata()
+            return output_schema(file.schema_arrow)
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
@@ -93,7 +87,7 @@ class ArrowFile(BatchFile):
 
     def schema(self) -> Any:
         with self._open() as reader:
-            return reader.schema.remove_metadata()
+            return output_schema(reader.schema)
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
@@ -115,6 +109,29 @@ def _without_first(batches: Iterable[Any], rows: int) -> Iterator[Any]:
         if rows < batch.num_rows:
             yield batch.slice(rows)
         rows = max(0, rows - batch.num_rows)
+
+
+def batch_rows(batches: Iterable[Any], start: int) -> Iterator[Row]:
+    """Yield the rows of record batches or tables.
+
+    Args:
+        batches: the batches, in order.
+        start: number of the first row, counted from 0.
+    """
+    for number, record in enumerate(chain.from_iterable(map(_records, batches)), start + 1):
+        if record is None:
+            yield Row(number, None, "bad_encoding", f"row {number}: not valid UTF-8")
+        else:
+            yield Row(number, record)
+
+
+def output_schema(schema: Any) -> Any:
+    """Return the schema with no other metadata than what `datasets` and pandas read types from.
+
+    Metadata of other writers lists all columns, so it would hide the score columns.
+    """
+    kept = {key: value for key, value in (schema.metadata or {}).items() if key in (b"huggingface", b"pandas")}
+    return schema.with_metadata(kept)
 
 
 def _records(batch: Any) -> Iterator[dict[str, Any] | None]:

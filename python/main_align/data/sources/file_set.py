@@ -89,7 +89,8 @@ class FileSet(Source):
         if any(schema is None for schema in schemas):
             return None
         try:
-            return pa.unify_schemas(schemas, promote_options="permissive")
+            unified = pa.unify_schemas(schemas, promote_options="permissive")
+            return unified if unified.equals(schemas[0]) else unified.remove_metadata()
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             return None  # the types are then inferred from the rows
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from .arrow_files import batch_rows, output_schema
 from .source import Row, Source, SourceInfo
 
+BATCH_ROWS = 64  # rows that are read together; they may have images
 MAX_MESSAGE = 600  # characters kept of a library's error message
 
 
@@ -28,15 +32,16 @@ class HubDataset(Source):
         self._dataset: Any = None
 
     def rows(self) -> Iterator[Row]:
-        for number, record in enumerate(self._load(), 1):
-            yield Row(number, record)
+        return self.rows_from(0)
 
     can_jump = True
 
     def rows_from(self, start: int) -> Iterator[Row]:
         dataset = self._load()
-        for number, record in enumerate(dataset.select(range(start, dataset.num_rows)), start + 1):
-            yield Row(number, record)
+        features = _without_media(dataset.features)
+        tables = dataset.select(range(start, dataset.num_rows)).with_format("arrow").iter(BATCH_ROWS)
+        for row in batch_rows(tables, start):
+            yield row if row.record is None else replace(row, record=features.decode_example(row.record))
 
     def address(self) -> dict[str, Any]:
         name = str(self.path.absolute()) if self.path else self.name
@@ -53,7 +58,7 @@ class HubDataset(Source):
         return hashlib.sha256(identity.encode()).hexdigest()
 
     def schema(self) -> Any:
-        return self._load().features.arrow_schema.remove_metadata()
+        return output_schema(self._load().features.arrow_schema)
 
     def _load(self) -> Any:
         if self._dataset is None:
@@ -70,6 +75,20 @@ class HubDataset(Source):
         if self.split not in loaded:
             raise UserError(f"{self.name}: choose --split, one of: {', '.join(loaded)}")
         return loaded[self.split]
+
+
+def _without_media(feature: Any) -> Any:
+    """Return features of `datasets` with which images and the like stay bytes and paths, as they are written again."""
+    if isinstance(feature, dict):
+        return type(feature)({name: _without_media(inner) for name, inner in feature.items()})
+    if isinstance(feature, list):
+        return [_without_media(inner) for inner in feature]
+    feature = copy(feature)
+    if hasattr(feature, "feature"):
+        feature.feature = _without_media(feature.feature)
+    elif hasattr(feature, "decode") and type(feature).__name__ != "Json":
+        feature.decode = False
+    return feature
 
 
 def is_saved_dataset(folder: Path) -> bool:
