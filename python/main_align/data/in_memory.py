@@ -63,8 +63,8 @@ def _records(data: Any, fields: Fields) -> Iterable[Any]:
         raise UserTypeError("pairs are records, not text; to score a file use score_file or `main-align score`")
     if hasattr(data, "to_pylist"):  # pyarrow
         return data.to_pylist()
-    if hasattr(data, "iter_rows") and hasattr(data, "columns"):  # polars
-        return data.iter_rows(named=True)
+    if hasattr(data, "to_dicts"):  # polars, DuckDB
+        return data.to_dicts()
     if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas
         return data.to_dict("records")
     if isinstance(data, Mapping):

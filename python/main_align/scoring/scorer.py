@@ -243,9 +243,9 @@ class Scorer:
         columns never do.
 
         Args:
-            pairs: an iterable of records, a pandas, polars or pyarrow table, or a `datasets.Dataset`. A record is a
-                mapping in any format that a file may have, an (instruction, response) tuple, a list of messages, or a
-                Pair. A single mapping is one record. A dict of lists, one list per field, makes
+            pairs: an iterable of records, a table of pandas, polars, pyarrow or DuckDB, or a `datasets.Dataset`. A
+                record is a mapping in any format that a file may have, an (instruction, response) tuple, a list of
+                messages, or a Pair. A single mapping is one record. A dict of lists, one list per field, makes
                 `ds.map(scorer.score, batched=True, fn_kwargs={"bank": bank})` work.
             bank: reference pairs, from `Bank.of` or `Bank.load`. Default: a sample of these pairs, with a warning if
                 they are a dict of lists, which is one batch of many.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ CONTAINERS = {
     "a data frame of JSON text": lambda: frame({"messages": list(map(json.dumps, TURNS))}),
     "a data frame of arrays": lambda: frame({"messages": [np.array(turns) for turns in TURNS]}),
     "a data frame with holes": lambda: frame([{**row, "system": None, "input": float("nan")} for row in ROWS]),
+    "a relation of DuckDB": lambda: SimpleNamespace(columns=[], iter_rows=lambda: TUPLES, to_dicts=lambda: ROWS),
     "a table": lambda: pa.Table.from_pylist(ROWS),
     "a data set": lambda: pytest.importorskip("datasets").Dataset.from_list(ROWS),
 }
