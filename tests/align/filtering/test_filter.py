@@ -236,14 +236,19 @@ def test_kept_columns_have_the_types_of_pandas(tmp_path: Path) -> None:
     pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "kept.parquet")[list(data)], data)
 
 
-def test_kept_rows_of_files_with_other_types_have_no_metadata(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
-    for name, number in (("a", pandas.array([1], dtype="Int64")), ("b", [0.5])):
+@pytest.mark.parametrize("second", [[0.5], pytest.param(None, id="labels")])
+def test_kept_rows_of_different_files_have_no_metadata(tmp_path: Path, second: list[float] | None) -> None:
+    datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
+    for name, number in (("a", pandas.array([1], dtype="Int64")), ("b", second)):
         data = pandas.DataFrame({"id": [name], "prompt": "p", "completion": "c", "number": number})
+        if second is None:
+            labels = datasets.ClassLabel(names=["x", "y"] if name == "a" else ["y", "x"])
+            data = datasets.Dataset.from_pandas(data.assign(number=1)).cast_column("number", labels)
         data.to_parquet(tmp_path / f"{name}.parquet")
     score_file(FakeScorer(), [tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "scores.parquet")
     filter_scores(tmp_path / "scores.parquet", tmp_path / "kept.parquet", keep=1.0)
-    assert pandas.read_parquet(tmp_path / "kept.parquet")["number"].tolist() == [1.0, 0.5]
+    assert pandas.read_parquet(tmp_path / "kept.parquet")["number"].tolist() == [1, *(second or [1])]
+    assert not pq.read_schema(tmp_path / "kept.parquet").metadata
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])

@@ -90,7 +90,8 @@ class FileSet(Source):
             return None
         try:
             unified = pa.unify_schemas(schemas, promote_options="permissive")
-            return unified if unified.equals(schemas[0]) else unified.remove_metadata()
+            same = all(schema.equals(schemas[0], check_metadata=True) for schema in schemas)
+            return unified if same else unified.remove_metadata()  # labels of one file may be in another order
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             return None  # the types are then inferred from the rows
 
