@@ -43,7 +43,7 @@ def refused_settings() -> Iterator[None]:
     """Turn an error that a training library raises itself into UserError: a setting, a package or the network is wrong.
 
     A TypeError is about the options that a library passes on. Any other error, such as one of torch in the forward of a
-    model, is a bug and keeps its traceback.
+    model, is a bug and keeps its traceback, also where `datasets` called the function and raises an error from it.
     """
     try:
         yield
@@ -54,7 +54,8 @@ def refused_settings() -> Iterator[None]:
         libraries = [next((each for each in _LIBRARIES if f"{name}.".startswith(f"{each}.")), "") for name in modules]
         library = "huggingface_hub" if "huggingface_hub" in libraries else libraries[-1]
         is_raised = (traceback.extract_tb(error.__traceback__)[-1].line or "").startswith("raise")
-        if not library or not (is_raised or isinstance(error, TypeError)):
+        is_passed_on = library == "datasets" and error.__cause__ is not None
+        if not library or is_passed_on or not (is_raised or isinstance(error, TypeError)):
             raise
         message = error.args[0] if isinstance(error, KeyError) else error  # str() of a KeyError is a repr
         raise UserError(f"{library}: {message}") from error

@@ -6,11 +6,12 @@ import json
 
 import pytest
 import torch
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
 from main_align.cli.app import app
 from main_align.errors import UserError
 from main_align.trainer_arguments import refused_settings
-from main_align.training.sft import make_parser, run_sft
+from main_align.training.sft import load_pairs, make_parser, run_sft
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from typer.testing import CliRunner
@@ -105,6 +106,16 @@ def test_an_error_of_torch_keeps_its_traceback():
     x, y = torch.ones(1, 1, 2, 4), torch.ones(1, 1, 3, 4)
     with pytest.raises(RuntimeError, match="must match"), refused_settings():
         apply_rotary_pos_emb(x, x, y, y)
+
+
+def test_an_error_in_what_datasets_calls_keeps_its_traceback(data, monkeypatch):
+    def fail(*_, **__):
+        raise KeyError("a bug")
+        yield
+
+    monkeypatch.setattr("main_align.training.dataset.local_files._records", fail)
+    with pytest.raises(DatasetGenerationError), refused_settings():
+        load_pairs(data)
 
 
 @pytest.mark.parametrize(
