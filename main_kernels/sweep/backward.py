@@ -256,13 +256,13 @@ class _Saved:
         return type(self.scores) is not Tensor
 
 
-def _are_sums(query: Tensor, key: Tensor, *, is_saved: bool) -> tuple[bool, bool]:
-    """Return whether the gradients of query and key are rounded sums. If not, products on a CPU leave them as they are
-    returned."""
+def _are_sums(query: Tensor, key: Tensor) -> tuple[bool, bool]:
+    """Return whether the gradients of query and key are sums of products, or wider than they are returned. If not, each
+    is one bfloat16 product on a CPU."""
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or type(query.shape[0]) is not int:
         return True, True  # in a graph a plan would add guards on sizes
     (rows, width), columns = query.shape, key.shape[0]
-    plan = make_plan(rows, columns, width, query.dtype, query.device.type, saved=is_saved)
+    plan = make_plan(rows, columns, width, query.dtype)
     is_wider = plan.compute != query.dtype
     return is_wider, is_wider or plan.rows < rows
 
@@ -278,7 +278,7 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
     if saved is not None and ctx.settings["gradient"] == "forward":
         buffers = GradBuffers(saved.query_grad, saved.key_grad)
     else:
-        query_is_sum, key_is_sum = _are_sums(query, key, is_saved=ctx.settings["gradient"] == "saved")
+        query_is_sum, key_is_sum = _are_sums(query, key)
         buffers = GradBuffers(
             GradBuffer.empty(query, None if needs_grad.query else 0, is_sum=query_is_sum),
             GradBuffer.empty(key, None if needs_grad.key else 0, is_sum=key_is_sum),
