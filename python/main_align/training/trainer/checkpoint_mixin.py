@@ -20,8 +20,9 @@ def _unchanged_dtypes(model: nn.Module) -> Iterator[None]:
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     yield
     for name, parameter in model.named_parameters():
-        if parameter.dtype != dtypes[name]:
-            parameter.data = parameter.data.to(dtypes[name])
+        dtype = dtypes.get(name, parameter.dtype)  # an adapter may be new
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
 class CheckpointMixin(MixinBase):
