@@ -37,7 +37,8 @@ LOOP_MANAGED: Mapping[str, str] = {  # trainer setting: the loop setting (or rul
 }
 
 
-MAX_SEED = (1 << 32) // 1000  # numpy takes 32 bits of a stage's seed
+STAGE_SEEDS = 1000  # seeds of stages that each seed of a run has
+MAX_SEED = (1 << 32) // STAGE_SEEDS  # numpy takes 32 bits of a stage's seed
 MIN_TEMPERATURE = 1e-6  # samples as greedy decoding does; logits over far smaller ones are infinite
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..progress import Progress
-from .config import LoopConfig
+from .config import STAGE_SEEDS, LoopConfig
 from .distributed import Processes
 from .model_pair import ModelPair
 from .pairs import PairSet
@@ -54,4 +54,4 @@ class LoopContext:
 
 def stage_seed(config: LoopConfig, stage: Stage) -> int:
     """Return the random seed of a stage: different for each stage, the same in every run."""
-    return config.seed * 1000 + stage.number
+    return config.seed * STAGE_SEEDS + stage.number

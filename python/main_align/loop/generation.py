@@ -160,6 +160,7 @@ class TransformersGenerator:
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, empty_status: str) -> None:
         self.model, self.tokenizer, self.sampling, self.empty_status = model, tokenizer, sampling, empty_status
         self.stops = stop_token_ids(tokenizer)
+        self.without_gradients = without_gradients(model)
         # replaced because the model's defaults (such as a repetition penalty) are not settings of the run
         self.model.generation_config = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
@@ -178,7 +179,7 @@ class TransformersGenerator:
         for row, prompt in enumerate(batch):
             ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids, dtype=torch.int64, device="cpu")
             mask[row, width - len(prompt.ids) :] = 1
-        with without_gradients(self.model)():
+        with self.without_gradients():
             output = self.model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
