@@ -24,8 +24,8 @@ from . import peers
 from .cases import CASES, DTYPES
 from .measure import peak_over
 
-WITHOUT_PEERS = ("pooling",)
-"""Families of cases that no peer has: the server starts sooner."""
+WITHOUT_PEERS = ("information", "consistency", "pooling")
+"""Families of cases whose peers are torch's own: the server starts sooner."""
 SETTINGS = {
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no compiler pool in every fork
     # Return freed large tensors to the system. glibc's dynamic threshold would keep some of them, and a peak could be
