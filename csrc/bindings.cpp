@@ -8,6 +8,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/divergence.h"
 #include "cpu/huge_pages.h"
+#include "cpu/layers.h"
 #include "cpu/pool.h"
 #include "cpu/reductions.h"
 #include "cpu/row_loss.h"
@@ -113,6 +114,15 @@ void bind_kernels(py::module_& m, const std::string& dtype) {
       .field("weights", &PoolGradients<T>::weights)
       .field("queries", &PoolGradients<T>::queries)
       .field("query", &PoolGradients<T>::query);
+  StructBinding<Rotary<T>>(m, ("Rotary_" + dtype).c_str())
+      .field("x", &Rotary<T>::x)
+      .field("cosines", &Rotary<T>::cosines)
+      .field("sines", &Rotary<T>::sines)
+      .field("out", &Rotary<T>::out)
+      .field("rows", &Rotary<T>::rows)
+      .field("heads", &Rotary<T>::heads)
+      .field("width", &Rotary<T>::width);
+  m.def("rotate", &rotate<T>, Unlocked());
   m.def("reduce_rows", &reduce_rows<T>, Unlocked());
   m.def("reduce_columns", &reduce_columns<T>, Unlocked());
   m.def("row_loss", &row_loss<T>, Unlocked());
@@ -128,6 +138,13 @@ void bind_kernels(py::module_& m, const std::string& dtype) {
         [](Chunk<T> chunk, Address sums, int threads) { add_columns(chunk, at<float>(sums), threads); }, Unlocked());
   m.def(("accumulate_" + dtype).c_str(),
         [](SplitFloat32 sum, Address x, int threads) { accumulate(sum, at<const T>(x), threads); }, Unlocked());
+  m.def("rms_norm",
+        [](States<T> x, Address weight, float epsilon, Address out, int threads) {
+          rms_norm(x, at<const T>(weight), epsilon, at<T>(out), threads);
+        },
+        Unlocked());
+  m.def("silu_mul",
+        [](Address gate, States<T> up, int threads) { silu_mul(at<T>(gate), up, threads); }, Unlocked());
   m.def("pool_forward", &pool_forward<T>, Unlocked());
   m.def("pool_backward",
         [](Address pooled_grad, Pooled pooled, States<T> states, Pooling pooling, PoolGradients<T> out, int threads) {

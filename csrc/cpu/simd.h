@@ -20,11 +20,19 @@ MK_INLINE To bits(From x) {
 MK_INLINE float load(float x) { return x; }
 MK_INLINE float load(bf16 x) { return bits<float>(static_cast<uint32_t>(x) << 16); }
 
-MK_INLINE void store(float* p, float x) { *p = x; }
-MK_INLINE void store(bf16* p, float x) {  // round to nearest even; a NaN stays one
+// The bits of x as float32 whose upper half is x as bfloat16: rounded to nearest even, a NaN stays one.
+MK_INLINE uint32_t round_to_bf16(float x) {
   const uint32_t u = bits<uint32_t>(x);
-  const uint32_t rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
-  *p = static_cast<bf16>(x != x ? 0x7FC0u : rounded);
+  return x != x ? 0x7FC00000u : u + 0x7FFFu + ((u >> 16) & 1u);
+}
+
+MK_INLINE void store(float* p, float x) { *p = x; }
+MK_INLINE void store(bf16* p, float x) { *p = static_cast<bf16>(round_to_bf16(x) >> 16); }
+
+// x as T holds it.
+template <class T>
+MK_INLINE float rounded(float x) {
+  return sizeof(T) == sizeof(float) ? x : bits<float>(round_to_bf16(x) & 0xFFFF0000u);
 }
 
 // condition ? a : b without a branch. GCC turns the operator into two paths, and if one of them is constant, it leaves

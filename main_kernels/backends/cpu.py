@@ -392,5 +392,35 @@ def _states(hidden: Tensor | None, rows: int, width: int, dtype: torch.dtype) ->
     return _struct("States", dtype, hidden=address(hidden, dtype), rows=rows, width=width)
 
 
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, out: Tensor) -> None:
+    weights, result = address(weight, x.dtype), address(out, x.dtype)
+    MODULE.rms_norm(_rows_of(x), weights, epsilon, result, torch.get_num_threads())  # type: ignore[union-attr]
+
+
+def silu_mul_(gate: Tensor, up: Tensor) -> None:
+    MODULE.silu_mul(address(gate, up.dtype), _rows_of(up), torch.get_num_threads())  # type: ignore[union-attr]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    rows, heads, width = x.shape[-3:]
+    rotary = _struct(
+        "Rotary",
+        x.dtype,
+        x=address(x, x.dtype),
+        cosines=address(cos, x.dtype),
+        sines=address(sin, x.dtype),
+        out=address(out, x.dtype),
+        rows=rows,
+        heads=heads,
+        width=width,
+    )
+    MODULE.rotate(rotary, torch.get_num_threads())  # type: ignore[union-attr]
+
+
+def _rows_of(x: Tensor) -> Any:
+    width = x.shape[-1]
+    return _states(x, x.numel() // width if width else 0, width, x.dtype)
+
+
 def _pooled(pooled: Tensor, norms: Tensor, units: Tensor) -> Any:
     return _struct("Pooled", rows=_floats(pooled), norms=_floats(norms), units=_doubles(units))

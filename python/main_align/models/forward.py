@@ -16,13 +16,13 @@ from main_kernels import segment_pool, token_logprobs
 
 from ..errors import UserError
 from .compiled import compile_layers
+from .cpu_layers import use_cpu_layers
 from .encoding import EncodedSequence
 from .host_copies import CopiedToHost, to_device
 from .load import language_model_head
 from .packed_attention import FLASH, PACKED, packed_forward, segment_arguments, use_packed_attention
 from .packing import LEAST_SHARED, Packing, pack
 from .projection_heads import AlignmentHead
-from .row_blocks import run_mlps_in_blocks
 
 SMALLEST_GAP = 1e-5  # nats: what float32 rounding adds if all log-probabilities are equal
 _TEXT = [5 + 29 * place % 47 for place in range(48)]
@@ -75,8 +75,8 @@ class Forward:
     a prefix. `width` is D, the width of an embedding: the model's hidden size, or that of the projections.
 
     Args:
-        model: a causal language model in eval mode. Its attention implementation is changed, and its MLPs run in
-            blocks of rows if it is a LLaMA or Mistral on the CPU and not compiled.
+        model: a causal language model in eval mode. Its attention implementation is changed, and its norms
+            and MLPs use CPU kernels if it is a LLaMA or Mistral on the CPU and not compiled.
         projection: trained projection heads for the embeddings. Default: none.
         compile: compile the model's layers with torch.compile, now. Default False.
 
@@ -111,7 +111,7 @@ class Forward:
         if type(model) in KNOWN:
             self.attention = use_packed_attention(model)
             if not compile:
-                run_mlps_in_blocks(model)
+                use_cpu_layers(model)
         else:
             try:
                 self._switch_and_check()

@@ -1,0 +1,120 @@
+"""CPU layers: the same states and parameters, and the model's own forward wherever there are gradients."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from main_align.models import cpu_layers
+from main_align.models.cpu_layers import CPU_LAYERS, use_cpu_layers
+from main_align.models.packed_attention import packed_forward, packing_arguments, use_packed_attention
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from tests.align.tiny_models import cpu_only, tiny_model
+
+pytestmark = cpu_only("on another device the MLPs stay as they are")
+IDS = torch.arange(3, 43)[None]
+
+
+def rows_of_each_call(model):
+    """Register a hook on the first MLP and return the list that it fills."""
+    seen = []
+    model.model.layers[0].mlp.up_proj.register_forward_hook(
+        lambda module, inputs, output: seen.append(len(inputs[0][0]))
+    )
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_states_of_blocks_equal_those_of_the_whole(kind, monkeypatch):
+    monkeypatch.setattr(cpu_layers, "BLOCK_ROWS", 16)
+    model = tiny_model(kind)
+    names = list(model.state_dict())
+    with torch.inference_mode():
+        whole = model.model(IDS).last_hidden_state
+        use_cpu_layers(model)
+        use_cpu_layers(model)  # once more changes nothing
+        seen = rows_of_each_call(model)
+        torch.testing.assert_close(model.model(IDS).last_hidden_state, whole, rtol=0, atol=1e-5)
+    assert seen == [14, 14, 12]
+    assert list(model.state_dict()) == list(copy.deepcopy(model).state_dict()) == names
+
+
+def test_a_forward_with_gradients_takes_all_rows_at_once(monkeypatch):
+    monkeypatch.setattr(cpu_layers, "BLOCK_ROWS", 16)
+    model = tiny_model("llama")
+    use_cpu_layers(model)
+    seen = rows_of_each_call(model)
+    model.model(IDS).last_hidden_state.sum().backward()
+    assert seen == [40]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The kernels that ran, by name."""
+    seen = []
+
+    def counted(name, kernel, *arguments):
+        seen.append(name)
+        return kernel(*arguments)
+
+    for name in ("rms_norm", "rotary", "silu_mul_"):
+        monkeypatch.setattr(cpu_layers, name, partial(counted, name, getattr(cpu_layers, name)))
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_a_packed_row_has_the_same_states(kind, dtype, calls):
+    model = tiny_model(kind).to(dtype)
+    use_packed_attention(model)
+    arguments = packing_arguments([7, 30, 3], "cpu")
+    with torch.inference_mode(), packed_forward():
+        own = model.model(IDS, **arguments).last_hidden_state
+        assert not calls
+        use_cpu_layers(model)
+        ours = model.model(IDS, **arguments).last_hidden_state
+    layers = model.config.num_hidden_layers
+    assert [calls.count(name) for name in ("rms_norm", "rotary", "silu_mul_")] == [2 * layers + 1, 2 * layers, layers]
+    atol = 1e-5 if dtype == torch.float32 else 0  # bfloat16 is rounded at the same places
+    torch.testing.assert_close(ours, own, rtol=0, atol=atol)
+
+
+def test_a_window_limits_the_attention():
+    model = tiny_model("mistral", sliding_window=4)
+    use_packed_attention(model)
+    with torch.inference_mode(), packed_forward():
+        own = model.model(IDS, **packing_arguments([40], "cpu")).last_hidden_state
+        use_cpu_layers(model)
+        ours = model.model(IDS, **packing_arguments([40], "cpu")).last_hidden_state
+        assert not torch.allclose(ours, tiny_model("mistral").model(IDS).last_hidden_state, atol=1e-3)
+    torch.testing.assert_close(ours, own, rtol=0, atol=1e-5)
+
+
+def test_generation_keeps_the_keys_of_a_cache(calls):
+    model = tiny_model("llama").eval()
+    use_packed_attention(model)
+    wanted = model.generate(IDS[:, :5], max_new_tokens=6, do_sample=False)
+    use_cpu_layers(model)
+    assert torch.equal(model.generate(IDS[:, :5], max_new_tokens=6, do_sample=False), wanted)
+    assert "rms_norm" in calls
+    assert "rotary" not in calls
+
+
+def test_another_activation_is_the_models_own(calls):
+    model = tiny_model("llama", hidden_act="gelu")
+    with torch.inference_mode():
+        own = model.model(IDS).last_hidden_state
+        use_cpu_layers(model)
+        torch.testing.assert_close(model.model(IDS).last_hidden_state, own, rtol=0, atol=1e-5)
+    assert "silu_mul_" not in calls
+
+
+def test_layers_of_other_families_keep_their_class():
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1))
+    kinds = [type(module) for module in model.modules()]
+    use_cpu_layers(model)
+    assert [type(module) for module in model.modules()] == kinds
+    assert not any(kind in CPU_LAYERS.values() for kind in kinds)
