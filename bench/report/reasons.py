@@ -15,22 +15,12 @@ REASONS: dict[tuple[str, str, str, str], str] = {
         "no reverse direction and no embeddings: three quarters of the tokens where both sides are equally long"
     ),
     ("*", "*", "time", "small"): "a call takes milliseconds, and preparing it in Python is part of that",
-    ("linear_kl*", "*", "time", "*"): (
-        "AVX512: measured before an exponential was computed once, and with a backward that zeroed memory as large as"
-        " the head"
-    ),
-    ("linear_cross_entropy*", "*", "time", "*"): (
-        "AVX512: measured before the loss and the gradient of a row were one pass; also, two chunks read and write the"
-        " head's gradient twice"
-    ),
+    ("linear_cross_entropy*", "*", "time", "*"): ("two chunks read and write the head's gradient twice"),
     ("linear_kl*", "*", "memory", "large"): (
         "chunks of both score matrices have 768 rows, which are all tokens of the case: products of fewer rows are"
-        " slower, and more tokens take no more memory; AVX512: measured with a backward that zeroed memory as large as"
-        " the head"
+        " slower, and more tokens take no more memory"
     ),
-    ("linear_kl*", "*", "memory", "*"): (
-        f"{MKL}; AVX512: measured with a backward that zeroed memory as large as the head"
-    ),
+    ("linear_kl*", "*", "memory", "*"): MKL,
     ("segment_pool*", "*", "memory", "*"): (
         "the case's own loss, a [B, D] product in eager torch, which is fused for the peer; for attention also the"
         " query's gradient by segment, [B, D]"
