@@ -13,7 +13,11 @@ from .backends import cpu
 
 def fits(*tensors: Tensor) -> bool:
     """Return True if these functions take the tensors: contiguous and of one dtype, float32 or bfloat16, on the CPU;
-    and no gradient is recorded, and the C++ kernels are built."""
+    and no gradient is recorded, and the C++ kernels are built.
+
+    Args:
+        tensors: one or more of any shape.
+    """
     if cpu.MODULE is None or torch.is_grad_enabled():
         return False
     dtype = tensors[0].dtype

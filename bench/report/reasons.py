@@ -15,12 +15,11 @@ REASONS: dict[tuple[str, str, str, str], str] = {
         "no reverse direction and no embeddings: three quarters of the tokens where both sides are equally long"
     ),
     ("*", "*", "time", "small"): "a call takes milliseconds, and preparing it in Python is part of that",
-    ("linear_cross_entropy*", "*", "time", "*"): ("two chunks read and write the head's gradient twice"),
+    ("linear_cross_entropy*", "*", "time", "*"): "two chunks read and write the head's gradient twice",
     ("linear_kl*", "*", "memory", "large"): (
         "chunks of both score matrices have 768 rows, which are all tokens of the case: products of fewer rows are"
         " slower, and more tokens take no more memory"
     ),
-    ("linear_kl*", "*", "memory", "*"): MKL,
     ("segment_pool*", "*", "memory", "*"): (
         "the case's own loss, a [B, D] product in eager torch, which is fused for the peer; for attention also the"
         " query's gradient by segment, [B, D]"

@@ -47,15 +47,13 @@ class _MistralNorm(MistralRMSNorm):
 
 class _LlamaRotary(LlamaAttention):
     def forward(self, hidden_states: Tensor, *arguments: Any, **options: Any) -> Any:
-        attended = None if arguments else _attention(self, hidden_states, None, **options)
-        return super().forward(hidden_states, *arguments, **options) if attended is None else (attended, None)
+        return _attention(self, super().forward, None, hidden_states, *arguments, **options)
 
 
 class _MistralRotary(MistralAttention):
     def forward(self, hidden_states: Tensor, *arguments: Any, **options: Any) -> Any:
         window = getattr(self.config, "sliding_window", None)
-        attended = None if arguments else _attention(self, hidden_states, window, **options)
-        return super().forward(hidden_states, *arguments, **options) if attended is None else (attended, None)
+        return _attention(self, super().forward, window, hidden_states, *arguments, **options)
 
 
 CPU_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
@@ -87,35 +85,31 @@ def _norm(module: Any, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor
 
 
 def _attention(
-    module: Any,
-    x: Tensor,
-    window: int | None,
-    position_embeddings: tuple[Tensor, Tensor] | None = None,
-    attention_mask: Tensor | None = None,
-    **options: Any,
-) -> Tensor | None:
-    """Return what the module's attention returns of a packed row [1, T, D]; None: the module's own forward has to."""
+    module: Any, forward: Callable[..., Any], window: int | None, x: Tensor, *arguments: Any, **options: Any
+) -> Any:
+    """Attend within the segments of a packed row [1, T, D]; anything else is the module's own forward's."""
+    angles = options.get("position_embeddings")
     keeps_keys = any(options.get(name) is not None for name in ("cache", "past_key_values", "past_key_value"))
     is_packed = module.config._attn_implementation == PACKED and options.get("cu_seq_lens_q") is not None
-    if position_embeddings is None or not fits(x, *position_embeddings) or keeps_keys or not is_packed:
-        return None
+    is_other = bool(arguments) or keeps_keys or not is_packed or x.shape[0] != 1 or torch.is_autocast_enabled("cpu")
+    if is_other or angles is None or not fits(x, *angles):
+        return forward(x, *arguments, **options)
     shape = (*x.shape[:-1], -1, module.head_dim)
     query, key, value = (project(x).view(shape) for project in (module.q_proj, module.k_proj, module.v_proj))
-    if x.shape[0] != 1 or not fits(x, query, key):  # autocast gives other dtypes
-        return None
-    query, key = (rotary(states, *position_embeddings) for states in (query, key))
+    if not fits(x, query, key):  # a projection of another class may give another dtype
+        return forward(x, *arguments, **options)
     attended, _ = packed_attention(
         module,
-        query,
-        key,
+        rotary(query, *angles),
+        rotary(key, *angles),
         value.transpose(1, 2),
-        attention_mask,
+        options.pop("attention_mask", None),
         scaling=module.scaling,
         dropout=module.attention_dropout if module.training else 0.0,
         sliding_window=window,
         **options,
     )
-    return module.o_proj(attended.reshape(*x.shape[:-1], -1))
+    return module.o_proj(attended.reshape(*x.shape[:-1], -1)), None
 
 
 def _mlp(module: Any, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -75,8 +75,8 @@ class Forward:
     a prefix. `width` is D, the width of an embedding: the model's hidden size, or that of the projections.
 
     Args:
-        model: a causal language model in eval mode. Its attention implementation is changed, and its norms
-            and MLPs use CPU kernels if it is a LLaMA or Mistral on the CPU and not compiled.
+        model: a causal language model in eval mode. Its attention implementation is changed, and its layers
+            use CPU kernels between their products if it is a LLaMA or Mistral on the CPU and not compiled.
         projection: trained projection heads for the embeddings. Default: none.
         compile: compile the model's layers with torch.compile, now. Default False.
 
