@@ -4,8 +4,9 @@
     python -m bench training my_pairs.jsonl --pairs 32 --dtype bfloat16
 
 A row is one micro-batch. The runs take turns, round after round. Each runs forward and backward with its own copy of
-the model; all weights are trained, without gradient checkpointing; bfloat16 means autocast. Peak memory is measured in
-a process of its own.
+the model; all weights are trained, without gradient checkpointing; bfloat16 means autocast. Freed memory is kept for
+the next step, as MutualAlignmentTrainer.train does on a CPU, for all of them. Peak memory is measured in a process of
+its own.
 
     products          the matrix products and the attention of forward and backward of <x><y>, head included, and
                       nothing else; the floor of `ours`
@@ -40,6 +41,7 @@ from main_align.models.encoding import PairEncoder
 from main_align.models.load import load
 from main_align.models.packed_attention import packed_forward, packing_arguments, use_packed_attention
 from main_align.training import MutualAlignmentConfig, MutualAlignmentTrainer
+from main_align.training.host_memory import keep_freed_memory
 from trl import SFTConfig, SFTTrainer
 
 from . import peers, session, texts
@@ -201,7 +203,8 @@ def measure(contest: Contest, inputs: str, rounds: int, peak: Callable[[str], fl
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    samples = interleaved({name: functools.partial(timed, s) for name, s in {**steps, **again}.items()}, rounds)
+    with keep_freed_memory(contest.device.type):
+        samples = interleaved({name: functools.partial(timed, s) for name, s in {**steps, **again}.items()}, rounds)
     runs: dict[str, dict[str, Any]] = {}
     for name in (*CONTENDERS, *again):
         role = "floor" if name in FLOORS else "ours" if name in OURS else "again" if name in again else "peer"

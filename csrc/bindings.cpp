@@ -114,15 +114,27 @@ void bind_kernels(py::module_& m, const std::string& dtype) {
       .field("weights", &PoolGradients<T>::weights)
       .field("queries", &PoolGradients<T>::queries)
       .field("query", &PoolGradients<T>::query);
-  StructBinding<Rotary<T>>(m, ("Rotary_" + dtype).c_str())
-      .field("x", &Rotary<T>::x)
-      .field("cosines", &Rotary<T>::cosines)
-      .field("sines", &Rotary<T>::sines)
-      .field("out", &Rotary<T>::out)
-      .field("rows", &Rotary<T>::rows)
-      .field("heads", &Rotary<T>::heads)
-      .field("width", &Rotary<T>::width);
-  m.def("rotate", &rotate<T>, Unlocked());
+  StructBinding<RmsNorm<T>>(m, ("RmsNorm_" + dtype).c_str())
+      .field("x", &RmsNorm<T>::x)
+      .field("weight", &RmsNorm<T>::weight)
+      .field("epsilon", &RmsNorm<T>::epsilon)
+      .field("out", &RmsNorm<T>::out)
+      .field("out_grad", &RmsNorm<T>::out_grad)
+      .field("x_grad", &RmsNorm<T>::x_grad)
+      .field("weight_grad", &RmsNorm<T>::weight_grad);
+  m.def("rms_norm", &rms_norm<T>, Unlocked());
+  m.def("rms_norm_grad", &rms_norm_grad<T>, Unlocked());
+  StructBinding<SiluMul<T>>(m, ("SiluMul_" + dtype).c_str())
+      .field("gate", &SiluMul<T>::gate)
+      .field("up", &SiluMul<T>::up)
+      .field("out", &SiluMul<T>::out)
+      .field("out_grad", &SiluMul<T>::out_grad)
+      .field("gate_grad", &SiluMul<T>::gate_grad)
+      .field("up_grad", &SiluMul<T>::up_grad)
+      .field("rows", &SiluMul<T>::rows)
+      .field("width", &SiluMul<T>::width);
+  m.def("silu_mul", &silu_mul<T>, Unlocked());
+  m.def("silu_mul_grad", &silu_mul_grad<T>, Unlocked());
   m.def("reduce_rows", &reduce_rows<T>, Unlocked());
   m.def("reduce_columns", &reduce_columns<T>, Unlocked());
   m.def("row_loss", &row_loss<T>, Unlocked());
@@ -138,13 +150,6 @@ void bind_kernels(py::module_& m, const std::string& dtype) {
         [](Chunk<T> chunk, Address sums, int threads) { add_columns(chunk, at<float>(sums), threads); }, Unlocked());
   m.def(("accumulate_" + dtype).c_str(),
         [](SplitFloat32 sum, Address x, int threads) { accumulate(sum, at<const T>(x), threads); }, Unlocked());
-  m.def("rms_norm",
-        [](States<T> x, Address weight, float epsilon, Address out, int threads) {
-          rms_norm(x, at<const T>(weight), epsilon, at<T>(out), threads);
-        },
-        Unlocked());
-  m.def("silu_mul",
-        [](Address gate, States<T> up, int threads) { silu_mul(at<T>(gate), up, threads); }, Unlocked());
   m.def("pool_forward", &pool_forward<T>, Unlocked());
   m.def("pool_backward",
         [](Address pooled_grad, Pooled pooled, States<T> states, Pooling pooling, PoolGradients<T> out, int threads) {
@@ -170,6 +175,23 @@ void bind_divergence(py::module_& m, const std::string& dtypes) {
   m.def("divergence", &divergence<P, Q>, Unlocked());
 }
 
+template <class T, class A>
+void bind_rotary(py::module_& m, const std::string& dtypes) {
+  using Heads = Rotary<T, A>;
+  StructBinding<Heads>(m, ("Rotary_" + dtypes).c_str())
+      .field("x", &Heads::x)
+      .field("cosines", &Heads::cosines)
+      .field("sines", &Heads::sines)
+      .field("out", &Heads::out)
+      .field("out_grad", &Heads::out_grad)
+      .field("x_grad", &Heads::x_grad)
+      .field("rows", &Heads::rows)
+      .field("heads", &Heads::heads)
+      .field("width", &Heads::width);
+  m.def("rotate", &rotate<T, A>, Unlocked());
+  m.def("rotate_grad", &rotate_grad<T, A>, Unlocked());
+}
+
 }  // namespace
 }  // namespace mk
 
@@ -182,6 +204,9 @@ PYBIND11_MODULE(_C, m) {
   mk::bind_divergence<float, uint16_t>(m, "float32_bfloat16");
   mk::bind_divergence<uint16_t, float>(m, "bfloat16_float32");
   mk::bind_divergence<uint16_t, uint16_t>(m, "bfloat16_bfloat16");
+  mk::bind_rotary<float, float>(m, "float32_float32");
+  mk::bind_rotary<uint16_t, uint16_t>(m, "bfloat16_bfloat16");
+  mk::bind_rotary<uint16_t, float>(m, "bfloat16_float32");
   m.def("round_scaled",
         [](mk::SplitFloat32 sum, mk::Address scale, int64_t stride, int threads) {
           mk::round_scaled(sum, mk::at<const float>(scale), stride, threads);

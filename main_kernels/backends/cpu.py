@@ -393,33 +393,57 @@ def _states(hidden: Tensor | None, rows: int, width: int, dtype: torch.dtype) ->
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, out: Tensor) -> None:
-    weights, result = address(weight, x.dtype), address(out, x.dtype)
-    MODULE.rms_norm(_rows_of(x), weights, epsilon, result, torch.get_num_threads())  # type: ignore[union-attr]
+    _run("rms_norm", _rms_norm(x, weight, epsilon, out=out))
 
 
-def silu_mul_(gate: Tensor, up: Tensor) -> None:
-    MODULE.silu_mul(address(gate, up.dtype), _rows_of(up), torch.get_num_threads())  # type: ignore[union-attr]
+def rms_norm_grad(
+    x: Tensor, weight: Tensor, epsilon: float, *, out_grad: Tensor, x_grad: Tensor, weight_grad: Tensor | None
+) -> None:
+    _run("rms_norm_grad", _rms_norm(x, weight, epsilon, out_grad=out_grad, x_grad=x_grad, weight_grad=weight_grad))
+
+
+def silu_mul(gate: Tensor, up: Tensor, out: Tensor) -> None:
+    _run("silu_mul", _silu_mul(gate, up, out=out))
+
+
+def silu_mul_grad(gate: Tensor, up: Tensor, *, out_grad: Tensor, gate_grad: Tensor, up_grad: Tensor) -> None:
+    _run("silu_mul_grad", _silu_mul(gate, up, out_grad=out_grad, gate_grad=gate_grad, up_grad=up_grad))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    rows, heads, width = x.shape[-3:]
-    rotary = _struct(
-        "Rotary",
-        x.dtype,
-        x=address(x, x.dtype),
-        cosines=address(cos, x.dtype),
-        sines=address(sin, x.dtype),
-        out=address(out, x.dtype),
-        rows=rows,
-        heads=heads,
-        width=width,
-    )
-    MODULE.rotate(rotary, torch.get_num_threads())  # type: ignore[union-attr]
+    _run("rotate", _rotary(x.shape, cos, sin, x=x, out=out))
 
 
-def _rows_of(x: Tensor) -> Any:
+def rotate_grad(cos: Tensor, sin: Tensor, *, out_grad: Tensor, x_grad: Tensor) -> None:
+    _run("rotate_grad", _rotary(x_grad.shape, cos, sin, out_grad=out_grad, x_grad=x_grad))
+
+
+def _run(kernel: str, struct: Any) -> None:
+    getattr(MODULE, kernel)(struct, torch.get_num_threads())
+
+
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float, **others: Tensor | None) -> Any:
     width = x.shape[-1]
-    return _states(x, x.numel() // width if width else 0, width, x.dtype)
+    states = _states(x, x.numel() // width if width else 0, width, x.dtype)
+    addresses = _addresses(x.dtype, weight=weight, **others)
+    return _struct("RmsNorm", x.dtype, x=states, epsilon=epsilon, **addresses)
+
+
+def _silu_mul(gate: Tensor, up: Tensor, **others: Tensor) -> Any:
+    width = gate.shape[-1]
+    addresses = _addresses(gate.dtype, gate=gate, up=up, **others)
+    return _struct("SiluMul", gate.dtype, rows=gate.numel() // width if width else 0, width=width, **addresses)
+
+
+def _rotary(shape: torch.Size, cos: Tensor, sin: Tensor, **heads: Tensor) -> Any:
+    rows, count, width = shape[-3:]
+    dtype = next(iter(heads.values())).dtype
+    addresses = _addresses(dtype, **heads) | _addresses(cos.dtype, cosines=cos, sines=sin)
+    return _struct("Rotary", dtype, cos.dtype, rows=rows, heads=count, width=width, **addresses)
+
+
+def _addresses(dtype: torch.dtype, **tensors: Tensor | None) -> dict[str, int]:
+    return {name: address(tensor, dtype) for name, tensor in tensors.items()}
 
 
 def _pooled(pooled: Tensor, norms: Tensor, units: Tensor) -> Any:

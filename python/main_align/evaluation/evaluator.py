@@ -134,16 +134,16 @@ class AlignmentCallback(TrainerCallback):
 
 @contextmanager
 def _scoring_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Put a model into eval mode; at the end restore every module's mode and the attention implementation."""
-    modes = {module: module.training for module in model.modules()}
+    """Put a model into eval mode; at the end restore every module's mode and class and the attention implementation."""
+    states = {module: (type(module), module.training) for module in model.modules()}
     attention = model.config._attn_implementation
     model.eval()
     try:
         yield
     finally:
         model.set_attn_implementation(attention)
-        for module, training in modes.items():
-            module.training = training
+        for module, (kind, training) in states.items():
+            module.__class__, module.training = kind, training  # Forward lets layers on a CPU use CPU kernels
 
 
 def _retrieval(x: np.ndarray, y: np.ndarray) -> float:

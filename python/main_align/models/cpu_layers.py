@@ -1,9 +1,10 @@
-"""use_cpu_layers: the norms, rotary embeddings and gated MLPs of a LLaMA or Mistral on the CPU without gradients.
+"""use_cpu_layers: the norms, rotary embeddings and gated MLPs of a LLaMA or Mistral on the CPU.
 
-Norms and rotary embeddings are one pass each. An MLP runs a block of rows at a time: it is a function of each row by
-itself, and its intermediates are several times as wide as its input. For a whole pack they are so large that the C
-library returns their memory to the system after every layer and has to ask for it again: a pack of 1,858 tokens of
-smollm2 took 330,000 page faults. The intermediates of a block are reused.
+Norms, rotary embeddings and SwiGLU are one pass each, forward and backward. Where no gradient is recorded, an MLP runs
+a block of rows at a time: it is a function of each row by itself, and its intermediates are several times as wide as
+its input. For a whole pack they are so large that the C library returns their memory to the system after every layer
+and has to ask for it again: a pack of 1,858 tokens of smollm2 took 330,000 page faults. The intermediates of a block
+are reused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralAttention, MistralMLP, MistralRMSNorm
 
-from main_kernels.layers import fits, rms_norm, rotary, silu_mul_
+from main_kernels.layers import fits, rms_norm, rotary, silu_mul
 
 from .packed_attention import PACKED, packed_attention
 
@@ -67,9 +68,9 @@ CPU_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def use_cpu_layers(model: PreTrainedModel) -> None:
-    """Let the norms, rotary embeddings and MLPs of a model on the CPU use CPU kernels wherever no gradient is recorded.
+    """Let the norms, rotary embeddings and MLPs of a model on the CPU use CPU kernels, in training too.
 
-    Parameters, their names and the forward with gradients stay as they are, as does a module of any other class.
+    Parameters and their names stay as they are, as does a module of any other class.
 
     Args:
         model: the model, which is changed.
@@ -91,13 +92,13 @@ def _attention(
     angles = options.get("position_embeddings")
     keeps_keys = any(options.get(name) is not None for name in ("cache", "past_key_values", "past_key_value"))
     is_packed = module.config._attn_implementation == PACKED and options.get("cu_seq_lens_q") is not None
-    is_other = bool(arguments) or keeps_keys or not is_packed or x.shape[0] != 1 or torch.is_autocast_enabled("cpu")
-    if is_other or angles is None or not fits(x, *angles):
+    is_other = bool(arguments) or keeps_keys or not is_packed or x.shape[0] != 1
+    if is_other or angles is None or not (fits(x) and fits(*angles)):
         return forward(x, *arguments, **options)
     shape = (*x.shape[:-1], -1, module.head_dim)
     query, key, value = (project(x).view(shape) for project in (module.q_proj, module.k_proj, module.v_proj))
-    if not fits(x, query, key):  # a projection of another class may give another dtype
-        return forward(x, *arguments, **options)
+    if not fits(query, key) or angles[0].dtype not in (query.dtype, torch.float32):
+        return forward(x, *arguments, **options)  # a projection of another class may give another dtype
     attended, _ = packed_attention(
         module,
         rotary(query, *angles),
@@ -113,14 +114,15 @@ def _attention(
 
 
 def _mlp(module: Any, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    if torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         return forward(x)
     is_silu = module.config.hidden_act == "silu"
 
     def of_block(block: Tensor) -> Tensor:
         gate, up = module.gate_proj(block), module.up_proj(block)
-        hidden = silu_mul_(gate, up) if is_silu and fits(gate, up) else module.act_fn(gate) * up
-        return module.down_proj(hidden)
+        return module.down_proj(silu_mul(gate, up) if is_silu and fits(gate, up) else module.act_fn(gate) * up)
 
+    if torch.is_grad_enabled():  # what a block kept for its gradient would not be reused
+        return of_block(x)
     blocks = [of_block(block) for block in x.chunk(max(1, -(-x.shape[-2] // BLOCK_ROWS)), -2)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, -2)

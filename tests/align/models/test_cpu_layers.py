@@ -1,4 +1,4 @@
-"""CPU layers: the same states and parameters, and the model's own forward wherever there are gradients."""
+"""CPU layers: the same states, gradients and parameters as the model's own."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def calls(monkeypatch):
         seen.append(name)
         return kernel(*arguments)
 
-    for name in ("rms_norm", "rotary", "silu_mul_"):
+    for name in ("rms_norm", "rotary", "silu_mul"):
         monkeypatch.setattr(cpu_layers, name, partial(counted, name, getattr(cpu_layers, name)))
     return seen
 
@@ -80,9 +80,59 @@ def test_a_packed_row_has_the_same_states(kind, dtype, calls):
         use_cpu_layers(model)
         ours = model.model(IDS, **arguments).last_hidden_state
     layers = model.config.num_hidden_layers
-    assert [calls.count(name) for name in ("rms_norm", "rotary", "silu_mul_")] == [2 * layers + 1, 2 * layers, layers]
+    assert [calls.count(name) for name in ("rms_norm", "rotary", "silu_mul")] == [2 * layers + 1, 2 * layers, layers]
     atol = 1e-5 if dtype == torch.float32 else 0  # bfloat16 is rounded at the same places
     torch.testing.assert_close(ours, own, rtol=0, atol=atol)
+
+
+def gradients_of(model, **arguments):
+    model.zero_grad()
+    states = model.model(IDS, **arguments).last_hidden_state.float()
+    (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+    return {name: parameter.grad for name, parameter in model.model.named_parameters()}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_a_packed_row_has_the_same_gradients(kind, autocast, calls):
+    model = tiny_model(kind).train()
+    use_packed_attention(model)
+    arguments = packing_arguments([7, 30, 3], "cpu")
+    with packed_forward(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        own = gradients_of(model, **arguments)
+        use_cpu_layers(model)
+        ours = gradients_of(model, **arguments)
+    layers = model.config.num_hidden_layers
+    assert [calls.count(name) for name in ("rms_norm", "rotary", "silu_mul")] == [2 * layers + 1, 2 * layers, layers]
+    for name, gradient in own.items():
+        atol = (2e-2 if autocast else 1e-5) * float(gradient.abs().max())
+        torch.testing.assert_close(
+            ours[name], gradient, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_gradient_checkpointing_has_the_same_gradients(calls):
+    model = tiny_model("llama").train()
+    use_packed_attention(model)
+    use_cpu_layers(model)
+    arguments = packing_arguments([7, 30, 3], "cpu")
+    with packed_forward():
+        own = gradients_of(model, **arguments)
+        for use_reentrant in (False, True):
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            model.enable_input_require_grads()
+            again = gradients_of(model, **arguments)
+            torch.testing.assert_close(again, own, rtol=0, atol=1e-6)
+
+
+def test_torch_compile_traces_the_layers_themselves(calls):
+    model = tiny_model("llama").train()
+    use_cpu_layers(model)
+    norm = torch.compile(model.model.norm, fullgraph=True, backend="aot_eager")
+    states = torch.randn(1, 5, model.config.hidden_size)
+    traced = norm(states)
+    assert not calls
+    torch.testing.assert_close(traced, model.model.norm(states))
 
 
 def test_a_window_limits_the_attention():
@@ -112,7 +162,7 @@ def test_another_activation_is_the_models_own(calls):
         own = model.model(IDS).last_hidden_state
         use_cpu_layers(model)
         torch.testing.assert_close(model.model(IDS).last_hidden_state, own, rtol=0, atol=1e-5)
-    assert "silu_mul_" not in calls
+    assert "silu_mul" not in calls
 
 
 def test_layers_of_other_families_keep_their_class():

@@ -24,6 +24,7 @@ from ..dataset.reader import COLUMNS
 from ..dataset.whole_stream import WholeStream
 from ..distributed import world_size
 from ..gradient_cache import GradientCache, cache_gradients, set_rng_state
+from ..host_memory import keep_freed_memory
 from ..loss import MutualAlignmentLoss
 from ..metrics.monitor import Monitor, check_finite
 from ..micro_batch import micro_batch_outputs
@@ -186,7 +187,8 @@ class AlignmentMixin(EvaluationMixin, CheckpointMixin):
         if self._head is not None:
             projection.attach(self._base, self._head)
         try:
-            return super().train(*args, **options)
+            with keep_freed_memory(self.args.device.type):
+                return super().train(*args, **options)
         finally:
             if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # their checkpoints are of all that they wrap
                 projection.detach(self._base)
