@@ -151,6 +151,36 @@ def test_the_backward_of_attention_is_linear_in_the_number_of_segments():
     assert bytes_of_backward(32) < 5 * bytes_of_backward(8)
 
 
+@cpu_only("a GPU's attention in bfloat16 is faster")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_short_segments_in_bfloat16_are_trained_in_float32(autocast, monkeypatch):
+    seen = []
+
+    def recorded(query, *arguments, **options):
+        seen.append((query.shape[2], query.dtype))
+        assert not torch.is_autocast_enabled("cpu") or query.dtype != torch.float32
+        return attended(query, *arguments, **options)
+
+    attended = attention.F.scaled_dot_product_attention
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", recorded)
+    lengths = [5, attention.SHORT + 1]
+    heads = torch.randn(3, 1, 4, sum(lengths), 8)
+    arguments = {k: v for k, v in packing_arguments(lengths, "cpu").items() if k.startswith(("cu_", "max_"))}
+    gradients = []
+    for dtype in (torch.float64, torch.bfloat16):
+        q, k, v = (side.to(dtype).requires_grad_() for side in heads.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype == torch.bfloat16):
+            result, _ = packed_attention(torch.nn.Module(), q, k, v, None, **arguments)
+        assert result.dtype == dtype
+        gradients.append(torch.autograd.grad(result.double().square().sum(), (q, k, v)))
+    assert seen[2:] == [(5, torch.float32), (attention.SHORT + 1, torch.bfloat16)]
+    for exact, got in zip(*gradients, strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=0, atol=2e-2 * float(exact.abs().max()))
+    with torch.no_grad():
+        packed_attention(torch.nn.Module(), *heads.bfloat16(), None, **arguments)
+    assert {dtype for _, dtype in seen[4:]} == {torch.bfloat16}
+
+
 def test_positions_restart():
     packing = packing_arguments([2, 3], "cpu")
     assert packing["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
