@@ -51,6 +51,7 @@ class Products:
         backward: for every product also those with its gradient, and the backward of attention. Default False.
         head_rows: rows that the head reads at once. Default CHUNK.
         attention: run the attention of each segment too, in a call of its own. Default True.
+        attention_dtype: dtype of attention. Default: dtype.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Products:
         backward: bool = False,
         head_rows: int = CHUNK,
         attention: bool = True,
+        attention_dtype: torch.dtype | None = None,
     ) -> None:
         self.packs, self.backward, self.head_rows = packs, backward, head_rows
         backbone: Any = model.base_model
@@ -79,7 +81,8 @@ class Products:
         self.inputs = {width: torch.randn(tokens, width, **like) for width in widths}
         self.outputs = {weight.shape[0]: torch.empty(tokens, weight.shape[0], **like) for weight in self.weights}
         self.logits = torch.empty(min(head_rows, tokens), len(self.head), **like)
-        self.qkv = torch.randn(3, 1, config.num_attention_heads, longest, size, **like)  # keys repeated beforehand
+        attends = {**like, "dtype": attention_dtype or dtype}
+        self.qkv = torch.randn(3, 1, config.num_attention_heads, longest, size, **attends)  # keys repeated beforehand
         if backward:
             self.d_inputs = {width: torch.empty(tokens, width, **like) for width in widths}
             self.d_weights = {weight.shape: torch.empty_like(weight) for weight in (*self.weights, self.head)}
@@ -116,10 +119,16 @@ class Products:
 def fastest_products(
     model: PreTrainedModel, packs: Sequence[Pack], dtype: torch.dtype, *, backward: bool = False
 ) -> Callable[[], None]:
-    """Return the faster of the products with a few and with many rows of the head at once.
+    """Return the fastest of the products with a few and with many rows of the head at once, and with attention in their
+    dtype and in float32: in bfloat16 torch's backward on a CPU takes two to three times as long for short segments.
 
     Args:
         model, packs, dtype, backward: as for Products.
     """
-    ways = [Products(model, packs, dtype, backward=backward, head_rows=rows).run for rows in HEAD_ROWS]
+    attends = {dtype, torch.float32} if backward else {dtype}
+    ways = [
+        Products(model, packs, dtype, backward=backward, head_rows=rows, attention_dtype=attention).run
+        for rows in HEAD_ROWS
+        for attention in attends
+    ]
     return fastest(ways)

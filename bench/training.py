@@ -9,7 +9,7 @@ the next step, as MutualAlignmentTrainer.train does on a CPU, for all of them. P
 its own.
 
     products          the matrix products and the attention of forward and backward of <x><y>, head included, and
-                      nothing else; the floor of `ours`
+                      nothing else, attention in the faster of the dtype and float32; the floor of `ours`
     backbone          packed forward and backward of the model without its head
     ours              MutualAlignmentTrainer with directions="forward" and no alignment term
     ours_aligned      the same with the embedding terms

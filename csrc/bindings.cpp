@@ -80,11 +80,15 @@ void bind_structs(py::module_& m) {
       .field("column_total", &SingleExpSums::column_total)
       .field("row_rank", &SingleExpSums::row_rank)
       .field("column_rank", &SingleExpSums::column_rank)
-      .field("column_target", &SingleExpSums::column_target);
+      .field("column_target", &SingleExpSums::column_target)
+      .field("row_logits", &SingleExpSums::row_logits)
+      .field("column_logits", &SingleExpSums::column_logits);
   StructBinding<SingleExpTerms>(m, "SingleExpTerms")
       .field("scale", &SingleExpTerms::scale)
       .field("row_factor", &SingleExpTerms::row_factor)
       .field("column_factor", &SingleExpTerms::column_factor)
+      .field("row_sum_grad", &SingleExpTerms::row_sum_grad)
+      .field("column_sum_grad", &SingleExpTerms::column_sum_grad)
       .field("target_grad", &SingleExpTerms::target_grad)
       .field("scale_grad", &SingleExpTerms::scale_grad);
   StructBinding<SplitFloat32>(m, "SplitFloat32")

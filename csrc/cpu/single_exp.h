@@ -16,6 +16,9 @@ struct SingleExpSums {
   float* row_rank = nullptr;             // [rows], added to
   float* column_rank = nullptr;          // [columns], added to
   const float* column_target = nullptr;  // [columns]
+  // Both or none, and not with ranks: sums of s, added to.
+  double* row_logits = nullptr;     // [rows]
+  double* column_logits = nullptr;  // [columns]
 };
 
 // The largest Euclidean norm of a row, infinite if an entry is not finite: what bounds |s|.
@@ -26,13 +29,16 @@ float largest_norm(States<T> operand, int threads);
 template <class T>
 void single_exp_reduce(Chunk<T> chunk, SingleExpSums sums, int threads);
 
-// dL/ds = (row_factor_i + column_factor_j) e^s, 0 for a masked entry, plus target_grad_i at the target.
+// dL/ds = (row_factor_i + column_factor_j) e^s + row_sum_grad_i + column_sum_grad_j, 0 for a masked entry, plus
+// target_grad_i at the target.
 struct SingleExpTerms {
   float scale = 1;
   const float* row_factor = nullptr;
   const float* column_factor = nullptr;
-  const float* target_grad = nullptr;  // may be null
-  double* scale_grad = nullptr;        // [rows], may be null: receives sum_j dL/ds[i, j] * s[i, j] / scale
+  const float* row_sum_grad = nullptr;     // [rows], may be null
+  const float* column_sum_grad = nullptr;  // [columns], null if row_sum_grad is
+  const float* target_grad = nullptr;      // may be null
+  double* scale_grad = nullptr;            // [rows], may be null: receives sum_j dL/ds[i, j] * s[i, j] / scale
 };
 
 // Replace raw[i, j] by dL/draw[i, j].

@@ -167,6 +167,8 @@ class CpuSingleExp:
             row_rank=_floats(rows.rank),
             column_rank=_floats(columns.rank),
             column_target=_floats(columns.target),
+            row_logits=_doubles(rows.logits),
+            column_logits=_doubles(columns.logits),
         )
         MODULE.single_exp_reduce(_chunk(raw, targets, mask), sums, torch.get_num_threads())  # type: ignore[union-attr]
 
@@ -178,18 +180,20 @@ class CpuSingleExp:
         mask: Mask | None,
         row_factor: Tensor,
         column_factor: Tensor,
-        target_grad: Tensor | None,
+        terms: ScoreGradTerms,
         scale_grad: Tensor | None,
     ) -> None:
-        terms = _struct(
+        kernel_terms = _struct(
             "SingleExpTerms",
             scale=scale,
             row_factor=_floats(row_factor),
             column_factor=_floats(column_factor),
-            target_grad=_floats(target_grad),
+            row_sum_grad=_floats(terms.row_sum_grad),
+            column_sum_grad=_floats(terms.column_sum_grad),
+            target_grad=_floats(terms.target_grad),
             scale_grad=_doubles(scale_grad),
         )
-        MODULE.single_exp_score_grad(_chunk(raw, targets, mask), terms, torch.get_num_threads())  # type: ignore[union-attr]
+        MODULE.single_exp_score_grad(_chunk(raw, targets, mask), kernel_terms, torch.get_num_threads())  # type: ignore[union-attr]
 
 
 class CpuBackend(InSteps):

@@ -35,7 +35,7 @@ class SingleExpKernels(Protocol):
     ) -> None:
         """Add raw[c, M] to the row and the column accumulators in one pass. All of their ``maximum`` entries are 0.
 
-        The ranks of rows and columns are both requested or neither."""
+        The ranks of rows and columns are both requested or neither, and so are the sums of scores, not with ranks."""
 
     def score_grad_(
         self,
@@ -45,11 +45,11 @@ class SingleExpKernels(Protocol):
         mask: Mask | None,
         row_factor: Tensor,
         column_factor: Tensor,
-        target_grad: Tensor | None,
+        terms: ScoreGradTerms,
         scale_grad: Tensor | None,
     ) -> None:
-        """Backend.score_grad_ for ``dL/ds_ij = (row_factor_i + column_factor_j) exp(s_ij)``, plus
-        target_grad_i at the row's target."""
+        """Backend.score_grad_ for ``dL/ds_ij = (row_factor_i + column_factor_j) exp(s_ij)``, plus row_sum_grad_i and
+        column_sum_grad_j, both or none, and target_grad_i at the row's target, all three from the terms."""
 
 
 class FusedKernels(Protocol):

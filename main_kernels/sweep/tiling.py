@@ -71,7 +71,7 @@ def tiled_forward(
     if problem.fused is not None:
         return _reductions(problem, *_fused_forward(problem, problem.fused, spec), row_loss)
     accumulator = accumulator_dtype(problem.query.dtype)
-    others = spec.entropy or spec.logit_sums or spec.softplus or spec.clip
+    others = spec.entropy or (spec.logit_sums and spec.ranks) or spec.softplus or spec.clip
     is_infonce = spec.column_lse and spec.row_lse and not others
     single_exp = problem.backend.single_exp if is_infonce and problem.suits_single_exp() else None
 
@@ -329,14 +329,14 @@ def _score_grad_(
         backend.score_grad_(scores, score_map, targets, mask, terms, scale_grad, grad)
         return
     scale, rows = float(score_map.scale), select_rows(factors.rows, chunk)
-    backend.single_exp.score_grad_(scores, scale, targets, mask, rows, factors.columns, terms.target_grad, scale_grad)
+    backend.single_exp.score_grad_(scores, scale, targets, mask, rows, factors.columns, terms, scale_grad)
     if grad is not scores:
         grad.copy_(scores)
 
 
 @dataclass(frozen=True)
 class _SingleExpFactors:
-    """dL/ds_ij = (rows_i + columns_j) exp(s_ij), plus the target's term."""
+    """dL/ds_ij = (rows_i + columns_j) exp(s_ij), plus the terms of the target and of the sums of scores."""
 
     rows: Tensor
     columns: Tensor
@@ -346,10 +346,11 @@ def _single_exp_factors(problem: Problem, terms: ScoreGradTerms) -> _SingleExpFa
     """Return the factors for the single-exp kernels, or None if they do not apply."""
     row_grad, row_lse = terms.row_lse_grad, terms.row_lse
     column_grad, column_lse = terms.column_lse_grad, terms.column_lse
-    others = (terms.softplus_grad, terms.row_sum_grad, terms.column_sum_grad, terms.neg_entropy_grad)
     if row_grad is None or row_lse is None or column_grad is None or column_lse is None:
         return None
-    if any(term is not None for term in others):
+    if terms.softplus_grad is not None or terms.neg_entropy_grad is not None:
+        return None
+    if (terms.row_sum_grad is None) != (terms.column_sum_grad is None):
         return None
     if not problem.allows_single_exp():
         return None

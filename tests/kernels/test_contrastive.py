@@ -347,6 +347,33 @@ def test_one_exponential_gives_the_ranks_of_several(backend, dtype, ids, monkeyp
         torch.testing.assert_close(getattr(got, name), getattr(want, name), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_exponential_gives_the_sums_of_scores_of_several(backend, dtype, ids, monkeypatch):
+    query, key = (x.detach().requires_grad_() for x in Matrices(130, 1100, 64, dtype, 0.3, False, 5).draw())
+    scale = torch.tensor(1.5, requires_grad=True)
+    options = {"targets": torch.randperm(1100, generator=seeded(5))[:130], "column_lse": True, "logit_sums": True}
+    if ids:
+        options |= {"row_ids": torch.arange(130) // 2, "column_ids": torch.arange(1100) % 80}
+
+    def run():
+        swept = sweep(query, key, scale=scale, **options)
+        vectors = swept.row_lse, swept.column_lse, swept.target, swept.row_logits / 1100, swept.column_logits / 130
+        parts = [(weight(len(v), k) * v.double()).sum() for k, v in enumerate(vectors)]
+        return *(v.detach() for v in vectors), *torch.autograd.grad(sum(parts), (query, key, scale))
+
+    def weight(count, seed):
+        return torch.rand(count, generator=seeded(seed), dtype=torch.float64)
+
+    got = run()
+    monkeypatch.setattr(problem.Problem, "allows_single_exp", lambda self: False)
+    exact = dtype == torch.float32
+    for one, several in zip(got, run(), strict=True):
+        gradient = one.dtype == dtype and one.dim() == 2
+        atol = (2e-6 if exact or not gradient else 2**-7) * max(1.0, float(several.abs().max()))
+        torch.testing.assert_close(one, several, rtol=0, atol=atol)
+
+
 def test_perfect_pairs_rank_first_and_reach_log_n(backend):
     query = torch.eye(50)
     got = pair_scores(query, query, temperature=0.02)
