@@ -48,6 +48,9 @@ def test_the_floor_has_exactly_the_products_of_forward_and_backward():
     head = 40 * 2 * model.get_output_embeddings().weight.numel()
     rotary = flops(lambda: model.base_model.rotary_emb(torch.zeros(1), packing["position_ids"]))
     assert flops(products.run) == flops(step) - rotary + 3 * head
+    half = Products(model, [Pack(lengths, scored=40)], torch.bfloat16, backward=True, attention_dtype=torch.float32)
+    assert (half.qkv.dtype, half.head.dtype) == (torch.float32, torch.bfloat16)
+    assert flops(half.run) == flops(products.run)
 
 
 def test_a_peer_with_another_loss_differs():
