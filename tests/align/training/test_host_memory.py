@@ -44,12 +44,12 @@ def run(device, **environment):
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 def test_the_memory_of_a_step_is_used_again():
     faults, kept, left = run("cpu")
-    assert faults < 1000 < 17_000 < run("cuda")[0]  # 70 MB are 17,920 pages
-    assert kept >= 70 > 20 > left
+    assert faults < 1000  # 70 MB are 17,920 pages, or 35 where pages are huge
+    assert kept >= 70 > 40 > max(left, run("cuda")[1])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
 def test_settings_of_the_environment_stay(name):
     value = "1" if name == "MALLOC_ARENA_MAX" else "glibc.malloc.arena_max=1"
-    assert run("cpu", **{name: value})[0] > 17_000
+    assert run("cpu", **{name: value})[1] < 40
