@@ -12,9 +12,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST_MMAP_THRESHOLD = 32 << 20
-"""bytes, where the thresholds that the library raises by itself end on 64-bit systems"""
+"""bytes, the most that the library accepts on 64-bit systems; what is larger is returned at once, as before, so that it
+leaves no holes into which the next one does not fit"""
 
 
 @contextmanager
@@ -33,12 +34,10 @@ def keep_freed_memory(device: str) -> Iterator[None]:
         yield
         return
     assert libc is not None
-    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
     libc.mallopt(M_TRIM_THRESHOLD, -1)
     try:
         yield
     finally:
-        libc.mallopt(M_MMAP_MAX, 65536)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
-        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)  # which the library raises by itself
         libc.malloc_trim(0)
