@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from .backends import cpu
 
 _TYPES = (Tensor, torch.nn.Parameter)
+"""types whose memory is their own: that of a subclass, such as a DTensor, may be elsewhere"""
 
 
 def fits(*tensors: Tensor) -> bool:

@@ -427,16 +427,14 @@ def _run(kernel: str, struct: Any) -> None:
 
 
 def _rms_norm(x: Tensor, weight: Tensor, epsilon: float, **others: Tensor | None) -> Any:
-    width = x.shape[-1]
-    states = _states(x, x.numel() // width if width else 0, width, x.dtype)
+    states = _states(x, x.shape[:-1].numel(), x.shape[-1], x.dtype)
     addresses = _addresses(x.dtype, weight=weight, **others)
     return _struct("RmsNorm", x.dtype, x=states, epsilon=epsilon, **addresses)
 
 
 def _silu_mul(gate: Tensor, up: Tensor, **others: Tensor) -> Any:
-    width = gate.shape[-1]
     addresses = _addresses(gate.dtype, gate=gate, up=up, **others)
-    return _struct("SiluMul", gate.dtype, rows=gate.numel() // width if width else 0, width=width, **addresses)
+    return _struct("SiluMul", gate.dtype, rows=gate.shape[:-1].numel(), width=gate.shape[-1], **addresses)
 
 
 def _rotary(shape: torch.Size, cos: Tensor, sin: Tensor, **heads: Tensor) -> Any:

@@ -22,8 +22,8 @@ leaves no holes into which the next one does not fit"""
 def keep_freed_memory(device: str) -> Iterator[None]:
     """Keep freed memory inside the block, and return it to the system at its end.
 
-    The peak stays what it is. Nothing changes for another device than "cpu", without glibc, or if the environment
-    has settings of glibc's malloc.
+    What is kept is about the peak of the block, and more where its buffers do not fit into the holes that others leave.
+    Nothing changes for another device than "cpu", without glibc, or if the environment has settings of glibc's malloc.
 
     Args:
         device: type of the device that the block computes on.
