@@ -1,4 +1,4 @@
-"""operand_dtype, autocast, disabled: the dtype that torch.autocast gives the operands of matrix products."""
+"""operand_dtype, autocast, cast_operand, disabled: the dtype that torch.autocast gives operands of matrix products."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def autocast(operand: Tensor) -> Tensor:
     """Cast a matrix-product operand as autocast does."""
     dtype = operand_dtype(operand)
     return operand if operand.dtype == dtype else operand.to(dtype)
+
+
+def cast_operand(operand: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the operand as autocast casts it and, if it was cast and needs a gradient, the operand itself.
+
+    An op that takes both returns the gradient of the second: a sum of products in float32, where that of the first
+    would be this sum rounded to autocast's dtype, and then cast back.
+    """
+    if operand_dtype(operand) == operand.dtype:
+        return operand, None
+    if not (operand.requires_grad and torch.is_grad_enabled()):
+        return autocast(operand), None
+    return autocast(operand.detach()), operand
 
 
 def disabled(tensor: Tensor) -> AbstractContextManager[object]:

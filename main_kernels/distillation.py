@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .amp import autocast
+from .amp import cast_operand
 from .backends import select_backend
 from .derivatives import no_transforms
 from .sweep.divergence import divergence_op
@@ -99,23 +99,24 @@ def linear_kl(
         scale = 1.0
     student, teacher = (student_hidden, student_weight), (teacher_hidden, teacher_weight)
     operands = (*student, *teacher) if divergence == "reverse" else (*teacher, *student)
-    p_hidden, p_weight, q_hidden, q_weight = (autocast(t) for t in operands)
-
-    def needs_grad(operand: Tensor) -> bool:
-        return torch.is_grad_enabled() and operand.requires_grad
-
+    grads = [torch.is_grad_enabled() and operand.requires_grad for operand in operands]
+    (p_hidden, p_weight, q_hidden, q_weight), sources = zip(*map(cast_operand, operands), strict=True)
     args = DivergenceArgs(
         p_hidden=p_hidden,
         p_weight=p_weight,
         q_hidden=q_hidden,
         q_weight=q_weight,
+        p_hidden_source=sources[0],
+        p_weight_source=sources[1],
+        q_hidden_source=sources[2],
+        q_weight_source=sources[3],
         scale=scale,
         beta=beta if divergence == "js" else None,
         mask=token_mask,
-        grad_p_hidden=needs_grad(p_hidden),
-        grad_p_weight=needs_grad(p_weight),
-        grad_q_hidden=needs_grad(q_hidden),
-        grad_q_weight=needs_grad(q_weight),
+        grad_p_hidden=grads[0],
+        grad_p_weight=grads[1],
+        grad_q_hidden=grads[2],
+        grad_q_weight=grads[3],
         reuse_saved=True,
         backend=select_backend(p_hidden if p_hidden.dtype == torch.float64 else q_hidden),
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..amp import autocast
+from ..amp import cast_operand
 from ..backends import select_backend
 from ..backends.accumulators import Lse
 from ..derivatives import no_transforms
@@ -165,18 +165,18 @@ def sweep(
     checks.check_integer("workspace_bytes", workspace_bytes)
     checks.check_integer("ignore_index", ignore_index)
     no_transforms("the score sweep", query, key, scale, bias, None if loss is None else loss.weights)
-    query, key = autocast(query), autocast(key)
+    is_enabled = torch.is_grad_enabled()
+    grad_query, grad_key = is_enabled and query.requires_grad, is_enabled and key.requires_grad
+    (query, query_source), (key, key_source) = cast_operand(query), cast_operand(key)
     accumulator = accumulator_dtype(query.dtype)
     if isinstance(scale, Tensor):
         scale = scale if scale.dtype in (accumulator, torch.float64) else scale.to(accumulator)
     else:
         scale = torch.full((), scale, dtype=accumulator, device=query.device)
-    is_enabled = torch.is_grad_enabled()
     if bias is not None and not bias.dim():
         others = softcap, row_lse, column_lse, entropy, ranks, logit_sums, clip, loss is not None
         bias = bias.expand(key.shape[0]) if any(others) else bias
     sigmoid = is_enabled and bias is not None and not bias.dim() and bias.requires_grad
-    grad_query, grad_key = is_enabled and query.requires_grad, is_enabled and key.requires_grad
     grad_other = is_enabled and (scale.requires_grad or (bias is not None and bias.requires_grad))
     (rows, width), columns = query.shape, key.shape[0]
     row_loss = loss or CrossEntropy()
@@ -192,6 +192,8 @@ def sweep(
         SweepArgs(
             query=query,
             key=key,
+            query_source=query_source,
+            key_source=key_source,
             scale=scale,
             bias=bias,
             softcap=softcap or 0.0,

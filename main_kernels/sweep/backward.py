@@ -231,12 +231,17 @@ _UPSTREAM = [f"{name}_grad" for name in DIFFERENTIABLE]
 def _save(ctx: Any, args: SweepArgs, outputs: SweepOutputs) -> None:
     ctx.save_for_backward(*_saved_arguments(args), *_saved_outputs(outputs))
     ctx.settings, ctx.reuse_saved = dict(zip(_SETTINGS, _settings(args), strict=True)), args.reuse_saved
+    ctx.grad_dtypes = _dtype(args.query_source, args.query), _dtype(args.key_source, args.key)
     ctx.saved = _Saved(
         outputs.saved_scores,
         GradBuffer(outputs.query_grad_high, outputs.query_grad_low),
         GradBuffer(outputs.key_grad_high, outputs.key_grad_low),
     )
     ctx.mark_non_differentiable(*_not_differentiable(outputs))
+
+
+def _dtype(source: Tensor | None, operand: Tensor) -> torch.dtype:
+    return operand.dtype if source is None else source.dtype
 
 
 @dataclass
@@ -272,6 +277,8 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
     query, key = tensors.query, tensors.key
     # a second backward through the same graph finds no saved state and recomputes it
     saved, ctx.saved = ctx.saved, None
+    needs_query, needs_key = needs_grad.query or needs_grad.query_source, needs_grad.key or needs_grad.key_source
+    query_dtype, key_dtype = ctx.grad_dtypes
     owns_saved = saved is not None and not saved.is_traced and ctx.reuse_saved
     if saved is not None and not owns_saved:
         saved = saved.clone()
@@ -280,10 +287,10 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
     else:
         query_is_sum, key_is_sum = _are_sums(query, key)
         buffers = GradBuffers(
-            GradBuffer.empty(query, None if needs_grad.query else 0, is_sum=query_is_sum),
-            GradBuffer.empty(key, None if needs_grad.key else 0, is_sum=key_is_sum),
+            GradBuffer.empty(query, None if needs_query else 0, dtype=query_dtype, is_sum=query_is_sum),
+            GradBuffer.empty(key, None if needs_key else 0, dtype=key_dtype, is_sum=key_is_sum),
         )
-    buffers.key = buffers.key.with_output(key.dtype)
+    buffers.key = buffers.key.with_output(key_dtype)
     nonempty = [None if grad is None or not grad.numel() else grad for grad in _differentiable(grads)]
     upstream = dict(zip(_UPSTREAM, nonempty, strict=True))
     loss_grad = upstream["loss_grad"]
@@ -307,10 +314,10 @@ def _backward(ctx: Any, grads: SweepOutputs, needs_grad: SweepArgs) -> dict[str,
     if owns_saved:
         WORKSPACE.release(args.saved_scores)
     results: dict[str, Tensor | None] = {}
-    if needs_grad.query:
-        results["query"] = buffers.query.result(query.dtype)
-    if needs_grad.key:
-        results["key"] = buffers.key.result(key.dtype)
+    if needs_query:
+        results["query" if needs_grad.query else "query_source"] = buffers.query.result(query_dtype)
+    if needs_key:
+        results["key" if needs_grad.key else "key_source"] = buffers.key.result(key_dtype)
     if needs_grad.scale:
         results["scale"] = args.scale_grad[0].to(tensors.scale.dtype)
     if tensors.bias is not None and needs_grad.bias:

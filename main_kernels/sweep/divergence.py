@@ -41,9 +41,13 @@ class _Grads:
     q_weight: GradBuffer
 
     @classmethod
-    def empty(cls, operands: DivergenceArgs | _SavedTensors, needs_grad: dict[str, bool]) -> _Grads:
+    def empty(
+        cls, operands: DivergenceArgs | _SavedTensors, needs_grad: dict[str, bool], dtypes: dict[str, torch.dtype]
+    ) -> _Grads:
         rows = {name: None if needs_grad[name] else 0 for name in OPERANDS}
-        return cls(**{name: GradBuffer.empty(getattr(operands, name), rows[name]) for name in OPERANDS})
+        return cls(
+            **{name: GradBuffer.empty(getattr(operands, name), rows[name], dtype=dtypes[name]) for name in OPERANDS}
+        )
 
     @classmethod
     def of(cls, planes: DivergenceOutputs | DivergenceGradArgs) -> _Grads:
@@ -99,14 +103,20 @@ def _accumulator(operands: AnyArgs) -> torch.dtype:
     return torch.float64 if is_wide else torch.float32
 
 
+def _grad_dtypes(args: DivergenceArgs) -> dict[str, torch.dtype]:
+    """Return the dtype of each operand's gradient."""
+    sources = {name: getattr(args, f"{name}_source") for name in OPERANDS}
+    return {name: (getattr(args, name) if source is None else source).dtype for name, source in sources.items()}
+
+
 def _run(args: DivergenceArgs) -> DivergenceOutputs:
-    grads = _Grads.empty(args, {name: getattr(args, f"grad_{name}") for name in OPERANDS})
+    grads = _Grads.empty(args, {name: getattr(args, f"grad_{name}") for name in OPERANDS}, _grad_dtypes(args))
     ones = args.p_hidden.new_ones(args.p_hidden.shape[0], dtype=_accumulator(args))
     return DivergenceOutputs(_over_valid_rows(args, ones, grads, _power(args, ones, grads)), **grads.planes())
 
 
 def _fake(args: DivergenceArgs) -> DivergenceOutputs:
-    grads = _Grads.empty(args, {name: getattr(args, f"grad_{name}") for name in OPERANDS})
+    grads = _Grads.empty(args, {name: getattr(args, f"grad_{name}") for name in OPERANDS}, _grad_dtypes(args))
     values = args.p_hidden.new_empty(args.p_hidden.shape[0], dtype=_accumulator(args))
     return DivergenceOutputs(values, **grads.planes())
 
@@ -201,9 +211,8 @@ def _over_valid_rows(args: AnyArgs, row_grads: Tensor, grads: _Grads, power: Ten
     if rows is None:
         _by_row_chunks(*_models(args, None, grads), args, row_grads.contiguous(), values, backend)
         return values
-    hidden = {"p_hidden": args.p_hidden, "q_hidden": args.q_hidden}
-    needed = {name: t for name, t in hidden.items() if getattr(whole, name).is_needed}
-    grads = replace(whole, **{name: GradBuffer.empty(t, rows.shape[0]) for name, t in needed.items()})
+    needed = [name for name in ("p_hidden", "q_hidden") if getattr(whole, name).is_needed]
+    grads = replace(whole, **{name: getattr(whole, name).empty_rows(rows.shape[0]) for name in needed})
     valid_values = values[rows]
     _by_row_chunks(*_models(args, rows, grads), args, row_grads[rows].contiguous(), valid_values, backend)
     values[rows] = valid_values
@@ -280,6 +289,7 @@ class _SavedTensors(NamedTuple):
 
 def _save(ctx: Any, args: DivergenceArgs, outputs: DivergenceOutputs) -> None:
     ctx.save_for_backward(*_SavedTensors(args.p_hidden, args.p_weight, args.q_hidden, args.q_weight, args.mask))
+    ctx.grad_dtypes = _grad_dtypes(args)
     ctx.scale, ctx.beta, ctx.reuse_saved, ctx.backend = args.scale, args.beta, args.reuse_saved, args.backend
     ctx.saved = _Grads.of(outputs)
     ctx.mark_non_differentiable(*ctx.saved.planes().values())
@@ -287,16 +297,17 @@ def _save(ctx: Any, args: DivergenceArgs, outputs: DivergenceOutputs) -> None:
 
 def _backward(ctx: Any, grads: DivergenceOutputs, needs_grad: DivergenceArgs) -> dict[str, Tensor | None]:
     tensors = _SavedTensors(*ctx.saved_tensors)
-    needed = {name: bool(getattr(needs_grad, name)) for name in OPERANDS}
+    dtypes = ctx.grad_dtypes
+    cast = {name for name in OPERANDS if getattr(needs_grad, f"{name}_source")}
+    needed = {name: name in cast or bool(getattr(needs_grad, name)) for name in OPERANDS}
     # a second backward through the same graph finds no saved gradients and recomputes them
     saved, ctx.saved = ctx.saved, None
     if saved is not None and any(needed[name] and not getattr(saved, name).is_needed for name in OPERANDS):
         saved = None
-    buffers = _Grads.empty(tensors, needed) if saved is None else saved
+    buffers = _Grads.empty(tensors, needed, dtypes) if saved is None else saved
     if saved is not None and (saved.is_traced or not ctx.reuse_saved):
         buffers = _Grads(**{name: getattr(saved, name).clone() for name in OPERANDS})
-    operands = {name: getattr(tensors, name) for name in OPERANDS}
-    buffers = _Grads(**{name: getattr(buffers, name).with_output(t.dtype) for name, t in operands.items()})
+    buffers = _Grads(**{name: getattr(buffers, name).with_output(dtype) for name, dtype in dtypes.items()})
     divergence_gradient_op(
         DivergenceGradArgs(
             values_grad=grads.values,
@@ -309,7 +320,11 @@ def _backward(ctx: Any, grads: DivergenceOutputs, needs_grad: DivergenceArgs) ->
             backend=ctx.backend,
         )
     )
-    return {name: getattr(buffers, name).result(t.dtype) for name, t in operands.items() if needed[name]}
+    return {
+        f"{name}_source" if name in cast else name: getattr(buffers, name).result(dtype)
+        for name, dtype in dtypes.items()
+        if needed[name]
+    }
 
 
 divergence_op.register_autograd("linear_kl", save=_save, backward=_backward)

@@ -41,7 +41,7 @@ def _run(args: SweepArgs) -> SweepOutputs:
         if saved is not None:
             saved[rows.shape[0] :].zero_()  # the scores of the valid rows come first
         if grads is not None and grads.query.is_needed:
-            problem_grads = GradBuffers(GradBuffer.empty(query, rows.shape[0]), grads.key)
+            problem_grads = GradBuffers(grads.query.empty_rows(rows.shape[0]), grads.key)
     reductions = tiled_forward(
         problem,
         ReductionSpec(*_requested(args)),
@@ -140,9 +140,13 @@ def _grad_buffers(args: SweepArgs) -> GradBuffers:
     """Allocate the gradients that the forward computes; empty unless the mode needs them."""
     computes = args.gradient == "forward"
     return GradBuffers(
-        GradBuffer.empty(args.query, None if computes and args.grad_query else 0),
-        GradBuffer.empty(args.key, None if computes and args.grad_key else 0),
+        _grad_buffer(args.query, args.query_source, None if computes and args.grad_query else 0),
+        _grad_buffer(args.key, args.key_source, None if computes and args.grad_key else 0),
     )
+
+
+def _grad_buffer(operand: Tensor, source: Tensor | None, rows: int | None) -> GradBuffer:
+    return GradBuffer.empty(operand, rows, dtype=None if source is None else source.dtype)
 
 
 def _outputs(args: SweepArgs, reductions: Reductions, saved: Tensor, grads: GradBuffers) -> SweepOutputs:

@@ -4,7 +4,7 @@ A bfloat16 gradient is kept as two 16-bit planes of a float32, ``high`` and ``lo
 ``high``, so the gradient of a large vocabulary head needs no second, wider copy. A float16 gradient is a float32 buffer
 that is cast at the end. So is a bfloat16 gradient on a CUDA device: cuBLAS adds a product to a float32 buffer while
 computing it, whereas planes would be read and written once more. A gradient that is a single product in bfloat16 is
-kept as it is returned.
+kept as it is returned. That of an operand which autocast has cast from float32 is returned as the float32 sum.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from ..backends.plain import join_planes
 from ..backends.workspace import empty
 from . import products
 
-_SLICE_BYTES = 4 << 20  # a bfloat16 partial product of this size is added while it is still in the cache
-
 
 @dataclass
 class GradBuffer:
@@ -30,16 +28,26 @@ class GradBuffer:
     low: Tensor  # [n, D] or empty: the lower plane, or the buffer of the result if its dtype is narrower
 
     @classmethod
-    def empty(cls, like: Tensor, rows: int | None = None, *, is_sum: bool = True) -> GradBuffer:
+    def empty(
+        cls, like: Tensor, rows: int | None = None, *, dtype: torch.dtype | None = None, is_sum: bool = True
+    ) -> GradBuffer:
         """Allocate the buffer for the gradient of ``like`` [n, D]. ``rows``: n by default, 0 for a frozen operand.
-        ``is_sum``: False if each row is set once, by a product of operands in the dtype of ``like``."""
+        ``dtype``: that of the result, by default that of ``like``. ``is_sum``: False if each row is set once, by a
+        product of operands in the dtype of ``like``."""
         shape = (like.shape[0] if rows is None else rows, like.shape[1])
-        is_split = is_sum and like.dtype == torch.bfloat16 and not products.leaves_float32(like.device.type)
-        dtype = like.dtype if is_split or not is_sum or like.dtype.itemsize > 2 else torch.float32
+        dtype = dtype or like.dtype
+        is_split = is_sum and dtype == torch.bfloat16 and not products.leaves_float32(like.device.type)
+        is_kept = dtype == like.dtype and not is_sum
+        dtype = dtype if is_split or is_kept or dtype.itemsize > 2 else torch.float32
         return cls(
             empty(shape, dtype, like.device),
             empty(shape if is_split else (0, shape[1]), torch.int16, like.device),
         )
+
+    def empty_rows(self, rows: int) -> GradBuffer:
+        """Allocate a buffer like this one with another number of rows."""
+        high, low = self.high.shape[1:], self.low.shape[1:]
+        return GradBuffer(self.high.new_empty(rows, *high), self.low.new_empty(rows if self.is_split else 0, *low))
 
     def clone(self) -> GradBuffer:
         return GradBuffer(self.high.clone(), self.low.clone())
@@ -90,10 +98,8 @@ class GradBuffer:
             products.multiply(left, right, self.high)
             self.low.zero_()
             return
-        step = max(_SLICE_BYTES // (right.shape[1] * right.element_size()), 256)
-        for begin in range(0, left.shape[0], step):
-            part = left[begin : begin + step] @ right
-            target = self.rows(slice(begin, begin + part.shape[0]))
+        for rows, part in products.slices(left, right):
+            target = self.rows(rows)
             if first:
                 target.zero_()
             backend.accumulate_(target.high, target.low, part)

@@ -14,6 +14,8 @@ class SweepArgs(NamedTuple):
 
     query: Tensor  # [N, D]
     key: Tensor  # [M, D]
+    query_source: Tensor | None  # what autocast has cast to the query, whose gradient is this one's, in its dtype
+    key_source: Tensor | None
     scale: Tensor  # 0-dimensional
     bias: Tensor | None  # [M], or [] for the same in every column
     softcap: float  # 0: none
@@ -122,6 +124,10 @@ class DivergenceArgs(NamedTuple):
     p_weight: Tensor  # [V, Dp]
     q_hidden: Tensor  # [T, Dq]
     q_weight: Tensor  # [V, Dq]
+    p_hidden_source: Tensor | None  # what autocast has cast to p_hidden, whose gradient is this one's, in its dtype
+    p_weight_source: Tensor | None
+    q_hidden_source: Tensor | None
+    q_weight_source: Tensor | None
     scale: float
     beta: float | None  # weight of p in the Jensen-Shannon divergence; None: KL(p || q)
     mask: Tensor | None  # bool [T], False for a masked row

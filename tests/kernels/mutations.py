@@ -177,6 +177,11 @@ MUTATIONS = [
         "main_kernels/backends/cpu.py", "hidden.new_empty(segments, dtype=torch.float32)", "torch.empty(segments)"
     ),
     Mutation("main_kernels/amp.py", "return torch.get_autocast_dtype(kind)", "return tensor.dtype"),
+    Mutation("main_kernels/amp.py", "return autocast(operand.detach()), operand", "return autocast(operand), None"),
+    Mutation("main_kernels/sweep/products.py", "out[rows] += part", "out[rows] = part"),
+    Mutation(
+        "main_kernels/sweep/divergence.py", "(getattr(args, name) if source is None else source)", "getattr(args, name)"
+    ),
     # two score matrices at once
     Mutation(DIVERGENCE, "(p - q) - norms.shift", "p - q"),
     Mutation(DIVERGENCE, "far = p * ratio + (q - p)", "far = p * ratio"),
