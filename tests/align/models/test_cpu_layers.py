@@ -28,9 +28,10 @@ def rows_of_each_call(model):
     return seen
 
 
+@pytest.mark.parametrize(("block", "sizes"), [(15, [14, 14, 12]), (16, [20, 20]), (27, [40]), (80, [40])])
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
-def test_states_of_blocks_equal_those_of_the_whole(kind, monkeypatch):
-    monkeypatch.setattr(cpu_layers, "BLOCK_ROWS", 16)
+def test_states_of_blocks_equal_those_of_the_whole(kind, block, sizes, monkeypatch):
+    monkeypatch.setattr(cpu_layers, "BLOCK_ROWS", block)
     model = tiny_model(kind)
     names = list(model.state_dict())
     with torch.inference_mode():
@@ -39,7 +40,7 @@ def test_states_of_blocks_equal_those_of_the_whole(kind, monkeypatch):
         use_cpu_layers(model)  # once more changes nothing
         seen = rows_of_each_call(model)
         torch.testing.assert_close(model.model(IDS).last_hidden_state, whole, rtol=0, atol=1e-5)
-    assert seen == [14, 14, 12]
+    assert seen == sizes
     assert list(model.state_dict()) == list(copy.deepcopy(model).state_dict()) == names
 
 
