@@ -44,3 +44,17 @@ def test_different_dtypes_are_refused_without_autocast(name):
 def test_float64_is_not_cast_by_autocast_and_is_refused():
     with torch.autocast(DEVICE, dtype=torch.bfloat16), pytest.raises(ValueError, match="got dtype torch"):
         PUBLIC["row_logsumexp"](torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 2))
+
+
+@pytest.mark.parametrize("name", ["linear_cross_entropy", "info_nce", "linear_kl"])
+def test_a_graph_under_autocast_has_the_same_gradients(name):
+    torch._dynamo.reset()
+    query, key = (torch.randn(12, 8, device=DEVICE, requires_grad=True) for _ in range(2))
+
+    def call(query, key):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            return PUBLIC[name](query, key).sum()
+
+    graph = torch.compile(call, fullgraph=True, backend="aot_eager")
+    eager, traced = (torch.autograd.grad(run(query, key), (query, key)) for run in (call, graph))
+    assert all(map(torch.equal, eager, traced))
