@@ -38,7 +38,7 @@ def add_product(left: Tensor, right: Tensor, out: Tensor) -> None:
         torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
     else:
         for rows, part in slices(left, right):
-            out[rows] += part
+            out[rows].add_(part)
 
 
 def slices(left: Tensor, right: Tensor) -> Iterator[tuple[slice, Tensor]]:
