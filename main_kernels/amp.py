@@ -1,4 +1,4 @@
-"""operand_dtype, autocast, cast_operand, disabled: the dtype that torch.autocast gives operands of matrix products."""
+"""The dtype that torch.autocast gives the operands of matrix products, and that of their gradients."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def cast_operand(operand: Tensor) -> tuple[Tensor, Tensor | None]:
     if not (operand.requires_grad and torch.is_grad_enabled()):
         return autocast(operand), None
     return autocast(operand.detach()), operand
+
+
+def gradient_dtype(operand: Tensor, source: Tensor | None) -> torch.dtype:
+    """Return the dtype of the gradient of what ``cast_operand`` returned."""
+    return operand.dtype if source is None else source.dtype
 
 
 def disabled(tensor: Tensor) -> AbstractContextManager[object]:

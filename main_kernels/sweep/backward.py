@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..amp import gradient_dtype
 from ..backends.accumulators import Lse
 from ..backends.structs import ScoreGradTerms
 from ..backends.workspace import WORKSPACE
@@ -231,17 +232,13 @@ _UPSTREAM = [f"{name}_grad" for name in DIFFERENTIABLE]
 def _save(ctx: Any, args: SweepArgs, outputs: SweepOutputs) -> None:
     ctx.save_for_backward(*_saved_arguments(args), *_saved_outputs(outputs))
     ctx.settings, ctx.reuse_saved = dict(zip(_SETTINGS, _settings(args), strict=True)), args.reuse_saved
-    ctx.grad_dtypes = _dtype(args.query_source, args.query), _dtype(args.key_source, args.key)
+    ctx.grad_dtypes = gradient_dtype(args.query, args.query_source), gradient_dtype(args.key, args.key_source)
     ctx.saved = _Saved(
         outputs.saved_scores,
         GradBuffer(outputs.query_grad_high, outputs.query_grad_low),
         GradBuffer(outputs.key_grad_high, outputs.key_grad_low),
     )
     ctx.mark_non_differentiable(*_not_differentiable(outputs))
-
-
-def _dtype(source: Tensor | None, operand: Tensor) -> torch.dtype:
-    return operand.dtype if source is None else source.dtype
 
 
 @dataclass

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..amp import gradient_dtype
 from ..backends import Backend, get_backend
 from ..backends.workspace import WORKSPACE
 from ..registration import Op
@@ -105,8 +106,7 @@ def _accumulator(operands: AnyArgs) -> torch.dtype:
 
 def _grad_dtypes(args: DivergenceArgs) -> dict[str, torch.dtype]:
     """Return the dtype of each operand's gradient."""
-    sources = {name: getattr(args, f"{name}_source") for name in OPERANDS}
-    return {name: (getattr(args, name) if source is None else source).dtype for name, source in sources.items()}
+    return {name: gradient_dtype(getattr(args, name), getattr(args, f"{name}_source")) for name in OPERANDS}
 
 
 def _run(args: DivergenceArgs) -> DivergenceOutputs:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..amp import gradient_dtype
 from ..backends import get_backend
 from ..backends.accumulators import Lse, ReductionSpec
 from ..registration import Op
@@ -146,7 +147,7 @@ def _grad_buffers(args: SweepArgs) -> GradBuffers:
 
 
 def _grad_buffer(operand: Tensor, source: Tensor | None, rows: int | None) -> GradBuffer:
-    return GradBuffer.empty(operand, rows, dtype=None if source is None else source.dtype)
+    return GradBuffer.empty(operand, rows, dtype=gradient_dtype(operand, source))
 
 
 def _outputs(args: SweepArgs, reductions: Reductions, saved: Tensor, grads: GradBuffers) -> SweepOutputs:

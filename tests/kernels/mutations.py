@@ -179,9 +179,7 @@ MUTATIONS = [
     Mutation("main_kernels/amp.py", "return torch.get_autocast_dtype(kind)", "return tensor.dtype"),
     Mutation("main_kernels/amp.py", "return autocast(operand.detach()), operand", "return autocast(operand), None"),
     Mutation("main_kernels/sweep/products.py", "out[rows].add_(part)", "out[rows].copy_(part)"),
-    Mutation(
-        "main_kernels/sweep/divergence.py", "(getattr(args, name) if source is None else source)", "getattr(args, name)"
-    ),
+    Mutation("main_kernels/amp.py", "operand.dtype if source is None else source.dtype", "operand.dtype"),
     # two score matrices at once
     Mutation(DIVERGENCE, "(p - q) - norms.shift", "p - q"),
     Mutation(DIVERGENCE, "far = p * ratio + (q - p)", "far = p * ratio"),

@@ -221,8 +221,10 @@ def test_autocast_casts_the_operands_and_nothing_else(backend, estimator):
     assert out.dtype == torch.float32
     assert torch.equal(out, want)
     theirs = torch.autograd.grad(mutual_information(*exact, estimator=estimator), exact)
-    for a, b in zip(torch.autograd.grad(out, (query, key)), theirs, strict=True):  # not rounded to bfloat16
+    rounded = torch.autograd.grad(want, narrow)
+    for a, b, c in zip(torch.autograd.grad(out, (query, key)), theirs, rounded, strict=True):
         assert error(a, b) <= 1e-6 * float(b.abs().max())
+        assert torch.equal(a.bfloat16(), c)
 
 
 def test_autocast_leaves_club_alone():

@@ -254,9 +254,12 @@ def test_autocast_casts_the_operands_and_nothing_else(backend, name):
     assert error(out, want) <= 1e-6 * max(1.0, float(want.detach().abs().max()))  # a bfloat16 rounding is 4e-3
     mine = torch.autograd.grad(out.sum(), (query, key))
     theirs = torch.autograd.grad(SWEEP_CALLS[name](*leaves).sum(), leaves)
-    for a, b in zip(mine, theirs, strict=True):
+    rounded = torch.autograd.grad(want.sum(), narrow)
+    for a, b, c in zip(mine, theirs, rounded, strict=True):
         # the scores of a row's own negatives are a product of torch's, which rounds its gradients
-        assert error(a, b) <= (1e-2 if "own_negatives" in name else 1e-6) * float(b.abs().max())
+        is_rounded = "own_negatives" in name
+        assert error(a, b) <= (1e-2 if is_rounded else 1e-6) * float(b.abs().max())
+        assert error(a.bfloat16(), c) <= (1e-2 * float(c.abs().max()) if is_rounded else 0)
 
 
 def multiply_adds(run) -> int:
