@@ -82,8 +82,11 @@ def score(
         typer.Option(help="Trained model whose projection heads embed the pairs for semantic and structural."),
     ] = None,
     batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Number of tokens per forward pass. Lower it to save memory.")
-    ] = 2048,
+        Optional[int],
+        typer.Option(
+            min=1, help="Number of tokens per forward pass. Lower it to save memory. Default: 2048, on a GPU 16384."
+        ),
+    ] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile the model's layers first, for large inputs on a GPU.")
     ] = False,

@@ -16,7 +16,6 @@ from ..data.fields import NO_FIELDS, Fields
 from ..data.in_memory import iter_pairs
 from ..errors import UserError
 from ..models.load import LoadedModel, check_quantisation, unwrap_peft
-from ..scoring.batching import BATCH_TOKENS
 from ..scoring.columns import lower_is_better
 from ..scoring.scorer import Scorer
 from ..trainer_arguments import check_best_metric
@@ -37,7 +36,7 @@ class AlignmentEvaluator:
     Args:
         pairs: the held-out pairs: records, a `datasets.Dataset`, or anything else that `Scorer.score` takes.
         fields: field names that override the recognised record formats. Default: none.
-        batch_tokens: tokens of one forward pass, both directions of its pairs together. Default 2048.
+        batch_tokens: tokens of one forward pass, both directions of its pairs together. Default: as for `Scorer`.
         max_length: longest sequence, in tokens. Longer pairs are left out. Default: the model's limit.
 
     Raises:
@@ -49,7 +48,7 @@ class AlignmentEvaluator:
         pairs: Iterable[Any],
         *,
         fields: Fields = NO_FIELDS,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         max_length: int | None = None,
     ) -> None:
         values = {"fields": fields, "batch_tokens": batch_tokens, "max_length": max_length}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..data.pairs import SCORED, Pair, check_text
@@ -27,6 +28,8 @@ SORT_WINDOW = 4096
 """pairs that are sorted by length together"""
 BATCH_TOKENS = 2048
 """tokens of one forward pass, both directions of its pairs together"""
+GPU_BATCH_TOKENS = 16384
+"""the same on a CUDA device, which is to compute for longer than the host takes to queue a pass"""
 STEP_PAIRS = 16
 """pairs that are tokenised in one step"""
 MOST_SHARING = 8
@@ -95,6 +98,11 @@ class SortWindow:
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the columns of a score file that are known without the model: the counts and the token scores."""
         return {name: getattr(self, name) for name in COUNTS} | self.token_scores
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Return the tokens of a forward pass on this device if no number is given."""
+    return GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
 
 
 def prepare_window(

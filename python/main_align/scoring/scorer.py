@@ -33,7 +33,7 @@ from ..models.projection_heads import AlignmentHead
 from ..models.smollm2 import SMOLLM2
 from ..progress import OnProgress, tqdm_bar
 from .bank import Bank
-from .batching import BATCH_TOKENS, SORT_WINDOW, MicroBatch, SortWindow, prepare_window
+from .batching import SORT_WINDOW, MicroBatch, SortWindow, default_batch_tokens, prepare_window
 from .measured import Measured, measure_windows
 from .ngrams import novel_sums
 from .prefetch import Prefetch
@@ -59,7 +59,7 @@ class Scorer:
             float32. Default "float32".
         device: a torch device, or "auto": CUDA if available, else the CPU. Default "auto".
         batch_tokens: tokens of one forward pass, both directions of its pairs together; those of a prefix that several
-            sequences share count once. Default 2048.
+            sequences share count once. Default: 2048, or 16384 on a CUDA device.
         max_length: longest sequence, in tokens. Default: the model's limit. If its RoPE depends on the longest
             sequence of a batch (longrope, dynamic), the limit is the length up to which it does not.
         truncate: cut longer pairs (status `truncated`) instead of refusing them (`too_long`). Default False.
@@ -86,7 +86,7 @@ class Scorer:
         revision: str | None = None,
         dtype: str = "float32",
         device: str = "auto",
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         max_length: int | None = None,
         truncate: bool = False,
         score_system: bool = False,
@@ -121,7 +121,8 @@ class Scorer:
             heads = AlignmentHead.from_pretrained(heads)
         self.forward = Forward(loaded.model, heads, compile=compile)
         self.max_length = _longest(self.forward, max_length)
-        self.truncate, self.score_system, self.batch_tokens = truncate, score_system, batch_tokens
+        self.truncate, self.score_system = truncate, score_system
+        self.batch_tokens = batch_tokens or default_batch_tokens(self.device)
         self.bank, self.seed, self.temperature = bank, seed, temperature
         self.fingerprint = _fingerprint(self, loaded) | ({"compile": True} if compile else {})
         self._logged_fields: set[str] = set()

@@ -12,6 +12,7 @@ from main_align.data.pairs import Pair, Turn
 from main_align.errors import UserError
 from main_align.models.forward import Forward
 from main_align.models.load import load
+from main_align.scoring.batching import default_batch_tokens
 from main_align.scoring.columns import COLUMNS
 from main_align.scoring.results import ARRAYS
 from main_align.scoring.scorer import Scorer
@@ -66,7 +67,7 @@ def test_temperatures_without_an_inverse_are_refused(value):
     ("arguments", "message"),
     [
         ({"model": 5}, "model must be text or of type PathLike or of type LoadedModel, got 5"),
-        ({"batch_tokens": "x"}, "batch_tokens must be a whole number, got 'x'"),
+        ({"batch_tokens": "x"}, "batch_tokens must be a whole number or null, got 'x'"),
         ({"max_length": 5.5}, "max_length must be a whole number or null, got 5.5"),
         ({"temperature": "x"}, "temperature must be a number, got 'x'"),
         ({"truncate": "no"}, "truncate must be true or false, got 'no'"),
@@ -97,6 +98,13 @@ def test_pairs_and_options_of_a_wrong_type_are_refused(folder, pairs, options, m
 def test_numbers_below_one_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
         Scorer(**{name: value})
+
+
+def test_a_gpu_gets_more_tokens_at_once(folder):
+    assert [default_batch_tokens(torch.device(name)) for name in ("cpu", "cuda", "cuda:1")] == [2048, 16384, 16384]
+    default = Scorer(folder, device=DEVICE)
+    assert default.fingerprint["batch_tokens"] == default.batch_tokens == default_batch_tokens(default.device)
+    assert Scorer(folder, device=DEVICE, batch_tokens=7).batch_tokens == 7
 
 
 @pytest.fixture(scope="module")
