@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from enum import Enum
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -74,7 +75,7 @@ def _matches_type(value: Any, annotation: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_matches_type(value, each) for each in arguments)
     if origin is Literal:
-        return value in arguments and isinstance(value, str)
+        return any(value == each and type(value) is type(each) for each in arguments)
     if origin is list:
         return isinstance(value, list) and all(_matches_type(each, arguments[0]) for each in value)
     if origin is Sequence:
@@ -89,6 +90,8 @@ def _matches_type(value: Any, annotation: Any) -> bool:
         return isinstance(value, Real) and not isinstance(value, bool)
     if annotation is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
+    if issubclass(origin or annotation, Enum):
+        return value in [*annotation, *(each.value for each in annotation)]
     return isinstance(value, origin or annotation)
 
 
@@ -98,7 +101,7 @@ def _describe_type(annotation: Any) -> str:
     if annotation in plain:
         return plain[annotation]
     if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(get_args(annotation))
+        return "one of " + ", ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is list:
         return "a list of text"
     if get_origin(annotation) is dict:

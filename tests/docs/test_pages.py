@@ -10,7 +10,7 @@ import shlex
 import pytest
 import typer.main
 from main_align.cli.app import app
-from main_align.training.sft import make_parser
+from main_align.training.sft_parser import SftParser
 
 import main_kernels
 from bench.__main__ import COMMANDS as BENCH_COMMANDS
@@ -55,7 +55,7 @@ def test_commands_have_the_options_that_are_shown(page):
             known = {option for parameter in COMMANDS[words[1]].params for option in parameter.opts} | {"--help"}
             known |= {option for parameter in COMMANDS[words[1]].params for option in parameter.secondary_opts}
             if words[1] == "sft":  # it passes its options on to TRL's parser
-                known |= set(make_parser()._option_string_actions)
+                known |= set(SftParser()._option_string_actions)
             shown = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
             assert shown <= known, f"{line}: unknown {shown - known}"
 

@@ -26,10 +26,11 @@ def sft(context: typer.Context) -> None:
     `accelerate launch --multi_gpu -m main_align sft sft.yaml`
     """
     from ..errors import UserError
-    from ..training.sft import make_parser, run_sft
+    from ..training.sft import run_sft
+    from ..training.sft_parser import SftParser
 
     if "--options" in context.args:
-        make_parser().print_help()
+        SftParser().print_help()
         return
     arguments = list(context.args)
     if arguments and not arguments[0].startswith("-"):

@@ -23,7 +23,8 @@ MERGE = (
     "merge it yourself: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder), with the "
     "tokenizer saved beside it"
 )
-_SETTINGS = ("attn_implementation", "unexpected keyword argument")  # in errors about the options of from_pretrained
+# in errors about the options of from_pretrained; the last is a dtype's
+_SETTINGS = ("attn_implementation", "unexpected keyword argument", "module 'torch' has no attribute")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from typing import Any
 
 from datasets import load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
-from transformers.hf_argparser import string_to_bool
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import get_peft_config, get_quantization_config
 
 from ..data.read import open_source
 from ..data.sources.hub_dataset import HubDataset, is_saved_dataset
@@ -23,27 +22,9 @@ from ..data.sources.stdin import STDIN
 from ..errors import UserError
 from ..models.smollm2 import SMOLLM2, smollm2_folder
 from ..trainer_arguments import refused_settings
-from .config import MutualAlignmentConfig
 from .dataset.local_files import as_dataset, splits_of_folder
+from .sft_parser import SftParser
 from .trainer.trainer import MutualAlignmentTrainer
-
-
-def make_parser(prog: str = "main-align sft") -> TrlParser:
-    """Return TRL's parser of ScriptArguments, MutualAlignmentConfig and ModelConfig.
-
-    Args:
-        prog: name of the program in the help.
-    """
-    kinds: Any = (ScriptArguments, MutualAlignmentConfig, ModelConfig)
-    parser = TrlParser(kinds, prog=prog)
-    # its type is `str | bool`, of which the parser takes the bool alone
-    parser._option_string_actions["--include_num_input_tokens_seen"].type = _counted_tokens
-    return parser
-
-
-def _counted_tokens(text: str) -> str | bool:
-    """Parse a value of include_num_input_tokens_seen."""
-    return text if text in ("all", "non_padding") else string_to_bool(text)
 
 
 @refused_settings()
@@ -57,13 +38,10 @@ def run_sft(arguments: Sequence[str]) -> MutualAlignmentTrainer:
         The trainer after training. The model is saved in its `output_dir`.
 
     Raises:
-        UserError: no data set or model is given, the data set cannot be loaded, the checkpoint to resume from is no
-            folder, or a training library refuses a setting.
+        UserError: an option is wrong, no data set or model is given, the data set cannot be loaded, the checkpoint to
+            resume from is no folder, or a training library refuses a setting.
     """
-    try:
-        script, training, model = make_parser().parse_args_and_config(list(arguments))
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(str(error)) from error
+    script, training, model = SftParser().parse(arguments)
     for name, value in (("dataset_name", script.dataset_name), ("model_name_or_path", model.model_name_or_path)):
         if not value:
             raise UserError(f"{name} is not set: give --{name}, or write it into the file of --config")

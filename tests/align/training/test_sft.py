@@ -11,7 +11,8 @@ from huggingface_hub import HfApi
 from main_align.cli.app import app
 from main_align.errors import UserError
 from main_align.trainer_arguments import refused_settings
-from main_align.training.sft import load_pairs, make_parser, run_sft
+from main_align.training.sft import load_pairs, run_sft
+from main_align.training.sft_parser import SftParser
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from typer.testing import CliRunner
@@ -82,6 +83,10 @@ BEST = "--eval_strategy steps --eval_steps 1 --dataset_test_split train --metric
         ("--dataloader_num_workers -1", "torch.utils.data: num_workers option should be non-negative"),
         ("--dataset_num_proc -1", "datasets: num_proc must be"),
         ("--seed -1", "seed must be at least 0"),
+        (
+            '--model_init_kwargs {"dtype":"nonsense"}',
+            "the model '.*' cannot be loaded with these settings .*'nonsense'",
+        ),
         ("--attn_implementation nonsense", "the model '.*' cannot be loaded with these settings .*nonsense.*eager"),
         ('--model_init_kwargs {"nonsense":1}', "the model '.*' cannot be loaded with these settings .*'nonsense'"),
         (f"{BEST} --load_best_model_at_end true --save_steps 1", "transformers: The `metric_for_best_model` training"),
@@ -124,7 +129,66 @@ def test_an_error_in_what_datasets_calls_keeps_its_traceback(data, monkeypatch):
 )
 def test_the_tokens_to_count_are_a_word_or_a_boolean(tmp_path, value, counted):
     options = ["--output_dir", str(tmp_path), "--include_num_input_tokens_seen", *value.split()]
-    assert make_parser().parse_args_and_config(options)[1].include_num_input_tokens_seen == counted
+    assert SftParser().parse(options)[1].include_num_input_tokens_seen == counted
+
+
+OPTIONS = r" \(`main-align sft --options` lists the options\)$"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--lerning_rate 1", r"no such option: --lerning_rate, did you mean --learning_rate\?" + OPTIONS),
+        ("--max_stepz=3 --zzz 1 2", r"no such option: --max_stepz, did you mean .*; no such option: --zzz" + OPTIONS),
+        ("stray words", "no such option: stray; no such option: words" + OPTIONS),
+        ("--learning_rate x", "argument --learning_rate/--learning-rate: invalid float value: 'x'" + OPTIONS),
+        ("--optim nonsense", "argument --optim: invalid choice: 'nonsense'"),
+        ("--loss 1", "ambiguous option: --loss could match --loss_type"),
+        ("--seed 1 --config", "argument --config: expected one argument" + OPTIONS),
+        ("--config=absent.yaml", "No such file or directory: 'absent.yaml'"),
+        ("--model_init_kwargs {", "'{' is not JSON: "),
+        ("--lr_scheduler_kwargs x", "lr_scheduler_kwargs must be a table in JSON, such as .*, got 'x'"),
+    ],
+)
+def test_a_wrong_option_is_an_error_of_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as refused:
+        SftParser().parse(arguments.split())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lerning_rate: 1", r"no such option: --lerning_rate, did you mean --learning_rate\?" + OPTIONS),
+        ("a: [1", 'the settings file is not YAML: .* in ".*sft.yaml", line 1'),
+        ("- 1", "must contain a YAML mapping"),
+        ("learning_rate: [1, 2]", "learning_rate must be a number, got list"),
+        ("learning_rate: null", "learning_rate must be a number, got None"),
+        ("learning_rate: true", "argument --learning_rate/--learning-rate: invalid float value: 'True'" + OPTIONS),
+        ("max_steps: 1.5", "argument --max_steps/--max-steps: invalid int value: '1.5'" + OPTIONS),
+        ("model_init_kwargs: 5", "model_init_kwargs must be a table in JSON, such as .*, got '5'"),
+        ("dataset_name: [a]", "dataset_name must be text or null, got list"),
+        ("use_peft: 3", "argument --use_peft/--use-peft: Truthy value expected: got 3"),
+        ("optim: nonsense", "nonsense is not a valid OptimizerNames"),
+    ],
+)
+def test_a_wrong_setting_of_a_file_is_an_error_of_one_line(tmp_path, text, message):
+    (tmp_path / "sft.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        SftParser().parse(["--config", str(tmp_path / "sft.yaml")])
+    assert "\n" not in str(refused.value)
+
+
+def test_settings_of_a_file_have_the_types_of_their_options(tmp_path):
+    (tmp_path / "sft.yaml").write_text(
+        "learning_rate: 1e-5\nweight_decay: 1\nrun_name: 7\nlora_target_modules: [q_proj, v_proj]\nseed: 3\n"
+        "report_to: [none]\nlr_scheduler_kwargs: {num_cycles: 2}\noptim: sgd\nbf16: false\nuse_peft: yes\n"
+        f"eval_strategy: 'no'\noutput_dir: {tmp_path}\n"
+    )
+    _, training, model = SftParser().parse(["--config", str(tmp_path / "sft.yaml"), "--seed", "4"])
+    assert (training.learning_rate, training.weight_decay, training.run_name, training.seed) == (1e-5, 1, "7", 4)
+    assert (training.lr_scheduler_kwargs, training.optim, training.bf16) == ({"num_cycles": 2}, "sgd", False)
+    assert (model.lora_target_modules, model.use_peft) == (["q_proj", "v_proj"], True)
 
 
 def test_a_missing_settings_file_is_an_error():

@@ -122,8 +122,12 @@ def check_settings(args: Any, *, sft: bool) -> None:
     check_counts(**{name: getattr(args, name) for name in batch_sizes})
     if getattr(args, "activation_offloading", False) and not torch.accelerator.is_available():
         raise UserError("activation_offloading=True needs an accelerator, and there is none: leave it out")
-    if not 0 <= args.seed < 1 << 32:
+    if not isinstance(args.seed, int) or not 0 <= args.seed < 1 << 32:
         raise UserError(f"seed must be at least 0 and below {1 << 32}, got {args.seed}")
+    if args.num_train_epochs < 0 and args.max_steps <= 0:
+        raise UserError(f"num_train_epochs={args.num_train_epochs} trains nothing: give a positive one, or max_steps")
+    if args.optim_args and any(part.count("=") != 1 for part in args.optim_args.split(",")):
+        raise UserError(f"optim_args: expected settings such as 'rank=64,scale=2', got {args.optim_args!r}")
     if args.torch_compile:
         _check_compile(args.torch_compile_backend, args.torch_compile_mode)
     if args.accelerator_config.dispatch_batches:

@@ -135,6 +135,12 @@ REFUSED = {
     "no_steps": ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
     "negative_seed": ({"seed": -1}, "seed must be at least 0 and below 4294967296, got -1"),
     "large_seed": ({"seed": 1 << 32}, "seed must be at least 0 and below 4294967296, got 4294967296"),
+    "part_of_a_seed": ({"seed": 1.5}, "seed must be at least 0 and below 4294967296, got 1.5"),
+    "no_epoch": (
+        {"num_train_epochs": -1, "max_steps": -1},
+        "num_train_epochs=-1 trains nothing: give a positive one, or max_steps",
+    ),
+    "optimizer_words": ({"optim_args": "nonsense"}, "optim_args: expected settings such as 'rank=64,.*got 'nonsense'"),
     "no_length": ({"max_length": 0}, "max_length must be at least 1, got 0"),
     "negative_length": ({"max_length": -5}, "max_length must be at least 1, got -5"),
     "overlong_pairs": ({"max_length": 16}, "8 rows of the train data set"),
