@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from main_kernels.processor import has_fast_bfloat16
+
 PACKAGES = ("main-kernels", "torch", "transformers", "triton", "numpy")
 MAX_ROUNDS = 40
 FOLDER = Path(__file__).parent
@@ -88,10 +90,13 @@ def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     described = cpuinfo.read_text() if cpuinfo.exists() else ""
     models = [x for x in described.splitlines() if x.startswith("model name")]
+    cpu = models[0].split(":")[1].strip() if models else platform.processor()
+    instruction_set = torch.backends.cpu.get_cpu_capability()
+    is_off = "avx512vl" in described and instruction_set != "AVX512"
     return {
-        "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "bfloat16_instructions": any(flag in described for flag in ("avx512_bf16", "amx_bf16")),
+        "cpu": f"{cpu} without its AVX-512" if is_off else cpu,
+        "instruction_set": instruction_set,
+        "bfloat16_instructions": has_fast_bfloat16(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),

@@ -25,12 +25,24 @@ except ImportError as error:  # built without a compiler, or for another interpr
     WHY_NOT = f"main_kernels._C did not load: {error}"
 
 
+def _follow_torch(module: ModuleType) -> None:
+    """Use the instruction set that torch uses, which ATEN_CPU_CAPABILITY may limit."""
+    level = {"AVX2": "avx2", "DEFAULT": "baseline"}.get(torch.backends.cpu.get_cpu_capability())
+    if level in module.instruction_sets():
+        module.set_instruction_set(level)
+
+
+if MODULE is not None:
+    _follow_torch(MODULE)
+
 _CPU = torch.device("cpu")
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def instruction_sets() -> list[str]:
-    """Return the builds of the C++ kernels that this processor can run, best first: avx512, avx2, baseline."""
+    """Return the builds of the C++ kernels that this processor can run, best first: avx512, avx2, baseline.
+
+    By default the one that torch uses runs, so its switch ATEN_CPU_CAPABILITY holds for both."""
     return [] if MODULE is None else list(MODULE.instruction_sets())
 
 

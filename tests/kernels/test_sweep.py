@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -100,15 +104,28 @@ def test_the_gradient_of_the_scale_has_the_part_of_a_fixed_bias(backend, of_targ
     assert float(slope) == pytest.approx(float(want), rel=1e-5)
 
 
+@pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
+def test_the_kernels_use_the_instruction_set_that_torch_uses(level):
+    names = cpu.instruction_sets()
+    own = {"default": "baseline"}.get(level, level)
+    if own not in names:
+        pytest.skip("this processor does not support it, or the C++ kernels are not built")
+    script = "from main_kernels.backends import cpu; print(cpu.MODULE.instruction_set())"
+    switched = {**os.environ, "ATEN_CPU_CAPABILITY": level}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=switched)
+    assert done.stdout.split() == [own]
+
+
 def test_every_instruction_set_can_be_chosen():
     names = cpu.instruction_sets()
     if not names:
         pytest.skip("the C++ kernels are not built")
     assert names[-1] == "baseline"
+    before = cpu.MODULE.instruction_set()
     for name in names:
         with use_backend("cpu", instruction_set=name):
             assert cpu.MODULE.instruction_set() == name
-    assert cpu.MODULE.instruction_set() == names[0]
+    assert cpu.MODULE.instruction_set() == before
     with (
         pytest.raises(ValueError, match=r"instruction_set: expected .*, got 'mmx'"),
         use_backend("cpu", instruction_set="mmx"),
