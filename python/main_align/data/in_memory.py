@@ -52,13 +52,27 @@ def iter_pairs(data: Any, fields: Fields, logged: set[str] | None = None) -> Ite
 
 
 def count_pairs(data: Any, fields: Fields) -> int | None:
-    """Return the number of pairs, or None if it is unknown before they are read."""
+    """Return the number of pairs, or None if it is unknown before they are read.
+
+    Raises:
+        UserError: `data` is not a collection of records.
+    """
+    _refuse_ray(data)
     if isinstance(data, Mapping):
         return len(next(iter(data.values()))) if is_dict_of_lists(data, fields) else 1
     return len(data) if hasattr(data, "__len__") else None
 
 
+def _refuse_ray(data: Any) -> None:
+    if type(data).__module__.startswith("ray.data."):
+        raise UserTypeError(
+            "the pairs are a Ray data set, which its workers score: give main_align.ray.ScoreStage to its map_batches, "
+            "or its rows, .take_all()"
+        )
+
+
 def _records(data: Any, fields: Fields) -> Iterable[Any]:
+    _refuse_ray(data)
     if isinstance(data, (str, bytes)):
         raise UserTypeError("pairs are records, not text; to score a file use score_file or `main-align score`")
     if hasattr(data, "to_pylist"):  # pyarrow

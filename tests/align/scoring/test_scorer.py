@@ -93,6 +93,14 @@ def test_pairs_and_options_of_a_wrong_type_are_refused(folder, pairs, options, m
         Scorer(folder).score(pairs, **options)
 
 
+def test_a_ray_data_set_is_left_to_its_workers(folder):
+    lazy = type("Dataset", (), {"__module__": "ray.data.dataset", "__len__": None})()
+    with pytest.raises(
+        TypeError, match=r"give main_align.ray.ScoreStage to its map_batches, or its rows, .take_all\(\)"
+    ):
+        Scorer(folder).score(lazy)
+
+
 @pytest.mark.parametrize("name", ["batch_tokens", "bank", "max_length"])
 @pytest.mark.parametrize("value", [0, -5])
 def test_numbers_below_one_are_refused(name, value):
