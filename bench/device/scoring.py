@@ -50,12 +50,12 @@ def time_scoring(device: str, dtype: torch.dtype, log: SampleLog, *, smoke: bool
     torch.manual_seed(0)
     with torch.device(device):
         model = LlamaForCausalLM(LlamaConfig(**(TINY if smoke else LLAMA))).to(dtype).eval()
-    pairs, batch_tokens = some_pairs(24 if smoke else 1024), 2048 if smoke else 16384
+    pairs = some_pairs(24 if smoke else 1024)
     tokenizer = word_tokenizer()
 
     def scorer(**options: Any) -> Scorer:
         loaded = LoadedModel(copy.deepcopy(model), tokenizer, "random", None, "")
-        return Scorer(loaded, batch_tokens=batch_tokens, **options)
+        return Scorer(loaded, **options)
 
     plain = scorer()
     size = window_size(pairs)
