@@ -37,6 +37,15 @@ def cast_operand(operand: Tensor) -> tuple[Tensor, Tensor | None]:
     return autocast(operand.detach()), operand
 
 
+def widened(operand: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the operand as autocast casts it, in a wider dtype, with a gradient that is not rounded to autocast's."""
+    cast, source = cast_operand(operand)
+    if source is None:
+        return cast.to(dtype)
+    exact = source.to(dtype)
+    return exact + (cast.to(dtype) - exact).detach()  # the difference and the sum are exact, or NaN
+
+
 def gradient_dtype(operand: Tensor, source: Tensor | None) -> torch.dtype:
     """Return the dtype of the gradient of what ``cast_operand`` returned."""
     return operand.dtype if source is None else source.dtype

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
-from .amp import autocast, disabled
+from .amp import disabled, widened
 from .sweep import DEFAULT_WORKSPACE_BYTES, CrossEntropy, sweep
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -332,9 +332,9 @@ def _check_negatives(negatives: Tensor, query: Tensor) -> tuple[Tensor | None, T
 def _own_scores(query: Tensor, negatives: Tensor) -> Tensor:
     """Return the inner products [N, K] of query[N, D] and negatives[N, K, D], summed in float32 (or float64)."""
     wide = torch.promote_types(query.dtype, torch.float32)
-    query, negatives = autocast(query), autocast(negatives)
+    query, negatives = widened(query, wide), widened(negatives, wide)
     with disabled(query):
-        return torch.einsum("nd,nkd->nk", query.to(wide), negatives.to(wide))
+        return torch.einsum("nd,nkd->nk", query, negatives)
 
 
 def _occurrences(ids: Tensor, among: Tensor) -> Tensor:
