@@ -63,7 +63,7 @@ pretend: setup ## run the tests of ops, scoring and training as on a GPU, which 
 
 bench: setup ## time ops, scoring and a training step on a CPU, within limits of time; results in out/
 	$(BIN)/python -m bench kernels --size large --minutes 5 -o $(OUT)/kernels.json
-	$(BIN)/python -m bench scoring --pairs 8 --minutes 2 -o $(OUT)/scoring.json
+	$(BIN)/python -m bench scoring --minutes 2 -o $(OUT)/scoring.json
 	$(BIN)/python -m bench training --rounds 3 -o $(OUT)/training.json
 
 clean: ## remove builds and results

@@ -312,7 +312,7 @@ def chosen_rows(source: str | Path, encoder: PairEncoder, sizes: Sequence[str], 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = command_parser("scoring", __doc__)
-    texts.add_options(parser, pairs=24)
+    texts.add_options(parser, pairs=14)  # one pass of the scorer
     session.add_options(parser, rounds=3)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=SIZES, help=f"only these of {', '.join(SIZES)}")
     parser.add_argument(
