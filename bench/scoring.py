@@ -53,8 +53,7 @@ from .report.tables import plain
 
 PEERS = ("lm-eval", "py-data-juicer")
 LENGTHS = {"64": 13, "128": 7, "256": 3, "512": 1, "1024": 1}
-"""Size of a row: its number of pairs, as many as a pass of the scorer holds. The size is the length of a pair in tokens,
-both sides together."""
+"""Size of a row, the tokens of a pair, both sides together: its number of pairs, as many as fit into one pass."""
 SIZES = ("mixed", *LENGTHS)
 AGREEMENT = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}  # of a sum over tokens, relative
 ROLES = {"products": "floor", "backbone": "floor", "ours": "ours", "ours_again": "again"}  # all others: peers
