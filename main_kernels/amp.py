@@ -43,7 +43,7 @@ def widened(operand: Tensor, dtype: torch.dtype) -> Tensor:
     if source is None:
         return cast.to(dtype)
     exact = source.to(dtype)
-    return exact + (cast.to(dtype) - exact).detach()  # the difference and the sum are exact, or NaN
+    return exact + (cast.to(dtype) - exact).detach()  # both are exact, or not finite
 
 
 def gradient_dtype(operand: Tensor, source: Tensor | None) -> torch.dtype:

@@ -122,6 +122,7 @@ def test_every_instruction_set_can_be_chosen():
         pytest.skip("the C++ kernels are not built")
     assert names[-1] == "baseline"
     before = cpu.MODULE.instruction_set()
+    assert before == {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "baseline")
     for name in names:
         with use_backend("cpu", instruction_set=name):
             assert cpu.MODULE.instruction_set() == name

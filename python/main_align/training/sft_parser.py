@@ -94,7 +94,7 @@ class SftParser(TrlParser):
 
     def _unknown(self, word: str) -> str:
         name = word.partition("=")[0]
-        close = get_close_matches(name.replace("-", "_").replace("__", "--", 1), self._option_string_actions, 1)
+        close = get_close_matches(name, self._option_string_actions, 1)
         return f"no such option: {name}" + (f", did you mean {close[0]}?" if close else "")
 
 
